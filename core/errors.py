@@ -1,0 +1,48 @@
+"""Errors meant for people: what is wrong, the value seen, what is allowed, the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SelfFlowError(Exception):
+    """Base of every error that the command line prints without a traceback."""
+
+
+class ConfigError(SelfFlowError):
+    """One or more settings are wrong. `problems` holds one line for each."""
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ShapeError(SelfFlowError):
+    """A tensor has another shape, dtype or range than its field promises."""
+
+
+class DataError(SelfFlowError):
+    """A record or a data source cannot be used; the message names file, key and reason."""
+
+
+class CheckpointError(SelfFlowError):
+    """A checkpoint or a foreign weight file is missing, damaged or does not fit."""
+
+
+class NotFiniteError(SelfFlowError):
+    """The loss or the gradient norm is NaN or infinite; the weights were not touched."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """' Did you mean: x?' for the closest allowed name, or '' when nothing is close."""
+    match = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean: {match[0]!r}?" if match else ""
+
+
+def choose(what: str, name: str, table: dict):
+    """`table[name]`, or a ConfigError that lists the allowed names."""
+    if name not in table:
+        allowed = ", ".join(table)
+        raise ConfigError(f"{what}: {name!r} is not one of {allowed}.{nearest(name, table)}")
+    return table[name]

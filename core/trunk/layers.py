@@ -1,0 +1,88 @@
+"""Small pieces that both trunks use: time embedding, modulation, projectors, layer names, initialisation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import ConfigError
+from core.keys import generator
+from core.types import Taps
+
+
+def sinusoid(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """(...) times -> (..., width) float32 features [cos, sin], the order of the DiT and SiT code."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[..., None] * frequencies
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+
+
+class TimestepEmbedder(nn.Module):
+    """(B, K) levels -> (B, K, D). `scale` multiplies the level before the sinusoid: 1 in SiT, 1000 in FLUX.2."""
+
+    def __init__(self, width: int, scale: float = 1.0, frequencies: int = 256):
+        super().__init__()
+        self.scale, self.frequencies = scale, frequencies
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, levels: Tensor) -> Tensor:
+        features = sinusoid(levels * self.scale, self.frequencies)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN: x (B, L, D), shift and scale (B, L or 1, D)."""
+    return x * (1 + scale) + shift
+
+
+class SimpleHead(nn.Module):
+    """The released checkpoint's projector: Linear(D, 2D), SiLU, Linear(2D, D)."""
+
+    def __init__(self, width: int, out: int | None = None):
+        super().__init__()
+        self.linear1 = nn.Linear(width, 2 * width)
+        self.linear2 = nn.Linear(2 * width, out or width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(nn.functional.silu(self.linear1(x)))
+
+
+def check_taps(taps: Taps, depth: int, has_projector: bool) -> None:
+    """Refuse a layer that does not exist or would not be reached (1 <= layer <= stop_after <= depth)."""
+    last = depth if taps.stop_after is None else taps.stop_after
+    for layer in (*taps.raw, *taps.projected, last):
+        if not 1 <= layer <= last or last > depth:
+            raise ConfigError(
+                f"layer {layer} is outside 1..{min(last, depth)} (layers count the blocks done, depth {depth})"
+            )
+    if taps.projected and not has_projector:
+        raise ConfigError("projected features were asked of a trunk that was built without a projector")
+
+
+def layer_fraction(fraction: float, depth: int) -> int:
+    """The 1-based layer nearest to `fraction` of the depth: .3 and .7 of 28 give 8 and 20 (paper A.3)."""
+    return max(1, min(depth, math.floor(fraction * depth + 0.5)))
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, seed: int, standard_deviation: dict[str, float], zero: tuple[str, ...]) -> None:
+    """Initialise every parameter by its name, so that adding a part never changes another part's start.
+
+    Linear weights are Xavier-uniform and biases zero, as in DiT. `standard_deviation` maps a name's part to the
+    deviation of a normal draw; names that contain a part of `zero` start at zero. One-dimensional weights
+    (norm scales) are left at their constructed value.
+    """
+    for name, parameter in module.named_parameters():
+        draw = generator(seed, "initialise", name)
+        deviation = next((value for part, value in standard_deviation.items() if part in name), None)
+        if any(part in name for part in zero) or name.endswith("bias"):
+            parameter.zero_()
+        elif deviation is not None:
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) * deviation)
+        elif parameter.ndim >= 2:
+            fan_out, fan_in = parameter.shape[0], parameter[0].numel()
+            bound = math.sqrt(6.0 / (fan_in + fan_out))
+            parameter.copy_((torch.rand(parameter.shape, generator=draw) * 2 - 1) * bound)

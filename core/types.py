@@ -1,0 +1,234 @@
+"""The types that cross rooms. All are frozen and checked when they are built.
+
+Shape letters, here and everywhere:
+    B samples, N tokens of one segment, L tokens of all segments of a sample, C latent channels,
+    D trunk width, S context tokens, G rows summed into one context token, K distinct noise levels per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+
+import torch
+from torch import Tensor
+
+from core.errors import ShapeError
+
+
+def _expect(owner: str, name: str, value: Tensor | None, shape: tuple[int, ...]) -> None:
+    if value is not None and tuple(value.shape) != shape:
+        raise ShapeError(f"{owner}.{name}: expected shape {shape}, got {tuple(value.shape)}")
+
+
+def map_tensors(item, function: Callable[[Tensor], Tensor]):
+    """`function` applied to every tensor inside nested frozen dataclasses, tuples and None."""
+    if isinstance(item, Tensor):
+        return function(item)
+    if isinstance(item, tuple):
+        return tuple(map_tensors(value, function) for value in item)
+    if is_dataclass(item):
+        return replace(item, **{f.name: map_tensors(getattr(item, f.name), function) for f in fields(item)})
+    return item
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Clean latent tokens of one modality, whitened.
+
+    Attributes:
+        modality: name of the input and output layers that this segment uses.
+        x0: (B, N, C) float32.
+        ids: (B or 1, N, 3) integer positions on the axes (t, h, w).
+        valid: (B, N) bool, False for padding; None means that every token is real.
+        given: (B, N) bool, True for conditioning tokens, which carry no loss; None means none.
+    """
+
+    modality: str
+    x0: Tensor
+    ids: Tensor
+    valid: Tensor | None = None
+    given: Tensor | None = None
+
+    def __post_init__(self):
+        owner = f"Segment[{self.modality}]"
+        if self.x0.ndim != 3 or self.x0.shape[1] == 0:
+            raise ShapeError(f"{owner}.x0: expected (B, N, C) with N > 0, got {tuple(self.x0.shape)}")
+        batch, tokens, _ = self.x0.shape
+        if self.ids.ndim != 3 or self.ids.shape[0] not in (1, batch) or tuple(self.ids.shape[1:]) != (tokens, 3):
+            raise ShapeError(f"{owner}.ids: expected ({batch} or 1, {tokens}, 3), got {tuple(self.ids.shape)}")
+        if self.ids.is_floating_point():
+            raise ShapeError(f"{owner}.ids: expected integers, got {self.ids.dtype}")
+        for name in ("valid", "given"):
+            value = getattr(self, name)
+            _expect(owner, name, value, (batch, tokens))
+            if value is not None and value.dtype != torch.bool:
+                raise ShapeError(f"{owner}.{name}: expected bool, got {value.dtype}")
+
+    def counted(self) -> Tensor:
+        """(B, N) bool: tokens that enter the loss, that is valid and not given."""
+        counted = torch.ones(self.x0.shape[:2], dtype=torch.bool, device=self.x0.device)
+        if self.valid is not None:
+            counted = counted & self.valid
+        if self.given is not None:
+            counted = counted & ~self.given
+        return counted
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the samples are conditioned on: class labels, or a sequence of tokens.
+
+    Attributes:
+        dropped: (B,) bool, True where the condition is replaced by the null condition. Drawn once per
+            sample, outside the networks, so that student and teacher always agree.
+        label: (B,) integer class, or None.
+        tokens: (B, S, G) integer rows of a learned table, summed over G (0 is padding); or (B, S, Dc)
+            features of a frozen encoder; or None.
+        valid: (B, S) bool, which context tokens are real; needed with `tokens`.
+    """
+
+    dropped: Tensor
+    label: Tensor | None = None
+    tokens: Tensor | None = None
+    valid: Tensor | None = None
+
+    def __post_init__(self):
+        batch = self.dropped.shape[0]
+        _expect("Context", "dropped", self.dropped, (batch,))
+        _expect("Context", "label", self.label, (batch,))
+        if self.tokens is not None:
+            if self.tokens.ndim != 3 or self.tokens.shape[0] != batch:
+                raise ShapeError(f"Context.tokens: expected ({batch}, S, ...), got {tuple(self.tokens.shape)}")
+            if self.valid is None:
+                raise ShapeError("Context.valid: needed beside Context.tokens")
+            _expect("Context", "valid", self.valid, tuple(self.tokens.shape[:2]))
+
+    def drop_all(self) -> Context:
+        """The null condition for every sample, for guidance."""
+        return replace(self, dropped=torch.ones_like(self.dropped))
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """A batch of samples: one or more segments, their context, and the key of each sample."""
+
+    segments: tuple[Segment, ...]
+    context: Context
+    keys: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        sizes = {segment.x0.shape[0] for segment in self.segments} | {self.context.dropped.shape[0]}
+        if len(sizes) != 1:
+            raise ShapeError(f"TokenBatch: segments and context disagree on the number of samples: {sorted(sizes)}")
+        if self.keys and len(self.keys) != self.size:
+            raise ShapeError(f"TokenBatch.keys: expected {self.size} keys, got {len(self.keys)}")
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return self.context.dropped.shape[0]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """N of each segment, in order; their sum is L."""
+        return tuple(segment.x0.shape[1] for segment in self.segments)
+
+    def counted(self) -> Tensor:
+        """(B, L) bool: tokens of all segments that enter the loss."""
+        return torch.cat([segment.counted() for segment in self.segments], dim=1)
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """The noise level of every token, stored as the K distinct levels of each sample.
+
+    Time embeddings and modulations are computed for K rows per sample and then expanded, which is what
+    makes per-token conditioning nearly free.
+
+    Attributes:
+        values: (B, K) float32 in [0, 1]; 0 is data and 1 is noise.
+        index: (B, L) integer in [0, K), or None when every token has `values[:, 0]`.
+    """
+
+    values: Tensor
+    index: Tensor | None = None
+
+    def __post_init__(self):
+        if self.values.ndim != 2:
+            raise ShapeError(f"NoiseLevels.values: expected (B, K), got {tuple(self.values.shape)}")
+        if self.index is not None and (self.index.ndim != 2 or self.index.shape[0] != self.values.shape[0]):
+            raise ShapeError(f"NoiseLevels.index: expected ({self.values.shape[0]}, L), got {tuple(self.index.shape)}")
+
+    def per_token(self, length: int) -> Tensor:
+        """(B, L) level of each token, for a sequence of `length` tokens."""
+        if self.index is None:
+            return self.values[:, :1].expand(-1, length)
+        return self.values.gather(1, self.index)
+
+    def expand(self, rows: Tensor) -> Tensor:
+        """(B, K, X) one row per level -> (B, L, X) one row per token, or (B, 1, X) when all tokens share it."""
+        if self.index is None:
+            return rows[:, :1]
+        if rows.shape[1] > 8:
+            return rows.gather(1, self.index[..., None].expand(-1, -1, rows.shape[-1]))
+        # A product with a one-hot matrix: exact, its backward is a product too, and on CPU it is the fastest way.
+        return self.one_hot(rows.dtype) @ rows
+
+    def one_hot(self, dtype: torch.dtype) -> Tensor:
+        """(B, L, K)."""
+        levels = torch.arange(self.values.shape[1], device=self.values.device)
+        return (self.index[..., None] == levels).to(dtype)
+
+    def mean_weights(self) -> Tensor:
+        """(B, K) share of the tokens at each level; sums to 1."""
+        if self.index is None:
+            weights = torch.zeros_like(self.values)
+            weights[:, 0] = 1.0
+            return weights
+        return self.one_hot(self.values.dtype).mean(dim=1)
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Which hidden features a trunk returns. Layers are 1-based: layer 8 is the output of blocks[7].
+
+    Attributes:
+        raw: layers returned as they are.
+        projected: layers returned through the trunk's projector.
+        stop_after: leave after this layer; the output then has no velocity.
+    """
+
+    raw: tuple[int, ...] = ()
+    projected: tuple[int, ...] = ()
+    stop_after: int | None = None
+
+
+@dataclass(frozen=True)
+class TrunkOutput:
+    """velocity: one (B, N, C) float32 per segment, or None after an early stop; raw, projected: layer -> (B, L, D)."""
+
+    velocity: tuple[Tensor, ...] | None
+    raw: dict[int, Tensor] = field(default_factory=dict)
+    projected: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A loss as a sum and a count, so that the trainer divides once by the global count.
+
+    Attributes:
+        total: scalar sum over this process's share of the batch.
+        count: number of elements of the whole (global) batch.
+        weight: factor in the total loss.
+    """
+
+    total: Tensor
+    count: float
+    weight: float = 1.0
+
+    def mean(self) -> Tensor:
+        return self.total / self.count

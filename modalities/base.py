@@ -1,0 +1,85 @@
+"""What every modality offers, and the record that data sources hand to it.
+
+A source yields `Record`s; the adapter of a modality turns a record into a media tensor, media into whitened tokens
+with positions, and tokens back into media and files. The trunk sees tokens only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.types import Segment
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample as a data source gives it.
+
+    Attributes:
+        key: unique and stable within its source; also keys the sample's randomness.
+        origin: the file (and the member or row in it), for messages.
+        media: encoded bytes, a path, or a decoded array: uint8 (H, W, 3) for an image, uint8 (T, H, W, 3) for a
+            video, float32 (samples, channels) in [-1, 1] for audio.
+        suffix: lower-case file suffix of encoded media, such as ".png".
+        captions: zero or more texts.
+        label: class name, or None.
+        rate: frames or samples per second of a decoded array, else None.
+    """
+
+    key: str
+    origin: str
+    media: bytes | Path | np.ndarray
+    suffix: str = ""
+    captions: tuple[str, ...] = ()
+    label: str | None = None
+    rate: float | None = None
+
+
+class Source(Protocol):
+    """Random access to records. `read` raises DataError for a record that cannot be used."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Record: ...
+
+    def labels(self) -> list[str]:
+        """Sorted class names, empty where the source has none."""
+
+    def fingerprint(self) -> str:
+        """Changes when the records or their order change; compared when a run is resumed."""
+
+
+class ModalityAdapter(Protocol):
+    """One modality: records to media, media to tokens, tokens to media, media to files."""
+
+    modality: str
+    channels: int  # C, of a token
+
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along (t, h, w) of one sample; their product is N."""
+
+    def ids(self) -> Tensor:
+        """(N, 3) integer positions."""
+
+    def load(self, record: Record, generator: torch.Generator) -> Tensor:
+        """Media tensor of one sample (float32, fixed shape). Raises DataError for an unfit record."""
+
+    def encode(self, media: Tensor) -> Tensor:
+        """(B, *media) -> (B, N, C) float32 tokens, not whitened."""
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """The inverse of `encode`."""
+
+    def write(self, media: Tensor, path: Path) -> Path:
+        """Write one sample's media to `path` (the suffix is added); returns the file written."""
+
+
+def make_segment(adapter: ModalityAdapter, x0: Tensor, given: Tensor | None = None) -> Segment:
+    """Tokens (B, N, C) of an adapter as a Segment with its positions."""
+    return Segment(adapter.modality, x0, adapter.ids()[None], given=given)
