@@ -183,13 +183,20 @@ class NoiseLevels:
         levels = torch.arange(self.values.shape[1], device=self.values.device)
         return (self.index[..., None] == levels).to(dtype)
 
-    def mean_weights(self) -> Tensor:
-        """(B, K) share of the tokens at each level; sums to 1."""
+    def mean_weights(self, counted: Tensor | None = None) -> Tensor:
+        """(B, K) share of the tokens at each level, of those in `counted` (B, L) if given; sums to 1.
+
+        A sample without any counted token has weights of zero.
+        """
         if self.index is None:
             weights = torch.zeros_like(self.values)
             weights[:, 0] = 1.0
             return weights
-        return self.one_hot(self.values.dtype).mean(dim=1)
+        tokens = self.one_hot(self.values.dtype)
+        if counted is None:
+            return tokens.mean(dim=1)
+        share = counted / counted.sum(dim=1, keepdim=True).clamp(min=1)  # (B, L)
+        return (share[..., None].to(tokens.dtype) * tokens).sum(dim=1)
 
 
 @dataclass(frozen=True)

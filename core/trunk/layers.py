@@ -38,6 +38,29 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
+def plain_norm(x: Tensor) -> Tensor:
+    """LayerNorm over the width without learned scale and shift, eps 1e-6, as every DiT has it."""
+    return nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class SwiGLU(nn.Module):
+    """Linear(D, 2H), silu(first half) x second half, Linear(H, D), without biases (FLUX.2)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.linear1 = nn.Linear(width, 2 * hidden, bias=False)
+        self.linear2 = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(swiglu(self.linear1(x)))
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """(..., 2H) -> (..., H): silu(first half) x second half."""
+    gate, value = x.chunk(2, dim=-1)
+    return nn.functional.silu(gate) * value
+
+
 class SimpleHead(nn.Module):
     """The released checkpoint's projector: Linear(D, 2D), SiLU, Linear(2D, D)."""
 

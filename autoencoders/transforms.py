@@ -1,0 +1,145 @@
+"""Autoencoders without weights: exactly invertible rearrangements of pixels, and the MDCT of a sound.
+
+They make the whole system run, and be judged, without a download. Nothing is compressed, so they suit small media.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+from torch.nn import functional
+
+from autoencoders.base import LatentSpec, Size, check_latents, check_media, divide
+
+
+class Pixels:
+    """An image as its patches: (B, 3, H, W) <-> (B, (H/p)(W/p), 3 p p), bit for bit."""
+
+    def __init__(self, patch: int):
+        self.patch = patch
+        self.spec = LatentSpec(3 * patch * patch, (1, patch, patch))
+
+    def grid(self, size: Size) -> Size:
+        divide("frames of an image", size[0], 1)
+        return 1, divide("height", size[1], self.patch), divide("width", size[2], self.patch)
+
+    def encode(self, media: Tensor) -> Tensor:
+        check_media("Pixels", media, (None, 3, None, None))
+        _, h, w = self.grid((1, *media.shape[-2:]))
+        return rearrange(media, "b c (h p) (w q) -> b (h w) (c p q)", h=h, w=w)
+
+    def decode(self, latents: Tensor, size: Size) -> Tensor:
+        grid = self.grid(size)
+        check_latents("Pixels", latents, grid, self.spec.channels)
+        return rearrange(
+            latents, "b (h w) (c p q) -> b c (h p) (w q)", h=grid[1], w=grid[2], p=self.patch, q=self.patch
+        )
+
+
+class SpaceTimePixels:
+    """A video as blocks of `patch_frames` frames and `patch` x `patch` pixels, bit for bit.
+
+    With `first_frame_alone`, T = 1 + k * patch_frames and the first token frame holds the first frame only, repeated
+    so that every token has the same channels: the first frame can then be given as a condition (Wan's autoencoder
+    splits time in the same way). Without it T = k * patch_frames.
+    """
+
+    def __init__(self, patch: int, patch_frames: int, first_frame_alone: bool = True):
+        self.patch, self.patch_frames, self.first_frame_alone = patch, patch_frames, first_frame_alone
+        self.spec = LatentSpec(3 * patch_frames * patch * patch, (patch_frames, patch, patch))
+
+    def grid(self, size: Size) -> Size:
+        alone = int(self.first_frame_alone)
+        t = alone + divide("frames", size[0], self.patch_frames, alone)
+        return t, divide("height", size[1], self.patch), divide("width", size[2], self.patch)
+
+    def encode(self, media: Tensor) -> Tensor:
+        check_media("SpaceTimePixels", media, (None, None, 3, None, None))
+        t, h, w = self.grid((media.shape[1], *media.shape[-2:]))
+        if self.first_frame_alone:
+            first = repeat(media[:, :1], "b 1 c h w -> b r c h w", r=self.patch_frames)
+            media = torch.cat([first, media[:, 1:]], dim=1)  # (B, t * patch_frames, 3, H, W)
+        return rearrange(media, "b (t r) c (h p) (w q) -> b (t h w) (c r p q)", t=t, h=h, w=w)
+
+    def decode(self, latents: Tensor, size: Size) -> Tensor:
+        t, h, w = grid = self.grid(size)
+        check_latents("SpaceTimePixels", latents, grid, self.spec.channels)
+        media = rearrange(
+            latents,
+            "b (t h w) (c r p q) -> b (t r) c (h p) (w q)",
+            **{"t": t, "h": h, "w": w, "r": self.patch_frames, "p": self.patch, "q": self.patch},
+        )
+        if not self.first_frame_alone:
+            return media
+        # Generated copies of the first frame differ a little: take their mean, in a form that returns equal copies
+        # bit for bit.
+        copies, rest = media[:, : self.patch_frames], media[:, self.patch_frames :]
+        first = copies[:, :1] + (copies - copies[:, :1]).mean(dim=1, keepdim=True)
+        return torch.cat([first, rest], dim=1)
+
+
+def mdct_basis(hop: int) -> Tensor:
+    """(2M, M) float64: the windowed cosines of the MDCT with M = hop, an orthogonal lapped transform.
+
+    basis[n, k] = w[n] sqrt(2/M) cos(pi/M (n + 1/2 + M/2)(k + 1/2)) with the sine window w[n] = sin(pi/(2M) (n + 1/2)),
+    which satisfies w[n]^2 + w[n + M]^2 = 1, so that the time aliasing of neighbouring frames cancels (Princen,
+    Johnson, Bradley 1987).
+    """
+    n = torch.arange(2 * hop, dtype=torch.float64)[:, None] + 0.5
+    k = torch.arange(hop, dtype=torch.float64)[None] + 0.5
+    window = torch.sin(math.pi / (2 * hop) * n)
+    return window * math.sqrt(2 / hop) * torch.cos(math.pi / hop * (n + hop / 2) * k)
+
+
+def compress(x: Tensor, exponent: float) -> Tensor:
+    """sign(x) |x|^exponent: with an exponent below 1 quiet coefficients count more, as they do for the ear."""
+    return x.sign() * x.abs() ** exponent
+
+
+class Mdct:
+    """A sound as MDCT frames: (B, channels, samples) <-> (B, ceil(samples/M) + 1, channels * M), to rounding.
+
+    One token holds the M coefficients of one frame of 2M samples, of every channel, with compressed amplitude. Frame
+    f stands for samples [(f - 1) M, (f + 1) M); zeros before and behind the sound make its first and last samples
+    recoverable.
+
+    Args:
+        hop: M, samples between frames, equal to coefficients per frame.
+        channels: 1 for mono, 2 for stereo.
+        exponent: of the amplitude compression, in (0, 1]; 1 is none.
+    """
+
+    def __init__(self, hop: int, channels: int = 1, exponent: float = 0.5):
+        self.hop, self.channels, self.exponent = hop, channels, exponent
+        self.spec = LatentSpec(channels * hop, (hop, 1, 1))
+        self.basis = mdct_basis(hop)
+
+    def grid(self, size: Size) -> Size:
+        divide("samples", size[0], 1)
+        return math.ceil(size[0] / self.hop) + 1, 1, 1
+
+    def encode(self, media: Tensor) -> Tensor:
+        check_media("Mdct", media, (None, self.channels, None))
+        frames, _, _ = self.grid((media.shape[-1], 1, 1))
+        tail = (frames - 1) * self.hop - media.shape[-1]
+        padded = functional.pad(media, (self.hop, self.hop + tail))
+        windows = padded.unfold(-1, 2 * self.hop, self.hop)  # (B, channels, F, 2M)
+        coefficients = self._each_sample(windows, self.basis.to(media))  # (B, channels, F, M)
+        return rearrange(compress(coefficients, self.exponent), "b c f m -> b f (c m)")
+
+    def decode(self, latents: Tensor, size: Size) -> Tensor:
+        check_latents("Mdct", latents, self.grid(size), self.spec.channels)
+        coefficients = rearrange(compress(latents, 1 / self.exponent), "b f (c m) -> b c f m", c=self.channels)
+        windows = self._each_sample(coefficients, self.basis.to(latents).T)  # (B, channels, F, 2M)
+        # Block i of M samples is the first half of frame i + 1 plus the second half of frame i.
+        blocks = windows[:, :, 1:, : self.hop] + windows[:, :, :-1, self.hop :]
+        return blocks.flatten(2)[..., : size[0]]
+
+    @staticmethod
+    def _each_sample(x: Tensor, matrix: Tensor) -> Tensor:
+        # One product per sample: a product over the whole batch may round differently with its size, and a sample's
+        # tokens must not depend on its neighbours.
+        return torch.stack([sample @ matrix for sample in x])

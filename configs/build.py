@@ -1,0 +1,141 @@
+"""From a configuration to objects: the only place that knows every room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoencoders.base import Whitening
+from configs.schema import Config, VideoStream
+from core.alignment import build_alignment
+from core.errors import ConfigError
+from core.objective import Objective
+from core.training.mixing import ModalityMix
+from core.training.records import RunFolder
+from core.training.trainer import Trainer
+from core.trunk.mmdit import MMDiT
+from core.trunk.sit import SiT
+from modalities.audio import AudioAdapter
+from modalities.base import ModalityAdapter
+from modalities.conditions import Conditions
+from modalities.data.loader import StepDataset, StepFeed, Stream, measure_whitening
+from modalities.data.sources import build_source
+from modalities.image import ImageAdapter
+from modalities.video import VideoAdapter
+
+ADAPTERS = {"image": ImageAdapter, "video": VideoAdapter, "audio": AudioAdapter}
+
+# Settings that may change when a run is resumed: they do not touch a single number of the training.
+FREE_ON_RESUME = {
+    "run",
+    "logging",
+    "training.save_every",
+    "training.keep",
+    "training.device",
+    "training.workers",
+    "training.data_limit",
+    *(f"modalities.{name}.sampling" for name in ADAPTERS),
+}
+
+
+def free_on_resume(config: Config) -> set[str]:
+    """The dotted keys (or prefixes) that may change; a run without a cooldown may also be made longer."""
+    return FREE_ON_RESUME | (set() if config.training.optimizer.cooldown else {"training.steps"})
+
+
+def build_adapters(config: Config) -> dict[str, ModalityAdapter]:
+    return {name: ADAPTERS[name](stream.media) for name, stream in config.modalities.streams().items()}
+
+
+def build_trunk(config: Config, adapters: dict[str, ModalityAdapter], labels: list[str]) -> nn.Module:
+    """The student, initialised from the run's seed. Raises ConfigError for combinations that cannot work."""
+    channels = {name: adapter.channels for name, adapter in adapters.items()}
+    projector = config.alignment.kind != "none"
+    if config.trunk.kind == "mmdit":
+        return MMDiT(config.trunk.mmdit, channels, config.seed)
+    if set(channels) != {"image"} or config.condition.kind != "label":
+        raise ConfigError("trunk.kind: 'sit' needs the image modality alone and condition.kind: label")
+    return SiT(config.trunk.sit, config.seed)
+
+
+def build_streams(config: Config, adapters: dict[str, ModalityAdapter], root: Path) -> dict[str, Stream]:
+    """Open every data source. `root` is what relative paths start from."""
+    streams = {}
+    for name, entry in config.modalities.streams().items():
+        given = {}
+        if isinstance(entry, VideoStream) and entry.first_frame_share > 0:
+            given = {
+                "given": adapters[name].given_first_frame(),
+                "given_share": entry.first_frame_share,
+                "given_noise": entry.first_frame_noise,
+            }
+        source = build_source(entry.data, name, root)
+        streams[name] = Stream(source, adapters[name], entry.time, entry.mask_ratio, **given)
+    return streams
+
+
+def build_trainer(config: Config, root: Path | None = None) -> Trainer:
+    """Everything `selfflow train` needs, for a new run or to resume the one in `config.run`."""
+    adapters = build_adapters(config)
+    streams = build_streams(config, adapters, root or Path.cwd())
+    fingerprints = {name: stream.source.fingerprint() for name, stream in streams.items()}
+    folder = RunFolder.open(Path(config.run), to_plain(config), fingerprints, free_on_resume(config))
+    labels = sorted({label for stream in streams.values() for label in stream.source.labels()})
+    whitening = {name: measure_whitening(stream, config.seed) for name, stream in streams.items()}
+    conditions = Conditions(config.condition, labels)
+    trunk = build_trunk(config, adapters, labels)
+    entries = config.modalities.streams()
+    mix = ModalityMix(
+        config.seed,
+        {name: entry.share for name, entry in entries.items()},
+        {name: entry.batch for name, entry in entries.items()},
+    )
+    dataset = StepDataset(
+        config.seed, mix, streams, whitening, config.noising, conditions, config.training.accumulate
+    )
+    device = config.training.torch_device()
+    extra = {
+        "config": to_plain(config),
+        "labels": labels,
+        "whitening": {name: values.to_dict() for name, values in whitening.items()},
+    }
+    return Trainer(
+        config.training,
+        trunk,
+        Objective(build_alignment(config.alignment, trunk.depth)),
+        StepFeed(dataset, config.training.workers, pin=device.type == "cuda"),
+        folder,
+        {name: entry.loss_weight for name, entry in entries.items()},
+        extra,
+    )
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """What a checkpoint of a run generates with; `step` is the checkpoint's."""
+
+    config: Config
+    generator: Generator
+    step: int
+
+
+def load_run(path: Path, step: int | None = None, device: str = "auto") -> LoadedRun:
+    """The teacher (EMA) of a run's newest or given checkpoint, with everything stored beside it."""
+    store = CheckpointStore(path / "checkpoints")
+    step = store.latest() if step is None else step
+    if step is None:
+        raise CheckpointError(f"{path} holds no intact checkpoint under checkpoints/")
+    extra = store.extra(step)
+    config = from_plain(Config, extra["config"])
+    config.training.device = device
+    adapters = build_adapters(config)
+    trunk = build_trunk(config, adapters, extra["labels"])
+    trunk.load_state_dict(store.load_weights(step, "teacher"))
+    target = config.training.torch_device()
+    whitening = {name: Whitening.from_dict(values) for name, values in extra["whitening"].items()}
+    conditions = Conditions(config.condition, extra["labels"])
+    trunk = trunk.to(target).eval().requires_grad_(False)
+    return LoadedRun(config, Generator(trunk, adapters, whitening, conditions, target), step)

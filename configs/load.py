@@ -1,0 +1,14 @@
+"""Read a YAML file and overrides into a Config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from configs.methods import method_settings
+from configs.schema import Config
+from core.training.config import load
+
+
+def load_config(path: Path, overrides: list[str]) -> Config:
+    """Schema defaults, then the method's row, then the YAML, then `overrides`; all problems in one ConfigError."""
+    return load(Config, path, overrides, presets=method_settings)

@@ -1,0 +1,150 @@
+"""The whole configuration: the dataclasses that components declare for themselves, composed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from core.alignment import AlignmentConfig
+from core.noising import NoisingConfig
+from core.sampler import SamplerConfig
+from core.schedule import TimeConfig
+from core.training.records import LoggingConfig
+from core.training.trainer import TrainingConfig
+from core.trunk.mmdit import MMDiTConfig
+from core.trunk.sit import SiTConfig
+from modalities.audio import AudioConfig
+from modalities.conditions import ConditionConfig
+from modalities.data.sources import SourceConfig
+from modalities.image import ImageConfig
+from modalities.video import VideoConfig
+
+
+@dataclass
+class StreamConfig:
+    """What every modality of a run sets.
+
+    Attributes:
+        share: relative probability that a step trains on it (paper App. D: 0.57 / 0.30 / 0.13).
+        batch: samples of one optimizer step on one device (38 / 8 / 16).
+        loss_weight: factor of the whole loss of its steps.
+        mask_ratio: R_M, in (0, 0.5] (0.25 / 0.1 / 0.5).
+        data: where the records come from.
+        time: p(t).
+        sampling: defaults of `selfflow generate`.
+    """
+
+    share: float = 1.0
+    batch: int = 1
+    loss_weight: float = 1.0
+    mask_ratio: float = 0.25
+    data: SourceConfig = field(default_factory=SourceConfig)
+    time: TimeConfig = field(default_factory=TimeConfig)
+    sampling: SamplerConfig = field(default_factory=SamplerConfig)
+
+    def problems(self) -> list[str]:
+        found = [f"{n}: {getattr(self, n)} must be above 0" for n in ("share", "loss_weight") if getattr(self, n) <= 0]
+        if self.batch < 1:
+            found.append(f"batch: {self.batch} must be at least 1")
+        if not 0 < self.mask_ratio <= 0.5:
+            found.append(f"mask_ratio: {self.mask_ratio} must lie in (0, 0.5]")
+        return found
+
+
+@dataclass
+class ImageStream(StreamConfig):
+    share: float = 0.57
+    batch: int = 38
+    mask_ratio: float = 0.25
+    media: ImageConfig = field(default_factory=ImageConfig)
+
+
+@dataclass
+class VideoStream(StreamConfig):
+    """
+    Attributes:
+        first_frame_share: share of training clips whose first frame is given as conditioning.
+        first_frame_noise: its level is uniform in [0, first_frame_noise] (paper App. F: 0.2).
+    """
+
+    share: float = 0.30
+    batch: int = 8
+    mask_ratio: float = 0.1
+    first_frame_share: float = 0.0
+    first_frame_noise: float = 0.2
+    media: VideoConfig = field(default_factory=VideoConfig)
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        for name in ("first_frame_share", "first_frame_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"{name}: {getattr(self, name)} must lie in [0, 1]")
+        return found
+
+
+@dataclass
+class AudioStream(StreamConfig):
+    share: float = 0.13
+    batch: int = 16
+    mask_ratio: float = 0.5
+    media: AudioConfig = field(default_factory=AudioConfig)
+
+
+@dataclass
+class ModalitiesConfig:
+    """The modalities of a run; those left out are not trained."""
+
+    image: ImageStream | None = None
+    video: VideoStream | None = None
+    audio: AudioStream | None = None
+
+    def streams(self) -> dict[str, StreamConfig]:
+        """The modalities that are present, by name."""
+        named = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: stream for name, stream in named.items() if stream is not None}
+
+    def problems(self) -> list[str]:
+        return [] if self.streams() else ["nothing to train on: set at least one of image, video, audio"]
+
+
+@dataclass
+class TrunkConfig:
+    """kind: mmdit (any mix of modalities), or sit (images with class labels); the section of the other is unused."""
+
+    kind: str = "mmdit"
+    mmdit: MMDiTConfig = field(default_factory=MMDiTConfig)
+    sit: SiTConfig = field(default_factory=SiTConfig)
+
+    def problems(self) -> list[str]:
+        return [] if self.kind in ("mmdit", "sit") else [f"kind: {self.kind!r} is not one of mmdit, sit"]
+
+
+@dataclass
+class Config:
+    """One run.
+
+    Attributes:
+        method: row of the method table (configs/methods.py); every setting of the row can be overridden.
+        seed: all randomness is a function of it.
+        run: the run's folder.
+    """
+
+    method: str = "self_flow"
+    seed: int = 0
+    run: str = ""
+    modalities: ModalitiesConfig = field(default_factory=ModalitiesConfig)
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    noising: NoisingConfig = field(default_factory=NoisingConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def problems(self) -> list[str]:
+        found = []
+        for name, stream in self.modalities.streams().items():
+            if stream.batch % max(self.training.accumulate, 1):
+                found.append(
+                    f"modalities.{name}.batch: {stream.batch} is not divisible by training.accumulate "
+                    f"{self.training.accumulate}"
+                )
+        return found

@@ -1,0 +1,195 @@
+"""The one training loop: every modality, every method."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from core.errors import CheckpointError, ConfigError
+from core.objective import Objective, total_loss
+from core.training.checkpoint import CheckpointStore, restore, training_state
+from core.training.ema import EmaConfig, make_teacher, update_teacher
+from core.training.feed import Feed, Microbatch
+from core.training.guards import StopRequest, check_finite, write_bad_step
+from core.training.optim import OptimizerConfig, build_optimizer
+from core.training.quarantine import Quarantine
+from core.training.records import RunFolder
+
+
+@dataclass
+class TrainingConfig:
+    """
+    Attributes:
+        steps: optimizer steps of the whole run.
+        accumulate: microbatches per optimizer step; each holds `batch / accumulate` samples.
+        save_every: steps between checkpoints; one is always published at the end and on a stop.
+        keep: how many of the newest checkpoints stay.
+        precision: fp32, or bf16 (autocast; weights, EMA, losses and cosine stay float32).
+        compile: compile student and teacher with torch.compile.
+        device: auto (cuda if there is one, else cpu), cpu or cuda.
+        workers: processes that prepare batches; 0 prepares them in the training process.
+        data_limit: distinct unusable records after which the run stops.
+    """
+
+    steps: int = 1000
+    accumulate: int = 1
+    save_every: int = 1000
+    keep: int = 2
+    precision: str = "fp32"
+    compile: bool = False
+    device: str = "auto"
+    workers: int = 0
+    data_limit: int = 100
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+
+    def problems(self) -> list[str]:
+        found = []
+        for name, least in {
+            "steps": 1,
+            "accumulate": 1,
+            "save_every": 1,
+            "keep": 2,
+            "workers": 0,
+            "data_limit": 0,
+        }.items():
+            if getattr(self, name) < least:
+                found.append(f"{name}: {getattr(self, name)} must be at least {least}")
+        for name, allowed in {"precision": ("fp32", "bf16"), "device": ("auto", "cpu", "cuda")}.items():
+            if getattr(self, name) not in allowed:
+                found.append(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        return found
+
+    def torch_device(self) -> torch.device:
+        """The device to train on; raises ConfigError when cuda is asked for and missing."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("training.device: 'cuda' was asked for, but torch sees no GPU; allowed: auto, cpu")
+        wanted = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return torch.device(wanted)
+
+
+class Trainer:
+    """Owns student, teacher and optimizer; `fit` runs from the last checkpoint to the last step.
+
+    Args:
+        feed: microbatches by step; all randomness is already in them.
+        loss_weights: modality -> factor of the whole loss of its steps (paper App. D).
+        extra: plain data stored in every checkpoint, enough to generate from it alone.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        student: nn.Module,
+        objective: Objective,
+        feed: Feed,
+        folder: RunFolder,
+        loss_weights: dict[str, float],
+        extra: dict,
+    ):
+        self.config, self.objective, self.feed, self.folder = config, objective, feed, folder
+        self.loss_weights, self.extra = loss_weights, extra
+        self.device = config.torch_device()
+        self.student = student.to(self.device).train()
+        self.teacher = make_teacher(self.student)
+        self.optimizer = build_optimizer(config.optimizer, self.student)
+        self.store = CheckpointStore(folder.path / "checkpoints", keep=config.keep)
+        self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit)
+        self.failed_saves = 0
+        if config.compile:  # in place, so that parameter names and checkpoints stay the same
+            self.student.compile()
+            self.teacher.compile()
+
+    def fit(self) -> str:
+        """Train to the last step. Returns 'finished', or 'stopped' after SIGTERM or SIGINT, always with a
+        published checkpoint."""
+        step = self.resume()
+        last = self.config.steps
+        with StopRequest() as stop, tqdm(total=last, initial=step, unit="step", dynamic_ncols=True) as bar:
+            started = time.perf_counter()
+            for step, microbatches in self.feed.steps(step, last):  # noqa: B020 - the feed continues from `step`
+                waited = time.perf_counter() - started
+                metrics = self.train_step(step, microbatches)
+                done, stopping = step + 1, stop.requested
+                self.folder.write_metrics(metrics | {"step": done})
+                self.folder.write_timing(step=done, seconds=time.perf_counter() - started, waited=waited)
+                self.show(bar, metrics)
+                if done % self.config.save_every == 0 or done == last or stopping:
+                    self.save(done)
+                if stopping:
+                    return "stopped"
+                started = time.perf_counter()
+        return "finished"
+
+    def train_step(self, step: int, microbatches: list[Microbatch]) -> dict[str, float | str]:
+        """One optimizer step: all microbatches, clip, guard, AdamW, EMA. Returns the metrics of the step."""
+        modality = microbatches[0].modality
+        counts: dict[str, float] = defaultdict(float)
+        for microbatch in microbatches:
+            self.quarantine.add(microbatch.rejected)
+            for name, count in microbatch.counts.items():
+                counts[name] += count
+
+        lr = self.config.optimizer.lr_at(step, self.config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        values: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        for microbatch in microbatches:
+            moved = microbatch.to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                terms = self.objective(self.student, self.teacher, moved.batch, moved.draws, counts)
+                loss = self.loss_weights[modality] * total_loss(terms)
+            loss.backward()
+            values["loss"] += loss.detach()
+            for name, term in terms.items():
+                values[name] += term.mean().detach()
+        values["grad_norm"] = nn.utils.clip_grad_norm_(self.student.parameters(), self.config.optimizer.clip)
+
+        metrics = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))  # the one host sync
+        self.guard(step, microbatches, metrics)
+        self.optimizer.step()
+        update_teacher(self.teacher, self.student, self.config.ema.decay)
+        return {"modality": modality, "lr": lr, **metrics}
+
+    def guard(self, step: int, microbatches: list[Microbatch], metrics: dict[str, float]) -> None:
+        """Before the optimizer sees the gradients: a value that is not finite stops the run and leaves evidence."""
+        if not check_finite(metrics):
+            keys = [key for microbatch in microbatches for key in microbatch.batch.keys]
+            write_bad_step(self.folder, step, microbatches[0].modality, keys, metrics)
+
+    def show(self, bar: tqdm, metrics: dict) -> None:
+        bar.set_postfix_str(
+            f"{metrics['modality']} loss {metrics['loss']:.3f}"
+            + (f", {len(self.quarantine)} bad records" if len(self.quarantine) else ""),
+            refresh=False,
+        )
+        bar.update()
+
+    def resume(self) -> int:
+        """Load the newest intact checkpoint if there is one; the number of finished steps."""
+        step = self.store.latest()
+        if step is None:
+            step = 0
+        else:
+            restore(self.store, step, self.student, self.teacher, self.optimizer)
+        self.folder.truncate(step)
+        return step
+
+    def save(self, done: int) -> None:
+        """Publish a checkpoint. One failed save (a full disk) is reported; the second in a row stops the run."""
+        self.folder.flush()
+        try:
+            self.store.publish(done, training_state(self.student, self.teacher, self.optimizer), self.extra)
+        except CheckpointError as error:
+            self.failed_saves += 1
+            tqdm.write(f"checkpoint of step {done} could not be saved: {error}")
+            if self.failed_saves >= 2 or done == self.config.steps:
+                raise
+        else:
+            self.failed_saves = 0

@@ -1,0 +1,75 @@
+"""Attention over (B, T, H, head_dim) tokens: one function, a table of backends, and the norm of queries and keys."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.errors import ConfigError, nearest
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+    mask = None if key_mask is None else key_mask[:, None, None, :]  # (B, 1, 1, T): the same for heads and queries
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, head_dim)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+    from xformers.ops import memory_efficient_attention  # optional, and only for CUDA
+
+    bias = None
+    if key_mask is not None:
+        batch, keys = key_mask.shape
+        # Its kernels want rows that start at multiples of 8 elements, so the bias is a view of a wider tensor.
+        bias = q.new_zeros(batch, 1, 1, -(-keys // 8) * 8)[..., :keys]
+        bias = bias.masked_fill_(~key_mask[:, None, None, :], float("-inf"))
+        bias = bias.expand(batch, q.shape[2], q.shape[1], keys)
+    return memory_efficient_attention(q, k, v, attn_bias=bias)
+
+
+BACKENDS = {"sdpa": _sdpa, "xformers": _xformers}
+
+
+def attention_problem(backend: str) -> str | None:
+    """Why this backend cannot be used here, or None."""
+    if backend not in BACKENDS:
+        return f"{backend!r} is not one of {', '.join(BACKENDS)}.{nearest(backend, BACKENDS)}"
+    if backend == "xformers" and importlib.util.find_spec("xformers") is None:
+        return "'xformers' is not installed; install the xformers package (CUDA only), or use 'sdpa'"
+    return None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, backend: str = "sdpa") -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v for every head.
+
+    Args:
+        q, k, v: (B, T, H, head_dim), of one dtype.
+        key_mask: (B, T) bool, True for the tokens that may be looked at; None when that is all of them. Each
+            sample needs at least one. Outputs at hidden tokens mean nothing.
+        backend: a name of `BACKENDS`.
+
+    Returns:
+        (B, T, H * head_dim).
+
+    Raises:
+        ConfigError: the backend is unknown or its package is missing.
+    """
+    if backend != "sdpa" and (problem := attention_problem(backend)):
+        raise ConfigError(f"attention: {problem}")
+    return BACKENDS[backend](q, k, v, key_mask).flatten(2)
+
+
+class QKNorm(nn.Module):
+    """RMSNorm over the channels of each head, with one scale for queries and one for keys, as in FLUX.2."""
+
+    def __init__(self, head_dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.head_dim, self.eps = head_dim, eps
+        self.scale = nn.Parameter(torch.ones(2 * head_dim))  # queries, then keys
+
+    def forward(self, qk: Tensor) -> Tensor:
+        """(B, T, 2, H, head_dim) -> the same."""
+        return F.rms_norm(qk, (self.head_dim,), eps=self.eps) * self.scale.view(2, 1, self.head_dim)

@@ -1,0 +1,199 @@
+"""Batches as a function of the step: records -> media -> tokens -> noise, all keyed, nothing remembered.
+
+Every item of the data set is one microbatch, so workers prepare steps side by side and neither their number nor
+their speed can change a value. A record that cannot be used is replaced by the one at the next position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from autoencoders.base import Whitening
+from core.errors import DataError
+from core.keys import generator
+from core.noising import Draws, NoisingConfig, SampleLevels, draw_levels, stack_levels
+from core.schedule import TimeConfig
+from core.training.feed import Microbatch, Rejected
+from core.training.mixing import ModalityMix
+from core.types import Context, TokenBatch
+from modalities.base import ModalityAdapter, Record, Source, make_segment
+from modalities.conditions import Conditions
+from modalities.data.order import record_at
+
+MAX_REPLACEMENTS = 64  # bad records in a row before the data is called unusable
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One modality's data and the settings of its noising.
+
+    Attributes:
+        given_share: share of samples whose leading tokens (`given`) are conditioning.
+        given: (N,) bool, the tokens given in those samples (a video's first frame), or None.
+        given_noise: their level is uniform in [0, given_noise].
+    """
+
+    source: Source
+    adapter: ModalityAdapter
+    time: TimeConfig
+    mask_ratio: float
+    given: Tensor | None = None
+    given_share: float = 0.0
+    given_noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sample with its randomness; `given` is None where the stream never gives tokens."""
+
+    key: str
+    media: Tensor
+    condition: str
+    dropped: bool
+    noise: Tensor
+    given: Tensor | None
+    student: SampleLevels
+    teacher: SampleLevels
+
+
+class StepDataset(Dataset):
+    """item i = microbatch i % accumulate of step i // accumulate.
+
+    Args:
+        streams: modality -> its data.
+        whitening: modality -> statistics; None while they are being measured.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        mix: ModalityMix,
+        streams: dict[str, Stream],
+        whitening: dict[str, Whitening],
+        noising: NoisingConfig,
+        conditions: Conditions,
+        accumulate: int = 1,
+    ):
+        self.seed, self.mix, self.streams, self.whitening = seed, mix, streams, whitening
+        self.noising, self.conditions, self.accumulate = noising, conditions, accumulate
+
+    def __getitem__(self, item: int) -> Microbatch:
+        step, micro = divmod(item, self.accumulate)
+        modality = self.mix.modality(step)
+        size = self.mix.global_batch[modality] // self.accumulate
+        first = self.mix.first_position(step) + micro * size
+        rejected: list[Rejected] = []
+        samples = [self.sample(modality, position, rejected) for position in range(first, first + size)]
+        return self.collate(modality, samples, tuple(rejected))
+
+    def sample(self, modality: str, position: int, rejected: list[Rejected]) -> _Sample:
+        """The sample at a position; unusable records are noted in `rejected` and stepped over."""
+        stream = self.streams[modality]
+        bad = []
+        for taken in range(position, position + MAX_REPLACEMENTS):
+            epoch, index = record_at(taken, len(stream.source), self.seed, modality)
+            record = None
+            try:
+                record = stream.source.read(index)
+                sample = self.draw(stream, record, epoch)
+            except DataError as error:
+                origin, key = (record.origin, record.key) if record else (f"record {index}", str(index))
+                bad.append((key, origin, str(error)))
+                continue
+            rejected += [Rejected(modality, *entry, position, taken) for entry in bad]
+            return sample
+        raise DataError(
+            f"{modality}: {MAX_REPLACEMENTS} records in a row from position {position} could not be used; "
+            f"the last one: {bad[-1][1]}: {bad[-1][2]}"
+        )
+
+    def draw(self, stream: Stream, record: Record, epoch: int) -> _Sample:
+        """All randomness of one sample, keyed by (seed, modality, epoch, sample, purpose)."""
+        adapter = stream.adapter
+
+        def rng(purpose: str) -> torch.Generator:
+            return generator(self.seed, adapter.modality, epoch, record.key, purpose)
+
+        media = adapter.load(record, rng("media"))
+        if not torch.isfinite(media).all():
+            raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
+        length = adapter.ids().shape[0]
+        condition, dropped = self.conditions.draw(record, rng("condition"))
+        given = None
+        if stream.given is not None and stream.given_share > 0:
+            chosen = torch.rand((), generator=rng("given")) < stream.given_share
+            given = stream.given & chosen
+        levels = draw_levels(
+            self.noising, stream.time, stream.mask_ratio, length, rng("levels"), given, stream.given_noise
+        )
+        noise = torch.randn(length, adapter.channels, generator=rng("noise"))
+        return _Sample(record.key, media, condition, dropped, noise, given, *levels)
+
+    def collate(self, modality: str, samples: list[_Sample], rejected: tuple[Rejected, ...]) -> Microbatch:
+        stream = self.streams[modality]
+        tokens = stream.adapter.encode(torch.stack([sample.media for sample in samples]))  # (B, N, C)
+        given = None if samples[0].given is None else torch.stack([sample.given for sample in samples])
+        segment = make_segment(stream.adapter, self.whitening[modality].whiten(tokens), given)
+        context: Context = self.conditions.context(
+            [sample.condition for sample in samples], torch.tensor([sample.dropped for sample in samples])
+        )
+        batch = TokenBatch((segment,), context, tuple(sample.key for sample in samples))
+        draws = Draws(
+            (torch.stack([sample.noise for sample in samples]),),
+            stack_levels([sample.student for sample in samples]),
+            stack_levels([sample.teacher for sample in samples]),
+        )
+        return Microbatch(modality, batch, draws, {modality: float(segment.counted().sum())}, rejected)
+
+
+class StepFeed:
+    """The trainer's feed over a StepDataset, in this process or in `workers` others."""
+
+    def __init__(self, dataset: StepDataset, workers: int, pin: bool = False):
+        self.dataset, self.workers, self.pin = dataset, workers, pin
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[int, list[Microbatch]]]:
+        accumulate = self.dataset.accumulate
+        loader = DataLoader(
+            self.dataset,
+            batch_size=None,
+            sampler=range(first * accumulate, last * accumulate),
+            num_workers=self.workers,
+            pin_memory=self.pin,
+            worker_init_fn=_one_thread,
+        )
+        microbatches = iter(loader)
+        for step in range(first, last):
+            yield step, [next(microbatches) for _ in range(accumulate)]
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)  # a worker must not take the cores of the training process
+
+
+def measure_whitening(stream: Stream, seed: int, count: int = 512) -> Whitening:
+    """Mean and deviation of each token channel over the first `count` usable samples of epoch 0."""
+
+    def tokens() -> Iterator[Tensor]:
+        found = 0
+        for position in range(len(stream.source)):
+            epoch, index = record_at(position, len(stream.source), seed, stream.adapter.modality)
+            try:
+                record = stream.source.read(index)
+                key = generator(seed, stream.adapter.modality, epoch, record.key, "media")
+                media = stream.adapter.load(record, key)
+            except DataError:
+                continue  # met again, and reported, when training reads it
+            yield stream.adapter.encode(media[None])
+            found += 1
+            if found == count:
+                return
+        if found == 0:
+            raise DataError(f"{stream.adapter.modality}: not one of {len(stream.source)} records could be used")
+
+    return Whitening.from_latents(tokens())

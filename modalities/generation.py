@@ -1,0 +1,67 @@
+"""From a request to media: noise, sampler, decoding. The same seed gives the same bytes for any batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autoencoders.base import Whitening
+from core.sampler import SamplerConfig, initial_noise, sample
+from core.types import TokenBatch
+from modalities.base import ModalityAdapter, make_segment
+from modalities.conditions import Conditions
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trunk with everything around it that turns its tokens into media."""
+
+    trunk: nn.Module
+    adapters: dict[str, ModalityAdapter]
+    whitening: dict[str, Whitening]
+    conditions: Conditions
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Known:
+    """Media of which a part is to be kept: media (*shape) as the adapter loads it, given (N,) bool tokens."""
+
+    media: Tensor
+    given: Tensor
+
+
+def generate(
+    model: Generator,
+    modality: str,
+    prompts: list[str],
+    config: SamplerConfig,
+    seed: int,
+    known: Known | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Tensor]:
+    """Media tensors, one for each prompt, in order.
+
+    Sample i draws its noise from (seed, modality, i) alone. `progress` is called after every sampler step with the
+    number of samples that took it.
+    """
+    adapter, whitening = model.adapters[modality], model.whitening[modality]
+    length = adapter.ids().shape[0]
+    for first in range(0, len(prompts), batch_size):
+        chunk = prompts[first : first + batch_size]
+        keys = tuple(f"{modality}/{first + i}" for i in range(len(chunk)))
+        x0, given = torch.zeros(len(chunk), length, adapter.channels), None
+        if known is not None:
+            x0 = whitening.whiten(adapter.encode(known.media[None])).expand(len(chunk), -1, -1).contiguous()
+            given = known.given[None].expand(len(chunk), -1)
+        segment = make_segment(adapter, x0, given)
+        context = model.conditions.context(chunk, torch.zeros(len(chunk), dtype=torch.bool))
+        batch = TokenBatch((segment,), context, keys)
+        noise = tuple(part.to(model.device) for part in initial_noise(seed, batch))
+        tick = None if progress is None else (lambda *_, count=len(chunk): progress(count))
+        (tokens,) = sample(model.trunk, batch.to(model.device), noise, config, seed=seed, progress=tick)
+        yield from adapter.decode(whitening.unwhiten(tokens.cpu()))

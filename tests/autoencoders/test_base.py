@@ -1,0 +1,81 @@
+import json
+
+import pytest
+import torch
+
+from autoencoders.base import Whitening, divide
+from core.errors import DataError, ShapeError
+from core.keys import generator
+
+
+def latents(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=generator("latents", *shape))
+
+
+def test_statistics_over_uneven_parts_equal_those_of_the_whole():
+    whole = latents(10, 7, 5) * torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0]) + torch.tensor([0.0, 1e3, -5.0, 2.0, 1.0])
+    parts = Whitening.from_latents(whole.split([1, 6, 3]))
+    tokens = whole.double().flatten(0, 1)
+    torch.testing.assert_close(parts.mean, tokens.mean(0).float(), rtol=1e-7, atol=0)
+    torch.testing.assert_close(parts.std, tokens.std(0, unbiased=False).float(), rtol=1e-6, atol=0)
+
+
+def test_whitened_latents_have_mean_zero_and_deviation_one():
+    raw = (latents(8, 16, 4) * 3 + 7).double()
+    whitening = Whitening.from_latents([raw])
+    white = whitening.whiten(raw).flatten(0, 1)
+    assert white.dtype == torch.float64
+    torch.testing.assert_close(white.mean(0), torch.zeros(4).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(white.std(0, unbiased=False), torch.ones(4).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(whitening.unwhiten(whitening.whiten(raw)), raw, atol=1e-12, rtol=0)
+
+
+def test_a_large_mean_does_not_cancel_the_deviation():
+    raw = latents(4, 100, 1).double() * 1e-3 + 1e5
+    expected = raw.std(unbiased=False).item()
+    assert Whitening.from_latents(raw.split(1)).std.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_constant_channel_is_floored():
+    raw = latents(2, 50, 2)
+    raw[..., 1] = 0.25
+    whitening = Whitening.from_latents([raw], floor=0.1)
+    loud = raw[..., 0].double().var(unbiased=False)
+    assert whitening.std[1].item() == pytest.approx(0.1 * (loud / 2).sqrt().item(), rel=1e-6)
+    assert whitening.whiten(raw)[..., 1].abs().max() == 0
+
+
+def test_json_gives_back_the_same_bits():
+    whitening = Whitening.from_latents([latents(2, 30, 6)])
+    again = Whitening.from_dict(json.loads(json.dumps(whitening.to_dict())))
+    assert torch.equal(again.mean, whitening.mean)
+    assert torch.equal(again.std, whitening.std)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([], "no latents"),
+        ([torch.full((1, 2, 3), float("nan"))], "not finite"),
+        ([torch.ones(2, 3, 4)], "equal"),
+    ],
+)
+def test_latents_that_cannot_be_measured_are_refused(parts, reason):
+    with pytest.raises(DataError, match=reason):
+        Whitening.from_latents(parts)
+
+
+def test_a_zero_deviation_is_refused():
+    with pytest.raises(ShapeError, match="above 0"):
+        Whitening(torch.zeros(2), torch.tensor([1.0, 0.0]))
+
+
+def test_divide_names_the_nearest_legal_sizes():
+    assert divide("width", 12, 4) == 3
+    assert divide("frames", 1, 4, alone=1) == 0
+    with pytest.raises(ShapeError, match="width: 14 is not a multiple of 4; the nearest legal sizes: 12 or 16"):
+        divide("width", 14, 4)
+    with pytest.raises(ShapeError, match="1 plus a multiple of 4; the nearest legal sizes: 5 or 9"):
+        divide("frames", 8, 4, alone=1)
+    with pytest.raises(ShapeError, match="the nearest legal sizes: 4$"):
+        divide("width", 0, 4)

@@ -1,0 +1,39 @@
+"""The `selfflow` command: one file per subcommand; parse, build, call one function."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from core.errors import SelfFlowError
+
+COMMANDS = ("train", "generate", "inspect", "bench", "demo")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Each subcommand's module adds its own arguments in `add_parser(subparsers)` and sets `run`."""
+    from importlib import import_module
+
+    parser = argparse.ArgumentParser(
+        prog="selfflow",
+        description="Self-Flow training and generation for images, video and audio.",
+        epilog="selfflow COMMAND --help shows the options and examples of a command.",
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        import_module(f"tools.{name}").add_parser(subparsers)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; an error meant for people is printed without a traceback and gives exit code 2."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except SelfFlowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

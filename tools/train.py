@@ -1,0 +1,53 @@
+"""selfflow train: pretrain on any mix of modalities; run it again on the same folder to resume."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from configs.build import build_trainer
+from configs.load import load_config
+from core.errors import ConfigError
+from core.training.config import to_yaml
+
+EXAMPLES = """examples:
+  selfflow train configs/quickstart.yaml run=runs/first
+  selfflow train configs/quickstart.yaml run=runs/plain method=flow_matching
+  selfflow train configs/quickstart.yaml run=runs/small training.steps=200 modalities.image.batch=16
+  selfflow train configs/real_small.yaml --dry-run          check everything, build everything, train nothing
+
+The same command on an existing run folder resumes it, bit for bit. SIGTERM and Ctrl-C finish the step, publish a
+checkpoint and leave.
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="pretrain on images, video and audio",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, help="YAML file of the experiment")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
+    parser.add_argument("--dry-run", action="store_true", help="open the data, build the model, make one batch, leave")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    if options.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    if options.dry_run:
+        from tools.dry_run import describe
+
+        print(describe(config))
+        return 0
+    if not config.run:
+        raise ConfigError("run: names the folder of the run; add run=FOLDER")
+    trainer = build_trainer(config)
+    result = trainer.fit()
+    print(f"{result} after {trainer.step} of {config.training.steps} steps; run folder: {config.run}")
+    return 0
