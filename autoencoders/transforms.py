@@ -88,10 +88,11 @@ def mdct_basis(hop: int) -> Tensor:
     which satisfies w[n]^2 + w[n + M]^2 = 1, so that the time aliasing of neighbouring frames cancels (Princen,
     Johnson, Bradley 1987).
     """
-    n = torch.arange(2 * hop, dtype=torch.float64)[:, None] + 0.5
-    k = torch.arange(hop, dtype=torch.float64)[None] + 0.5
-    window = torch.sin(math.pi / (2 * hop) * n)
-    return window * math.sqrt(2 / hop) * torch.cos(math.pi / hop * (n + hop / 2) * k)
+    n, k = torch.arange(2 * hop)[:, None], torch.arange(hop)[None]
+    # The phase is pi/(4M) times an integer, whose whole turns (8M) are taken off before it is rounded.
+    phase = (2 * n + 1 + hop) * (2 * k + 1) % (8 * hop)
+    window = torch.sin(math.pi / (4 * hop) * (2 * n + 1).double())
+    return window * math.sqrt(2 / hop) * torch.cos(math.pi / (4 * hop) * phase.double())
 
 
 def compress(x: Tensor, exponent: float) -> Tensor:

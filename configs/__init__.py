@@ -1,0 +1,1 @@
+"""Configurations: the schema, the method table, and one YAML file per experiment."""

@@ -5,28 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from autoencoders.base import Whitening
 from configs.schema import Config, VideoStream
 from core.alignment import build_alignment
-from core.errors import ConfigError
+from core.errors import CheckpointError, ConfigError
 from core.objective import Objective
+from core.training.checkpoint import CheckpointStore
+from core.training.config import to_plain
 from core.training.mixing import ModalityMix
 from core.training.records import RunFolder
 from core.training.trainer import Trainer
 from core.trunk.mmdit import MMDiT
 from core.trunk.sit import SiT
-from modalities.audio import AudioAdapter
+from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import ModalityAdapter
 from modalities.conditions import Conditions
 from modalities.data.loader import StepDataset, StepFeed, Stream, measure_whitening
 from modalities.data.sources import build_source
-from modalities.image import ImageAdapter
-from modalities.video import VideoAdapter
+from modalities.generation import Generator
+from modalities.image import ImageAdapter, ImageConfig
+from modalities.video import VideoAdapter, VideoConfig
 
-ADAPTERS = {"image": ImageAdapter, "video": VideoAdapter, "audio": AudioAdapter}
+# modality -> (its settings, what they build)
+ADAPTERS = {
+    "image": (ImageConfig, ImageAdapter),
+    "video": (VideoConfig, VideoAdapter),
+    "audio": (AudioConfig, AudioAdapter),
+}
 
 # Settings that may change when a run is resumed: they do not touch a single number of the training.
 FREE_ON_RESUME = {
@@ -47,7 +55,7 @@ def free_on_resume(config: Config) -> set[str]:
 
 
 def build_adapters(config: Config) -> dict[str, ModalityAdapter]:
-    return {name: ADAPTERS[name](stream.media) for name, stream in config.modalities.streams().items()}
+    return {name: ADAPTERS[name][1](stream.media) for name, stream in config.modalities.streams().items()}
 
 
 def build_trunk(config: Config, adapters: dict[str, ModalityAdapter], labels: list[str]) -> nn.Module:
@@ -93,9 +101,7 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
         {name: entry.share for name, entry in entries.items()},
         {name: entry.batch for name, entry in entries.items()},
     )
-    dataset = StepDataset(
-        config.seed, mix, streams, whitening, config.noising, conditions, config.training.accumulate
-    )
+    dataset = StepDataset(config.seed, mix, streams, whitening, config.noising, conditions, config.training.accumulate)
     device = config.training.torch_device()
     extra = {
         "config": to_plain(config),
@@ -122,20 +128,26 @@ class LoadedRun:
     step: int
 
 
-def load_run(path: Path, step: int | None = None, device: str = "auto") -> LoadedRun:
-    """The teacher (EMA) of a run's newest or given checkpoint, with everything stored beside it."""
+def checkpoint_store(path: Path, step: int | None) -> tuple[CheckpointStore, int]:
+    """A run's checkpoints and the step to read: the given one, or the newest intact one."""
     store = CheckpointStore(path / "checkpoints")
     step = store.latest() if step is None else step
     if step is None:
-        raise CheckpointError(f"{path} holds no intact checkpoint under checkpoints/")
+        raise CheckpointError(f"{path} holds no intact checkpoint (looked in {store.root})")
+    return store, step
+
+
+def load_run(path: Path, step: int | None = None, device: str = "auto") -> LoadedRun:
+    """The teacher (EMA) of a run's newest or given checkpoint, with everything stored beside it."""
+    store, step = checkpoint_store(path, step)
     extra = store.extra(step)
-    config = from_plain(Config, extra["config"])
+    config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), extra["config"]))
     config.training.device = device
+    target = config.training.torch_device()
     adapters = build_adapters(config)
     trunk = build_trunk(config, adapters, extra["labels"])
     trunk.load_state_dict(store.load_weights(step, "teacher"))
-    target = config.training.torch_device()
+    trunk = trunk.to(target).eval().requires_grad_(False)
     whitening = {name: Whitening.from_dict(values) for name, values in extra["whitening"].items()}
     conditions = Conditions(config.condition, extra["labels"])
-    trunk = trunk.to(target).eval().requires_grad_(False)
     return LoadedRun(config, Generator(trunk, adapters, whitening, conditions, target), step)

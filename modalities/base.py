@@ -80,6 +80,12 @@ class ModalityAdapter(Protocol):
         """Write one sample's media to `path` (the suffix is added); returns the file written."""
 
 
+def grid_ids(grid: tuple[int, int, int]) -> Tensor:
+    """(N, 3) int64: the place of every token of a grid on the axes (t, h, w), in the order (t h w)."""
+    axes = torch.meshgrid(*(torch.arange(length) for length in grid), indexing="ij")
+    return torch.stack(axes, dim=-1).reshape(-1, 3)
+
+
 def make_segment(adapter: ModalityAdapter, x0: Tensor, given: Tensor | None = None) -> Segment:
     """Tokens (B, N, C) of an adapter as a Segment with its positions."""
     return Segment(adapter.modality, x0, adapter.ids()[None], given=given)

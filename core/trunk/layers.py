@@ -52,13 +52,8 @@ class SwiGLU(nn.Module):
         self.linear2 = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(swiglu(self.linear1(x)))
-
-
-def swiglu(x: Tensor) -> Tensor:
-    """(..., 2H) -> (..., H): silu(first half) x second half."""
-    gate, value = x.chunk(2, dim=-1)
-    return nn.functional.silu(gate) * value
+        gate, value = self.linear1(x).chunk(2, dim=-1)
+        return self.linear2(nn.functional.silu(gate) * value)
 
 
 class SimpleHead(nn.Module):

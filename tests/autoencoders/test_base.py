@@ -77,5 +77,5 @@ def test_divide_names_the_nearest_legal_sizes():
         divide("width", 14, 4)
     with pytest.raises(ShapeError, match="1 plus a multiple of 4; the nearest legal sizes: 5 or 9"):
         divide("frames", 8, 4, alone=1)
-    with pytest.raises(ShapeError, match="the nearest legal sizes: 4$"):
+    with pytest.raises(ShapeError, match=r"the nearest legal sizes: 4$"):
         divide("width", 0, 4)

@@ -1,0 +1,355 @@
+"""Checkpoints that are all there or not there.
+
+    root/step-00001234/tensors/     student, teacher and optimizer, written by torch.distributed.checkpoint
+    root/step-00001234/state.json   the step and plain data of the caller
+    root/step-00001234/manifest.json  size and blake2b of every other file; written last
+
+A checkpoint is written aside, synced to disk and renamed, so a killed process leaves the old state or the new one.
+torch.distributed.checkpoint has no checksums and casts dtypes silently; the manifest and the checks here close both.
+A folder that already exists is never written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+
+from core.errors import CheckpointError, nearest
+
+SCHEMA = 1
+PARTS = ("student", "teacher", "optimizer")
+MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors"
+
+
+def flatten(state: dict, prefix: str = "") -> dict[str, Tensor]:
+    """Nested dicts of tensors -> {"student/blocks.0.weight": tensor}; anything else is a CheckpointError."""
+    flat = {}
+    for name, value in state.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, Tensor):
+            flat[f"{prefix}{name}"] = value
+        else:
+            raise CheckpointError(
+                f"state {prefix}{name}: {type(value).__name__}, only tensors are allowed; plain data belongs in `extra`"
+            )
+    return flat
+
+
+def digest(state: dict) -> dict[str, str]:
+    """One blake2b checksum for each part of a state, over name, dtype, shape and bytes in the order of names."""
+    found = {}
+    for part, tensors in state.items():
+        checksum = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(flatten(tensors).items()):
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # a sharded one is gathered
+            checksum.update(f"{name}\0{whole.dtype}\0{tuple(whole.shape)}\0".encode())
+            checksum.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        found[part] = checksum.hexdigest()
+    return found
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Reading changes nothing on disk; the one publishing process tidies up.
+
+    Args:
+        root: folder of the checkpoints; created by the first `publish`.
+        keep: how many of the newest intact checkpoints stay, at least 1.
+        report: receives one line for every damaged checkpoint that is skipped.
+    """
+
+    def __init__(self, root: Path, keep: int = 2, report: Callable[[str], None] | None = None):
+        if keep < 1:
+            raise CheckpointError(f"keep: {keep} must be at least 1")
+        self.root, self.keep = Path(root), keep
+        self.report = report or (lambda line: print(line, file=sys.stderr))
+        self._intact: set[int] = set()  # verified or written by this process
+
+    def folder(self, step: int) -> Path:
+        return self.root / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps of all checkpoint folders, ascending, intact or not."""
+        names = [path.name.removeprefix("step-") for path in self.root.glob("step-*") if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def latest(self) -> int | None:
+        """The newest step whose files match their manifest; every damaged newer one is reported."""
+        for step in reversed(self.steps()):
+            problem = self.problem(step)
+            if problem is None:
+                self._intact.add(step)
+                return step
+            self._intact.discard(step)
+            self.report(f"checkpoint {self.folder(step)} is damaged and skipped: {problem}")
+        return None
+
+    def problem(self, step: int) -> str | None:
+        """What is wrong with the files of a checkpoint, beginning with the name of the file; None if it is intact."""
+        folder = self.folder(step)
+        try:
+            text = (folder / MANIFEST).read_text()
+            manifest = json.loads(text)
+            files, schema = manifest["files"], manifest["schema"]
+            if schema != SCHEMA:
+                return f"{MANIFEST}: schema {schema}, this version reads {SCHEMA}"
+            if text != _manifest(manifest["step"], files):
+                return f"{MANIFEST}: its content is damaged"
+            if manifest["step"] != step:
+                return f"{MANIFEST}: it belongs to step {manifest['step']}"
+            found = _files(folder)
+            for name in sorted(set(files) | set(found)):
+                if name not in found:
+                    return f"{name}: missing"
+                if name not in files:
+                    return f"{name}: not in the manifest"
+                seen = _describe(found[name])
+                if seen["bytes"] != files[name]["bytes"]:
+                    return f"{name}: {seen['bytes']} bytes, {files[name]['bytes']} were written"
+                if seen != files[name]:
+                    return f"{name}: its content differs from what was written (checksum)"
+        except OSError as error:
+            return f"{Path(error.filename or folder).name}: cannot be read ({error.strerror})"
+        except (ValueError, KeyError, TypeError):  # not text, not JSON, or not our JSON
+            return f"{MANIFEST}: its content is damaged"
+        return None
+
+    def publish(self, step: int, state: dict, extra: dict) -> Path:
+        """Write a checkpoint and then remove those that are too old. The caller's tensors may change afterwards.
+
+        Args:
+            step: number of finished optimizer steps.
+            state: nested dicts of tensors, see `training_state`.
+            extra: plain data (JSON) stored beside them.
+        Raises CheckpointError when it cannot be written (a full disk) or exists; nothing half-written stays.
+        """
+        final = self.folder(step)
+        aside = self.root / f".writing-{final.name}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._tidy()
+            if final.exists():
+                if self.problem(step) is None:
+                    raise CheckpointError(f"checkpoint {final} exists already and is intact; it is not overwritten")
+                os.rename(final, self.root / f".removing-{final.name}")
+            self._write(aside, step, state, extra)
+            os.rename(aside, final)
+            _sync(self.root)
+        except (OSError, CheckpointException) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise CheckpointError(f"checkpoint {final} could not be written: {_reason(error)}") from error
+        self._intact.add(step)
+        try:
+            self._prune()
+        except OSError as error:  # the new checkpoint is safe; the next one tries to tidy up again
+            self.report(f"old checkpoints in {self.root} could not be removed: {_reason(error)}")
+        return final
+
+    def load(self, step: int, into: dict) -> None:
+        """Read a checkpoint into the tensors of `into`, in place, bit for bit.
+
+        Raises CheckpointError, before anything is touched, if the checkpoint is damaged or if a key, shape or dtype
+        differs from `into`.
+        """
+        wanted, stored = flatten(into), self.stored(step)
+        problems = [f"{key}: not in the checkpoint.{nearest(key, stored)}" for key in wanted if key not in stored]
+        problems += [f"{key}: in the checkpoint, but not in the model" for key in stored if key not in wanted]
+        for key in wanted.keys() & stored.keys():
+            have, want = stored[key], wanted[key]
+            if tuple(have.size) != tuple(want.shape):
+                problems.append(f"{key}: shape {tuple(have.size)} in the checkpoint, {tuple(want.shape)} in the model")
+            if have.properties.dtype != want.dtype:
+                problems.append(f"{key}: {have.properties.dtype} in the checkpoint, {want.dtype} in the model")
+        if problems:
+            shown = sorted(problems)[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
+            raise CheckpointError(f"checkpoint {self.folder(step)} does not fit:\n  " + "\n  ".join(shown))
+        self._read(step, wanted)
+
+    def load_weights(self, step: int, which: str = "teacher") -> dict[str, Tensor]:
+        """One part of a checkpoint alone, on the CPU: {name: tensor}; for the optimizer {name/slot: tensor}."""
+        prefix = f"{which}/"
+        stored = {key: item for key, item in self.stored(step).items() if key.startswith(prefix)}
+        if not stored:
+            raise CheckpointError(f"checkpoint {self.folder(step)} has no {which!r}; it has {', '.join(PARTS)}")
+        tensors = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in stored.items()}
+        self._read(step, tensors)
+        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+
+    def extra(self, step: int) -> dict:
+        """The plain data that was published with the step."""
+        self._require_intact(step)
+        return json.loads((self.folder(step) / STATE).read_text())["extra"]
+
+    def stored(self, step: int) -> dict[str, TensorStorageMetadata]:
+        """Key -> metadata (`size`, `properties.dtype`) of every stored tensor; nothing else is read."""
+        self._require_intact(step)
+        metadata = dcp.FileSystemReader(self.folder(step) / TENSORS).read_metadata()
+        return dict(metadata.state_dict_metadata)
+
+    def _read(self, step: int, tensors: dict[str, Tensor]) -> None:
+        reader = dcp.FileSystemReader(self.folder(step) / TENSORS)
+        with _single_process_is_fine():
+            dcp.load(tensors, storage_reader=reader, no_dist=not _distributed())
+
+    def _require_intact(self, step: int) -> None:
+        if step in self._intact:
+            return
+        if not self.folder(step).is_dir():
+            steps = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"no checkpoint of step {step} in {self.root}; there are: {steps}")
+        problem = self.problem(step)
+        if problem is not None:
+            raise CheckpointError(f"checkpoint {self.folder(step)} is damaged: {problem}")
+        self._intact.add(step)
+
+    def _write(self, folder: Path, step: int, state: dict, extra: dict) -> None:
+        """Every file of a checkpoint, each synced, the manifest last, then the folders themselves."""
+        os.mkdir(folder)
+        os.mkdir(folder / TENSORS)
+        writer = dcp.FileSystemWriter(folder / TENSORS, sync_files=True)
+        with _single_process_is_fine():
+            dcp.save(flatten(state), storage_writer=writer, no_dist=not _distributed())
+        _write_synced(folder / STATE, _encode({"step": step, "extra": extra}))
+        files = {name: _describe(path) for name, path in _files(folder).items()}
+        _write_synced(folder / MANIFEST, _manifest(step, files))
+        _sync(folder / TENSORS)
+        _sync(folder)
+
+    def _prune(self) -> None:
+        """Remove what is older than the newest `keep` intact checkpoints; damaged ones do not count as kept."""
+        kept = []
+        for step in reversed(self.steps()):
+            if len(kept) < self.keep:
+                if step in self._intact or self.problem(step) is None:
+                    kept.append(step)
+            else:  # renamed first: a half-removed folder must not look like a checkpoint
+                os.rename(self.folder(step), self.root / f".removing-{self.folder(step).name}")
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what killed saves and removals left behind."""
+        for path in [*self.root.glob(".writing-*"), *self.root.glob(".removing-*")]:
+            shutil.rmtree(path)
+
+
+def training_state(student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
+    """{"student": {name: tensor}, "teacher": {name: tensor}, "optimizer": {parameter name: {slot: tensor}}}.
+
+    The tensors are the live ones, sharded where the modules are. Hyperparameters are not part of it: they are
+    functions of the configuration and the step. The optimizer's part is not made by torch's
+    `get_optimizer_state_dict`: its counterpart refuses a state in which some parameters have none yet, such as the
+    layers of a modality that no step has drawn so far.
+    """
+    slots = {
+        name: dict(optimizer.state[parameter])
+        for name, parameter in _optimized(student, optimizer)
+        if parameter in optimizer.state
+    }
+    return {"student": get_model_state_dict(student), "teacher": get_model_state_dict(teacher), "optimizer": slots}
+
+
+def restore(
+    store: CheckpointStore, step: int, student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Load what `training_state` gave, strictly. Raises CheckpointError naming each key that does not fit."""
+    parameters = _optimized(student, optimizer)
+    by_name = dict(parameters)
+    slots: dict[str, dict[str, Tensor]] = {}
+    for key, item in store.stored(step).items():
+        part, rest = key.split("/", 1)
+        name, _, slot = rest.rpartition("/")
+        if part == "optimizer" and name in by_name:
+            parameter = by_name[name].detach()
+            if tuple(item.size) == tuple(parameter.shape):
+                empty = torch.empty_like(parameter)
+            else:  # the step count
+                empty = torch.empty(item.size, dtype=torch.float32, device=parameter.device)
+            slots.setdefault(name, {})[slot] = empty
+    state = {"student": get_model_state_dict(student), "teacher": get_model_state_dict(teacher), "optimizer": slots}
+    store.load(step, state)
+    set_model_state_dict(student, state["student"], options=StateDictOptions(strict=True))
+    set_model_state_dict(teacher, state["teacher"], options=StateDictOptions(strict=True))
+    numbered = {index: slots[name] for index, (name, _) in enumerate(parameters) if name in slots}
+    optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _optimized(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    """The optimizer's parameters, in its order, with their names in the model."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(parameter not in names for parameter in parameters):
+        raise CheckpointError("the optimizer holds a parameter that is not one of the student's")
+    return [(names[parameter], parameter) for parameter in parameters]
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def _single_process_is_fine() -> Iterator[None]:
+    """Without torch's warning that nothing is distributed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Relative name -> path of every file of a checkpoint but the manifest."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in found.items() if name != MANIFEST}
+
+
+def _describe(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+    return {"bytes": path.stat().st_size, "blake2b": checksum}
+
+
+def _encode(content: dict) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def _manifest(step: int, files: dict[str, dict]) -> str:
+    """The only text that a manifest of these files can have: any other byte in it is damage, and is noticed."""
+    content = {"schema": SCHEMA, "step": step, "files": files}
+    checksum = hashlib.blake2b(_encode(content).encode(), digest_size=32).hexdigest()
+    return _encode(content | {"blake2b": checksum})
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make the names inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    """The failure inside torch's wrapper, in one line."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,214 @@
+"""From YAML files and `key=value` overrides to a typed configuration, with every problem named at once.
+
+The schema is a tree of dataclasses, merged with OmegaConf structured configs. What wins, from weak to strong: defaults
+of the schema, the preset, the file named by `base`, the file itself, the command line. A problem is one line:
+
+    joint.yaml:4: objective.gama: unknown key; allowed: gamma, kind. Did you mean: 'gamma'?
+    command line 'training.steps=soon': training.steps: expected int, got 'soon'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from core.errors import ConfigError, nearest
+from core.training.settings import Keys, merge, parse_override, read_settings, shown
+
+ABSENT = "(not there)"
+
+
+def load(
+    schema: type, path: Path, overrides: list[str] | tuple = (), presets: Callable[[dict], dict] | None = None
+) -> Any:
+    """An instance of the dataclass `schema`.
+
+    Args:
+        path: YAML file. Its top-level key `base: other.yaml` names a file, relative to it, that is merged first.
+        overrides: `dotted.key=value`, the value read as YAML.
+        presets: given the user's settings (files and overrides), returns settings that lie under them.
+    Raises ConfigError with one line for every problem found: YAML syntax, keys given twice, unknown keys, wrong types,
+    numbers that are not finite, and what the `problems()` methods of the dataclasses say.
+    """
+    path = Path(path)
+    user = read_settings(path)
+    for override in overrides:
+        user.add(parse_override(override))
+    problems = list(user.problems)
+    preset = {}
+    if presets is not None:
+        try:
+            preset = presets(user.values)
+        except ConfigError as error:
+            problems += [f"{user.locate(_split(line)[0], path.name)}: {line}" for line in error.problems]
+
+    config = OmegaConf.structured(schema)
+    found: list[tuple[Keys, str]] = []
+    _fill(config, schema, merge(preset, user.values), (), user.text, found)
+    wrong = {key for key, _ in found}
+    try:
+        missing = OmegaConf.missing_keys(config)
+        found += [(tuple(key.split(".")), "required, but not set") for key in sorted(missing)]
+        built = None if missing else OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere or to a wrong type
+        found.append((tuple((error.full_key or "").split(".")), str(error.msg or error).splitlines()[0]))
+    else:
+        found += [(key, f"{value} is not a finite number") for key, value in _leaves(built) if _not_finite(value)]
+        found += [item for item in _own_problems(built, ()) if item[0] not in wrong]
+    problems += [f"{user.locate(key, path.name)}: {'.'.join(key)}{': ' * bool(key)}{what}" for key, what in found]
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    return built
+
+
+def to_plain(config: Any) -> dict:
+    """Nested dicts, lists, numbers and strings of a configuration."""
+    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+
+
+def to_yaml(config: Any) -> str:
+    """The whole configuration as YAML that `load` reads back to an equal one."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_plain(path: Path) -> dict:
+    """Nested plain values of one YAML file, with `base` followed, without a schema."""
+    user = read_settings(Path(path))
+    if user.problems:
+        raise ConfigError(user.problems)
+    return user.values
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) wherever two plain configurations differ."""
+    found = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key, ABSENT), new.get(key, ABSENT)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after or type(before) is not type(after):
+            found.append((f"{prefix}{key}", before, after))
+    return found
+
+
+def refuse_changes(old: dict, new: dict, free: set[str]) -> None:
+    """Raise a ConfigError that names every changed setting, unless it is in `free` or inside a section in `free`."""
+    sections = tuple(f"{name.removesuffix('.')}." for name in free)
+    changed = [item for item in differences(old, new) if not f"{item[0]}.".startswith(sections)]
+    if changed:
+        raise ConfigError(
+            [f"{key}: {before!r} when the run was started, {after!r} now" for key, before, after in changed]
+            + ["A run can only be resumed with the settings that it was started with; use another run folder."]
+        )
+
+
+def _fill(
+    node: DictConfig, schema: type, values: Any, path: Keys, text: dict[Keys, str], found: list[tuple[Keys, str]]
+) -> None:
+    """Set `values` in the structured node of a dataclass, noting what does not fit instead of stopping at it."""
+    hints = typing.get_type_hints(schema)
+    allowed = [field.name for field in dataclasses.fields(schema)]
+    if not isinstance(values, dict):
+        found.append((path, f"expected a section with some of {', '.join(allowed)}; got {shown(values)}"))
+        return
+    for key, value in values.items():
+        inner = (*path, key)
+        if key not in allowed:
+            found.append((inner, f"unknown key; allowed: {', '.join(allowed)}.{nearest(key, allowed)}"))
+            continue
+        hint, optional = _without_none(hints[key])
+        kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if value is None and optional:
+            node[key] = None
+        elif dataclasses.is_dataclass(hint):
+            _fill_section(node, key, hint, value, inner, text, found)
+        elif kind is dict and dataclasses.is_dataclass(arguments[1]) and isinstance(value, dict):
+            for name, entry in value.items():
+                _fill_section(node[key], name, arguments[1], entry, (*inner, name), text, found)
+        elif kind is list and dataclasses.is_dataclass(arguments[0]) and isinstance(value, list):
+            node[key] = []
+            for index, entry in enumerate(value):
+                node[key].append(OmegaConf.structured(arguments[0]))
+                _fill(node[key][index], arguments[0], entry, (*inner, str(index)), text, found)
+        else:
+            _fill_value(node, key, hint, value, inner, text, found)
+
+
+def _fill_section(node, key, schema, values, path, text, found) -> None:
+    """A nested dataclass; one that is absent so far is created when the user gives settings for it."""
+    absent = key not in node or OmegaConf.is_missing(node, key) or node[key] is None
+    if not isinstance(values, dict):
+        _fill(node, schema, values, path, text, found)
+        return
+    if absent:
+        node[key] = OmegaConf.structured(schema)
+    _fill(node[key], OmegaConf.get_type(node[key]), values, path, text, found)
+
+
+def _fill_value(node, key, hint, value, path, text, found) -> None:
+    """A number, text, choice, list or dict of them. OmegaConf converts; what it would take silently is refused."""
+    if hint is str and not isinstance(value, (str, list, dict)):
+        value = text.get(path, value)  # `run=007` and `run=1e3` mean these words
+    mistaken = (hint is bool and not isinstance(value, (bool, str))) or (hint is str and not isinstance(value, str))
+    try:
+        if mistaken or value is None:
+            raise ValueError
+        OmegaConf.update(node, key, value, merge=False)
+    except (OmegaConfBaseException, ValueError):
+        names = getattr(hint, "__members__", ())  # of an enum
+        wanted = f"one of {', '.join(names)}" if names else hint.__name__ if type(hint) is type else str(hint)
+        found.append((path, f"expected {wanted}, got {shown(value)}{'.' * bool(names)}{nearest(str(value), names)}"))
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """Optional[X] -> (X, True)."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kept = [argument for argument in typing.get_args(hint) if argument is not type(None)]
+        if len(kept) == 1 and len(kept) < len(typing.get_args(hint)):
+            return kept[0], True
+    return hint, False
+
+
+def _leaves(value: Any, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """Every value of a tree of dataclasses, dicts and lists with its path; the containers too."""
+    yield path, value
+    children: Any = ()
+    if dataclasses.is_dataclass(value):
+        children = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, dict):
+        children = value.items()
+    elif isinstance(value, (list, tuple)):
+        children = enumerate(value)
+    for key, child in children:
+        yield from _leaves(child, (*path, str(key)))
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _own_problems(config: Any, path: Keys) -> Iterator[tuple[Keys, str]]:
+    """What the `problems()` of every dataclass in the tree says, with the path of the setting it is about."""
+    for inner, value in _leaves(config, path):
+        if dataclasses.is_dataclass(value) and hasattr(value, "problems"):
+            for line in value.problems():
+                key, what = _split(line)
+                yield (*inner, *key), what
+
+
+def _split(line: str) -> tuple[Keys, str]:
+    """'a.b: what' -> (('a', 'b'), 'what'); a line that does not begin with a key -> ((), line)."""
+    key, colon, what = line.partition(": ")
+    if colon and re.fullmatch(r"[\w.]+", key):
+        return tuple(key.split(".")), what
+    return (), line

@@ -1,0 +1,117 @@
+"""The blocks of the FLUX.2-style trunk: shared modulation, double blocks and single blocks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from core.trunk import rope
+from core.trunk.attention import QKNorm, attend
+from core.trunk.layers import SwiGLU, plain_norm
+
+
+class Modulation(nn.Module):
+    """adaLN: (B, K, D) time rows -> (B, K, groups * 3D) rows of (shift, 1 + scale, gate) per group.
+
+    The 1 is added here, to K rows, instead of in every block to every token.
+    """
+
+    def __init__(self, width: int, groups: int):
+        super().__init__()
+        self.groups = groups
+        self.linear = nn.Linear(width, groups * 3 * width, bias=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        parts = list(self.linear(nn.functional.silu(rows)).chunk(3 * self.groups, dim=-1))
+        parts[1::3] = [1 + scale for scale in parts[1::3]]
+        return torch.cat(parts, dim=-1)
+
+
+class Joint(NamedTuple):
+    """What the attention of every block needs: rotary tables, and which of the S + L tokens may be looked at."""
+
+    rotation: tuple[Tensor, Tensor]
+    key_mask: Tensor | None
+    heads: int
+    backend: str
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN in one multiply-add: shift and scale (B, N or 1, D), where scale already holds its 1."""
+    return torch.addcmul(shift, plain_norm(x), scale)
+
+
+def _attend(qk: Tensor, v: Tensor, joint: Joint) -> Tensor:
+    """qk (B, T, 2, H, head_dim), v (B, T, 1, H, head_dim) -> (B, T, D)."""
+    # Rotated in float32 (bfloat16 angles would blur positions), then back to the dtype of the values.
+    q, k = rope.rotate(qk, joint.rotation).to(v.dtype).unbind(2)
+    return attend(q, k, v.squeeze(2), joint.key_mask, joint.backend)
+
+
+class Stream(nn.Module):
+    """One half of a double block: the layers that text, or media, has for itself."""
+
+    def __init__(self, width: int, heads: int, hidden: int, qkv_bias: bool, qk_norm: bool):
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.norm = QKNorm(width // heads) if qk_norm else nn.Identity()
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.mlp = SwiGLU(width, hidden)
+
+    def project(self, x: Tensor, modulation: tuple[Tensor, ...], heads: int) -> tuple[Tensor, Tensor]:
+        """(B, N, D) -> normed queries and keys (B, N, 2, H, head_dim), values (B, N, 1, H, head_dim)."""
+        qkv = self.qkv(modulated_norm(x, *modulation[:2])).unflatten(-1, (3, heads, -1))
+        qk, v = qkv.split([2, 1], dim=2)
+        return self.norm(qk), v
+
+    def finish(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        """Residual updates of (B, N, D) by what was attended to and by the MLP."""
+        gate, shift2, scale2, gate2 = modulation[2:]
+        x = torch.addcmul(x, gate, self.attention_out(attended))
+        return torch.addcmul(x, gate2, self.mlp(modulated_norm(x, shift2, scale2)))
+
+
+class DoubleBlock(nn.Module):
+    """Text and media with their own weights and one joint attention."""
+
+    def __init__(self, width: int, heads: int, hidden: int, qkv_bias: bool, qk_norm: bool):
+        super().__init__()
+        self.text = Stream(width, heads, hidden, qkv_bias, qk_norm)
+        self.media = Stream(width, heads, hidden, qkv_bias, qk_norm)
+
+    def forward(
+        self, text: Tensor, media: Tensor, text_mod: tuple[Tensor, ...], media_mod: tuple[Tensor, ...], joint: Joint
+    ) -> tuple[Tensor, Tensor]:
+        """text (B, S, D), media (B, L, D), six modulation tensors each -> the same two."""
+        text_qk, text_v = self.text.project(text, text_mod, joint.heads)
+        media_qk, media_v = self.media.project(media, media_mod, joint.heads)
+        attended = _attend(torch.cat([text_qk, media_qk], dim=1), torch.cat([text_v, media_v], dim=1), joint)
+        for_text, for_media = attended.split([text.shape[1], media.shape[1]], dim=1)
+        return self.text.finish(text, for_text, text_mod), self.media.finish(media, for_media, media_mod)
+
+
+class SingleBlock(nn.Module):
+    """Attention and MLP side by side on one sequence, each pair of linear layers fused into one (FLUX.2)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, qkv_bias: bool, qk_norm: bool):
+        super().__init__()
+        self.parts = [2 * width, width, hidden, hidden]  # queries and keys, values, the two halves of the SwiGLU
+        self.linear1 = nn.Linear(width, sum(self.parts), bias=False)
+        self.qkv_bias = nn.Parameter(torch.zeros(3 * width)) if qkv_bias else None
+        self.norm = QKNorm(width // heads) if qk_norm else nn.Identity()
+        self.linear2 = nn.Linear(width + hidden, width, bias=False)
+
+    def forward(self, x: Tensor, modulation: tuple[Tensor, ...], joint: Joint) -> Tensor:
+        """(B, S + L, D), three modulation tensors -> (B, S + L, D)."""
+        shift, scale, gate = modulation
+        # One split for everything: its backward is one concatenation, a costly copy at this width.
+        qk, v, mlp_gate, mlp = self.linear1(modulated_norm(x, shift, scale)).split(self.parts, dim=-1)
+        if self.qkv_bias is not None:
+            qk_bias, v_bias = self.qkv_bias.to(qk.dtype).split(self.parts[:2])
+            qk, v = qk + qk_bias, v + v_bias
+        qk, v = qk.unflatten(-1, (2, joint.heads, -1)), v.unflatten(-1, (1, joint.heads, -1))
+        attended = _attend(self.norm(qk), v, joint)
+        hidden = nn.functional.silu(mlp_gate) * mlp
+        return torch.addcmul(x, gate, self.linear2(torch.cat([attended, hidden], dim=-1)))

@@ -1,0 +1,312 @@
+"""The FLUX.2-style multimodal transformer of every experiment beyond ImageNet (arXiv 2603.06507, A.3).
+
+Double blocks keep text and media in two streams that attend jointly; single blocks run one sequence
+[text, media]. Every media token is modulated by its own noise level. The modulation layers are shared by all
+blocks of a kind, so their rows are computed once per forward for the K distinct levels of a sample and only then
+expanded to tokens. Modalities differ in one input and one output layer; everything else is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import ConfigError, ShapeError, choose, nearest
+from core.trunk import rope
+from core.trunk.attention import attention_problem
+from core.trunk.blocks import DoubleBlock, Joint, Modulation, SingleBlock, modulated_norm
+from core.trunk.context import ContextConfig, ContextEmbed
+from core.trunk.layers import SimpleHead, TimestepEmbedder, check_taps, initialise
+from core.types import NoiseLevels, Taps, TokenBatch, TrunkOutput
+
+
+class Size(NamedTuple):
+    width: int
+    heads: int
+    double_blocks: int
+    single_blocks: int
+
+
+# The paper names the sizes and their depths (8, 14, 21, 28) and gives width, heads and split of 625M alone; the
+# others are the splits that fit the named parameter counts.
+SIZES = {
+    "tiny": Size(128, 4, 2, 4),
+    "290M": Size(1152, 16, 4, 4),
+    "420M": Size(1152, 16, 4, 10),
+    "625M": Size(1152, 16, 7, 14),
+    "1B": Size(1296, 18, 8, 20),
+}
+
+
+def _mean_embedding(embed, rows, values, weights):
+    return (weights[..., None].to(rows.dtype) * rows).sum(dim=1, keepdim=True)
+
+
+def _first_level(embed, rows, values, weights):
+    return rows[:, :1]
+
+
+def _smallest_level(embed, rows, values, weights):
+    return embed(values.masked_fill(weights == 0, 1.0).amin(dim=1, keepdim=True))
+
+
+def _mean_level(embed, rows, values, weights):
+    return embed((weights * values).sum(dim=1, keepdim=True))
+
+
+# The time that text tokens are modulated with when media tokens have several (the paper does not say):
+# (time embedder, its rows (B, K, D), levels (B, K), share of tokens at each level (B, K)) -> (B, 1, D).
+TEXT_TIMES: dict[str, Callable[..., Tensor]] = {
+    "mean_embedding": _mean_embedding,
+    "t": _first_level,
+    "min": _smallest_level,
+    "mean_level": _mean_level,
+}
+
+PROJECTORS: dict[str, Callable[[int], nn.Module | None]] = {"none": lambda width: None, "simple": SimpleHead}
+
+
+@dataclass
+class MMDiTConfig:
+    """Shape and options of the trunk.
+
+    Attributes:
+        size: a name of `SIZES`; width, heads, double_blocks and single_blocks override it one by one.
+        channels: latent channels C of each modality, {modality: C}.
+        context: what conditions it.
+        mlp_ratio: hidden width of the SwiGLU layers over the trunk's width.
+        qkv_bias: biases of queries, keys and values; the blocks have no others.
+        qk_norm: RMSNorm of queries and keys per head.
+        rope_axes: channels of a head per axis (t, h, w), even, summing to the head dimension; empty for an even
+            split.
+        rope_theta: base of the rotary frequencies.
+        time_scale: factor of the level before its sinusoid.
+        text_time: a name of `TEXT_TIMES`, over the tokens that are neither padding nor given. All agree when
+            these share one level, as they do at sampling and in the teacher.
+        projector: none, or simple (the head of the released checkpoint, for student features).
+        attention: sdpa or xformers.
+    """
+
+    size: str = "625M"
+    width: int | None = None
+    heads: int | None = None
+    double_blocks: int | None = None
+    single_blocks: int | None = None
+    channels: dict[str, int] = field(default_factory=dict)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    qk_norm: bool = True
+    rope_axes: list[int] = field(default_factory=list)
+    rope_theta: float = 2000.0
+    time_scale: float = 1000.0
+    text_time: str = "mean_embedding"
+    projector: str = "none"
+    attention: str = "sdpa"
+
+    def shape(self) -> Size:
+        """The size with its overrides."""
+        preset = choose("size", self.size, SIZES)
+        given = {name: getattr(self, name) for name in Size._fields}
+        return preset._replace(**{name: value for name, value in given.items() if value is not None})
+
+    def axes(self) -> tuple[int, ...]:
+        """Channels of a head per position axis."""
+        shape = self.shape()
+        return tuple(self.rope_axes) or rope.split_axes(shape.width // shape.heads)
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.size not in SIZES:
+            return [f"size: {self.size!r} is not one of {', '.join(SIZES)}.{nearest(self.size, SIZES)}"]
+        shape = self.shape()
+        for name, value in shape._asdict().items():
+            if value < 1:  # without a single block, half of the last double block would feed nothing
+                found.append(f"{name}: {value} must be at least 1")
+        if not found:
+            found += self._head_problems(shape)
+        if not self.channels:
+            found.append("channels: empty; name the latent channels of at least one modality, {modality: C}")
+        for modality, channels in self.channels.items():
+            if not modality.isidentifier():
+                found.append(f"channels: modality {modality!r} must be a plain name (letters, digits, underscore)")
+            if channels < 1:
+                found.append(f"channels.{modality}: {channels} must be at least 1")
+        for name in ("mlp_ratio", "rope_theta", "time_scale"):
+            if not getattr(self, name) > 0:
+                found.append(f"{name}: {getattr(self, name)} must be above 0")
+        for name, table in (("text_time", TEXT_TIMES), ("projector", PROJECTORS)):
+            value = getattr(self, name)
+            if value not in table:
+                found.append(f"{name}: {value!r} is not one of {', '.join(table)}.{nearest(value, table)}")
+        if problem := attention_problem(self.attention):
+            found.append(f"attention: {problem}")
+        return found + [f"context.{problem}" for problem in self.context.problems()]
+
+    def _head_problems(self, shape: Size) -> list[str]:
+        if shape.width % shape.heads:
+            return [f"width: {shape.width} is not a multiple of heads, {shape.heads}"]
+        head_dim, axes = shape.width // shape.heads, self.axes()
+        if head_dim % 2 or head_dim < 2 * rope.AXES:
+            return [f"heads: {shape.heads} gives heads of {head_dim} channels; needed is an even number from 6"]
+        if len(axes) != rope.AXES or sum(axes) != head_dim or any(axis < 2 or axis % 2 for axis in axes):
+            return [f"rope_axes: {list(axes)} must be {rope.AXES} even numbers from 2 that sum to {head_dim}"]
+        return []
+
+
+_NO_TAPS = Taps()
+
+
+class MMDiT(nn.Module):
+    """Velocity of every media token from its noisy value, its own level, its position and the context.
+
+    Args:
+        config: shape and options.
+        seed: of the initial weights. On the meta device nothing is drawn; call `reset` once there is storage.
+
+    Raises:
+        ConfigError: with all problems of the config.
+    """
+
+    def __init__(self, config: MMDiTConfig, seed: int = 0):
+        super().__init__()
+        if problems := config.problems():
+            raise ConfigError(problems)
+        self.width, self.heads, double, single = config.shape()
+        self.depth = double + single
+        self.attention, self.text_time = config.attention, TEXT_TIMES[config.text_time]
+        self.rope_axes, self.rope_theta = config.axes(), config.rope_theta
+        block = (self.width, self.heads, round(config.mlp_ratio * self.width), config.qkv_bias, config.qk_norm)
+
+        self.media_in = nn.ModuleDict({name: nn.Linear(c, self.width) for name, c in config.channels.items()})
+        self.context = ContextEmbed(config.context, self.width, self.heads, config.attention)
+        self.time = TimestepEmbedder(self.width, config.time_scale)
+        self.media_modulation = Modulation(self.width, groups=2)
+        self.text_modulation = Modulation(self.width, groups=2)
+        self.single_modulation = Modulation(self.width, groups=1)
+        self.double_blocks = nn.ModuleList(DoubleBlock(*block) for _ in range(double))
+        self.single_blocks = nn.ModuleList(SingleBlock(*block) for _ in range(single))
+        self.final_modulation = nn.Linear(self.width, 2 * self.width, bias=False)
+        self.media_out = nn.ModuleDict({name: nn.Linear(self.width, c) for name, c in config.channels.items()})
+        self.projector = PROJECTORS[config.projector](self.width)
+        if not self.final_modulation.weight.is_meta:
+            self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Initial weights, a function of the seed and of each parameter's name.
+
+        Modulations and output layers start at zero (adaLN-Zero): blocks are the identity, the velocity is 0.
+        """
+        tables = {"table": 0.02, "position": 0.02, "null": 0.02, "time.mlp": 0.02}
+        initialise(self, seed, tables, zero=("modulation", "media_out"))
+
+    def forward(
+        self, noisy: tuple[Tensor, ...], levels: NoiseLevels, batch: TokenBatch, taps: Taps = _NO_TAPS
+    ) -> TrunkOutput:
+        """
+        Args:
+            noisy: (B, N, C) per segment of the batch, in its order; the segments' own x0 is not looked at.
+            levels: of the L tokens of all segments.
+            batch: ids, padding and context.
+            taps: features to return; layers count double blocks, then single blocks.
+
+        Returns:
+            The velocity of each segment, and the tapped features of the L media tokens (never of text).
+        """
+        check_taps(taps, self.depth, self.projector is not None)
+        features = _Features(taps, self.projector)
+        media = self._read_media(noisy, batch)  # (B, L, D)
+        text, text_valid = self.context(batch.context)
+        text, length = text.to(media.dtype), text.shape[1]  # (B, S, D)
+        joint = self._joint(batch, text, text_valid)
+        time, text_time = self._times(levels, batch)  # (B, K, D), (B, 1, D)
+
+        media_mod = levels.expand(self.media_modulation(time)).chunk(6, dim=-1)
+        text_mod = self.text_modulation(text_time).chunk(6, dim=-1)
+        for layer, block in enumerate(self.double_blocks, start=1):
+            text, media = block(text, media, text_mod, media_mod, joint)
+            if features.last(layer, media):
+                return features.output(None)
+
+        rows = levels.expand(self.single_modulation(time))  # (B, L or 1, 3D)
+        if levels.index is not None:  # otherwise text and media share the one row
+            rows = torch.cat([self.single_modulation(text_time).expand(-1, length, -1), rows], dim=1)
+        single_mod = rows.chunk(3, dim=-1)
+        tokens = torch.cat([text, media], dim=1)  # (B, S + L, D)
+        for layer, block in enumerate(self.single_blocks, start=len(self.double_blocks) + 1):
+            tokens = block(tokens, single_mod, joint)
+            if features.last(layer, tokens[:, length:]):
+                return features.output(None)
+
+        shift, scale = levels.expand(self.final_modulation(nn.functional.silu(time))).chunk(2, dim=-1)
+        media = modulated_norm(tokens[:, length:], shift, 1 + scale)
+        return features.output(self._write_velocity(media, batch))
+
+    def _read_media(self, noisy: tuple[Tensor, ...], batch: TokenBatch) -> Tensor:
+        if len(noisy) != len(batch.segments):
+            raise ShapeError(f"noisy: expected one tensor per segment, {len(batch.segments)}, got {len(noisy)}")
+        parts = []
+        for tokens, segment in zip(noisy, batch.segments, strict=True):
+            if segment.modality not in self.media_in:
+                known = list(self.media_in)
+                hint = nearest(segment.modality, known)
+                raise ShapeError(f"modality {segment.modality!r}: this trunk has {', '.join(known)}.{hint}")
+            layer = self.media_in[segment.modality]
+            wanted = (*segment.x0.shape[:2], layer.in_features)
+            if tuple(tokens.shape) != wanted:
+                raise ShapeError(f"noisy {segment.modality}: expected {wanted}, got {tuple(tokens.shape)}")
+            parts.append(layer(tokens.to(layer.weight.dtype)))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _write_velocity(self, media: Tensor, batch: TokenBatch) -> tuple[Tensor, ...]:
+        parts = media.split(list(batch.lengths), dim=1)
+        velocities = (self.media_out[s.modality](part) for part, s in zip(parts, batch.segments, strict=True))
+        return tuple(v.to(torch.promote_types(v.dtype, torch.float32)) for v in velocities)
+
+    def _times(self, levels: NoiseLevels, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Embedded levels (B, K, D), and the one that text has (B, 1, D)."""
+        rows = self.time(levels.values)
+        if levels.index is None:
+            return rows, rows[:, :1]
+        partial = any(s.valid is not None or s.given is not None for s in batch.segments)
+        weights = levels.mean_weights(batch.counted() if partial else None)
+        return rows, self.text_time(self.time, rows, levels.values, weights)
+
+    def _joint(self, batch: TokenBatch, text: Tensor, text_valid: Tensor | None) -> Joint:
+        """Rotary tables and key mask of the sequence [text, media]. Text stands at (0, 0, 0)."""
+        samples = max(segment.ids.shape[0] for segment in batch.segments)
+        ids = [segment.ids.expand(samples, -1, -1) for segment in batch.segments]
+        ids = torch.cat([ids[0].new_zeros(samples, text.shape[1], rope.AXES), *ids], dim=1)
+        rotation = rope.rotation(ids, self.rope_axes, self.rope_theta, text.dtype)
+        # Decided by None, never by looking at values, which would make the host wait for the device.
+        valid = [text_valid, *(segment.valid for segment in batch.segments)]
+        if all(part is None for part in valid):
+            return Joint(rotation, None, self.heads, self.attention)
+        lengths = (text.shape[1], *batch.lengths)
+        everything = torch.ones(batch.size, max(lengths), dtype=torch.bool, device=text.device)
+        parts = [everything[:, :n] if part is None else part for part, n in zip(valid, lengths, strict=True)]
+        return Joint(rotation, torch.cat(parts, dim=1), self.heads, self.attention)
+
+
+class _Features:
+    """Collects what the taps ask for while the blocks run."""
+
+    def __init__(self, taps: Taps, projector: nn.Module | None):
+        self.taps, self.projector = taps, projector
+        self.raw: dict[int, Tensor] = {}
+        self.projected: dict[int, Tensor] = {}
+
+    def last(self, layer: int, media: Tensor) -> bool:
+        """Keep what is wanted of this layer's (B, L, D) output; True when it is the last one wanted."""
+        if layer in self.taps.raw:
+            self.raw[layer] = media
+        if layer in self.taps.projected:
+            self.projected[layer] = self.projector(media)
+        return layer == self.taps.stop_after
+
+    def output(self, velocity: tuple[Tensor, ...] | None) -> TrunkOutput:
+        return TrunkOutput(velocity, self.raw, self.projected)

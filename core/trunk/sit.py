@@ -1,0 +1,271 @@
+"""The per-token SiT of the ImageNet experiments (arXiv 2603.06507, A.3), loadable with the published weights.
+
+The published network modulates every token with an adaLN row of its own, a third of its block FLOPs. Here a row is
+computed for each of the K distinct levels of a sample and then expanded, with the same result. Parameters carry the
+published names, so that state dicts load strictly and go back unchanged (core/trunk/foreign.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.errors import ConfigError, ShapeError, choose, nearest
+from core.trunk.attention import attend
+from core.trunk.blocks import modulated_norm
+from core.trunk.layers import SimpleHead, TimestepEmbedder, check_taps, initialise
+from core.types import NoiseLevels, Segment, Taps, TokenBatch, TrunkOutput
+
+
+class Size(NamedTuple):
+    width: int
+    depth: int
+    heads: int
+
+
+SIZES = {
+    "S": Size(384, 12, 6),
+    "B": Size(768, 12, 12),
+    "L": Size(1024, 24, 16),
+    "XL": Size(1152, 28, 16),
+}
+
+
+@dataclass
+class SiTConfig:
+    """Shape of the trunk; the defaults are the published ImageNet model's.
+
+    Attributes:
+        size: a name of `SIZES`; width, depth and heads override it one by one.
+        grid: tokens per side of the square that has positions.
+        channels: C, latent channels of a token.
+        patch: latent pixels per side of a token, of which C / patch^2 channels each; orders the output head.
+        num_classes: rows of the label table; the last is the null class.
+        mlp_ratio: hidden width of the MLP over the trunk's width.
+        learn_sigma: the head has a second half of outputs that nothing reads, as published weights have it.
+        projector: with the head for student features (the published file has it).
+    """
+
+    size: str = "XL"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    grid: int = 16
+    channels: int = 16
+    patch: int = 2
+    num_classes: int = 1001
+    mlp_ratio: float = 4.0
+    learn_sigma: bool = True
+    projector: bool = True
+
+    def shape(self) -> Size:
+        """The size with its overrides."""
+        preset = choose("size", self.size, SIZES)
+        given = {name: getattr(self, name) for name in Size._fields}
+        return preset._replace(**{name: value for name, value in given.items() if value is not None})
+
+    def problems(self) -> list[str]:
+        if self.size not in SIZES:
+            return [f"size: {self.size!r} is not one of {', '.join(SIZES)}.{nearest(self.size, SIZES)}"]
+        shape = self.shape()
+        counts = shape._asdict() | {n: getattr(self, n) for n in ("grid", "channels", "patch")}
+        found = [f"{name}: {value} must be at least 1" for name, value in counts.items() if value < 1]
+        if found:
+            return found
+        if shape.width % shape.heads:
+            found.append(f"width: {shape.width} is not a multiple of heads, {shape.heads}")
+        if shape.width % 4:
+            found.append(f"width: {shape.width} must be a multiple of 4 (sine and cosine for two axes)")
+        if self.channels % self.patch**2:
+            found.append(f"channels: {self.channels} is not a multiple of patch^2, {self.patch**2}")
+        if self.num_classes < 2:
+            found.append(f"num_classes: {self.num_classes} must be at least 2, one class and the null class")
+        if not self.mlp_ratio > 0:
+            found.append(f"mlp_ratio: {self.mlp_ratio} must be above 0")
+        return found
+
+
+def sincos_table(width: int, grid: int) -> Tensor:
+    """(1, grid^2, D) float32 positions, row h * grid + w: [sin w, cos w, sin h, cos h], a quarter of D each.
+
+    Angles in float64 and frequencies 10000^(-i / (D/4)), as the MAE and DiT code has it.
+    """
+    frequencies = 1.0 / 10_000 ** (np.arange(width // 4, dtype=np.float64) / (width // 4))
+    angles = np.arange(grid, dtype=np.float64)[:, None] * frequencies
+    axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # (grid, D/2)
+    table = np.concatenate([np.tile(axis, (grid, 1)), np.repeat(axis, grid, axis=0)], axis=1)
+    return torch.from_numpy(table.astype(np.float32))[None]
+
+
+class Attention(nn.Module):
+    """Self-attention with biases and without norms of queries and keys."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, L, H, head_dim) each
+        return self.proj(attend(q, k, v))
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def _adaln(width: int, parts: int) -> nn.Sequential:
+    return nn.Sequential(nn.SiLU(), nn.Linear(width, parts * width))
+
+
+class Block(nn.Module):
+    """adaLN-Zero transformer block."""
+
+    def __init__(self, width: int, heads: int, hidden: int):
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.mlp = MLP(width, hidden)
+        self.adaLN_modulation = _adaln(width, parts=6)
+
+    def forward(self, x: Tensor, condition: Tensor, levels: NoiseLevels) -> Tensor:
+        """x (B, L, D), condition (B, K, D) -> (B, L, D)."""
+        rows = self.adaLN_modulation(condition)  # (B, K, 6D), computed for K rows and not for L
+        shift1, scale1, gate1, shift2, scale2, gate2 = levels.expand(rows).chunk(6, dim=-1)
+        x = torch.addcmul(x, gate1, self.attn(modulated_norm(x, shift1, 1 + scale1)))
+        return torch.addcmul(x, gate2, self.mlp(modulated_norm(x, shift2, 1 + scale2)))
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.linear = nn.Linear(width, out)
+        self.adaLN_modulation = _adaln(width, parts=2)
+
+    def forward(self, x: Tensor, condition: Tensor, levels: NoiseLevels) -> Tensor:
+        """x (B, L, D), condition (B, K, D) -> (B, L, out)."""
+        shift, scale = levels.expand(self.adaLN_modulation(condition)).chunk(2, dim=-1)
+        return self.linear(modulated_norm(x, shift, 1 + scale))
+
+
+_NO_TAPS = Taps()
+
+
+class SiT(nn.Module):
+    """Velocity of every token from its noisy value, its own level, its position and the class.
+
+    Args:
+        config: shape.
+        seed: of the initial weights. On the meta device nothing is drawn; call `reset` once there is storage.
+
+    Raises:
+        ConfigError: with all problems of the config.
+    """
+
+    def __init__(self, config: SiTConfig, seed: int = 0):
+        super().__init__()
+        if problems := config.problems():
+            raise ConfigError(problems)
+        self.config = config
+        self.width, self.depth, heads = config.shape()
+        out = config.channels * (2 if config.learn_sigma else 1)
+
+        self.x_embedder = nn.ModuleDict({"proj": nn.Linear(config.channels, self.width)})
+        self.t_embedder = TimestepEmbedder(self.width)  # of t itself, not of 1000 t
+        self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(config.num_classes, self.width)})
+        # Never trained, but part of the published state dict under this name.
+        self.register_buffer("pos_embed", torch.empty(1, config.grid**2, self.width))
+        hidden = int(config.mlp_ratio * self.width)
+        self.blocks = nn.ModuleList(Block(self.width, heads, hidden) for _ in range(self.depth))
+        self.final_layer = FinalLayer(self.width, out)
+        self.projector = SimpleHead(self.width) if config.projector else None
+        if not self.pos_embed.is_meta:
+            self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Initial weights as in DiT: blocks start as the identity (adaLN-Zero) and the velocity is 0."""
+        with torch.no_grad():
+            self.pos_embed.copy_(sincos_table(self.width, self.config.grid))
+        tables = {"t_embedder.mlp": 0.02, "embedding_table": 0.02}
+        initialise(self, seed, tables, zero=("adaLN_modulation", "final_layer"))
+
+    def forward(
+        self, noisy: tuple[Tensor, ...], levels: NoiseLevels, batch: TokenBatch, taps: Taps = _NO_TAPS
+    ) -> TrunkOutput:
+        """
+        Args:
+            noisy: one tensor (B, N, C), the noisy tokens; the segment's own x0 is not looked at.
+            levels: of the N tokens; 0 is data and 1 is noise.
+            batch: one segment without padding, whose ids (h, w) lie in the grid, and class labels.
+            taps: features to return.
+
+        Raises:
+            ShapeError: the batch is not of this kind.
+            ConfigError: a tapped layer does not exist.
+        """
+        check_taps(taps, self.depth, self.projector is not None)
+        tokens, segment = self._check(noisy, batch)
+        weight = self.x_embedder["proj"].weight
+        x = self.x_embedder["proj"](tokens.to(weight.dtype)) + self._positions(segment.ids)  # (B, N, D)
+
+        # The published weights know time the other way round: they embed 1 - t, and predict data minus noise.
+        time = self.t_embedder(1 - levels.values)  # (B, K, D)
+        condition = time + self._label(batch)[:, None]  # (B, K, D)
+
+        raw, projected = {}, {}
+        for layer, block in enumerate(self.blocks, start=1):
+            x = block(x, condition, levels)
+            if layer in taps.raw:
+                raw[layer] = x
+            if layer in taps.projected:
+                projected[layer] = self.projector(x)
+            if layer == taps.stop_after:
+                return TrunkOutput(None, raw, projected)
+
+        out = self._unshuffle(self.final_layer(x, condition, levels))
+        velocity = -out.to(torch.promote_types(out.dtype, torch.float32))  # noise minus data
+        return TrunkOutput((velocity,), raw, projected)
+
+    def _check(self, noisy: tuple[Tensor, ...], batch: TokenBatch) -> tuple[Tensor, Segment]:
+        if len(noisy) != 1 or len(batch.segments) != 1:
+            raise ShapeError(f"SiT: takes exactly one segment, got {len(batch.segments)} and {len(noisy)} noisy ones")
+        (tokens,), (segment,) = noisy, batch.segments
+        wanted = (*segment.x0.shape[:2], self.config.channels)
+        if tuple(tokens.shape) != wanted:
+            raise ShapeError(f"SiT: noisy {segment.modality}: expected {wanted}, got {tuple(tokens.shape)}")
+        if segment.valid is not None:
+            raise ShapeError("SiT: Segment.valid: padding is not supported; make all samples of one length")
+        if batch.context.label is None:
+            raise ShapeError("SiT: Context.label: needed; this trunk is conditioned on classes only")
+        return tokens, segment
+
+    def _positions(self, ids: Tensor) -> Tensor:
+        """(B or 1, N, D): positions travel with the tokens, so these may come in any order."""
+        h, w = ids[..., 1], ids[..., 2]
+        grid = self.config.grid
+        # A column beyond the grid would silently read the next row. On a GPU the look would cost a wait.
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling() and int(ids[..., 1:].max()) >= grid:
+            raise ShapeError(f"SiT: position (h, w) up to {ids[..., 1:].amax((0, 1)).tolist()} outside grid {grid}")
+        return F.embedding(h * grid + w, self.pos_embed[0])
+
+    def _label(self, batch: TokenBatch) -> Tensor:
+        """(B, D); dropped conditions become the null class, the last row."""
+        label = batch.context.label.masked_fill(batch.context.dropped, self.config.num_classes - 1)
+        return self.y_embedder["embedding_table"](label)
+
+    def _unshuffle(self, out: Tensor) -> Tensor:
+        """The head's (p q c) order -> our (c p q), without the half that was once a learned variance."""
+        patch = self.config.patch
+        out = out.unflatten(-1, (patch * patch, -1)).transpose(-1, -2).flatten(-2)
+        return out[..., : self.config.channels]

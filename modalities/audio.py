@@ -1,0 +1,145 @@
+"""Sounds: a window of any sound file at a fixed rate, MDCT frames as tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autoencoders.transforms import Mdct
+from core.errors import ConfigError, DataError, nearest
+from modalities.base import Record, grid_ids
+from modalities.files import AudioInfo, probe_audio, read_audio, resample, write_audio
+
+SHORT = ("pad", "refuse")
+MARGIN = 0.1  # seconds read on both sides of a window, for the resampler's filter
+
+
+@dataclass
+class AudioConfig:
+    """
+    Attributes:
+        sample_rate: Hz.
+        seconds: of a window; rounded to whole samples.
+        channels: 1 mixes all channels to mono; 2 is stereo, mono sounds are doubled.
+        hop: samples between MDCT frames and coefficients in each; a window has ceil(samples / hop) + 1 tokens.
+        exponent: amplitude compression of the coefficients, in (0, 1]; 1 is none.
+        short: pad a sound that is shorter than a window with silence behind it, or refuse it.
+    """
+
+    sample_rate: int = 4000
+    seconds: float = 1.0
+    channels: int = 1
+    hop: int = 64
+    exponent: float = 0.5
+    short: str = "pad"
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.sample_rate < 1:
+            found.append(f"sample_rate: {self.sample_rate} must be at least 1 Hz")
+        elif not self.seconds * self.sample_rate >= 1:
+            found.append(f"seconds: {self.seconds} is less than one sample at {self.sample_rate} Hz")
+        if self.channels not in (1, 2):
+            found.append(f"channels: {self.channels} is not one of 1 (mono), 2 (stereo)")
+        if self.hop < 1:
+            found.append(f"hop: {self.hop} must be at least 1 sample")
+        if not 0 < self.exponent <= 1:
+            found.append(f"exponent: {self.exponent} must lie in (0, 1]")
+        if self.short not in SHORT:
+            found.append(f"short: {self.short!r} is not one of {', '.join(SHORT)}.{nearest(self.short, SHORT)}")
+        return found
+
+
+class AudioAdapter:
+    """Sounds (channels, samples) and their tokens. Raises ConfigError when the config has problems."""
+
+    modality = "audio"
+
+    def __init__(self, config: AudioConfig):
+        if found := config.problems():
+            raise ConfigError(found)
+        self.config = config
+        self.samples = round(config.seconds * config.sample_rate)
+        self.autoencoder = Mdct(config.hop, config.channels, config.exponent)
+        self.channels = self.autoencoder.spec.channels
+
+    def grid(self) -> tuple[int, int, int]:
+        return self.autoencoder.grid((self.samples, 1, 1))
+
+    def ids(self) -> Tensor:
+        return grid_ids(self.grid())
+
+    def load(self, record: Record, generator: torch.Generator) -> Tensor:
+        """A window at a random place in time; a silent window is refused."""
+        info = probe_audio(record.media, record.origin, record.rate)
+        needed = math.ceil(self.samples * info.rate / self.config.sample_rate)
+        if info.samples < needed and self.config.short == "refuse":
+            raise DataError(
+                f"{record.origin}: {info.samples / info.rate:.3f} s, a window needs {self.config.seconds:g} s"
+            )
+        # A window starts where a sample of the file and a resampled one coincide.
+        unit = info.rate // math.gcd(info.rate, self.config.sample_rate)
+        starts = max(0, info.samples - needed) // unit + 1
+        start = unit * int(torch.randint(starts, (), generator=generator))
+        sound = self._window(record, info, start, min(needed, info.samples - start))
+        if not sound.any():
+            raise DataError(f"{record.origin}: silent: every sample is 0 from {start / info.rate:.3f} s on")
+        return functional.pad(sound, (0, self.samples - sound.shape[1]))
+
+    def load_prefix(self, record: Record) -> tuple[Tensor, int]:
+        """The beginning of a sound to be continued: a window (channels, samples) and how many samples are known.
+
+        A sound longer than a window is cut; behind a shorter one the window is silent.
+        """
+        info = probe_audio(record.media, record.origin, record.rate)
+        needed = math.ceil(self.samples * info.rate / self.config.sample_rate)
+        sound = self._window(record, info, 0, min(needed, info.samples))
+        return functional.pad(sound, (0, self.samples - sound.shape[1])), sound.shape[1]
+
+    def _window(self, record: Record, info: AudioInfo, start: int, count: int) -> Tensor:
+        """(channels, at most self.samples) at the config's rate: `count` samples of the file from `start` on."""
+        unit = info.rate // math.gcd(info.rate, self.config.sample_rate)
+        margin = unit * math.ceil(MARGIN * info.rate / unit)
+        before = min(start, margin)
+        after = min(info.samples - start - count, margin)
+        samples = read_audio(record.media, record.origin, start - before, before + count + after)
+        if not np.isfinite(samples).all():
+            raise DataError(f"{record.origin}: holds samples that are not finite")
+        samples = self._mix(samples, record.origin)
+        first = before * self.config.sample_rate // info.rate  # exact: `start` and `margin` are multiples of `unit`
+        kept = min(self.samples, math.ceil(count * self.config.sample_rate / info.rate))
+        sound = resample(samples, info.rate, self.config.sample_rate)[first : first + kept]
+        return torch.tensor(sound.T, dtype=torch.float32)
+
+    def _mix(self, samples: np.ndarray, origin: str) -> np.ndarray:
+        """(S, any) -> (S, channels)."""
+        if self.config.channels == 1:
+            return samples.mean(axis=1, keepdims=True)
+        if samples.shape[1] > 2:
+            raise DataError(f"{origin}: {samples.shape[1]} channels, stereo takes files with 1 or 2")
+        return samples if samples.shape[1] == 2 else samples.repeat(2, axis=1)
+
+    def given_prefix(self, samples: int) -> Tensor:
+        """(N,) bool: tokens whose MDCT frame lies within the first `samples` samples.
+
+        Frame f spans samples [(f - 1) hop, (f + 1) hop), so the last `hop` samples of the prefix are not kept
+        exactly: they are shared with the first generated frame.
+        """
+        ends = (self.ids()[:, 0] + 1) * self.config.hop
+        return ends.clamp_max(self.samples) <= samples
+
+    def encode(self, media: Tensor) -> Tensor:
+        return self.autoencoder.encode(media)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return self.autoencoder.decode(tokens, (self.samples, 1, 1))
+
+    def write(self, media: Tensor, path: Path) -> Path:
+        """16-bit WAV."""
+        return write_audio(media, path, self.config.sample_rate)

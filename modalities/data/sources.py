@@ -1,0 +1,208 @@
+"""The configuration of a data source, and the source it builds."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
+from pathlib import Path
+
+from core.errors import ConfigError, nearest
+from modalities.base import Record, Source
+from modalities.data.captions import CAPTIONS, CaptionRule
+from modalities.data.embedded import EmbeddedSource
+from modalities.data.folder import FolderSource
+from modalities.data.parquet import ParquetSource
+from modalities.data.selection import SPLITS, Selection, digest, locate
+from modalities.data.webdataset import WebdatasetSource
+
+
+@dataclass
+class SourceConfig:
+    """Where the records of one modality come from.
+
+    Attributes:
+        kind: embedded (drawn in code), folder (media files), parquet, webdataset (tars), or concat (of `parts`).
+        path: of the folder, of the Parquet files, or of the tars; a folder of such files; wildcards are allowed
+            (`shards/*.tar`). Relative to the configuration file.
+        media_field: parquet: column of the encoded media; "" is the name of the modality.
+        members: webdataset: pattern that the media's path inside the tar must match, such as
+            `videos/*/episode_*.mp4`; "" takes all of the modality's suffixes.
+        captions: given (fields beside the media, see `caption_fields`), label (the class name is the caption; in a
+            folder, the name of the folder), or none.
+        caption_fields: columns, or fields of the JSON beside the media, that hold one text or a list of texts. The
+            lines of a .txt beside the media count as the field "caption".
+        caption: one caption for all records, in place of the above.
+        caption_default: caption of records that have none; "" sets such records aside as unusable.
+        label_field: column or JSON field of the class; a folder's classes are the names of its folders.
+        where: field -> value that a record must have, such as {style: noto}; compared as text.
+        split: train or test, a side of the hold-out; or all.
+        holdout: share held out for test, by a hash of the record's key or of `holdout_key`.
+        holdout_key: field whose equal values stay on one side; "" is the record's key.
+        repeat: how often an epoch holds each record, so that a small part of a concat is seen more often.
+        size, count, seed, frames, rate, seconds, octave: of embedded data, see EmbeddedSource.
+        parts: concat: name -> source; the name is put before the keys.
+    """
+
+    kind: str = "embedded"
+    path: str = ""
+    media_field: str = ""
+    members: str = ""
+    captions: str = "given"
+    caption_fields: list[str] = field(default_factory=lambda: ["caption", "captions"])
+    caption: str = ""
+    caption_default: str = ""
+    label_field: str = ""
+    where: dict[str, str] = field(default_factory=dict)
+    split: str = "all"
+    holdout: float = 0.0
+    holdout_key: str = ""
+    repeat: int = 1
+    size: int = 16
+    count: int = 100_000
+    seed: int = 0
+    frames: int = 8
+    rate: float | None = None
+    seconds: float = 1.0
+    octave: int = 5
+    parts: dict[str, SourceConfig] = field(default_factory=dict)
+
+    def problems(self) -> list[str]:
+        if self.kind not in _READS:
+            return [f"kind: {self.kind!r} is not one of {', '.join(_READS)}.{nearest(self.kind, _READS)}"]
+        default = SourceConfig()
+        # A setting that this kind does not read is refused: its author expects something of it.
+        found = [
+            f"{entry.name}: {getattr(self, entry.name)!r} is not read by kind {self.kind!r}; it reads "
+            f"{', '.join(sorted(_READS[self.kind]))}"
+            for entry in fields(self)
+            if entry.name not in (*_READS[self.kind], "kind", "repeat")
+            and getattr(self, entry.name) != getattr(default, entry.name)
+        ]
+        if "path" in _READS[self.kind] and not self.path:
+            found.append(f"path: empty, kind {self.kind!r} needs one")
+        if self.captions not in CAPTIONS:
+            found.append(
+                f"captions: {self.captions!r} is not one of {', '.join(CAPTIONS)}.{nearest(self.captions, CAPTIONS)}"
+            )
+        if self.captions == "given" and not self.caption and not self.caption_fields:
+            found.append("caption_fields: empty; name a field, or set `captions: none` or a constant `caption`")
+        if self.captions == "label" and self.kind in ("parquet", "webdataset") and not self.label_field:
+            found.append("label_field: empty, `captions: label` needs it")
+        if self.split not in SPLITS:
+            found.append(f"split: {self.split!r} is not one of {', '.join(SPLITS)}.{nearest(self.split, SPLITS)}")
+        if not 0 <= self.holdout < 1:
+            found.append(f"holdout: {self.holdout} must lie in [0, 1)")
+        elif (self.split == "all") != (self.holdout == 0):
+            found.append(f"split: {self.split!r} with holdout {self.holdout:g}; set both, or neither")
+        if self.holdout_key and self.split == "all":
+            found.append(f"holdout_key: {self.holdout_key!r} without a split; set split and holdout too")
+        if self.repeat < 1:
+            found.append(f"repeat: {self.repeat} must be at least 1")
+        if self.kind == "concat" and not self.parts:
+            found.append("parts: empty, kind 'concat' needs at least one")
+        return found + [f"parts.{name}.{line}" for name, part in self.parts.items() for line in part.problems()]
+
+
+_SELECTION = {"captions", "caption_fields", "caption", "caption_default", "where", "split", "holdout", "holdout_key"}
+_READS: dict[str, set[str]] = {
+    "embedded": {"size", "count", "seed", "frames", "rate", "seconds", "octave"},
+    "folder": {"path", *_SELECTION},
+    "parquet": {"path", "media_field", "label_field", *_SELECTION},
+    "webdataset": {"path", "members", "label_field", *_SELECTION},
+    "concat": {"parts"},
+}
+
+
+def build_source(config: SourceConfig, modality: str, root: Path) -> Source:
+    """The source of a configuration.
+
+    Args:
+        modality: image, video or audio.
+        root: the folder that relative paths start from.
+
+    Raises ConfigError for wrong settings, missing paths, columns, members or captions, and DataError for damaged
+    files, before any record is trained on.
+    """
+    problems = config.problems()
+    if problems:
+        raise ConfigError(problems)
+    source = _BUILD[config.kind](config, modality, root)
+    return source if config.repeat == 1 else ConcatSource({"": source}, {"": config.repeat})
+
+
+class ConcatSource:
+    """Several sources one after another, each repeated a number of times.
+
+    Keys become `name/key`, and `name/key#2` for the second repetition, so that each repetition of a record has its own
+    noise.
+
+    Args:
+        parts: name -> source; a single part may have the name "", which is then not put before its keys.
+        repeat: name -> how often; 1 where it is left out.
+    """
+
+    def __init__(self, parts: dict[str, Source], repeat: dict[str, int] | None = None):
+        repeat = repeat or {}
+        self.runs = [(name, part, turn) for name, part in parts.items() for turn in range(repeat.get(name, 1))]
+        self._ends = list(accumulate(len(part) for _, part, _ in self.runs))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, index: int) -> Record:
+        run = bisect_right(self._ends, index)
+        name, part, turn = self.runs[run]
+        record = part.read(index - (self._ends[run] - len(part)))
+        key = f"{name}/{record.key}" if name else record.key
+        return replace(record, key=f"{key}#{turn + 1}" if turn else key)
+
+    def labels(self) -> list[str]:
+        return sorted({label for _, part, turn in self.runs if turn == 0 for label in part.labels()})
+
+    def fingerprint(self) -> str:
+        return digest("concat", *(f"{name}#{turn}:{part.fingerprint()}" for name, part, turn in self.runs))
+
+
+def _rule(config: SourceConfig) -> CaptionRule:
+    return CaptionRule(config.captions, tuple(config.caption_fields), config.caption, config.caption_default)
+
+
+def _selection(config: SourceConfig) -> Selection:
+    return Selection(dict(config.where), config.split, config.holdout, config.holdout_key)
+
+
+def _embedded(config: SourceConfig, modality: str, root: Path) -> Source:
+    return EmbeddedSource(
+        modality, config.size, config.seed, config.count, config.frames, config.rate, config.seconds, config.octave
+    )
+
+
+def _folder(config: SourceConfig, modality: str, root: Path) -> Source:
+    return FolderSource(root / Path(config.path).expanduser(), modality, _rule(config), _selection(config))
+
+
+def _parquet(config: SourceConfig, modality: str, root: Path) -> Source:
+    paths = locate(config.path, root, ".parquet")
+    return ParquetSource(paths, config.media_field or modality, config.label_field, _rule(config), _selection(config))
+
+
+def _webdataset(config: SourceConfig, modality: str, root: Path) -> Source:
+    paths = locate(config.path, root, ".tar")
+    return WebdatasetSource(paths, modality, config.members, config.label_field, _rule(config), _selection(config))
+
+
+def _concat(config: SourceConfig, modality: str, root: Path) -> Source:
+    # Repetition is left to this concat, so that keys get one suffix and not a nested source for each part.
+    parts = {name: build_source(replace(part, repeat=1), modality, root) for name, part in config.parts.items()}
+    return ConcatSource(parts, {name: part.repeat for name, part in config.parts.items()})
+
+
+_BUILD: dict[str, Callable[[SourceConfig, str, Path], Source]] = {
+    "embedded": _embedded,
+    "folder": _folder,
+    "parquet": _parquet,
+    "webdataset": _webdataset,
+    "concat": _concat,
+}

@@ -1,0 +1,163 @@
+"""Pictures: any file to a fixed size, patches as tokens, and which tokens an inpainting mask leaves known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional
+
+from autoencoders.transforms import Pixels
+from core.errors import ConfigError, DataError, ShapeError, nearest
+from modalities.base import Record, grid_ids
+from modalities.files import read_image, write_image
+
+CROPS = ("center", "random", "pad")
+
+
+@dataclass
+class ImageConfig:
+    """
+    Attributes:
+        size: pixels, [H, W] or [side] for a square; multiples of `patch`.
+        patch: side of the square of pixels that becomes one token.
+        crop: center or random keep the picture's shape and cut off what sticks out; pad keeps all of it and fills up
+            with `background`.
+        background: red, green, blue in 0..255, behind transparent pixels and around padded pictures.
+        min_size: a picture whose short side has fewer pixels is refused; 0 enlarges every small one.
+    """
+
+    size: list[int] = field(default_factory=lambda: [16, 16])
+    patch: int = 4
+    crop: str = "center"
+    background: list[int] = field(default_factory=lambda: [255, 255, 255])
+    min_size: int = 0
+
+    def problems(self) -> list[str]:
+        return frame_problems(self)
+
+
+def frame_problems(config) -> list[str]:
+    """Problems of the fields that pictures and videos share (size, patch, crop, background, min_size)."""
+    found = []
+    if config.patch < 1:
+        found.append(f"patch: {config.patch} must be at least 1")
+    if len(config.size) not in (1, 2) or min(config.size, default=0) < 1:
+        found.append(f"size: {list(config.size)} must be [H, W] or [side], in pixels above 0")
+    elif config.patch >= 1:
+        for side in sorted({side for side in config.size if side % config.patch}):
+            lower = side // config.patch * config.patch
+            legal = f"{lower} or {lower + config.patch}" if lower else f"{config.patch}"
+            found.append(f"size: {side} is not a multiple of patch {config.patch}; nearest: {legal}")
+    if config.crop not in CROPS:
+        found.append(f"crop: {config.crop!r} is not one of {', '.join(CROPS)}.{nearest(config.crop, CROPS)}")
+    if len(config.background) != 3 or not all(0 <= level <= 255 for level in config.background):
+        found.append(f"background: {list(config.background)} must be three numbers in 0..255")
+    if config.min_size < 0:
+        found.append(f"min_size: {config.min_size} must be 0 or more pixels")
+    return found
+
+
+def height_and_width(size: Sequence[int]) -> tuple[int, int]:
+    """[H, W] or [side] -> (H, W)."""
+    return size[0], size[-1]
+
+
+def fit_frames(
+    pixels: np.ndarray, config, origin: str, generator: torch.Generator, background: Sequence[int] | None = None
+) -> Tensor:
+    """uint8 (T, H0, W0, 3) -> float32 (T, 3, H, W) in [-1, 1], resized (bicubic, antialiased) and cropped or padded.
+
+    All frames are cut at the same place. The same generator state gives the same cut for the same H0 and W0. Frames
+    that have the wanted size already are only rescaled to [-1, 1], exactly.
+
+    Args:
+        config: ImageConfig or VideoConfig.
+        background: replaces the config's.
+
+    Raises:
+        DataError: the short side is below `min_size`.
+    """
+    height, width = height_and_width(config.size)
+    rows, columns = pixels.shape[1:3]
+    if min(rows, columns) < config.min_size:
+        raise DataError(f"{origin}: {rows} x {columns} pixels, the short side must have at least {config.min_size}")
+    scales = height / rows, width / columns
+    scale = min(scales) if config.crop == "pad" else max(scales)
+    resized = max(1, round(rows * scale)), max(1, round(columns * scale))
+    # Rounding must not leave a row or column uncovered, nor one too many where nothing may be cut.
+    limit = min if config.crop == "pad" else max
+    resized = limit(resized[0], height), limit(resized[1], width)
+    spare = abs(resized[0] - height), abs(resized[1] - width)
+    top, left = spare[0] // 2, spare[1] // 2
+    if config.crop == "random":
+        top, left = (int(torch.randint(count + 1, (), generator=generator)) for count in spare)
+
+    fill = torch.tensor(config.background if background is None else background, dtype=torch.float32)
+    frames = []
+    for frame in pixels:  # one by one: a long clip of large frames as float32 would not fit in memory
+        x = torch.tensor(frame).permute(2, 0, 1).float()  # (3, H0, W0) in [0, 255]
+        if resized != (rows, columns):
+            x = functional.interpolate(x[None], resized, mode="bicubic", antialias=True)[0].clamp(0, 255)
+        if config.crop == "pad":
+            canvas = fill[:, None, None].repeat(1, height, width)
+            canvas[:, top : top + resized[0], left : left + resized[1]] = x
+            frames.append(canvas)
+        else:
+            frames.append(x[:, top : top + height, left : left + width])
+    return torch.stack(frames) / 127.5 - 1
+
+
+class ImageAdapter:
+    """Pictures (3, H, W) in [-1, 1] and their tokens. Raises ConfigError when the config has problems."""
+
+    modality = "image"
+
+    def __init__(self, config: ImageConfig):
+        if found := config.problems():
+            raise ConfigError(found)
+        self.config = config
+        self.size = 1, *height_and_width(config.size)
+        self.autoencoder = Pixels(config.patch)
+        self.channels = self.autoencoder.spec.channels
+
+    def grid(self) -> tuple[int, int, int]:
+        return self.autoencoder.grid(self.size)
+
+    def ids(self) -> Tensor:
+        return grid_ids(self.grid())
+
+    def load(self, record: Record, generator: torch.Generator) -> Tensor:
+        pixels = read_image(record.media, record.origin, self.config.background)
+        return fit_frames(pixels[None], self.config, record.origin, generator)[0]
+
+    def load_mask(self, record: Record, generator: torch.Generator) -> Tensor:
+        """(H, W) bool, True where the picture is known: dark in the mask. Light parts are painted anew.
+
+        Use the generator's state that `load` had for the picture, so that both are cut at the same place. What a mask
+        does not cover (transparent or padded) is painted anew.
+        """
+        pixels = read_image(record.media, record.origin)
+        return fit_frames(pixels[None], self.config, record.origin, generator, (255, 255, 255))[0].mean(dim=0) < 0
+
+    def given_from_image_mask(self, known: Tensor) -> Tensor:
+        """(H, W) bool known pixels -> (N,) bool: a token is given when all its pixels are known."""
+        if tuple(known.shape) != self.size[1:] or known.dtype != torch.bool:
+            raise ShapeError(f"mask: expected bool {self.size[1:]}, got {known.dtype} {tuple(known.shape)}")
+        patch = self.config.patch
+        return rearrange(known, "(h p) (w q) -> (h w) (p q)", p=patch, q=patch).all(dim=1)
+
+    def encode(self, media: Tensor) -> Tensor:
+        return self.autoencoder.encode(media)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return self.autoencoder.decode(tokens, self.size)
+
+    def write(self, media: Tensor, path: Path) -> Path:
+        """PNG at the picture's own size."""
+        return write_image(media, path)

@@ -1,0 +1,126 @@
+"""Clips: a window of any video at a fixed frame rate and size, space-time patches as tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoencoders.transforms import SpaceTimePixels
+from core.errors import ConfigError, DataError, nearest
+from modalities.base import Record, grid_ids
+from modalities.files import index_video, read_frames, read_image, write_video
+from modalities.image import fit_frames, frame_problems, height_and_width
+
+SHORT = ("refuse", "repeat_last")
+
+
+@dataclass
+class VideoConfig:
+    """
+    Attributes:
+        size, patch, crop, background, min_size: as of ImageConfig.
+        frames: of a clip; 1 + a multiple of `patch_frames` with `first_frame_alone`, else a multiple of it.
+        fps: frames per second; a slower file shows frames more than once.
+        patch_frames: frames in one token.
+        first_frame_alone: the first tokens hold the first frame only, so that it can be given.
+        short: refuse a file with fewer frames than a clip, or repeat_last to fill up with its last frame.
+    """
+
+    size: list[int] = field(default_factory=lambda: [16, 16])
+    frames: int = 9
+    fps: float = 8.0
+    patch: int = 4
+    patch_frames: int = 2
+    first_frame_alone: bool = True
+    crop: str = "center"
+    background: list[int] = field(default_factory=lambda: [255, 255, 255])
+    min_size: int = 0
+    short: str = "refuse"
+
+    def problems(self) -> list[str]:
+        found = frame_problems(self)
+        if not 0 < self.fps < 500:
+            found.append(f"fps: {self.fps} must be above 0 and below 500")
+        if self.patch_frames < 1:
+            found.append(f"patch_frames: {self.patch_frames} must be at least 1")
+        elif self.frames < 1:
+            found.append(f"frames: {self.frames} must be at least 1")
+        elif rest := (self.frames - self.first_frame_alone) % self.patch_frames:
+            alone = "1 plus " if self.first_frame_alone else ""
+            legal = [count for count in (self.frames - rest, self.frames - rest + self.patch_frames) if count >= 1]
+            found.append(
+                f"frames: {self.frames} is not {alone}a multiple of patch_frames {self.patch_frames}; "
+                f"nearest: {' or '.join(map(str, legal))}"
+            )
+        if self.short not in SHORT:
+            found.append(f"short: {self.short!r} is not one of {', '.join(SHORT)}.{nearest(self.short, SHORT)}")
+        return found
+
+
+class VideoAdapter:
+    """Clips (T, 3, H, W) in [-1, 1] and their tokens. Raises ConfigError when the config has problems."""
+
+    modality = "video"
+
+    def __init__(self, config: VideoConfig):
+        if found := config.problems():
+            raise ConfigError(found)
+        self.config = config
+        self.size = config.frames, *height_and_width(config.size)
+        self.autoencoder = SpaceTimePixels(config.patch, config.patch_frames, config.first_frame_alone)
+        self.channels = self.autoencoder.spec.channels
+
+    def grid(self) -> tuple[int, int, int]:
+        return self.autoencoder.grid(self.size)
+
+    def ids(self) -> Tensor:
+        return grid_ids(self.grid())
+
+    def load(self, record: Record, generator: torch.Generator) -> Tensor:
+        """A window at a random place in time, the whole file where it is not longer than a clip."""
+        config = self.config
+        index = index_video(record.media, record.origin, record.rate)
+        there = index.count(config.fps)
+        if there < config.frames and config.short == "refuse":
+            raise DataError(
+                f"{record.origin}: {there} frames at {config.fps:g} fps ({index.seconds:.2f} s), "
+                f"a clip needs {config.frames}"
+            )
+        room = max(0.0, index.seconds - config.frames / config.fps)
+        wanted = index.shown(room * torch.rand((), generator=generator).item(), config.fps, config.frames)
+        wanted = np.pad(wanted, (0, config.frames - len(wanted)), mode="edge")
+        pixels = read_frames(record.media, record.origin, index, wanted)
+        return fit_frames(pixels, config, record.origin, generator)
+
+    def load_first_frame(self, record: Record, generator: torch.Generator) -> Tensor:
+        """A picture as the first frame of a clip (T, 3, H, W); the later frames, to be generated, repeat it."""
+        pixels = read_image(record.media, record.origin, self.config.background)
+        frame = fit_frames(pixels[None], self.config, record.origin, generator)
+        return frame.repeat(self.config.frames, 1, 1, 1)
+
+    def given_first_frame(self) -> Tensor:
+        """(N,) bool, True for the tokens of the first frame.
+
+        Raises:
+            ConfigError: tokens hold the first frame together with later ones.
+        """
+        if not self.config.first_frame_alone and self.config.patch_frames > 1:
+            raise ConfigError(
+                f"first_frame_alone: must be true to give a first frame, since tokens hold "
+                f"{self.config.patch_frames} frames"
+            )
+        return self.ids()[:, 0] == 0
+
+    def encode(self, media: Tensor) -> Tensor:
+        return self.autoencoder.encode(media)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return self.autoencoder.decode(tokens, self.size)
+
+    def write(self, media: Tensor, path: Path) -> Path:
+        """MP4 at the config's frame rate, small clips enlarged."""
+        return write_video(media, path, self.config.fps)

@@ -1,0 +1,68 @@
+import importlib.util
+
+import pytest
+import torch
+
+from core.errors import ConfigError
+from core.trunk.attention import QKNorm, attend, attention_problem
+
+
+def plain_attention(q, k, v, key_mask=None):
+    """softmax(q k^T / sqrt(d)) v, written out. (B, T, H, d) -> (B, T, H d)."""
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None, None], float("-inf"))
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v).flatten(2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+def test_sdpa_equals_softmax(masked, dtype, tolerance):
+    q, k, v = torch.randn(3, 2, 11, 3, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(11) < torch.tensor([[11], [4]]) if masked else None
+    torch.testing.assert_close(attend(q, k, v, mask), plain_attention(q, k, v, mask), atol=tolerance, rtol=0)
+
+
+def test_hidden_keys_have_no_influence():
+    q, k, v = torch.randn(3, 2, 6, 2, 8)
+    mask = torch.tensor([[True] * 4 + [False] * 2] * 2)
+    before = attend(q, k, v, mask)
+    k[:, 4:], v[:, 4:] = 1e4, -1e4
+    assert torch.equal(attend(q, k, v, mask), before)
+
+
+def test_unknown_backend_is_refused_with_the_nearest_name():
+    q = torch.randn(1, 2, 1, 8)
+    with pytest.raises(ConfigError, match=r"'sdpaa' is not one of sdpa, xformers\. Did you mean: 'sdpa'"):
+        attend(q, q, q, backend="sdpaa")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xformers is installed")
+def test_missing_xformers_is_refused_by_name():
+    q = torch.randn(1, 2, 1, 8)
+    with pytest.raises(ConfigError, match="'xformers' is not installed"):
+        attend(q, q, q, backend="xformers")
+    assert attention_problem("sdpa") is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or importlib.util.find_spec("xformers") is None,
+    reason="needs a CUDA device and xformers",
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_xformers_equals_sdpa(masked):
+    q, k, v = torch.randn(3, 2, 11, 3, 64, device="cuda", dtype=torch.bfloat16)
+    mask = (torch.arange(11) < torch.tensor([[11], [4]])).cuda() if masked else None
+    ours, other = attend(q, k, v, mask), attend(q, k, v, mask, backend="xformers")
+    torch.testing.assert_close(ours, other, atol=2e-2, rtol=0)
+
+
+def test_qk_norm_scales_queries_and_keys_apart():
+    norm, qk = QKNorm(4), torch.randn(2, 3, 2, 5, 4)
+    with torch.no_grad():
+        norm.scale.copy_(torch.tensor([1.0, 1, 1, 1, 3, 3, 3, 3]))
+    result = norm(qk)
+    sizes = result.square().mean(-1).sqrt()  # (B, T, 2, H)
+    torch.testing.assert_close(sizes[:, :, 0], torch.ones(2, 3, 5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(sizes[:, :, 1], torch.full((2, 3, 5), 3.0), atol=1e-3, rtol=0)

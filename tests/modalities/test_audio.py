@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+import torch
+
+from core.errors import ConfigError, DataError
+from core.keys import generator
+from modalities.audio import AudioAdapter, AudioConfig
+from modalities.files import probe_audio
+from tests.modalities.making import record, sound_bytes, tone
+
+
+@pytest.mark.parametrize(
+    ("rate", "kind", "subtype"),
+    [(8000, "FLAC", "PCM_16"), (44100, "WAV", "PCM_24"), (44100, "FLAC", "PCM_24"), (4000, "WAV", "FLOAT")],
+)
+def test_any_file_becomes_the_same_tone(rate, kind, subtype):
+    data = sound_bytes(tone(1.0, rate), rate, kind, subtype)
+    media = AudioAdapter(AudioConfig()).load(record(data), generator("a"))
+    assert media.shape == (1, 4000)
+    assert media.dtype == torch.float32
+    np.testing.assert_allclose(media[0, 100:-100].numpy(), tone(1.0, 4000)[100:-100], atol=2e-3)
+
+
+def test_a_window_inside_a_long_file_equals_the_whole_resampled():
+    rate, wanted = 44100, 8000
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (3 * rate, 1)).astype(np.float32)
+    whole = AudioAdapter(AudioConfig(sample_rate=wanted, seconds=3.0)).load(record(noise, rate), generator("a"))[0]
+    adapter = AudioAdapter(AudioConfig(sample_rate=wanted, seconds=0.5))
+    starts = []
+    for i in range(6):
+        window = adapter.load(record(noise, rate), generator("sample", i))[0]
+        assert torch.equal(window, adapter.load(record(noise, rate), generator("sample", i))[0])
+        # Windows start at multiples of 80 output samples (441 of the file).
+        errors = [(whole[s : s + 4000] - window).abs().max().item() for s in range(0, 24000 - 4000 + 1, 80)]
+        starts.append(int(np.argmin(errors)))
+        assert min(errors) < 1e-4
+    assert len(set(starts)) > 3
+
+
+def test_channels_are_mixed_or_doubled():
+    left, right = tone(1.0, 4000, 300), tone(1.0, 4000, 500)
+    stereo = record(np.stack([left, right], axis=1), 4000)
+    mono = record(left[:, None], 4000)
+    mixed = AudioAdapter(AudioConfig()).load(stereo, generator("a"))
+    np.testing.assert_allclose(mixed[0].numpy(), (left + right) / 2, atol=1e-6)
+    config = AudioConfig(channels=2)
+    assert torch.equal(AudioAdapter(config).load(stereo, generator("a")), torch.tensor(stereo.media.T))
+    doubled = AudioAdapter(config).load(mono, generator("a"))
+    assert torch.equal(doubled[0], doubled[1])
+    with pytest.raises(DataError, match="4 channels, stereo takes files with 1 or 2"):
+        AudioAdapter(config).load(record(np.ones((4000, 4), np.float32), 4000), generator("a"))
+
+
+def test_a_short_sound_is_padded_or_refused():
+    item = record(tone(0.25, 8000)[:, None], 8000)
+    media = AudioAdapter(AudioConfig()).load(item, generator("a"))
+    assert (media[0, 1000:] == 0).all()
+    assert media[0, :1000].abs().max() > 0.4
+    with pytest.raises(DataError, match=r"folder/file: 0\.250 s, a window needs 1 s"):
+        AudioAdapter(AudioConfig(short="refuse")).load(item, generator("a"))
+    whole = record(tone(1.0, 44100)[:, None], 44100)
+    assert AudioAdapter(AudioConfig(short="refuse")).load(whole, generator("a")).shape == (1, 4000)
+
+
+def test_silence_and_values_that_are_not_finite_are_refused():
+    adapter = AudioAdapter(AudioConfig())
+    with pytest.raises(DataError, match="folder/file: silent"):
+        adapter.load(record(sound_bytes(np.zeros(4000), 4000)), generator("a"))
+    broken = tone(1.0, 4000)
+    broken[2000] = np.nan
+    with pytest.raises(DataError, match="folder/file: holds samples that are not finite"):
+        adapter.load(record(sound_bytes(broken, 4000, subtype="FLOAT")), generator("a"))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_tokens_invert(channels):
+    adapter = AudioAdapter(AudioConfig(channels=channels))
+    media = torch.rand(3, channels, 4000, generator=generator("a")) * 2 - 1
+    tokens = adapter.encode(media)
+    assert adapter.grid() == (64, 1, 1)
+    assert tokens.shape == (3, 64, 64 * channels)
+    assert adapter.channels == 64 * channels
+    torch.testing.assert_close(adapter.decode(tokens), media, atol=3e-6, rtol=0)
+    assert adapter.ids()[:3].tolist() == [[0, 0, 0], [1, 0, 0], [2, 0, 0]]
+
+
+@pytest.mark.parametrize(("samples", "count"), [(0, 0), (63, 0), (64, 1), (1000, 15), (3999, 62), (4000, 64)])
+def test_given_frames_lie_within_the_prefix(samples, count):
+    given = AudioAdapter(AudioConfig()).given_prefix(samples)
+    assert given.shape == (64,)
+    assert given.sum() == count
+    assert given[:count].all()
+
+
+def test_a_given_frame_does_not_see_behind_the_prefix_and_keeps_it():
+    adapter = AudioAdapter(AudioConfig())
+    data = sound_bytes(tone(0.25, 8000), 8000, subtype="FLOAT")
+    media, known = adapter.load_prefix(record(data))
+    assert media.shape == (1, 4000)
+    assert known == 1000
+    other = media.clone()
+    other[:, known:] = torch.rand(1, 3000, generator=generator("a"))
+    given = adapter.given_prefix(known)
+    tokens = adapter.encode(media[None])
+    assert torch.equal(tokens[:, given], adapter.encode(other[None])[:, given])
+    filled = torch.where(given[None, :, None], tokens, torch.randn(tokens.shape, generator=generator("fill")))
+    kept = (int(given.sum()) - 1) * 64
+    assert known - kept < 2 * 64
+    torch.testing.assert_close(adapter.decode(filled)[0, :, :kept], media[:, :kept], atol=1e-6, rtol=0)
+
+
+def test_a_long_prefix_is_cut_to_a_window():
+    adapter = AudioAdapter(AudioConfig())
+    media, known = adapter.load_prefix(record(tone(2.0, 8000)[:, None], 8000))
+    assert known == 4000
+    assert media.shape == (1, 4000)
+
+
+def test_a_written_sound_has_its_rate(tmp_path):
+    adapter = AudioAdapter(AudioConfig(channels=2))
+    info = probe_audio(adapter.write(torch.zeros(2, 4000), tmp_path / "a"), "a")
+    assert (info.samples, info.rate, info.channels) == (4000, 4000, 2)
+
+
+def test_every_problem_of_a_config_is_named():
+    config = AudioConfig(seconds=0.0, channels=3, hop=0, exponent=1.5, short="loop")
+    assert [line.split(":")[0] for line in config.problems()] == ["seconds", "channels", "hop", "exponent", "short"]
+    assert AudioConfig(sample_rate=0).problems() == ["sample_rate: 0 must be at least 1 Hz"]
+    assert len(AudioConfig(seconds=float("nan")).problems()) == 1
+    with pytest.raises(ConfigError, match="channels: 3 is not one of 1"):
+        AudioAdapter(config)

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from core.errors import ConfigError, DataError, ShapeError
+from core.keys import generator
+from modalities.base import make_segment
+from modalities.files import read_image
+from modalities.image import ImageAdapter, ImageConfig
+from tests.modalities.making import picture_bytes, record
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_picture_of_the_wanted_size_survives_bit_for_bit(tmp_path):
+    adapter, pixels = ImageAdapter(ImageConfig(size=[16])), noise(16, 16)
+    media = adapter.load(record(picture_bytes(pixels)), generator("a"))
+    assert media.shape == (3, 16, 16)
+    assert media.dtype == torch.float32
+    assert media.min() >= -1
+    assert media.max() <= 1
+    tokens = adapter.encode(media[None])
+    assert tokens.shape == (1, 16, 48)
+    assert adapter.channels == 48
+    again = adapter.decode(tokens)[0]
+    assert torch.equal(again, media)
+    assert np.array_equal(read_image(adapter.write(again, tmp_path / "a"), "a"), pixels)
+
+
+def test_positions_and_segment():
+    adapter = ImageAdapter(ImageConfig(size=[8, 12]))
+    assert adapter.grid() == (1, 2, 3)
+    assert adapter.ids().tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
+    segment = make_segment(adapter, torch.zeros(2, 6, 48))
+    assert segment.modality == "image"
+
+
+def test_the_center_crop_keeps_the_middle():
+    pixels = np.zeros((32, 96, 3), np.uint8)
+    pixels[:, 32:64] = 255
+    media = ImageAdapter(ImageConfig(size=[32])).load(record(pixels), generator("a"))
+    assert (media == 1).all()
+
+
+def test_pad_keeps_the_whole_picture():
+    pixels = np.full((16, 64, 3), 255, np.uint8)
+    adapter = ImageAdapter(ImageConfig(size=[32], crop="pad", background=[255, 0, 0]))
+    media = adapter.load(record(pixels), generator("a"))
+    torch.testing.assert_close(media[:, 12:20], torch.ones(3, 8, 32))  # 16 x 64 becomes 8 x 32
+    torch.testing.assert_close(media[0], torch.ones(32, 32))
+    assert (media[1:, :12] == -1).all()
+    assert (media[1:, 20:] == -1).all()
+
+
+def test_resizing_is_antialiased():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    media = ImageAdapter(ImageConfig(size=[16])).load(record(stripes), generator("a"))
+    assert media.abs().max() < 0.1  # plain sampling would give full black or white
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 200), (200, 3), (17, 16), (31, 33), (127, 16)])
+@pytest.mark.parametrize("crop", ["center", "random", "pad"])
+def test_every_shape_fits(height, width, crop):
+    adapter = ImageAdapter(ImageConfig(size=[16, 20], crop=crop))
+    media = adapter.load(record(noise(height, width)), generator("a"))
+    assert media.shape == (3, 16, 20)
+    assert media.isfinite().all()
+
+
+def test_a_random_crop_is_a_function_of_its_generator():
+    adapter = ImageAdapter(ImageConfig(size=[16], crop="random"))
+    item = record(noise(16, 400))
+    crops = [adapter.load(item, generator("sample", i)) for i in range(8)]
+    assert torch.equal(crops[3], adapter.load(item, generator("sample", 3)))
+    assert len({crop.sum().item() for crop in crops}) > 4
+    starts = {tuple(crop[0, 0].tolist()) for crop in crops}
+    row = (torch.tensor(item.media[0, :, 0]) / 127.5 - 1).tolist()
+    assert starts <= {tuple(row[i : i + 16]) for i in range(385)}
+
+
+def test_small_pictures_are_refused_only_when_asked():
+    item = record(noise(12, 40))
+    assert ImageAdapter(ImageConfig(size=[16])).load(item, generator("a")).shape == (3, 16, 16)
+    with pytest.raises(DataError, match="folder/file: 12 x 40 pixels, the short side must have at least 16"):
+        ImageAdapter(ImageConfig(size=[16], min_size=16)).load(item, generator("a"))
+
+
+def test_transparency_takes_the_configured_background():
+    adapter = ImageAdapter(ImageConfig(size=[4], background=[0, 0, 255]))
+    media = adapter.load(record(picture_bytes(Image.new("RGBA", (4, 4), (9, 9, 9, 0)))), generator("a"))
+    assert media.mean(dim=(1, 2)).tolist() == [-1, -1, 1]
+
+
+def test_a_token_is_given_only_when_all_its_pixels_are_known():
+    adapter = ImageAdapter(ImageConfig(size=[8, 12]))
+    known = torch.ones(8, 12, dtype=torch.bool)
+    known[3, 4] = False  # one pixel of the token in row 0, column 1
+    known[4:, 8:] = False
+    assert adapter.given_from_image_mask(known).tolist() == [True, False, True, True, True, False]
+    with pytest.raises(ShapeError, match=r"mask: expected bool \(8, 12\)"):
+        adapter.given_from_image_mask(known.T)
+
+
+def test_given_tokens_keep_their_pixels_through_the_inverse():
+    adapter = ImageAdapter(ImageConfig(size=[16]))
+    media = adapter.load(record(noise(16, 16)), generator("a"))
+    known = torch.zeros(16, 16, dtype=torch.bool)
+    known[:, :10] = True
+    given = adapter.given_from_image_mask(known)
+    tokens = adapter.encode(media[None])
+    filled = torch.where(given[None, :, None], tokens, torch.randn(tokens.shape, generator=generator("fill")))
+    painted = adapter.decode(filled)[0]
+    assert torch.equal(painted[..., :8], media[..., :8])
+    assert not torch.equal(painted[..., 8:], media[..., 8:])
+
+
+def test_a_mask_file_is_cut_like_its_picture():
+    adapter = ImageAdapter(ImageConfig(size=[16], crop="random"))
+    pixels = np.full((16, 200, 3), 255, np.uint8)
+    pixels[:, 60:90] = 0
+    media = adapter.load(record(pixels), generator("same"))
+    known = adapter.load_mask(record(picture_bytes(pixels)), generator("same"))
+    assert known.dtype == torch.bool
+    assert torch.equal(known, media[0] < 0)  # dark is known
+    clear = adapter.load_mask(record(picture_bytes(Image.new("RGBA", (16, 16), (0, 0, 0, 0)))), generator("a"))
+    assert not clear.any()
+
+
+def test_every_problem_of_a_config_is_named():
+    config = ImageConfig(size=[18, 16], patch=4, crop="centre", background=[0, 0, 300], min_size=-1)
+    problems = config.problems()
+    assert problems[0] == "size: 18 is not a multiple of patch 4; nearest: 16 or 20"
+    assert "Did you mean: 'center'?" in problems[1]
+    assert [line.split(":")[0] for line in problems] == ["size", "crop", "background", "min_size"]
+    with pytest.raises(ConfigError, match="size: 18"):
+        ImageAdapter(config)
+    assert ImageConfig(size=[3], patch=4).problems() == ["size: 3 is not a multiple of patch 4; nearest: 4"]
+    assert ImageConfig(size=[]).problems()
+    assert ImageConfig(patch=0).problems() == ["patch: 0 must be at least 1"]
+
+
+def test_the_config_is_a_structured_config():
+    merged = OmegaConf.merge(OmegaConf.structured(ImageConfig), OmegaConf.create({"size": [32], "crop": "pad"}))
+    assert OmegaConf.to_object(merged) == ImageConfig(size=[32], crop="pad")

@@ -1,0 +1,98 @@
+"""One Self-Flow step against golden values: loss, gradients, clipping, AdamW and EMA.
+
+Once by a loop written out here, and once through the objective, optimizer and teacher that the trainer uses.
+"""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from core.alignment import AlignmentConfig, build_alignment
+from core.noising import Draws
+from core.objective import Objective, total_loss
+from core.training.ema import make_teacher, update_teacher
+from core.training.optim import OptimizerConfig, build_optimizer
+from core.types import NoiseLevels, Taps
+from tests.parity.common import golden, golden_json, image_batch, tiny_trunk, worst
+
+STEP = golden("train_step")
+STUDENT = NoiseLevels(torch.stack([STEP["t"], STEP["s"]], dim=1), STEP["mask"].long())
+TEACHER = NoiseLevels(STEP["t_min"][:, None])
+
+
+def named(prefix):
+    return {name.removeprefix(prefix): value for name, value in STEP.items() if name.startswith(prefix)}
+
+
+def teacher_of(student):
+    """The golden teacher: every parameter moved by 0.01 randn, drawn afresh from seed 9 for each."""
+    teacher = make_teacher(student)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9))
+    return teacher
+
+
+def hand_loss(student, teacher):
+    """The paper's Eq. 4-7, from tensors alone."""
+    batch = image_batch(STEP["x0"], STEP["y"])
+    tau = torch.where(STEP["mask"], STEP["s"][:, None], STEP["t"][:, None])[..., None]
+    x_tau = (1 - tau) * STEP["x0"] + tau * STEP["x1"]
+    x_min = (1 - STEP["t_min"][:, None, None]) * STEP["x0"] + STEP["t_min"][:, None, None] * STEP["x1"]
+    output = student((x_tau,), STUDENT, batch, Taps(projected=(1,)))
+    with torch.no_grad():
+        target = teacher((x_min,), TEACHER, batch, Taps(raw=(3,), stop_after=3)).raw[3]
+    cosine = F.cosine_similarity(output.projected[1], target, dim=-1)
+    flow = (output.velocity[0] - (STEP["x1"] - STEP["x0"])).square().mean()
+    return output, target, cosine, flow, flow - 0.8 * cosine.mean()
+
+
+def objective_loss(student, teacher):
+    batch = image_batch(STEP["x0"], STEP["y"])
+    objective = Objective(build_alignment(AlignmentConfig(kind="ema_teacher"), student.depth))
+    terms = objective(student, teacher, batch, Draws((STEP["x1"],), STUDENT, TEACHER), {"image": 48.0})
+    # `count` is of tokens, and the flow term is a mean over channels too
+    return total_loss(terms) - 0.8  # the logged term is 1 - cos
+
+
+def test_outputs_and_loss_terms():
+    student = tiny_trunk()
+    output, target, cosine, flow, loss = hand_loss(student, teacher_of(student))
+    assert worst(output.velocity[0], STEP["v_pred"]) < 1e-5  # worst seen V_PRED
+    assert worst(output.projected[1], STEP["student_proj"]) < 1e-5  # worst seen PROJ
+    assert worst(target, STEP["teacher_raw"]) < 1e-5  # worst seen RAW
+    assert worst(cosine, STEP["cos"]) < 1e-6  # worst seen COS
+    assert worst(flow, STEP["L_gen"]) < 1e-6  # worst seen GEN
+    assert worst(loss, STEP["loss"]) < 1e-6  # worst seen LOSS
+
+
+@pytest.mark.parametrize("loss_of", [lambda *models: hand_loss(*models)[-1], objective_loss])
+def test_gradients_optimizer_and_ema(loss_of):
+    student = tiny_trunk()
+    teacher = teacher_of(student)
+    optimizer = build_optimizer(OptimizerConfig(lr=1e-4), student)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    for name, value in named("before_ema.").items():
+        assert worst(before[name], value) == 0
+
+    loss = loss_of(student, teacher)
+    assert worst(loss, STEP["loss"]) < 1e-6  # worst seen LOSS2
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
+    for name, expected in named("grad.").items():
+        assert worst(gradients[name], expected) < 1e-5 * float(expected.abs().max())  # worst seen GRAD
+    norms = golden_json("summary")["grad_norms"]
+    assert set(norms) == set(gradients)
+    for name, expected in norms.items():
+        assert float(gradients[name].norm()) == pytest.approx(expected, rel=1e-5)  # worst seen NORM
+
+    total = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    assert float(total) == pytest.approx(golden_json("summary")["grad_norm_total_before_clip"], rel=1e-5)
+    optimizer.step()
+    update_teacher(teacher, student, 0.9999)
+    for kind, model in (("after_step.", student), ("after_ema.", teacher)):
+        state = model.state_dict()
+        for name, expected in named(kind).items():
+            # AdamW's first step is lr * sign(gradient): the smallest gradients show rounding most
+            assert worst(state[name], expected) < 1e-6  # worst seen AFTER
+            assert not torch.equal(state[name], before[name])

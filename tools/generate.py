@@ -1,0 +1,158 @@
+"""selfflow generate: pictures, clips and sounds from a trained run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from configs.build import LoadedRun, load_run
+from core.errors import ConfigError
+from core.keys import generator
+from core.sampler import SOLVERS, SamplerConfig
+from modalities.base import Record
+from modalities.files import write_grid
+from modalities.generation import Known, generate
+
+EXAMPLES = """examples:
+  selfflow generate image --run runs/quickstart --prompt "a red circle" --number 4
+  selfflow generate image --run runs/quickstart --prompt "a red circle" --image cat.png --mask hole.png
+  selfflow generate video --run runs/quickstart --prompt "a blue square moving left" --guidance 3
+  selfflow generate video --run runs/quickstart --prompt "a red circle moving up" --first-frame frame.png
+  selfflow generate audio --run runs/quickstart --prompt "notes C E G" --steps 50 --solver heun
+  selfflow generate audio --run runs/quickstart --prompt "notes C E G" --continue start.wav
+
+Beside every file stands a .json with all that made it. The same seed gives the same bytes for any --batch-size.
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "generate",
+        help="make pictures, clips and sounds with a run's EMA weights",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("modality", choices=("image", "video", "audio"))
+    parser.add_argument("--run", dest="folder", type=Path, required=True, help="run folder")
+    parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--prompt", action="append", help="text; may be given several times")
+    wanted.add_argument("--class", dest="label", action="append", help="class name, for runs with labels")
+    parser.add_argument("--number", type=int, default=1, help="samples of each prompt (default 1)")
+    parser.add_argument("--out", type=Path, help="output folder (default RUN/generated/MODALITY)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=8, help="samples at once (default 8)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    sampler = parser.add_argument_group("sampler (defaults: the run's modalities.MODALITY.sampling)")
+    sampler.add_argument("--solver", choices=tuple(SOLVERS))
+    sampler.add_argument("--steps", type=int)
+    sampler.add_argument("--shift", type=float, help="alpha of the time grid's shift; above 1 spends steps at noise")
+    sampler.add_argument("--guidance", type=float, help="guidance scale; 1 switches it off")
+    sampler.add_argument("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise times with guidance")
+    known = parser.add_argument_group("keeping a part")
+    known.add_argument("--image", type=Path, help="image: the picture to paint into, with --mask")
+    known.add_argument("--mask", type=Path, help="image: light pixels are painted anew, dark ones are kept")
+    known.add_argument("--first-frame", type=Path, help="video: a picture to start from")
+    known.add_argument("--continue", dest="prefix", type=Path, help="audio: a sound to continue")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    loaded = load_run(options.folder, options.step, options.device)
+    streams = loaded.config.modalities.streams()
+    if options.modality not in streams:
+        raise ConfigError(f"{options.folder} was not trained on {options.modality}; it has {', '.join(streams)}")
+    if options.number < 1 or options.batch_size < 1:
+        raise ConfigError("--number and --batch-size must be at least 1")
+    prompts = [prompt for prompt in options.prompt or options.label for _ in range(options.number)]
+    settings = sampler_settings(options, streams[options.modality].sampling)
+    out = options.out or options.folder / "generated" / options.modality
+    known = known_part(options, loaded)
+    files = generate_files(loaded, options.modality, prompts, settings, options.seed, out, known, options.batch_size)
+    print(f"{len(files)} files in {out}")
+    return 0
+
+
+def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> SamplerConfig:
+    """The run's defaults with what the command line sets; raises ConfigError for values out of range."""
+    given = {name: getattr(options, name) for name in ("solver", "steps", "shift", "guidance")}
+    if options.interval:
+        given["interval_low"], given["interval_high"] = options.interval
+    settings = replace(defaults, **{name: value for name, value in given.items() if value is not None})
+    if found := settings.problems():
+        raise ConfigError(f"--{line}" for line in found)
+    return settings
+
+
+def known_part(options: argparse.Namespace, loaded: LoadedRun) -> Known | None:
+    """What is to be kept, from the files on the command line."""
+    meant = {"image": options.image or options.mask, "video": options.first_frame, "audio": options.prefix}
+    for modality, path in meant.items():
+        if path is not None and modality != options.modality:
+            raise ConfigError(f"{path}: this option goes with `generate {modality}`, not with {options.modality}")
+    if meant[options.modality] is None:
+        return None
+    adapter = loaded.generator.adapters[options.modality]
+    cut = [generator(options.seed, "known") for _ in range(2)]  # one state twice: picture and mask are cut alike
+    if options.modality == "image":
+        if options.image is None or options.mask is None:
+            raise ConfigError("--image and --mask go together")
+        mask = adapter.load_mask(file_record(options.mask), cut[0])
+        return Known(adapter.load(file_record(options.image), cut[1]), adapter.given_from_image_mask(mask))
+    if options.modality == "video":
+        media = adapter.load_first_frame(file_record(options.first_frame), cut[0])
+        return Known(media, adapter.given_first_frame())
+    media, samples = adapter.load_prefix(file_record(options.prefix))
+    return Known(media, adapter.given_prefix(samples))
+
+
+def file_record(path: Path) -> Record:
+    return Record(key=str(path), origin=str(path), media=path, suffix=path.suffix.lower())
+
+
+def generate_files(
+    loaded: LoadedRun,
+    modality: str,
+    prompts: list[str],
+    settings: SamplerConfig,
+    seed: int,
+    out: Path,
+    known: Known | None = None,
+    batch_size: int = 8,
+) -> list[Path]:
+    """Write one media file and one .json for each prompt, and a labelled grid of several pictures."""
+    out.mkdir(parents=True, exist_ok=True)
+    adapter, files, pictures = loaded.generator.adapters[modality], [], []
+    with tqdm(total=len(prompts) * settings.steps, unit="step", desc=modality, dynamic_ncols=True) as bar:
+        made = generate(loaded.generator, modality, prompts, settings, seed, known, batch_size, bar.update)
+        for index, (prompt, media) in enumerate(zip(prompts, made, strict=True)):
+            path = adapter.write(media, out / f"{index:04d}-{slug(prompt)}")
+            about = {
+                "prompt": prompt,
+                "modality": modality,
+                "seed": seed,
+                "index": index,
+                "step": loaded.step,
+                "method": loaded.config.method,
+                "kept": known is not None,
+                "sampler": asdict(settings),
+                "torch": torch.__version__,
+            }
+            path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+            files.append(path)
+            if modality == "image":
+                pictures.append(media)
+    if len(pictures) > 1:
+        write_grid(torch.stack(pictures), out / "grid", labels=prompts)
+    return files
+
+
+def slug(text: str) -> str:
+    """A short file name from a prompt."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "sample"

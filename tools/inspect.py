@@ -1,0 +1,101 @@
+"""selfflow inspect: what a run folder, a checkpoint or a data folder holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from configs.build import ADAPTERS, checkpoint_store
+from core.errors import ConfigError, DataError
+from core.training.checkpoint import digest
+from modalities.base import Source
+from modalities.data.sources import SourceConfig, build_source
+
+EXAMPLES = """examples:
+  selfflow inspect runs/quickstart                        the run: method, steps, losses, checkpoints, bad records
+  selfflow inspect runs/quickstart --digest               one checksum each of student, teacher and optimizer
+  selfflow inspect runs/quickstart --step 2000 --digest   of an older checkpoint
+  selfflow inspect photos --data image                    a folder, a .parquet or a .tar as training would read it
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "inspect",
+        help="look at a run folder, a checkpoint or data",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", type=Path, help="run folder or data")
+    parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
+    parser.add_argument("--digest", action="store_true", help="checksums of student, teacher and optimizer")
+    parser.add_argument("--data", choices=tuple(ADAPTERS), help="read the path as data of this modality")
+    parser.add_argument("--number", type=int, default=5, help="records to show (default 5)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.data:
+        print("\n".join(describe_data(options.path, options.data, options.number)))
+    elif not (options.path / "config.yaml").exists():
+        raise ConfigError(f"{options.path} is no run folder (it has no config.yaml); for data add --data MODALITY")
+    else:
+        lines = checkpoint_digests(options.path, options.step) if options.digest else describe_run(options.path)
+        print("\n".join(lines))
+    return 0
+
+
+def checkpoint_digests(path: Path, step: int | None) -> list[str]:
+    store, step = checkpoint_store(path, step)
+    parts = {part: store.load_weights(step, part) for part in ("student", "teacher", "optimizer")}
+    return [f"step {step}", *(f"{name} {checksum}" for name, checksum in digest(parts).items())]
+
+
+def describe_run(path: Path) -> list[str]:
+    """Method, progress, last losses by modality, checkpoints (each verified) and bad records."""
+    store, step = checkpoint_store(path, None)
+    extra = store.extra(step)
+    config = extra["config"]
+    weights = store.stored(step)
+    parameters = sum(item.size.numel() for key, item in weights.items() if key.startswith("student/"))
+    lines = [
+        f"run       {path}",
+        f"method    {config['method']}, seed {config['seed']}",
+        f"trunk     {config['trunk']['kind']}, {parameters:,} parameters",
+        f"steps     {step} of {config['training']['steps']} published",
+    ]
+    for known in store.steps():
+        problem = store.problem(known)
+        lines.append(f"checkpoint {known}: {'intact' if problem is None else f'DAMAGED, {problem}'}")
+    last: dict[str, dict] = {}
+    for line in (path / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        last[entry["modality"]] = entry
+    for modality, entry in last.items():
+        values = ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if isinstance(v, float))
+        lines.append(f"{modality:9} step {entry['step']}: {values}")
+    quarantine = path / "quarantine.jsonl"
+    count = len(quarantine.read_text().splitlines()) if quarantine.exists() else 0
+    lines.append(f"bad data  {count} records" + (f", listed in {quarantine}" if count else ""))
+    return lines
+
+
+def describe_data(path: Path, modality: str, number: int) -> list[str]:
+    """Number of records, the first ones, and what is wrong with those that cannot be read."""
+    kind = {".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix, "folder")
+    source: Source = build_source(SourceConfig(kind=kind, path=str(path), caption_default=""), modality, Path.cwd())
+    settings, make_adapter = ADAPTERS[modality]
+    adapter = make_adapter(settings())
+    lines = [f"{path}: {len(source)} {modality} records, {len(source.labels())} labels"]
+    for index in range(min(number, len(source))):
+        try:
+            record = source.read(index)
+            media = adapter.load(record, torch.Generator().manual_seed(0))
+            shape, captions = tuple(media.shape), list(record.captions)
+            lines.append(f"  {record.key}: {shape}, label {record.label}, captions {captions}")
+        except DataError as error:
+            lines.append(f"  {index}: cannot be used: {error}")
+    return lines
