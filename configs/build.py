@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -18,11 +18,12 @@ from core.training.config import to_plain
 from core.training.mixing import ModalityMix
 from core.training.records import RunFolder
 from core.training.trainer import Trainer
-from core.trunk.mmdit import MMDiT
+from core.trunk.context import ContextConfig
+from core.trunk.mmdit import MMDiT, MMDiTConfig
 from core.trunk.sit import SiT
 from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import ModalityAdapter
-from modalities.conditions import Conditions
+from modalities.conditions import ConditionConfig, Conditions
 from modalities.data.loader import StepDataset, StepFeed, Stream, measure_whitening
 from modalities.data.sources import build_source
 from modalities.generation import Generator
@@ -61,12 +62,41 @@ def build_adapters(config: Config) -> dict[str, ModalityAdapter]:
 def build_trunk(config: Config, adapters: dict[str, ModalityAdapter], labels: list[str]) -> nn.Module:
     """The student, initialised from the run's seed. Raises ConfigError for combinations that cannot work."""
     channels = {name: adapter.channels for name, adapter in adapters.items()}
-    projector = config.alignment.kind != "none"
+    aligned = config.alignment.kind != "none"
+    if config.condition.kind == "label" and not labels:
+        raise ConfigError("condition.kind: 'label' needs data with class names; these sources have none")
+    trunk: nn.Module
     if config.trunk.kind == "mmdit":
-        return MMDiT(config.trunk.mmdit, channels, config.seed)
-    if set(channels) != {"image"} or config.condition.kind != "label":
-        raise ConfigError("trunk.kind: 'sit' needs the image modality alone and condition.kind: label")
-    return SiT(config.trunk.sit, config.seed)
+        settings = {entry.name: getattr(config.trunk.mmdit, entry.name) for entry in fields(config.trunk.mmdit)}
+        context = context_config(config.condition, len(labels))
+        projector = "simple" if aligned else "none"
+        trunk = MMDiT(MMDiTConfig(**settings, channels=channels, context=context, projector=projector), config.seed)
+    else:
+        if set(channels) != {"image"} or config.condition.kind != "label":
+            raise ConfigError("trunk.kind: 'sit' needs the image modality alone and condition.kind: label")
+        (_, rows, columns), wanted = adapters["image"].grid(), config.trunk.sit
+        if (rows, columns, channels["image"], len(labels) + 1) != (
+            wanted.grid,
+            wanted.grid,
+            wanted.channels,
+            wanted.num_classes,
+        ):
+            raise ConfigError(
+                f"trunk.sit: grid {wanted.grid}, channels {wanted.channels}, num_classes {wanted.num_classes} do not "
+                f"fit the data: grid {rows} x {columns}, channels {channels['image']}, {len(labels)} classes + 1 null"
+            )
+        trunk = SiT(wanted, config.seed)
+    if found := config.alignment.depth_problems(trunk.depth):
+        raise ConfigError(f"alignment: {line}" for line in found)
+    return trunk
+
+
+def context_config(condition: ConditionConfig, classes: int) -> ContextConfig:
+    """How the trunk reads what `Conditions` makes."""
+    if condition.kind == "label":
+        return ContextConfig(kind="labels", num_classes=classes)
+    rows, words = condition.text.vocabulary, condition.text.max_words
+    return ContextConfig(kind="tokens", vocabulary=rows, words=words, encoder_depth=condition.encoder_depth)
 
 
 def build_streams(config: Config, adapters: dict[str, ModalityAdapter], root: Path) -> dict[str, Stream]:

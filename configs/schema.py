@@ -8,9 +8,9 @@ from core.alignment import AlignmentConfig
 from core.noising import NoisingConfig
 from core.sampler import SamplerConfig
 from core.schedule import TimeConfig
-from core.training.records import LoggingConfig
+from core.training.trackers import LoggingConfig
 from core.training.trainer import TrainingConfig
-from core.trunk.mmdit import MMDiTConfig
+from core.trunk.mmdit import MMDiTSettings
 from core.trunk.sit import SiTConfig
 from modalities.audio import AudioConfig
 from modalities.conditions import ConditionConfig
@@ -111,7 +111,7 @@ class TrunkConfig:
     """kind: mmdit (any mix of modalities), or sit (images with class labels); the section of the other is unused."""
 
     kind: str = "mmdit"
-    mmdit: MMDiTConfig = field(default_factory=MMDiTConfig)
+    mmdit: MMDiTSettings = field(default_factory=MMDiTSettings)
     sit: SiTConfig = field(default_factory=SiTConfig)
 
     def problems(self) -> list[str]:

@@ -42,7 +42,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 def choose(what: str, name: str, table: dict):
     """`table[name]`, or a ConfigError that lists the allowed names."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         allowed = ", ".join(table)
-        raise ConfigError(f"{what}: {name!r} is not one of {allowed}.{nearest(name, table)}")
+        raise ConfigError(f"{what}: {name!r} is not one of {allowed}.{nearest(str(name), table)}")
     return table[name]

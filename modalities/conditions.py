@@ -22,11 +22,13 @@ class ConditionConfig:
     Attributes:
         kind: text (captions through the built-in byte-level encoder) or label (class names of the data).
         dropout: share of samples whose condition is dropped in training, for guidance.
-        text: of the byte-level encoder.
+        encoder_depth: self-attention blocks of the byte-level encoder, which is trained with the trunk.
+        text: how text becomes rows of its table.
     """
 
     kind: str = "text"
     dropout: float = 0.1
+    encoder_depth: int = 1
     text: TextConfig = field(default_factory=TextConfig)
 
     def problems(self) -> list[str]:
@@ -35,6 +37,8 @@ class ConditionConfig:
             found.append(f"kind: {self.kind!r} is not one of text, label")
         if not 0 <= self.dropout < 1:
             found.append(f"dropout: {self.dropout} must lie in [0, 1)")
+        if self.encoder_depth < 0:
+            found.append(f"encoder_depth: {self.encoder_depth} must not be negative")
         return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,10 @@ def generate(
         context = model.conditions.context(chunk, torch.zeros(len(chunk), dtype=torch.bool))
         batch = TokenBatch((segment,), context, keys)
         noise = tuple(part.to(model.device) for part in initial_noise(seed, batch))
-        tick = None if progress is None else (lambda *_, count=len(chunk): progress(count))
+        tick = None if progress is None else partial(_tick, progress, len(chunk))
         (tokens,) = sample(model.trunk, batch.to(model.device), noise, config, seed=seed, progress=tick)
         yield from adapter.decode(whitening.unwhiten(tokens.cpu()))
+
+
+def _tick(progress: Callable[[int], None], samples: int, _step: int, _state: tuple[Tensor, ...]) -> None:
+    progress(samples)

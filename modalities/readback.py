@@ -236,7 +236,7 @@ def _note(part: np.ndarray, rate: float) -> str | None:
     length = len(part)
     inner = part[length // 12 : length - length // 12]  # neighbours may ring into the ends
     inner = inner - inner.mean()
-    if np.sqrt(np.mean(inner**2)) < 0.005:
+    if not np.sqrt(np.mean(inner**2)) >= 0.005:  # silence, or NaN
         return None
     padded = 4 * len(inner)  # finer than the resolution, so that the peak's place is read to a few cents
     power = np.abs(np.fft.rfft(inner * np.hanning(len(inner)), padded)) ** 2

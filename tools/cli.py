@@ -7,7 +7,7 @@ import sys
 
 from core.errors import SelfFlowError
 
-COMMANDS = ("train", "generate", "inspect", "bench", "demo")
+COMMANDS = ("train", "generate", "inspect", "demo")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -44,7 +44,11 @@ class UserSettings:
     problems: list[str]
 
     def locate(self, path: Keys, fallback: str) -> str:
-        """Where the key stands, or else the nearest section above it."""
+        """Where the key stands, or else the first setting below it, or else the nearest section above it."""
+        if path and path not in self.where:  # `sectoin.key=3` on the command line names no place for `sectoin`
+            below = [at for keys, at in self.where.items() if keys[: len(path)] == path]
+            if below:
+                return below[0]
         for length in range(len(path), 0, -1):
             if path[:length] in self.where:
                 return self.where[path[:length]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
@@ -100,6 +101,7 @@ class Trainer:
         self.optimizer = build_optimizer(config.optimizer, self.student)
         self.store = CheckpointStore(folder.path / "checkpoints", keep=config.keep)
         self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit)
+        self.step = 0  # finished steps
         self.failed_saves = 0
         if config.compile:  # in place, so that parameter names and checkpoints stay the same
             self.student.compile()
@@ -108,21 +110,26 @@ class Trainer:
     def fit(self) -> str:
         """Train to the last step. Returns 'finished', or 'stopped' after SIGTERM or SIGINT, always with a
         published checkpoint."""
-        step = self.resume()
-        last = self.config.steps
-        with StopRequest() as stop, tqdm(total=last, initial=step, unit="step", dynamic_ncols=True) as bar:
+        first, last = self.resume(), self.config.steps
+        self.step = first
+        with (
+            closing(self.folder),
+            StopRequest() as stop,
+            tqdm(total=last, initial=first, unit="step", dynamic_ncols=True) as bar,
+        ):
             started = time.perf_counter()
-            for step, microbatches in self.feed.steps(step, last):  # noqa: B020 - the feed continues from `step`
+            for step, microbatches in self.feed.steps(first, last):
                 waited = time.perf_counter() - started
                 metrics = self.train_step(step, microbatches)
-                done, stopping = step + 1, stop.requested
-                self.folder.write_metrics(metrics | {"step": done})
-                self.folder.write_timing(step=done, seconds=time.perf_counter() - started, waited=waited)
+                self.step = step + 1
+                self.folder.write_metrics({"step": self.step, **metrics})
+                self.folder.write_timing(step=self.step, seconds=time.perf_counter() - started, waited=waited)
                 self.show(bar, metrics)
-                if done % self.config.save_every == 0 or done == last or stopping:
-                    self.save(done)
+                stopping = stop.requested
+                if self.step % self.config.save_every == 0 or self.step == last or stopping:
+                    self.save()
                 if stopping:
-                    return "stopped"
+                    return "finished" if self.step == last else "stopped"
                 started = time.perf_counter()
         return "finished"
 
@@ -181,15 +188,15 @@ class Trainer:
         self.folder.truncate(step)
         return step
 
-    def save(self, done: int) -> None:
+    def save(self) -> None:
         """Publish a checkpoint. One failed save (a full disk) is reported; the second in a row stops the run."""
         self.folder.flush()
         try:
-            self.store.publish(done, training_state(self.student, self.teacher, self.optimizer), self.extra)
+            self.store.publish(self.step, training_state(self.student, self.teacher, self.optimizer), self.extra)
         except CheckpointError as error:
             self.failed_saves += 1
-            tqdm.write(f"checkpoint of step {done} could not be saved: {error}")
-            if self.failed_saves >= 2 or done == self.config.steps:
+            tqdm.write(f"checkpoint of step {self.step} could not be saved: {error}")
+            if self.failed_saves >= 2 or self.step == self.config.steps:
                 raise
         else:
             self.failed_saves = 0

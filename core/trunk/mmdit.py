@@ -71,15 +71,14 @@ PROJECTORS: dict[str, Callable[[int], nn.Module | None]] = {"none": lambda width
 
 
 @dataclass
-class MMDiTConfig:
-    """Shape and options of the trunk.
+class MMDiTSettings:
+    """What an experiment chooses of the trunk.
 
     Attributes:
         size: a name of `SIZES`; width, heads, double_blocks and single_blocks override it one by one.
-        channels: latent channels C of each modality, {modality: C}.
-        context: what conditions it.
         mlp_ratio: hidden width of the SwiGLU layers over the trunk's width.
-        qkv_bias: biases of queries, keys and values; the blocks have no others.
+        qkv_bias: biases in the layers that make queries, keys and values (in single blocks that layer is fused
+            with the MLP's first one, and the bias covers both). The blocks have no other biases.
         qk_norm: RMSNorm of queries and keys per head.
         rope_axes: channels of a head per axis (t, h, w), even, summing to the head dimension; empty for an even
             split.
@@ -87,7 +86,6 @@ class MMDiTConfig:
         time_scale: factor of the level before its sinusoid.
         text_time: a name of `TEXT_TIMES`, over the tokens that are neither padding nor given. All agree when
             these share one level, as they do at sampling and in the teacher.
-        projector: none, or simple (the head of the released checkpoint, for student features).
         attention: sdpa or xformers.
     """
 
@@ -96,8 +94,6 @@ class MMDiTConfig:
     heads: int | None = None
     double_blocks: int | None = None
     single_blocks: int | None = None
-    channels: dict[str, int] = field(default_factory=dict)
-    context: ContextConfig = field(default_factory=ContextConfig)
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     qk_norm: bool = True
@@ -105,7 +101,6 @@ class MMDiTConfig:
     rope_theta: float = 2000.0
     time_scale: float = 1000.0
     text_time: str = "mean_embedding"
-    projector: str = "none"
     attention: str = "sdpa"
 
     def shape(self) -> Size:
@@ -129,23 +124,15 @@ class MMDiTConfig:
                 found.append(f"{name}: {value} must be at least 1")
         if not found:
             found += self._head_problems(shape)
-        if not self.channels:
-            found.append("channels: empty; name the latent channels of at least one modality, {modality: C}")
-        for modality, channels in self.channels.items():
-            if not modality.isidentifier():
-                found.append(f"channels: modality {modality!r} must be a plain name (letters, digits, underscore)")
-            if channels < 1:
-                found.append(f"channels.{modality}: {channels} must be at least 1")
         for name in ("mlp_ratio", "rope_theta", "time_scale"):
             if not getattr(self, name) > 0:
                 found.append(f"{name}: {getattr(self, name)} must be above 0")
-        for name, table in (("text_time", TEXT_TIMES), ("projector", PROJECTORS)):
-            value = getattr(self, name)
-            if value not in table:
-                found.append(f"{name}: {value!r} is not one of {', '.join(table)}.{nearest(value, table)}")
+        if self.text_time not in TEXT_TIMES:
+            hint = nearest(self.text_time, TEXT_TIMES)
+            found.append(f"text_time: {self.text_time!r} is not one of {', '.join(TEXT_TIMES)}.{hint}")
         if problem := attention_problem(self.attention):
             found.append(f"attention: {problem}")
-        return found + [f"context.{problem}" for problem in self.context.problems()]
+        return found
 
     def _head_problems(self, shape: Size) -> list[str]:
         if shape.width % shape.heads:
@@ -156,6 +143,35 @@ class MMDiTConfig:
         if len(axes) != rope.AXES or sum(axes) != head_dim or any(axis < 2 or axis % 2 for axis in axes):
             return [f"rope_axes: {list(axes)} must be {rope.AXES} even numbers from 2 that sum to {head_dim}"]
         return []
+
+
+@dataclass
+class MMDiTConfig(MMDiTSettings):
+    """The settings, and what follows from the rest of a run.
+
+    Attributes:
+        channels: latent channels C of each modality, {modality: C}.
+        context: what conditions the trunk.
+        projector: none, or simple (the head of the released checkpoint, for student features).
+    """
+
+    channels: dict[str, int] = field(default_factory=dict)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    projector: str = "none"
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.channels:
+            found.append("channels: empty; name the latent channels of at least one modality, {modality: C}")
+        for modality, channels in self.channels.items():
+            if not modality.isidentifier():
+                found.append(f"channels: modality {modality!r} must be a plain name (letters, digits, underscore)")
+            if channels < 1:
+                found.append(f"channels.{modality}: {channels} must be at least 1")
+        if self.projector not in PROJECTORS:
+            hint = nearest(self.projector, PROJECTORS)
+            found.append(f"projector: {self.projector!r} is not one of {', '.join(PROJECTORS)}.{hint}")
+        return found + [f"context.{problem}" for problem in self.context.problems()]
 
 
 _NO_TAPS = Taps()

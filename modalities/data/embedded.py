@@ -175,7 +175,7 @@ class EmbeddedSource:
         size: int = 16,
         seed: int = 0,
         count: int = 100_000,
-        frames: int = 8,
+        frames: int = 9,
         rate: float | None = None,
         seconds: float = 1.0,
         octave: int = 5,

@@ -164,7 +164,7 @@ def _open(path: Path) -> Iterator:
     except ImportError as error:
         raise ConfigError('kind: parquet needs pyarrow: pip install "selfflow[data]"') from error
     try:
-        with parquet.ParquetFile(path, pre_buffer=False) as file:
+        with parquet.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             yield file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a Parquet file, or damaged: {error}") from error

@@ -62,7 +62,7 @@ class SourceConfig:
     size: int = 16
     count: int = 100_000
     seed: int = 0
-    frames: int = 8
+    frames: int = 9
     rate: float | None = None
     seconds: float = 1.0
     octave: int = 5

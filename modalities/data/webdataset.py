@@ -114,7 +114,7 @@ class WebdatasetSource:
             label = str(fields[self.label])
         texts = self.captions.texts(fields, label, origin)
         # Names repeat from tar to tar, so the tar's name is part of the key.
-        key = f"{self.paths[sample.tar].stem}/{sample.key}"
+        key = f"{self._stems[sample.tar]}/{sample.key}"
         return Record(
             key, origin, self._bytes(sample, sample.media), Path(sample.media.name).suffix.lower(), texts, label
         )

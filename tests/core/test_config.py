@@ -157,6 +157,7 @@ seed: 4
         ("trunk.colour=BLU", "trunk.colour: expected one of RED, BLUE, got 'BLU'. Did you mean: 'BLUE'?"),
         ("method={a: 1}", "method: expected str, got {'a': 1}"),
         ("seed=13", "nothing fits: seed 13 is unlucky"),
+        ("trunc.optimizer.lr=3", "Did you mean: 'trunk'?"),
         ("sources.x=3", "sources.x: expected a section with some of path, weight; got 3"),
         ("note=${nowhere}", "note: Interpolation key 'nowhere' not found"),
     ],

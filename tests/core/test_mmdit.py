@@ -19,7 +19,8 @@ B, L, S = 3, sum(LENGTHS), 5
 
 def config(**changes) -> MMDiTConfig:
     context = ContextConfig(kind="tokens", vocabulary=30, words=S)
-    base = MMDiTConfig("tiny", 32, 2, 2, 3, CHANNELS, context, mlp_ratio=2.0, projector="simple")
+    shape = {"size": "tiny", "width": 32, "heads": 2, "double_blocks": 2, "single_blocks": 3, "mlp_ratio": 2.0}
+    base = MMDiTConfig(**shape, channels=CHANNELS, context=context, projector="simple")
     return replace(base, **changes)
 
 

@@ -34,4 +34,5 @@ def image_batch(x0, label, dropped=None):
 
 
 def worst(a, b):
-    return float((a.double() - b.double()).abs().max())
+    """Largest absolute difference."""
+    return float((a.detach().double() - b.detach().double()).abs().max())

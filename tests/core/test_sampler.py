@@ -1,0 +1,271 @@
+"""The sampler against closed forms, its count of network evaluations, given tokens, and bytes over batch sizes."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from core.errors import ConfigError, ShapeError
+from core.keys import generator
+from core.sampler import SamplerConfig, initial_noise, sample, sde_increments, time_grid
+from core.trunk.sit import SiT, SiTConfig
+from core.types import Context, Segment, TokenBatch, TrunkOutput
+
+
+class Field(nn.Module):
+    """A trunk whose velocity is a given function of (x, levels per token, dropped); it notes its calls."""
+
+    def __init__(self, velocity):
+        super().__init__()
+        self.velocity, self.calls = velocity, []
+
+    def forward(self, noisy, levels, batch):
+        self.calls.append((noisy, levels, batch))
+        t = levels.per_token(sum(batch.lengths)).split(batch.lengths, dim=1)
+        dropped = batch.context.dropped[:, None, None]
+        return TrunkOutput(tuple(self.velocity(x, s[..., None], dropped) for x, s in zip(noisy, t, strict=True)))
+
+
+def batch_of(samples, tokens, channels, given=None, dtype=torch.float64, modality="image"):
+    ids = torch.zeros(1, tokens, 3, dtype=torch.long)
+    segment = Segment(modality, torch.zeros(samples, tokens, channels, dtype=dtype), ids, given=given)
+    return TokenBatch((segment,), Context(torch.zeros(samples, dtype=torch.bool)), tuple(map(str, range(samples))))
+
+
+def to_point(point):
+    """E[v | x_t] when all data is one point: (x - point) / t; at t = 0 any finite value will do."""
+    return lambda x, t, dropped: (x - point) / t.clamp_min(1e-12)
+
+
+def gaussian(mean, deviation):
+    """E[x1 - x0 | x_t] for data N(mean, deviation^2): a linear regression on x_t."""
+
+    def velocity(x, t, dropped):
+        variance = (1 - t) ** 2 * deviation**2 + t**2
+        return -mean + (t - (1 - t) * deviation**2) / variance * (x - (1 - t) * mean)
+
+    return velocity
+
+
+@pytest.mark.parametrize("config", [SamplerConfig("euler", 3), SamplerConfig("euler", 7, shift=4.0)])
+def test_all_data_in_one_point(config):
+    """The paths are straight lines, so that Euler arrives from any noise, on any grid."""
+    batch = batch_of(4, 5, 2)
+    noise = (torch.randn(4, 5, 2, generator=generator(0), dtype=torch.float64),)
+    (final,) = sample(Field(to_point(1.5)), batch, noise, config)
+    torch.testing.assert_close(final, torch.full_like(final, 1.5), atol=1e-12, rtol=0)
+
+
+def gaussian_error(solver, steps, mean=0.7, deviation=0.5):
+    """Of the ODE's map from noise to data, which is exactly mean + deviation * noise."""
+    noise = torch.linspace(-3, 3, 32, dtype=torch.float64).reshape(1, 16, 2)
+    (final,) = sample(Field(gaussian(mean, deviation)), batch_of(1, 16, 2), (noise,), SamplerConfig(solver, steps))
+    return float((final - (mean + deviation * noise)).abs().max())
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_order_of_the_ode_solvers(solver, order):
+    coarse, fine = gaussian_error(solver, 40), gaussian_error(solver, 80)
+    assert fine < (0.05 if order == 1 else 0.001)
+    assert coarse / fine == pytest.approx(2**order, rel=0.1)  # seen 1.98 and 3.86
+
+
+@pytest.mark.parametrize("steps", [50, 200])
+def test_statistics_of_the_sde(steps):
+    """Mean and deviation of 65,536 numbers; the bias falls with the steps."""
+    mean, deviation = 0.7, 0.5
+    batch = batch_of(16, 64, 64)
+    noise = initial_noise(3, batch)
+    assert abs(float(noise[0].mean())) < 0.02
+    assert float(noise[0].std()) == pytest.approx(1, abs=0.02)
+    (final,) = sample(
+        Field(gaussian(mean, deviation)), batch, (noise[0].double(),), SamplerConfig("sde", steps), seed=3
+    )
+    tolerance = 3 / steps + 0.005  # discretisation, and 2.5 standard errors
+    assert float(final.mean()) == pytest.approx(mean, abs=tolerance)  # worst seen 1.2e-3
+    assert float(final.std()) == pytest.approx(deviation, abs=tolerance)  # worst seen 8.7e-3
+
+
+def test_time_grids():
+    assert time_grid(4) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert time_grid(2, shift=3.0) == [1.0, 0.75, 0.0]
+    shifted = time_grid(10, shift=5.0, last_step=0.04)
+    assert (shifted[0], shifted[-2], shifted[-1]) == (1.0, 0.04, 0.0)
+    assert all(a > b for a, b in pairwise(shifted))
+    assert time_grid(50)[15] == 0.7  # exactly, so that an interval up to 0.7 includes it
+
+
+def test_guidance_acts_only_inside_its_interval():
+    """Outside, the null half costs nothing; inside, both halves share one call, null first."""
+    trunk = Field(lambda x, t, dropped: torch.where(dropped, 1.0, 3.0) * torch.ones_like(x))
+    config = SamplerConfig("euler", 10, guidance=2.0, guidance_low=0.3, guidance_high=0.7)
+    noise = torch.zeros(3, 2, 2, dtype=torch.float64)
+    (final,) = sample(trunk, batch_of(3, 2, 2), (noise,), config)
+    exact_calls = [len(noisy[0]) for noisy, _, _ in trunk.calls]
+    assert len(exact_calls) == 10 * 3  # sample by sample on a CPU
+    assert sum(exact_calls) == 3 * (10 + 5)  # doubled at t = 0.7, 0.6, 0.5, 0.4, 0.3
+    torch.testing.assert_close(final, torch.full_like(final, -(5 * 3.0 + 5 * (1 + 2 * (3.0 - 1)))) / 10)
+
+    trunk.calls.clear()
+    config.exact = False
+    (together,) = sample(trunk, batch_of(3, 2, 2), (noise,), config)
+    assert [len(noisy[0]) for noisy, _, _ in trunk.calls] == [3, 3, 3, 6, 6, 6, 6, 6, 3, 3]
+    doubled = trunk.calls[4][2]
+    assert doubled.context.dropped.tolist() == [True] * 3 + [False] * 3
+    assert doubled.keys == ("0", "1", "2") * 2
+    assert torch.equal(together, final)
+
+
+@pytest.mark.parametrize(("solver", "evaluations"), [("euler", 6), ("heun", 12), ("sde", 6)])
+def test_evaluations_per_step_and_no_null_half_without_guidance(solver, evaluations):
+    trunk = Field(gaussian(0.0, 1.0))
+    batch = batch_of(2, 3, 2)
+    sample(trunk, batch, initial_noise(0, batch), SamplerConfig(solver, 6, exact=False))
+    assert [len(noisy[0]) for noisy, _, _ in trunk.calls] == [2] * evaluations
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "sde"])
+@pytest.mark.parametrize("given_level", [0.0, 0.2])
+def test_given_tokens_stay_and_are_seen_at_their_level(solver, given_level):
+    draw = generator(1)
+    given = torch.tensor([[True, False, False], [False, True, True]])
+    image = Segment("image", torch.randn(2, 3, 4, generator=draw), torch.zeros(1, 3, 3, dtype=torch.long), given=given)
+    action = Segment("action", torch.zeros(2, 2, 5), torch.zeros(1, 2, 3, dtype=torch.long))
+    batch = TokenBatch((image, action), Context(torch.zeros(2, dtype=torch.bool)), ("a", "b"))
+    noise = initial_noise(0, batch)
+    trunk = Field(lambda x, t, dropped: x - 0.3)
+    config = SamplerConfig(solver, 4, given_level=given_level, guidance=2.0, exact=False)
+    pictures, actions = sample(trunk, batch, noise, config)
+
+    assert torch.equal(pictures[given], image.x0[given])
+    assert (pictures[~given] != noise[0][~given]).all()
+    assert (actions != noise[1]).all()
+    held = image.x0 + (noise[0] - image.x0) * given_level
+    for noisy, levels, _ in trunk.calls:
+        seen = noisy[0].chunk(2)[1]
+        torch.testing.assert_close(seen[given], held[given], atol=1e-6, rtol=0)
+        times = levels.per_token(5).chunk(2)[1]
+        assert levels.values.shape == (4, 2)
+        assert torch.equal(times[:, :3][given], torch.full((3,), given_level))
+        free = torch.cat([times[:, :3][~given], times[:, 3:].flatten()])
+        assert (free == levels.values[0, 0]).all()
+
+
+def test_without_given_tokens_there_is_one_level():
+    trunk = Field(gaussian(0.0, 1.0))
+    batch = batch_of(2, 3, 2, dtype=torch.float32)
+    sample(trunk, batch, initial_noise(0, batch), SamplerConfig("euler", 2, exact=False))
+    assert all(levels.index is None and levels.values.shape == (2, 1) for _, levels, _ in trunk.calls)
+
+
+def test_progress_and_dtype():
+    batch, seen = batch_of(2, 3, 2), []
+    noise = (initial_noise(0, batch)[0].bfloat16(),)
+    (final,) = sample(
+        Field(gaussian(0.0, 1.0)), batch, noise, SamplerConfig(steps=4), progress=lambda n, x: seen.append((n, x))
+    )
+    assert final.dtype == torch.float32  # the state is never less
+    assert [n for n, _ in seen] == [1, 2, 3, 4]
+    assert torch.equal(seen[-1][1][0], final)
+
+
+def test_draws_belong_to_a_sample_and_a_purpose():
+    small, large = batch_of(1, 4, 3), batch_of(3, 4, 3)
+    assert torch.equal(initial_noise(0, small)[0][0], initial_noise(0, large)[0][0])
+    different = [
+        initial_noise(0, large)[0][0],
+        initial_noise(0, large)[0][1],
+        initial_noise(1, large)[0][0],
+        sde_increments(0, large)(0)[0][0],
+        sde_increments(0, large)(1)[0][0],
+    ]
+    for i, a in enumerate(different):
+        assert not any(torch.equal(a, b) for b in different[i + 1 :])
+    two = TokenBatch((small.segments[0], small.segments[0]), small.context, small.keys)
+    first, second = initial_noise(0, two)
+    assert not torch.equal(first, second)
+
+
+def test_errors():
+    batch = batch_of(2, 3, 2)
+    bad = SamplerConfig(solver="heunn", steps=0, shift=0.0, guidance=-1.0, guidance_low=0.9, guidance_high=0.7)
+    with pytest.raises(ConfigError) as error:
+        sample(Field(gaussian(0.0, 1.0)), batch, initial_noise(0, batch), bad)
+    assert len(error.value.problems) == 5
+    assert "Did you mean: 'heun'" in str(error.value)
+    assert SamplerConfig(solver="sde", steps=1).problems()
+    assert SamplerConfig(given_level=1.0).problems()
+    with pytest.raises(ShapeError, match="noise"):
+        sample(Field(gaussian(0.0, 1.0)), batch, (torch.zeros(2, 3, 5),), SamplerConfig())
+    with pytest.raises(ShapeError, match="keys"):
+        initial_noise(0, TokenBatch(batch.segments, batch.context))
+
+
+def random_sit(seed=0):
+    trunk = SiT(SiTConfig(width=96, depth=3, heads=3, grid=5, num_classes=11), seed).eval()
+    with torch.no_grad():
+        for name, parameter in trunk.named_parameters():  # the zero ones would hide everything
+            parameter.copy_(torch.randn(parameter.shape, generator=generator(seed, name)) * 0.1)
+    return trunk
+
+
+def class_batch(first, count, given):
+    """Samples first..first + count - 1 of one long list, 25 tokens each."""
+    keys = [f"image/{i}" for i in range(first, first + count)]
+    ids = torch.tensor([[[0, i // 5, i % 5] for i in range(25)]])
+    x0 = torch.stack([torch.randn(25, 16, generator=generator("x0", key)) for key in keys])
+    mask = torch.stack([torch.rand(25, generator=generator("given", key)) < 0.3 for key in keys]) if given else None
+    label = torch.arange(first, first + count) % 10
+    segment = Segment("image", x0, ids, given=mask)
+    return TokenBatch((segment,), Context(torch.zeros(count, dtype=torch.bool), label), tuple(keys))
+
+
+def sampled(trunk, batch_size, config, given):
+    """Eight samples, `batch_size` at a time."""
+    parts = []
+    for first in range(0, 8, batch_size):
+        batch = class_batch(first, min(batch_size, 8 - first), given)
+        parts.append(sample(trunk, batch, initial_noise(5, batch), config, seed=5)[0])
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [
+        (SamplerConfig("euler", 5, guidance=3.0, guidance_high=0.7), False),
+        (SamplerConfig("heun", 3), True),
+        (SamplerConfig("sde", 5, guidance=2.0), True),
+    ],
+)
+def test_same_seed_same_bytes_for_any_batch_size(config, given, threads):
+    trunk, before = random_sit(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        one, three, eight = (sampled(trunk, size, config, given) for size in (1, 3, 8))
+        config.exact = False
+        loose = sampled(trunk, 8, config, given)
+    finally:
+        torch.set_num_threads(before)
+        config.exact = True
+    assert one.numpy().tobytes() == three.numpy().tobytes() == eight.numpy().tobytes()
+    torch.testing.assert_close(loose, eight, atol=1e-4, rtol=0)
+
+
+def test_bytes_depend_on_batch_size_without_exact():
+    """What `exact` is for: a kernel that sees the whole batch rounds one sample by its neighbours."""
+
+    def velocity(x, t, dropped):
+        neighbours = 1e-6 * len(x)  # a stand-in for it, so that this test does not hang on one machine's kernels
+        return x * (1 + neighbours)
+
+    finals = {}
+    for exact in (True, False):
+        for size in (1, 8):
+            batch = class_batch(0, size, False)
+            noise = initial_noise(5, batch)
+            (final,) = sample(Field(velocity), batch, noise, SamplerConfig(steps=3, exact=exact))
+            finals[exact, size] = final[:1]
+    assert torch.equal(finals[True, 1], finals[True, 8])
+    assert not torch.equal(finals[False, 1], finals[False, 8])
