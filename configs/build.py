@@ -14,7 +14,7 @@ from core.alignment import build_alignment
 from core.errors import CheckpointError, ConfigError
 from core.objective import Objective
 from core.training.checkpoint import CheckpointStore
-from core.training.config import to_plain
+from core.training.config import read_plain, refuse_changes, to_plain
 from core.training.mixing import ModalityMix
 from core.training.records import RunFolder
 from core.training.trainer import Trainer
@@ -85,6 +85,8 @@ def build_trunk(config: Config, adapters: dict[str, ModalityAdapter], labels: li
                 f"trunk.sit: grid {wanted.grid}, channels {wanted.channels}, num_classes {wanted.num_classes} do not "
                 f"fit the data: grid {rows} x {columns}, channels {channels['image']}, {len(labels)} classes + 1 null"
             )
+        if aligned and not wanted.projector:
+            raise ConfigError(f"trunk.sit.projector: must be true with alignment.kind {config.alignment.kind!r}")
         trunk = SiT(wanted, config.seed)
     if found := config.alignment.depth_problems(trunk.depth):
         raise ConfigError(f"alignment: {line}" for line in found)
@@ -115,23 +117,42 @@ def build_streams(config: Config, adapters: dict[str, ModalityAdapter], root: Pa
     return streams
 
 
-def build_trainer(config: Config, root: Path | None = None) -> Trainer:
-    """Everything `selfflow train` needs, for a new run or to resume the one in `config.run`."""
-    adapters = build_adapters(config)
-    streams = build_streams(config, adapters, root or Path.cwd())
-    fingerprints = {name: stream.source.fingerprint() for name, stream in streams.items()}
-    folder = RunFolder.open(Path(config.run), to_plain(config), fingerprints, free_on_resume(config))
-    labels = sorted({label for stream in streams.values() for label in stream.source.labels()})
-    whitening = {name: measure_whitening(stream, config.seed) for name, stream in streams.items()}
-    conditions = Conditions(config.condition, labels)
-    trunk = build_trunk(config, adapters, labels)
+def class_names(streams: dict[str, Stream]) -> list[str]:
+    """Every class name of the data, in the order of the trunk's label table."""
+    return sorted({label for stream in streams.values() for label in stream.source.labels()})
+
+
+def measure_all(config: Config, streams: dict[str, Stream]) -> dict[str, Whitening]:
+    return {name: measure_whitening(stream, config.seed) for name, stream in streams.items()}
+
+
+def build_dataset(
+    config: Config, streams: dict[str, Stream], whitening: dict[str, Whitening], labels: list[str]
+) -> StepDataset:
+    """The microbatches of the run. Raises DataError when the first sample of a modality cannot be made."""
     entries = config.modalities.streams()
     mix = ModalityMix(
         config.seed,
         {name: entry.share for name, entry in entries.items()},
         {name: entry.batch for name, entry in entries.items()},
     )
+    conditions = Conditions(config.condition, labels)
     dataset = StepDataset(config.seed, mix, streams, whitening, config.noising, conditions, config.training.accumulate)
+    dataset.check()
+    return dataset
+
+
+def build_trainer(config: Config, root: Path | None = None) -> Trainer:
+    """Everything `selfflow train` needs, for a new run or to resume the one in `config.run`."""
+    adapters = build_adapters(config)
+    streams = build_streams(config, adapters, root or Path.cwd())
+    fingerprints = {name: stream.source.fingerprint() for name, stream in streams.items()}
+    folder = RunFolder.open(Path(config.run), to_plain(config), fingerprints, free_on_resume(config))
+    labels = class_names(streams)
+    whitening = known_whitening(Path(config.run)) or measure_all(config, streams)
+    trunk = build_trunk(config, adapters, labels)
+    dataset = build_dataset(config, streams, whitening, labels)
+    entries = config.modalities.streams()
     device = config.training.torch_device()
     extra = {
         "config": to_plain(config),
@@ -147,6 +168,25 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
         {name: entry.loss_weight for name, entry in entries.items()},
         extra,
     )
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the run has all of its steps. Raises ConfigError where its settings differ from the given ones."""
+    path = Path(config.run)
+    store = CheckpointStore(path / "checkpoints")
+    if max(store.steps(), default=0) < config.training.steps or (store.latest() or 0) < config.training.steps:
+        return False
+    refuse_changes(read_plain(path / "config.yaml"), to_plain(config), free_on_resume(config))
+    return True
+
+
+def known_whitening(run: Path) -> dict[str, Whitening]:
+    """The statistics that a run's newest checkpoint was trained with; empty for a new run."""
+    store = CheckpointStore(run / "checkpoints")
+    step = store.latest()
+    if step is None:
+        return {}
+    return {name: Whitening.from_dict(values) for name, values in store.extra(step)["whitening"].items()}
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,15 @@ class AudioAdapter:
         ends = (self.ids()[:, 0] + 1) * self.config.hop
         return ends.clamp_max(self.samples) <= samples
 
+    def kept_prefix(self, samples: int) -> Tensor:
+        """(samples,) bool: samples that the given tokens of such a prefix determine alone.
+
+        Every sample lies in two frames, so these end `hop` samples before the last given frame does.
+        """
+        tokens = int(self.given_prefix(samples).sum())
+        kept = self.samples if tokens == self.grid()[0] else (tokens - 1) * self.config.hop
+        return torch.arange(self.samples) < kept
+
     def encode(self, media: Tensor) -> Tensor:
         return self.autoencoder.encode(media)
 

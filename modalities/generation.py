@@ -29,10 +29,17 @@ class Generator:
 
 @dataclass(frozen=True)
 class Known:
-    """Media of which a part is to be kept: media (*shape) as the adapter loads it, given (N,) bool tokens."""
+    """Media of which a part is to be kept.
+
+    Attributes:
+        media: (*shape) as the adapter loads it.
+        given: (N,) bool, tokens that lie within the known part; the trunk sees these.
+        kept: bool that broadcasts to `media`: the known part, which comes back exactly as it is in `media`.
+    """
 
     media: Tensor
     given: Tensor
+    kept: Tensor
 
 
 def generate(
@@ -65,7 +72,8 @@ def generate(
         noise = tuple(part.to(model.device) for part in initial_noise(seed, batch))
         tick = None if progress is None else partial(_tick, progress, len(chunk))
         (tokens,) = sample(model.trunk, batch.to(model.device), noise, config, seed=seed, progress=tick)
-        yield from adapter.decode(whitening.unwhiten(tokens.cpu()))
+        for media in adapter.decode(whitening.unwhiten(tokens.cpu())):
+            yield media if known is None else torch.where(known.kept, known.media, media)
 
 
 def _tick(progress: Callable[[int], None], samples: int, _step: int, _state: tuple[Tensor, ...]) -> None:

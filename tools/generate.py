@@ -68,6 +68,10 @@ def run(options: argparse.Namespace) -> int:
     streams = loaded.config.modalities.streams()
     if options.modality not in streams:
         raise ConfigError(f"{options.folder} was not trained on {options.modality}; it has {', '.join(streams)}")
+    kind = loaded.config.condition.kind
+    if (options.label is not None) != (kind == "label"):
+        wanted = "--class NAME" if kind == "label" else '--prompt "TEXT"'
+        raise ConfigError(f"{options.folder} was trained with condition.kind {kind!r}; ask with {wanted}")
     if options.number < 1 or options.batch_size < 1:
         raise ConfigError("--number and --batch-size must be at least 1")
     prompts = [prompt for prompt in options.prompt or options.label for _ in range(options.number)]
@@ -86,7 +90,7 @@ def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> Sa
         given["interval_low"], given["interval_high"] = options.interval
     settings = replace(defaults, **{name: value for name, value in given.items() if value is not None})
     if found := settings.problems():
-        raise ConfigError(f"--{line}" for line in found)
+        raise ConfigError(f"--{line.replace('guidance_low, guidance_high', 'interval')}" for line in found)
     return settings
 
 
@@ -104,12 +108,14 @@ def known_part(options: argparse.Namespace, loaded: LoadedRun) -> Known | None:
         if options.image is None or options.mask is None:
             raise ConfigError("--image and --mask go together")
         mask = adapter.load_mask(file_record(options.mask), cut[0])
-        return Known(adapter.load(file_record(options.image), cut[1]), adapter.given_from_image_mask(mask))
+        media = adapter.load(file_record(options.image), cut[1])
+        return Known(media, adapter.given_from_image_mask(mask), mask)
     if options.modality == "video":
         media = adapter.load_first_frame(file_record(options.first_frame), cut[0])
-        return Known(media, adapter.given_first_frame())
+        first = torch.arange(media.shape[0]) == 0
+        return Known(media, adapter.given_first_frame(), first[:, None, None, None])
     media, samples = adapter.load_prefix(file_record(options.prefix))
-    return Known(media, adapter.given_prefix(samples))
+    return Known(media, adapter.given_prefix(samples), adapter.kept_prefix(samples))
 
 
 def file_record(path: Path) -> Record:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 
 from configs.build import ADAPTERS, checkpoint_store
 from core.errors import ConfigError, DataError
-from core.training.checkpoint import digest
+from core.training.checkpoint import CheckpointStore, digest
+from core.training.config import read_plain
+from core.training.records import read_lines
 from modalities.base import Source
 from modalities.data.sources import SourceConfig, build_source
 
@@ -56,29 +57,29 @@ def checkpoint_digests(path: Path, step: int | None) -> list[str]:
 
 def describe_run(path: Path) -> list[str]:
     """Method, progress, last losses by modality, checkpoints (each verified) and bad records."""
-    store, step = checkpoint_store(path, None)
-    extra = store.extra(step)
-    config = extra["config"]
-    weights = store.stored(step)
-    parameters = sum(item.size.numel() for key, item in weights.items() if key.startswith("student/"))
+    store = CheckpointStore(path / "checkpoints")
+    config, step = read_plain(path / "config.yaml"), store.latest()
+    trunk, published = config["trunk"]["kind"], "no checkpoint yet"
+    if step is not None:
+        sizes = [item.size.numel() for key, item in store.stored(step).items() if key.startswith("student/")]
+        trunk, published = f"{trunk}, {sum(sizes):,} parameters", f"{step} of {config['training']['steps']} published"
     lines = [
         f"run       {path}",
         f"method    {config['method']}, seed {config['seed']}",
-        f"trunk     {config['trunk']['kind']}, {parameters:,} parameters",
-        f"steps     {step} of {config['training']['steps']} published",
+        f"trunk     {trunk}",
+        f"steps     {published}",
     ]
     for known in store.steps():
         problem = store.problem(known)
         lines.append(f"checkpoint {known}: {'intact' if problem is None else f'DAMAGED, {problem}'}")
     last: dict[str, dict] = {}
-    for line in (path / "metrics.jsonl").read_text().splitlines():
-        entry = json.loads(line)
+    for entry in read_lines(path / "metrics.jsonl"):
         last[entry["modality"]] = entry
     for modality, entry in last.items():
         values = ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if isinstance(v, float))
         lines.append(f"{modality:9} step {entry['step']}: {values}")
     quarantine = path / "quarantine.jsonl"
-    count = len(quarantine.read_text().splitlines()) if quarantine.exists() else 0
+    count = len(read_lines(quarantine))
     lines.append(f"bad data  {count} records" + (f", listed in {quarantine}" if count else ""))
     return lines
 
@@ -86,7 +87,8 @@ def describe_run(path: Path) -> list[str]:
 def describe_data(path: Path, modality: str, number: int) -> list[str]:
     """Number of records, the first ones, and what is wrong with those that cannot be read."""
     kind = {".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix, "folder")
-    source: Source = build_source(SourceConfig(kind=kind, path=str(path), caption_default=""), modality, Path.cwd())
+    config = SourceConfig(kind=kind, path=str(path), caption_default="(no caption)")
+    source: Source = build_source(config, modality, Path.cwd())
     settings, make_adapter = ADAPTERS[modality]
     adapter = make_adapter(settings())
     lines = [f"{path}: {len(source)} {modality} records, {len(source.labels())} labels"]

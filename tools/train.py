@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from configs.build import build_trainer
+from configs.build import build_trainer, is_finished
 from configs.load import load_config
 from core.errors import ConfigError
 from core.training.config import to_yaml
@@ -43,11 +43,14 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         from tools.dry_run import describe
 
-        print(describe(config))
+        print(describe(config, options.config.parent))
         return 0
     if not config.run:
         raise ConfigError("run: names the folder of the run; add run=FOLDER")
-    trainer = build_trainer(config)
+    if is_finished(config):
+        print(f"already finished: all {config.training.steps} steps are done; run folder: {config.run}")
+        return 0
+    trainer = build_trainer(config, options.config.parent)
     result = trainer.fit()
     print(f"{result} after {trainer.step} of {config.training.steps} steps; run folder: {config.run}")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from core.errors import DataError
 from core.training.feed import Rejected
+from core.training.records import keep_lines, read_lines
 
 
 class Quarantine:
@@ -21,27 +22,21 @@ class Quarantine:
     def __init__(self, path: Path, limit: int):
         self.path, self.limit = path, limit
         self._known: dict[tuple[str, str], dict] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the half-written last line of a killed run; the record will be met again
-                self._known[entry["modality"], entry["key"]] = entry
+        keep_lines(path)  # cuts off the half-written last line of a killed run; that record will be met again
+        for entry in read_lines(path):
+            self._known[entry["modality"], entry["key"]] = entry
 
     def __len__(self) -> int:
         return len(self._known)
 
     def add(self, rejected: Iterable[Rejected]) -> None:
-        """Note the records; raises DataError once more than `limit` distinct ones are known."""
-        new = [item for item in rejected if (item.modality, item.key) not in self._known]
-        if not new:
-            return
-        with self.path.open("a") as file:
-            for item in new:
+        """Note the records; raises DataError while more than `limit` distinct ones are known, also after a restart."""
+        for item in rejected:
+            if (item.modality, item.key) not in self._known:
                 entry = asdict(item)
                 self._known[item.modality, item.key] = entry
-                file.write(json.dumps(entry) + "\n")
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
         if len(self) > self.limit:
             last = "\n".join(f"  {e['origin']}: {e['reason']}" for e in list(self._known.values())[-5:])
             raise DataError(

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -82,8 +83,8 @@ class RunFolder:
     def truncate(self, step: int) -> None:
         """Forget the metrics of steps after `step`, and half-written last lines; called before training goes on."""
         self.close_files()
-        _keep_lines(self.path / "metrics.jsonl", lambda entry: entry["step"] <= step)
-        _keep_lines(self.path / "timings.jsonl", lambda entry: True)
+        keep_lines(self.path / "metrics.jsonl", lambda entry: entry["step"] <= step)
+        keep_lines(self.path / "timings.jsonl")
 
     def flush(self) -> None:
         """Make every line durable."""
@@ -135,7 +136,7 @@ def _parse(data: bytes) -> list[tuple[int, dict]]:
     return found
 
 
-def _keep_lines(path: Path, wanted) -> None:
+def keep_lines(path: Path, wanted: Callable[[dict], bool] = lambda entry: True) -> None:
     """Cut a JSON-lines file behind the last line of its leading run of `wanted` entries. Atomic: one truncation."""
     if not path.exists():
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from contextlib import closing
@@ -112,6 +113,8 @@ class Trainer:
         published checkpoint."""
         first, last = self.resume(), self.config.steps
         self.step = first
+        if first == 0 and (warning := self.config.ema.warning(last)):
+            print(f"warning: {warning}", file=sys.stderr)
         with (
             closing(self.folder),
             StopRequest() as stop,
@@ -127,7 +130,7 @@ class Trainer:
                 self.show(bar, metrics)
                 stopping = stop.requested
                 if self.step % self.config.save_every == 0 or self.step == last or stopping:
-                    self.save()
+                    self.save(leaving=stopping or self.step == last)
                 if stopping:
                     return "finished" if self.step == last else "stopped"
                 started = time.perf_counter()
@@ -188,15 +191,16 @@ class Trainer:
         self.folder.truncate(step)
         return step
 
-    def save(self) -> None:
-        """Publish a checkpoint. One failed save (a full disk) is reported; the second in a row stops the run."""
+    def save(self, leaving: bool) -> None:
+        """Publish a checkpoint. One failed save (a full disk) is reported; the second in a row, and one that nothing
+        would follow, is an error."""
         self.folder.flush()
         try:
             self.store.publish(self.step, training_state(self.student, self.teacher, self.optimizer), self.extra)
         except CheckpointError as error:
             self.failed_saves += 1
             tqdm.write(f"checkpoint of step {self.step} could not be saved: {error}")
-            if self.failed_saves >= 2 or self.step == self.config.steps:
+            if self.failed_saves >= 2 or leaving:
                 raise
         else:
             self.failed_saves = 0

@@ -130,6 +130,16 @@ def _adaln(width: int, parts: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), nn.Linear(width, parts * width))
 
 
+def _modulation(adaln: nn.Sequential, condition: Tensor, levels: NoiseLevels, parts: int) -> tuple[Tensor, ...]:
+    """(B, K, D) -> shift, 1 + scale[, gate[, shift, 1 + scale, gate]], each (B, L or 1, D).
+
+    All arithmetic, the 1 included, is done on K rows; tokens only get copies.
+    """
+    rows = list(adaln(condition).chunk(parts, dim=-1))
+    rows[1::3] = [1 + scale for scale in rows[1::3]]
+    return levels.expand(torch.cat(rows, dim=-1)).chunk(parts, dim=-1)
+
+
 class Block(nn.Module):
     """adaLN-Zero transformer block."""
 
@@ -141,10 +151,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, levels: NoiseLevels) -> Tensor:
         """x (B, L, D), condition (B, K, D) -> (B, L, D)."""
-        rows = self.adaLN_modulation(condition)  # (B, K, 6D), computed for K rows and not for L
-        shift1, scale1, gate1, shift2, scale2, gate2 = levels.expand(rows).chunk(6, dim=-1)
-        x = torch.addcmul(x, gate1, self.attn(modulated_norm(x, shift1, 1 + scale1)))
-        return torch.addcmul(x, gate2, self.mlp(modulated_norm(x, shift2, 1 + scale2)))
+        shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(self.adaLN_modulation, condition, levels, 6)
+        x = torch.addcmul(x, gate1, self.attn(modulated_norm(x, shift1, scale1)))
+        return torch.addcmul(x, gate2, self.mlp(modulated_norm(x, shift2, scale2)))
 
 
 class FinalLayer(nn.Module):
@@ -155,8 +164,8 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, levels: NoiseLevels) -> Tensor:
         """x (B, L, D), condition (B, K, D) -> (B, L, out)."""
-        shift, scale = levels.expand(self.adaLN_modulation(condition)).chunk(2, dim=-1)
-        return self.linear(modulated_norm(x, shift, 1 + scale))
+        shift, scale = _modulation(self.adaLN_modulation, condition, levels, 2)
+        return self.linear(modulated_norm(x, shift, scale))
 
 
 _NO_TAPS = Taps()

@@ -91,6 +91,11 @@ class StepDataset(Dataset):
         samples = [self.sample(modality, position, rejected) for position in range(first, first + size)]
         return self.collate(modality, samples, tuple(rejected))
 
+    def check(self) -> None:
+        """Make the first sample of every modality, so that data that cannot work is refused before step 1."""
+        for modality in self.streams:
+            self.sample(modality, 0, [])
+
     def sample(self, modality: str, position: int, rejected: list[Rejected]) -> _Sample:
         """The sample at a position; unusable records are noted in `rejected` and stepped over."""
         stream = self.streams[modality]
@@ -119,9 +124,7 @@ class StepDataset(Dataset):
         def rng(purpose: str) -> torch.Generator:
             return generator(self.seed, adapter.modality, epoch, record.key, purpose)
 
-        media = adapter.load(record, rng("media"))
-        if not torch.isfinite(media).all():
-            raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
+        media = load_media(stream, record, epoch, self.seed)
         length = adapter.ids().shape[0]
         condition, dropped = self.conditions.draw(record, rng("condition"))
         given = None
@@ -160,7 +163,7 @@ class StepFeed:
     def steps(self, first: int, last: int) -> Iterator[tuple[int, list[Microbatch]]]:
         accumulate = self.dataset.accumulate
         loader = DataLoader(
-            self.dataset,
+            _ErrorsAsItems(self.dataset),
             batch_size=None,
             sampler=range(first * accumulate, last * accumulate),
             num_workers=self.workers,
@@ -169,31 +172,59 @@ class StepFeed:
         )
         microbatches = iter(loader)
         for step in range(first, last):
-            yield step, [next(microbatches) for _ in range(accumulate)]
+            prepared = [next(microbatches) for _ in range(accumulate)]
+            for item in prepared:
+                if isinstance(item, DataError):
+                    raise item
+            yield step, prepared
+
+
+class _ErrorsAsItems(Dataset):
+    """Hands a DataError over instead of raising it: torch would turn one of a worker into the text of a traceback."""
+
+    def __init__(self, dataset: StepDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, item: int) -> Microbatch | DataError:
+        try:
+            return self.dataset[item]
+        except DataError as error:
+            return error
+
+
+def load_media(stream: Stream, record: Record, epoch: int, seed: int) -> Tensor:
+    """Media of a record, as training loads it in that epoch. Raises DataError, also for values that are not finite."""
+    draw = generator(seed, stream.adapter.modality, epoch, record.key, "media")
+    media = stream.adapter.load(record, draw)
+    if not torch.isfinite(media).all():
+        raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
+    return media
 
 
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)  # a worker must not take the cores of the training process
 
 
-def measure_whitening(stream: Stream, seed: int, count: int = 512) -> Whitening:
+def measure_whitening(stream: Stream, seed: int, count: int = 256) -> Whitening:
     """Mean and deviation of each token channel over the first `count` usable samples of epoch 0."""
 
     def tokens() -> Iterator[Tensor]:
-        found = 0
+        found, first_error = 0, None
         for position in range(len(stream.source)):
             epoch, index = record_at(position, len(stream.source), seed, stream.adapter.modality)
             try:
-                record = stream.source.read(index)
-                key = generator(seed, stream.adapter.modality, epoch, record.key, "media")
-                media = stream.adapter.load(record, key)
-            except DataError:
-                continue  # met again, and reported, when training reads it
+                media = load_media(stream, stream.source.read(index), epoch, seed)
+            except DataError as error:
+                first_error = first_error or error
+                continue  # met again, and noted, when training reads it
             yield stream.adapter.encode(media[None])
             found += 1
             if found == count:
                 return
         if found == 0:
-            raise DataError(f"{stream.adapter.modality}: not one of {len(stream.source)} records could be used")
+            raise DataError(
+                f"{stream.adapter.modality}: not one of {len(stream.source)} records can be used; "
+                f"the first: {first_error}"
+            )
 
     return Whitening.from_latents(tokens())

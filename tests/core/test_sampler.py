@@ -202,8 +202,8 @@ def test_errors():
         initial_noise(0, TokenBatch(batch.segments, batch.context))
 
 
-def random_sit(seed=0):
-    trunk = SiT(SiTConfig(width=96, depth=3, heads=3, grid=5, num_classes=11), seed).eval()
+def random_sit(depth, seed=0):
+    trunk = SiT(SiTConfig(width=96, depth=depth, heads=3, grid=5, num_classes=11), seed).eval()
     with torch.no_grad():
         for name, parameter in trunk.named_parameters():  # the zero ones would hide everything
             parameter.copy_(torch.randn(parameter.shape, generator=generator(seed, name)) * 0.1)
@@ -230,17 +230,18 @@ def sampled(trunk, batch_size, config, given):
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    ("config", "given"),
+    ("config", "given", "threads", "depth"),
     [
-        (SamplerConfig("euler", 5, guidance=3.0, guidance_high=0.7), False),
-        (SamplerConfig("heun", 3), True),
-        (SamplerConfig("sde", 5, guidance=2.0), True),
+        (SamplerConfig("euler", 5, guidance=3.0, guidance_high=0.7), False, 1, 3),
+        (SamplerConfig("heun", 3), True, 1, 3),
+        (SamplerConfig("sde", 5, guidance=2.0), True, 1, 3),
+        (SamplerConfig("euler", 1), False, 2, 1),
     ],
 )
-def test_same_seed_same_bytes_for_any_batch_size(config, given, threads):
-    trunk, before = random_sit(), torch.get_num_threads()
+def test_same_seed_same_bytes_for_any_batch_size(config, given, threads, depth):
+    """Measured with exact off: 1, 3 and 8 differ by up to 3.7e-6 (values up to 5.2), whatever the threads."""
+    trunk, before = random_sit(depth), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         one, three, eight = (sampled(trunk, size, config, given) for size in (1, 3, 8))

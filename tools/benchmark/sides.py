@@ -95,24 +95,18 @@ def filled(trunk: nn.Module) -> nn.Module:
     return trunk
 
 
-def build_trunk(name: str, setup: Setup, text_tokens: int) -> tuple[nn.Module, int, Context]:
-    """`kind:size` -> (trunk, channels C, what it is conditioned on).
+def trunk_config(name: str, setup: Setup, text_tokens: int) -> tuple[type[nn.Module], object, int]:
+    """`kind:size` -> (class of the trunk, its configuration, channels C).
 
-    The MMDiT reads `text_tokens` features of a frozen encoder per sample, under a mask as captions of several lengths
-    need it, or with `text_tokens` 0 a class, without a mask. The SiT reads a class.
+    The MMDiT reads features of a frozen encoder, or with `text_tokens` 0 a class like the SiT.
     """
     kind, _, size = name.partition(":")
     if kind == "sit":
         config = sit_config(replace(setup, size=size))
-        return sit.SiT(config), config.channels, class_context(setup)
+        return sit.SiT, config, config.channels
     reader = ContextConfig("features" if text_tokens else "labels", num_classes=CLASSES)
     config = mmdit.MMDiTConfig(size=size, channels={"image": MMDIT_CHANNELS}, context=reader, projector="simple")
-    context = class_context(setup)
-    if text_tokens:
-        shape = (setup.batch, text_tokens, reader.feature_dim)
-        features = torch.randn(shape, generator=generator("bench", "text"))
-        context = Context(context.dropped, tokens=features, valid=torch.ones(shape[:2], dtype=torch.bool))
-    return mmdit.MMDiT(config), MMDIT_CHANNELS, context
+    return mmdit.MMDiT, config, MMDIT_CHANNELS
 
 
 def trunk_problem(name: str) -> str | None:
@@ -129,6 +123,14 @@ def trunk_problem(name: str) -> str | None:
 def class_context(setup: Setup) -> Context:
     label = torch.randint(CLASSES, (setup.batch,), generator=generator("bench", "label"))
     return Context(torch.zeros(setup.batch, dtype=torch.bool), label)
+
+
+def text_context(setup: Setup, text_tokens: int) -> Context:
+    """Features of a frozen encoder, under a mask as captions of several lengths need it; all of them are real."""
+    shape = (setup.batch, text_tokens, ContextConfig().feature_dim)
+    features = torch.randn(shape, generator=generator("bench", "text"))
+    dropped = torch.zeros(setup.batch, dtype=torch.bool)
+    return Context(dropped, tokens=features, valid=torch.ones(shape[:2], dtype=torch.bool))
 
 
 def make_microbatch(setup: Setup, method: str, channels: int, context: Context) -> Microbatch:

@@ -1,0 +1,227 @@
+"""A run that is killed, stopped or resumed ends with the same bits as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.build import free_on_resume
+from configs.load import load_config
+from core.errors import ConfigError
+from core.training import trainer as trainer_module
+from core.training.config import differences, read_plain, refuse_changes, to_plain
+from core.training.trainer import Trainer
+from tests.tools.tiny import CONFIG, STEPS, published, result, train
+
+ROOT = Path(__file__).parents[2]
+FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+
+
+def interrupted(folder: Path, seed: int, name: str, times: int, *overrides: str) -> dict:
+    command = [sys.executable, "-m", "tests.reliability.kill_training"]
+    done = subprocess.run(
+        [*command, str(folder), str(CONFIG), str(seed), name, str(times), *overrides],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["whole"] == 0, done.stderr[-3000:]
+    assert outcome["starts"][-1][0] == 0, done.stderr[-3000:]
+    return outcome
+
+
+@FORK
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(workers, tmp_path):
+    outcome = interrupted(
+        tmp_path,
+        11 + workers,
+        "SIGKILL",
+        5,
+        "training.steps=24",
+        "training.save_every=2",
+        f"training.workers={workers}",
+    )
+    assert outcome["equal"]
+    killed = [status for status, _ in outcome["starts"] if status == signal.SIGKILL]
+    assert len(killed) >= 2, outcome  # the moments were well chosen
+    assert outcome["starts"][-1][1] == 24
+
+
+@FORK
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_many_random_kills(seed, tmp_path):
+    sizes = ("training.steps=40", f"training.save_every={seed + 1}", f"training.workers={seed % 3}")
+    assert interrupted(tmp_path, seed, "SIGKILL", 15, *sizes)["equal"]
+
+
+@FORK
+@pytest.mark.parametrize(("name", "workers"), [("SIGTERM", 0), ("SIGINT", 1)])
+def test_a_run_asked_to_stop_publishes_and_leaves_and_continues_with_the_same_bits(name, workers, tmp_path):
+    outcome = interrupted(
+        tmp_path, 1, name, 2, "training.steps=60", "training.save_every=60", f"training.workers={workers}"
+    )
+    assert outcome["equal"]
+    *stopped, finished = outcome["starts"]
+    assert [status for status, _ in stopped] == [0, 0]
+    steps = [step for _, step in stopped]
+    assert 0 < steps[0] < steps[1] < 60  # each left a checkpoint although none was due
+    assert finished[1] == 60
+
+
+def stop_after(monkeypatch, step: int) -> None:
+    """Send SIGTERM to this process during the given step."""
+    plain = Trainer.train_step
+
+    def train_step(self, number, microbatches):
+        if number + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, number, microbatches)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_stop_publishes_the_step_that_was_running(step, tiny_run, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        assert train(tmp_path) == 0
+    assert f"stopped after {step} of {STEPS} steps" in capsys.readouterr().out
+    assert max(published(tmp_path)) == step
+    assert train(tmp_path) == 0
+    assert result(tmp_path) == result(tiny_run)
+
+
+def test_the_comparison_sees_a_teacher_that_is_not_restored(tiny_run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        train(tmp_path)
+
+    def restore(store, step, student, teacher, optimizer):
+        plain(store, step, student, teacher, optimizer)
+        teacher.load_state_dict(student.state_dict())
+
+    plain = trainer_module.restore
+    monkeypatch.setattr(trainer_module, "restore", restore)
+    assert train(tmp_path) == 0
+    ours, whole = result(tmp_path), result(tiny_run)
+    assert {name for name in ours if ours[name] != whole[name]} == {"student", "teacher", "optimizer", "metrics"}
+
+
+def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
+    assert train(tmp_path, "training.steps=2") == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert train(tmp_path, "training.steps=2") == 0
+    assert "already finished: all 2 steps are done" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert train(tmp_path, "training.steps=2", "seed=9") == 2
+    assert "seed: 3 when the run was started, 9 now" in capsys.readouterr().err
+
+
+def test_a_run_may_be_made_longer_and_equals_a_long_one(tiny_run, tmp_path):
+    assert train(tmp_path, "training.steps=4") == 0
+    assert train(tmp_path) == 0
+    assert result(tmp_path) == result(tiny_run)
+
+
+def test_with_a_cooldown_the_length_is_fixed(tmp_path, capsys):
+    cooldown = "training.optimizer.cooldown=1"
+    assert train(tmp_path, "training.steps=2", cooldown) == 0
+    assert train(tmp_path, "training.steps=4", cooldown) == 2
+    assert "training.steps: 2 when the run was started, 4 now" in capsys.readouterr().err
+
+
+def leaves(config: dict, prefix: str = "") -> dict[str, object]:
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= leaves(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+PLAIN = to_plain(load_config(CONFIG, ["run=folder"]))
+FREE_LEAVES = {
+    name
+    for name in leaves(PLAIN)
+    if name.startswith(("run", "logging.", "modalities."))
+    and (not name.startswith("modalities.") or ".sampling." in name)
+} | {f"training.{name}" for name in ("steps", "save_every", "keep", "device", "workers", "data_limit")}
+
+
+def changed(value: object) -> object:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return value + "x"
+    return [*value, 1] if isinstance(value, list) else {"new": 1} if isinstance(value, dict) else 7
+
+
+def with_leaf(config: dict, name: str, value: object) -> dict:
+    key, _, rest = name.partition(".")
+    return config | {key: with_leaf(config[key], rest, value) if rest else value}
+
+
+@pytest.mark.parametrize("name", leaves(PLAIN))
+def test_a_change_of_any_setting_that_touches_numbers_is_refused_by_name(name):
+    free = free_on_resume(load_config(CONFIG, ["run=folder"]))
+    other = with_leaf(PLAIN, name, changed(leaves(PLAIN)[name]))
+    assert [key for key, _, _ in differences(PLAIN, other)]
+    if name in FREE_LEAVES:
+        refuse_changes(PLAIN, other, free)
+    else:
+        with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+            refuse_changes(PLAIN, other, free)
+
+
+def test_the_settings_of_a_run_folder_equal_those_it_was_started_with(tiny_run):
+    assert differences(read_plain(tiny_run / "config.yaml"), to_plain(load_config(CONFIG, [f"run={tiny_run}"]))) == []
+
+
+def test_a_resume_with_other_settings_names_all_of_them_and_one_with_free_ones_goes_on(tmp_path, capsys):
+    assert train(tmp_path, "training.steps=2") == 0
+    before = (tmp_path / "config.yaml").read_bytes()
+    changes = ("training.optimizer.lr=1e-3", "modalities.image.mask_ratio=0.3", "alignment.weight=0.5")
+    assert train(tmp_path, "training.steps=3", *changes) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    for change in changes:
+        assert change.partition("=")[0] + ": " in message
+    assert (tmp_path / "config.yaml").read_bytes() == before
+    free = ("training.workers=1", "training.save_every=1", "modalities.image.sampling.steps=9")
+    assert train(tmp_path, "training.steps=3", *free) == 0
+    assert max(published(tmp_path)) == 3
+
+
+def test_a_resume_on_other_data_is_refused(tmp_path, capsys):
+    from tests.modalities.making import numbered, picture_bytes
+
+    photos = tmp_path / "data" / "grey"
+    photos.mkdir(parents=True)
+    for index, pixels in enumerate(numbered(6, 8, 8)):
+        (photos / f"{index}.png").write_bytes(picture_bytes(pixels))
+    config = tmp_path / "photos.yaml"
+    config.write_text(
+        "modalities: {image: {batch: 2, data: {kind: folder, path: data, captions: label}, media: {size: [8]}}}\n"
+        "trunk: {mmdit: {size: tiny, width: 32, heads: 2, double_blocks: 1, single_blocks: 2}}\n"
+        "training: {steps: 2, device: cpu}\n"
+    )
+    assert train(tmp_path / "run", config=config) == 0
+    (photos / "6.png").write_bytes(picture_bytes(numbered(7, 8, 8)[6]))
+    assert train(tmp_path / "run", "training.steps=3", config=config) == 2
+    assert "data of image: " in capsys.readouterr().err

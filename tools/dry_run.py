@@ -1,0 +1,104 @@
+"""selfflow train --dry-run: open the data, build the trunk, check every shape, and say what a run would cost.
+
+Nothing is written. The trunk has no storage (torch's meta device), so that a model larger than this machine can be
+looked at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import count
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from configs.build import build_adapters, build_dataset, build_streams, build_trunk, class_names, measure_all
+from configs.schema import Config
+from core.alignment import build_alignment
+from core.objective import Objective
+from core.schedule import TimeConfig
+from core.training.feed import Microbatch
+from modalities.data.loader import StepDataset
+
+# float32 numbers kept for each parameter: weight, gradient, EMA, and AdamW's two moments.
+NUMBERS_PER_PARAMETER = 5
+BACKWARD = 2  # a backward pass costs two forward passes
+
+
+def describe(config: Config, root: Path) -> str:
+    """What `config` would train. Raises the errors that training would raise before its first step."""
+    adapters = build_adapters(config)
+    streams = build_streams(config, adapters, root)
+    labels = class_names(streams)
+    with torch.device("meta"):
+        trunk = build_trunk(config, adapters, labels)
+    dataset = build_dataset(config, streams, measure_all(config, streams), labels)
+    objective = Objective(build_alignment(config.alignment, trunk.depth))
+
+    lines = [f"method {config.method}, seed {config.seed}, {config.training.steps} steps, {len(labels)} classes"]
+    shares = sum(entry.share for entry in config.modalities.streams().values())
+    for name, entry in config.modalities.streams().items():
+        adapter = adapters[name]
+        microbatch = first_microbatch(dataset, name)
+        flops = config.training.accumulate * step_flops(objective, trunk, microbatch)
+        tokens = prod(adapter.grid())
+        lines += [
+            f"{name}",
+            f"  records   {len(streams[name].source):,}, drawn in {entry.share / shares:.0%} of the steps",
+            f"  tokens    {' x '.join(map(str, adapter.grid()))} (t, h, w) of {adapter.channels} channels: "
+            f"{tokens:,} a sample, {tokens * entry.batch:,} a step of {entry.batch} samples",
+            f"  times     {time_text(entry.time)}; mask ratio {entry.mask_ratio:g}; loss weight {entry.loss_weight:g}",
+            f"  compute   about {flops / 1e9:,.1f} GFLOP a step (matrix products and attention)",
+        ]
+    sizes = parameters_by_part(trunk)
+    total = sum(sizes.values())
+    lines += [f"parameters {total:,}", *(f"  {part:20} {size:>14,}" for part, size in sizes.items())]
+    memory = total * 4 * NUMBERS_PER_PARAMETER / 2**20
+    lines.append(f"memory    {memory:,.0f} MiB for weights, gradients, EMA and optimizer; activations come on top")
+    if warning := config.training.ema.warning(config.training.steps):
+        lines.append(f"warning: {warning}")
+    return "\n".join(lines)
+
+
+def first_microbatch(dataset: StepDataset, modality: str) -> Microbatch:
+    """The first one that training would see of a modality."""
+    step = next(step for step in count() if dataset.mix.modality(step) == modality)
+    return dataset[step * dataset.accumulate]
+
+
+def step_flops(objective: Objective, trunk: nn.Module, microbatch: Microbatch) -> int:
+    """FLOPs of one microbatch: student forward and backward, teacher forward. A wrong shape raises here."""
+    moved = microbatch.to(torch.device("meta"))
+    counters = {"student": FlopCounterMode(display=False), "teacher": FlopCounterMode(display=False)}
+
+    def counted(name: str):
+        def forward(*arguments):
+            with counters[name]:
+                return trunk(*arguments)
+
+        return forward
+
+    objective(counted("student"), counted("teacher"), moved.batch, moved.draws, moved.counts)
+    student, teacher = (counters[name].get_total_flops() for name in ("student", "teacher"))
+    return (1 + BACKWARD) * student + teacher
+
+
+def parameters_by_part(trunk: nn.Module) -> dict[str, int]:
+    """Parameters of each child of the trunk."""
+    sizes: Counter[str] = Counter()
+    for name, parameter in trunk.named_parameters():
+        sizes[name.partition(".")[0]] += parameter.numel()
+    return dict(sizes)
+
+
+def time_text(config: TimeConfig) -> str:
+    """p(t) in words."""
+    text = config.kind if config.kind == "uniform" else f"{config.kind}(mean {config.mean:g}, std {config.std:g})"
+    if config.shift != 1:
+        text += f", shift {config.shift:g}"
+    if config.high_noise_share:
+        text += f", {config.high_noise_share:.0%} in [{config.high_noise_low:g}, 1]"
+    return text
