@@ -87,6 +87,8 @@ def build_trunk(config: Config, adapters: dict[str, ModalityAdapter], labels: li
             )
         if aligned and not wanted.projector:
             raise ConfigError(f"trunk.sit.projector: must be true with alignment.kind {config.alignment.kind!r}")
+        if aligned and not wanted.projector:
+            raise ConfigError(f"trunk.sit.projector: alignment {config.alignment.kind!r} needs one; set it to true")
         trunk = SiT(wanted, config.seed)
     if found := config.alignment.depth_problems(trunk.depth):
         raise ConfigError(f"alignment: {line}" for line in found)

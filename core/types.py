@@ -173,8 +173,10 @@ class NoiseLevels:
         """(B, K, X) one row per level -> (B, L, X) one row per token, or (B, 1, X) when all tokens share it."""
         if self.index is None:
             return rows[:, :1]
-        if rows.shape[1] > 8:
-            return rows.gather(1, self.index[..., None].expand(-1, -1, rows.shape[-1]))
+        if rows.shape[1] > 8:  # many levels: a plain look-up in the rows of all samples
+            samples, levels, _ = rows.shape
+            first = torch.arange(samples, device=rows.device)[:, None] * levels
+            return rows.flatten(0, 1)[(first + self.index).flatten()].unflatten(0, self.index.shape)
         # A product with a one-hot matrix: exact, its backward is a product too, and on CPU it is the fastest way.
         return self.one_hot(rows.dtype) @ rows
 

@@ -67,7 +67,7 @@ def read_video(clip: np.ndarray) -> tuple[str | None, str | None, str | None, fl
         return None, None, None, 0.0
     x, y = track
     names, masks = [], []
-    for shape, radius in product(MOVING_SHAPES, (0.14, 0.17, 0.2, 0.23)):
+    for shape, radius in product(MOVING_SHAPES, (0.17, 0.2, 0.23, 0.26)):
         for dx, dy in product((-0.03, 0.0, 0.03), repeat=2):
             names.append(shape)
             masks.append(coverage(shape, size, x + dx, y + dy, radius))

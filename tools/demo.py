@@ -22,8 +22,8 @@ PROMPTS = {
         *("a cyan square", "a magenta circle", "a red triangle", "a blue cross"),
     ],
     "video": [
-        *("a red circle moving left", "a green square moving right"),
-        *("a blue circle moving up", "a yellow square moving down"),
+        *("a red circle moving left", "a green cross moving right"),
+        *("a blue circle moving up", "a yellow cross moving down"),
     ],
     "audio": ["notes C E G", "notes G E C", "notes A F D", "notes D D A"],
 }

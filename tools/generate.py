@@ -22,7 +22,7 @@ from modalities.generation import Known, generate
 EXAMPLES = """examples:
   selfflow generate image --run runs/quickstart --prompt "a red circle" --number 4
   selfflow generate image --run runs/quickstart --prompt "a red circle" --image cat.png --mask hole.png
-  selfflow generate video --run runs/quickstart --prompt "a blue square moving left" --guidance 3
+  selfflow generate video --run runs/quickstart --prompt "a blue cross moving left" --guidance 3
   selfflow generate video --run runs/quickstart --prompt "a red circle moving up" --first-frame frame.png
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --steps 50 --solver heun
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --continue start.wav

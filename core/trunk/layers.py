@@ -33,11 +33,6 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(features.to(self.mlp[0].weight.dtype))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN: x (B, L, D), shift and scale (B, L or 1, D)."""
-    return x * (1 + scale) + shift
-
-
 def plain_norm(x: Tensor) -> Tensor:
     """LayerNorm over the width without learned scale and shift, eps 1e-6, as every DiT has it."""
     return nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)

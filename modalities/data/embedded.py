@@ -28,7 +28,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 BACKGROUND = (18, 18, 22)
 SHAPES = ("circle", "square", "triangle", "cross")
-MOVING_SHAPES = ("circle", "square")
+MOVING_SHAPES = ("circle", "cross")
 MOTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y)
 NOTES: dict[str, float] = {"C": 261.63, "D": 293.66, "E": 329.63, "F": 349.23, "G": 392.00, "A": 440.00}  # Hz, octave 4
 NOTES_PER_CLIP = 3
@@ -89,7 +89,7 @@ def image_captions() -> list[str]:
 
 
 def video_captions() -> list[str]:
-    """'a blue square moving left' and so on, 48 of them."""
+    """'a blue cross moving left' and so on, 48 of them."""
     return [f"a {colour} {shape} moving {motion}" for colour, shape, motion in product(COLOURS, MOVING_SHAPES, MOTIONS)]
 
 
@@ -116,7 +116,7 @@ def draw_image(caption: str, size: int, draws: list[float]) -> np.ndarray:
 
 
 def draw_video(caption: str, size: int, frames: int, draws: list[float]) -> np.ndarray:
-    """'a blue square moving left' and four draws (offset across, travel, radius, brightness) -> (T, S, S, 3) uint8.
+    """'a blue cross moving left' and four draws (offset across, travel, radius, brightness) -> (T, S, S, 3) uint8.
 
     The shape passes the middle of the frame at half time; it travels 0.5 to 0.6 of the frame at constant speed.
     """
@@ -126,7 +126,7 @@ def draw_video(caption: str, size: int, frames: int, draws: list[float]) -> np.n
     across = 0.2 * (draws[0] - 0.5)
     x = 0.5 + step_x * along + abs(step_y) * across
     y = 0.5 + step_y * along + abs(step_x) * across
-    mask = coverage(shape, size, x, y, radius=0.18 + 0.03 * draws[2])
+    mask = coverage(shape, size, x, y, radius=0.21 + 0.03 * draws[2])
     return paint(mask, colour, brightness=0.92 + 0.08 * draws[3])
 
 

@@ -50,16 +50,16 @@ def test_a_wrong_result_is_wrong_in_the_attribute_that_is_wrong():
     assert check("image", image, "a blue circle") == {"colour": False, "shape": True}
     assert check("image", image, "a red cross") == {"colour": True, "shape": False}
 
-    clip = EmbeddedSource("video").read(captions("video").index("a cyan square moving up")).media
+    clip = EmbeddedSource("video").read(captions("video").index("a cyan cross moving up")).media
     asked = {"colour": True, "shape": True, "motion": True}
-    assert check("video", clip, "a cyan square moving up") == asked
-    assert check("video", clip, "a cyan square moving left") == asked | {"motion": False}
-    assert check("video", clip[::-1], "a cyan square moving up") == asked | {"motion": False}
-    assert check("video", clip[::-1], "a cyan square moving down") == asked
-    assert check("video", clip, "a green square moving up") == asked | {"colour": False}
+    assert check("video", clip, "a cyan cross moving up") == asked
+    assert check("video", clip, "a cyan cross moving left") == asked | {"motion": False}
+    assert check("video", clip[::-1], "a cyan cross moving up") == asked | {"motion": False}
+    assert check("video", clip[::-1], "a cyan cross moving down") == asked
+    assert check("video", clip, "a green cross moving up") == asked | {"colour": False}
     assert check("video", clip, "a cyan circle moving up") == asked | {"shape": False}
     still = np.repeat(clip[:1], 8, axis=0)
-    assert check("video", still, "a cyan square moving up") == asked | {"motion": False}
+    assert check("video", still, "a cyan cross moving up") == asked | {"motion": False}
 
     sound = EmbeddedSource("audio").read(captions("audio").index("notes C E G")).media
     assert check("audio", sound, "notes C E A", RATE) == {"note 1": True, "note 2": True, "note 3": False}

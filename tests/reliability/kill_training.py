@@ -16,12 +16,14 @@ import json
 import os
 import random
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
 
+import configs.build  # noqa: F401 - imported before the fork, not by every child
 from core.training.records import read_lines
 from tests.tools.tiny import published, result, train
 
@@ -57,27 +59,30 @@ def interrupt(child: int, number: int, delay: float) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def wait_for_steps(run: Path, child: int, more: int) -> None:
-    """Until the child has finished a step beyond `more` timings, or has ended."""
+def wait_for_checkpoints(run: Path, child: int, more: int) -> None:
+    """Until the child has published `more` checkpoints, or has ended."""
+    known, wanted = set(published(run)), set()
     deadline = time.monotonic() + PATIENCE
-    while len(read_lines(run / "timings.jsonl")) <= more and time.monotonic() < deadline:
+    while len(wanted) < more and time.monotonic() < deadline:
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return
-        time.sleep(0.005)
+        wanted |= set(published(run)) - known
+        time.sleep(0.002)
 
 
 def experiment(folder: Path, config: Path, seed: int, number: int, times: int, overrides: list[str]) -> dict:
     draw = random.Random(seed)
-    begun = time.monotonic()
     whole = os.waitpid(start(folder / "whole", config, overrides), 0)[1]
-    duration = time.monotonic() - begun
+    step_seconds = statistics.median(entry["seconds"] for entry in read_lines(folder / "whole" / "timings.jsonl"))
 
     starts, cut = [], folder / "cut"
     for _ in range(times):
         child = start(cut, config, overrides)
-        if number != signal.SIGKILL:  # before its first step a run does not catch signals
-            wait_for_steps(cut, child, len(read_lines(cut / "timings.jsonl")))
-        status = interrupt(child, number, draw.uniform(0.2, 1.0) * duration if number == signal.SIGKILL else 0.0)
+        # Killed while it starts, or up to four steps behind a checkpoint. Stopped only while it trains: before its
+        # first step, a run does not catch signals.
+        least = 0 if number == signal.SIGKILL else 1
+        wait_for_checkpoints(cut, child, draw.randint(least, 2))
+        status = interrupt(child, number, draw.uniform(0, 4 * step_seconds))
         starts.append([status, max(published(cut), default=0)])
     status = os.waitpid(start(cut, config, overrides), 0)[1]
     starts.append([status, max(published(cut), default=0)])

@@ -1,0 +1,214 @@
+"""`selfflow bench` on networks of a few thousand weights, with stand-ins for a checkout of the official repository."""
+
+import argparse
+import json
+import math
+import statistics
+import textwrap
+
+import pytest
+import torch
+
+from core.errors import ConfigError, SelfFlowError
+from tools import bench
+from tools.benchmark.measure import in_own_process, peak_memory, ratio_row, side_by_side
+from tools.benchmark.peer import Peer
+from tools.benchmark.sections import check_losses, sampling_rows, sit_trainer, step_flops
+from tools.benchmark.sides import Setup, build_sit, sit_config, trunk_config
+
+TINY = ["--size", "tiny", "--grid", "3", "--batch", "2", "--rounds", "2", "--warmup", "1", "--steps", "3"]
+TINY += ["--threads", "1", "--tokens", "4", "16", "--batches", "2"]
+SETUP = Setup("tiny", batch=2, grid=3, rounds=2, warmup=0, steps=6, threads=1)
+
+# Our trunk behind the official interface, and the official sampler's formulas (in its own time, data at 1).
+STAND_IN_MODEL = """
+    import torch
+    from core.trunk.sit import SiT, SiTConfig
+    from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch
+
+    SIGN = 1
+
+    class SelfFlowPerTokenDiT(SiT):
+        def __init__(self, *, input_size, patch_size, in_channels, hidden_size, depth, num_heads, mlp_ratio,
+                     num_classes, learn_sigma):
+            super().__init__(SiTConfig(
+                width=hidden_size, depth=depth, heads=num_heads, grid=input_size // patch_size,
+                channels=in_channels * patch_size**2, patch=patch_size, num_classes=num_classes,
+                mlp_ratio=mlp_ratio, learn_sigma=learn_sigma))
+
+        def forward(self, x, timesteps, vector, return_features=0, return_raw_features=0):
+            size, length, _ = x.shape
+            if timesteps.ndim == 1:
+                levels = NoiseLevels(timesteps[:, None])
+            else:
+                levels = NoiseLevels(timesteps, torch.arange(length).expand(size, -1))
+            side = self.config.grid
+            ids = torch.tensor([[[0, i // side, i % side] for i in range(length)]])
+            context = Context(torch.zeros(size, dtype=torch.bool), vector)
+            taps = Taps((return_raw_features,) * bool(return_raw_features), (return_features,) * bool(return_features))
+            out = super().forward((x,), levels, TokenBatch((Segment("image", x, ids),), context), taps)
+            velocity, features = SIGN * out.velocity[0], [*out.raw.values(), *out.projected.values()]
+            return (velocity, *features) if features else velocity
+"""
+STAND_IN_SAMPLING = """
+    import torch
+
+    LAST = 0.04
+
+    def denoise_loop(*, model, num_steps, mode, x, vector, cfg_scale, guidance_low, guidance_high):
+        assert mode == "SDE"
+        times, half = torch.linspace(0, 0.96, num_steps), len(x) // 2
+        dt = times[1] - times[0]
+        for number, t in enumerate(times):
+            guided = cfg_scale > 1 and guidance_low <= 1 - t <= guidance_high
+            seen = torch.cat([x[half:], x[half:]]) if guided else x
+            v = model(seen, timesteps=(1 - t).expand(len(x)), vector=vector)
+            if guided:
+                null, condition = v.chunk(2)
+                v = (null + cfg_scale * (condition - null)).repeat(2, 1, 1)
+            score = (-t * v - x) / ((1 - t) ** 2 + t * (1 - t))
+            drift = -v + (1 - t) * score
+            if number == num_steps - 1:
+                return x + LAST * drift
+            x = x + drift * dt + torch.sqrt(2 * (1 - t) * dt) * torch.randn(x.shape)
+"""
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def checkout(folder, model=STAND_IN_MODEL, sampling=STAND_IN_SAMPLING):
+    (folder / "src").mkdir(parents=True)
+    (folder / "src" / "model.py").write_text(textwrap.dedent(model))
+    (folder / "src" / "sampling.py").write_text(textwrap.dedent(sampling))
+    return folder
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    bench.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["bench", *TINY, *map(str, arguments)])
+    return options.run(options)
+
+
+def test_report_of_every_section(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    trunk = ["--trunk", "mmdit:tiny", "--text-tokens", 3, "--peak-tflops", 1]
+    assert run("--only", ",".join([*bench.SECTIONS, "trunk"]), *trunk, "--json", out) == 0
+    report = json.loads(out.read_text())
+    assert {row["section"] for row in report["rows"]} == {*bench.SECTIONS, "trunk mmdit:tiny"}
+    table = capsys.readouterr().out
+    for row in report["rows"]:
+        assert f"| {row['section']} | {row['what']} |" in table
+        if row["what"] == "whole step less the two network passes":  # a difference of times, which noise can turn
+            assert math.isfinite(row["value"])
+        else:
+            assert row["value"] > 0
+        assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in row["times"].values())
+        if row["low"] is not None:
+            assert row["low"] <= row["value"] <= row["high"]
+    named = {(row["section"], row["what"]): row["value"] for row in report["rows"]}
+    network = trunk_config("mmdit:tiny", SETUP, 3)
+    parameters = sum(parameter.numel() for parameter in network[0](network[1]).parameters())
+    assert named["trunk mmdit:tiny", "parameters"] == parameters / 1e6
+    rate = named["trunk mmdit:tiny", "model FLOPs per second"]
+    assert named["trunk mmdit:tiny", "model FLOP utilisation of 1 TFLOP/s"] == pytest.approx(100 * rate)
+    assert report["setup"]["grid"] == 3
+
+
+def test_sections_beside_a_checkout(tmp_path):
+    out = tmp_path / "bench.json"
+    run("--only", "step,sampling,batch", "--peer", checkout(tmp_path / "official"), "--json", out)
+    rows = {(row["section"], row["what"]): row for row in json.loads(out.read_text())["rows"]}
+    throughput = rows["step", "throughput, Self-Flow / official class"]
+    pairs = zip(throughput["times"]["official"], throughput["times"]["self_flow"], strict=True)
+    assert throughput["value"] == pytest.approx(statistics.median(a / b for a, b in pairs))
+    for case in ("no guidance", "guidance on all steps", "guidance in 0..0.7"):
+        for side in ("ours", "ours, exact"):
+            assert rows["sampling", f"{case}: throughput, {side} / official"]["value"] > 0
+    assert rows["batch", "batch 2, official class, Self-Flow: peak memory"]["value"] > 0.05
+
+
+def test_networks_that_disagree_are_not_timed(tmp_path):
+    good = Peer(checkout(tmp_path / "good"))
+    assert 0 <= check_losses(SETUP, good).value <= 1e-4
+    assert max(row.value for row in sampling_rows(SETUP, good) if "difference" in row.what) <= 2e-4
+
+    wrong_sign = Peer(checkout(tmp_path / "sign", model=STAND_IN_MODEL.replace("SIGN = 1", "SIGN = -1")))
+    with pytest.raises(SelfFlowError, match=r"step: largest difference of the losses.*allowed 0\.0001"):
+        check_losses(SETUP, wrong_sign)
+    longer = STAND_IN_SAMPLING.replace("LAST = 0.04", "LAST = 0.05")
+    with pytest.raises(SelfFlowError, match="sampling: no guidance: largest difference"):
+        sampling_rows(SETUP, Peer(checkout(tmp_path / "step", sampling=longer)))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("class SelfFlowDiT: ...", r"src/model\.py has no SelfFlowPerTokenDiT\. Did you mean: 'SelfFlowDiT'"),
+        ("import timm_not_here", "needs the package timm_not_here, which is not installed"),
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "cannot be imported here: operator torchv"),
+    ],
+)
+def test_checkouts_that_cannot_be_used(tmp_path, model, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        run("--peer", checkout(tmp_path / "official", model=model))
+    assert len(error.value.problems) == 1
+
+
+def test_folder_that_is_no_checkout(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no src.model\.py; expected a checkout"):
+        run("--peer", tmp_path)
+
+
+def test_all_wrong_options_at_once(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        run("--size", "XS", "--tokens", 5, "--trunk", "mmdit:625", "--rounds", 0, "--json", tmp_path / "no" / "b.json")
+    starts = [problem.split(":")[0] for problem in error.value.problems]
+    assert starts == ["--size", "--rounds", "--trunk", "--tokens", "--json"]
+    assert "Did you mean: '625M'" in str(error.value)
+
+
+def test_unknown_sections():
+    with pytest.raises(ConfigError, match=r"'steps' is not one of .* Did you mean: 'step'"):
+        run("--only", "steps")
+    with pytest.raises(ConfigError, match="need each other"):
+        run("--only", "trunk")
+
+
+def test_sides_are_run_in_turn_and_paired_by_round():
+    calls = []
+    times = side_by_side({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, 1, "cpu")
+    assert "".join(calls) == "ababab"
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 2, "b": 2}
+    row = ratio_row("s", "w", {"a": [1.0, 8.0, 3.0], "b": [1.0, 2.0, 1.0]}, "a", "b")
+    assert (row.value, row.low, row.high) == (3.0, 1.0, 4.0)
+
+
+def test_peak_memory_is_that_of_the_process_alone():
+    filler = torch.ones(100 * 2**20)  # 400 MiB
+    here = peak_memory("cpu")
+    assert here > filler.nbytes
+    assert in_own_process(peak_memory, "cpu") < here - filler.nbytes / 2
+
+
+def test_weights_leave_no_part_of_the_network_out():
+    assert all(parameter.any() for parameter in build_sit(SETUP).parameters())
+
+
+def test_flops_are_those_of_the_formula():
+    """Two operations per multiply-add of every matrix product, 4 B T^2 D per attention; layers 1 and 3 of 4."""
+    config = sit_config(SETUP)
+    (width, depth, _), batch, length, channels = config.shape(), SETUP.batch, SETUP.tokens, config.channels
+    rows, tokens = 2 * batch, 2 * batch * length
+    start = tokens * channels * width + rows * (256 * width + width**2)
+    block = rows * 6 * width**2 + tokens * 12 * width**2 + 4 * batch * length**2 * width
+    end = rows * 2 * width**2 + tokens * width * 2 * channels
+    projector = tokens * 4 * width**2
+    student, teacher = start + depth * block + end + projector, start + 3 * block
+    with sit_trainer(SETUP) as trainer:
+        assert step_flops(trainer, *trunk_config("sit:tiny", SETUP, 0)[:2]) == 3 * student + teacher
