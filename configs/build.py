@@ -149,7 +149,8 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
     adapters = build_adapters(config)
     streams = build_streams(config, adapters, root or Path.cwd())
     fingerprints = {name: stream.source.fingerprint() for name, stream in streams.items()}
-    folder = RunFolder.open(Path(config.run), to_plain(config), fingerprints, free_on_resume(config))
+    identity = (Path(config.run), to_plain(config), fingerprints, free_on_resume(config))
+    RunFolder.check(*identity)
     labels = class_names(streams)
     whitening = known_whitening(Path(config.run)) or measure_all(config, streams)
     trunk = build_trunk(config, adapters, labels)
@@ -166,7 +167,7 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
         trunk,
         Objective(build_alignment(config.alignment, trunk.depth)),
         StepFeed(dataset, config.training.workers, pin=device.type == "cuda"),
-        folder,
+        RunFolder.open(*identity),  # the first thing that is written: everything else fits
         {name: entry.loss_weight for name, entry in entries.items()},
         extra,
     )

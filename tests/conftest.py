@@ -13,6 +13,10 @@ torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.log_level = config.option.log_level or "WARNING"  # torch's checkpoints log hundreds of lines below it
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:

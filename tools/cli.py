@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 from core.errors import SelfFlowError
 
-COMMANDS = ("train", "generate", "inspect", "demo")
+COMMANDS = ("train", "generate", "inspect", "bench", "demo")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,7 +28,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; an error meant for people is printed without a traceback and gives exit code 2."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one run only; these came behind an option: `CONFIG --dry-run key=value`.
+    if rest and not (hasattr(options, "overrides") and all(re.match(r"[\w.]+=", argument) for argument in rest)):
+        parser.error(f"unknown arguments for {options.command}: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     try:
         return options.run(options) or 0
     except SelfFlowError as error:

@@ -87,7 +87,7 @@ def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> Sa
     """The run's defaults with what the command line sets; raises ConfigError for values out of range."""
     given = {name: getattr(options, name) for name in ("solver", "steps", "shift", "guidance")}
     if options.interval:
-        given["interval_low"], given["interval_high"] = options.interval
+        given["guidance_low"], given["guidance_high"] = options.interval
     settings = replace(defaults, **{name: value for name, value in given.items() if value is not None})
     if found := settings.problems():
         raise ConfigError(f"--{line.replace('guidance_low, guidance_high', 'interval')}" for line in found)

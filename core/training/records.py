@@ -44,11 +44,11 @@ class RunFolder:
         self._flushed = time.monotonic()
 
     @staticmethod
-    def open(path: Path, config: dict, fingerprints: dict[str, str], free: set[str]) -> RunFolder:
-        """Create the folder, or open that of an existing run to resume it.
+    def check(path: Path, config: dict, fingerprints: dict[str, str], free: set[str]) -> None:
+        """Whether a run may start or go on in this folder; nothing is written.
 
         Args:
-            config: the plain resolved configuration; its section `logging`, if any, is a LoggingConfig.
+            config: the plain resolved configuration.
             fingerprints: data set name -> fingerprint.
             free: settings and sections that may differ from those of the existing run.
         Raises ConfigError naming every other setting or data set that differs, once the run has a checkpoint.
@@ -56,10 +56,17 @@ class RunFolder:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise ConfigError(f"run: {path} is a file; it must be a folder or not exist")
-        known = _read_json(path / "run.json")
         if any((path / "checkpoints").glob("step-*")) and (path / "config.yaml").exists():
             refuse_changes(read_plain(path / "config.yaml"), config, free)
-            _refuse_other_data(known.get("data", {}), fingerprints)
+            _refuse_other_data(_read_json(path / "run.json").get("data", {}), fingerprints)
+
+    @staticmethod
+    def open(path: Path, config: dict, fingerprints: dict[str, str], free: set[str]) -> RunFolder:
+        """Create the folder, or open that of an existing run to resume it. Arguments and errors are those of `check`,
+        except that `config` may have a section `logging`, a LoggingConfig."""
+        RunFolder.check(path, config, fingerprints, free)
+        path = Path(path)
+        known = _read_json(path / "run.json")
         path.mkdir(parents=True, exist_ok=True)
         starts = [*known.get("starts", []), _start()]
         identity = known.get("id", os.urandom(4).hex())

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from core.trunk import rope
 from core.trunk.attention import QKNorm, attend
 from core.trunk.layers import SwiGLU, plain_norm
+from core.trunk.modulation import gated_add, modulate
 
 
 class Modulation(nn.Module):
-    """adaLN: (B, K, D) time rows -> (B, K, groups * 3D) rows of (shift, 1 + scale, gate) per group.
+    """adaLN: (B, K, D) time rows -> (shift, 1 + scale, gate) per group, (B, K, D) each.
 
     The 1 is added here, to K rows, instead of in every block to every token.
     """
@@ -23,10 +24,22 @@ class Modulation(nn.Module):
         self.groups = groups
         self.linear = nn.Linear(width, groups * 3 * width, bias=False)
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
         parts = list(self.linear(nn.functional.silu(rows)).chunk(3 * self.groups, dim=-1))
         parts[1::3] = [1 + scale for scale in parts[1::3]]
-        return torch.cat(parts, dim=-1)
+        return tuple(parts)
+
+
+class Rows(NamedTuple):
+    """Modulation of one sequence: the rows of all levels, and which of them each token has.
+
+    Attributes:
+        parts: (B, K, D) each: shift, 1 + scale and gate, of every group.
+        index: (B, N) integer row of each token, in [0, K); None when all tokens have the first row.
+    """
+
+    parts: tuple[Tensor, ...]
+    index: Tensor | None = None
 
 
 class Joint(NamedTuple):
@@ -36,11 +49,6 @@ class Joint(NamedTuple):
     key_mask: Tensor | None
     heads: int
     backend: str
-
-
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN in one multiply-add: shift and scale (B, N or 1, D), where scale already holds its 1."""
-    return torch.addcmul(shift, plain_norm(x), scale)
 
 
 def _attend(qk: Tensor, v: Tensor, joint: Joint) -> Tensor:
@@ -60,17 +68,18 @@ class Stream(nn.Module):
         self.attention_out = nn.Linear(width, width, bias=False)
         self.mlp = SwiGLU(width, hidden)
 
-    def project(self, x: Tensor, modulation: tuple[Tensor, ...], heads: int) -> tuple[Tensor, Tensor]:
+    def project(self, x: Tensor, modulation: Rows, heads: int) -> tuple[Tensor, Tensor]:
         """(B, N, D) -> normed queries and keys (B, N, 2, H, head_dim), values (B, N, 1, H, head_dim)."""
-        qkv = self.qkv(modulated_norm(x, *modulation[:2])).unflatten(-1, (3, heads, -1))
+        shift, scale, *_ = modulation.parts
+        qkv = self.qkv(modulate(plain_norm(x), shift, scale, modulation.index)).unflatten(-1, (3, heads, -1))
         qk, v = qkv.split([2, 1], dim=2)
         return self.norm(qk), v
 
-    def finish(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+    def finish(self, x: Tensor, attended: Tensor, modulation: Rows) -> Tensor:
         """Residual updates of (B, N, D) by what was attended to and by the MLP."""
-        gate, shift2, scale2, gate2 = modulation[2:]
-        x = torch.addcmul(x, gate, self.attention_out(attended))
-        return torch.addcmul(x, gate2, self.mlp(modulated_norm(x, shift2, scale2)))
+        (_, _, gate, shift2, scale2, gate2), index = modulation
+        x = gated_add(x, gate, self.attention_out(attended), index)
+        return gated_add(x, gate2, self.mlp(modulate(plain_norm(x), shift2, scale2, index)), index)
 
 
 class DoubleBlock(nn.Module):
@@ -82,9 +91,9 @@ class DoubleBlock(nn.Module):
         self.media = Stream(width, heads, hidden, qkv_bias, qk_norm)
 
     def forward(
-        self, text: Tensor, media: Tensor, text_mod: tuple[Tensor, ...], media_mod: tuple[Tensor, ...], joint: Joint
+        self, text: Tensor, media: Tensor, text_mod: Rows, media_mod: Rows, joint: Joint
     ) -> tuple[Tensor, Tensor]:
-        """text (B, S, D), media (B, L, D), six modulation tensors each -> the same two."""
+        """text (B, S, D), media (B, L, D), rows of six parts each -> the same two."""
         text_qk, text_v = self.text.project(text, text_mod, joint.heads)
         media_qk, media_v = self.media.project(media, media_mod, joint.heads)
         attended = _attend(torch.cat([text_qk, media_qk], dim=1), torch.cat([text_v, media_v], dim=1), joint)
@@ -103,15 +112,15 @@ class SingleBlock(nn.Module):
         self.norm = QKNorm(width // heads) if qk_norm else nn.Identity()
         self.linear2 = nn.Linear(width + hidden, width, bias=False)
 
-    def forward(self, x: Tensor, modulation: tuple[Tensor, ...], joint: Joint) -> Tensor:
-        """(B, S + L, D), three modulation tensors -> (B, S + L, D)."""
-        shift, scale, gate = modulation
+    def forward(self, x: Tensor, modulation: Rows, joint: Joint) -> Tensor:
+        """(B, S + L, D), rows of three parts -> (B, S + L, D)."""
+        (shift, scale, gate), index = modulation
         # One split for everything: its backward is one concatenation, a costly copy at this width.
-        qk, v, mlp_gate, mlp = self.linear1(modulated_norm(x, shift, scale)).split(self.parts, dim=-1)
+        qk, v, mlp_gate, mlp = self.linear1(modulate(plain_norm(x), shift, scale, index)).split(self.parts, dim=-1)
         if self.qkv_bias is not None:
             qk_bias, v_bias = self.qkv_bias.to(qk.dtype).split(self.parts[:2])
             qk, v = qk + qk_bias, v + v_bias
         qk, v = qk.unflatten(-1, (2, joint.heads, -1)), v.unflatten(-1, (1, joint.heads, -1))
         attended = _attend(self.norm(qk), v, joint)
         hidden = nn.functional.silu(mlp_gate) * mlp
-        return torch.addcmul(x, gate, self.linear2(torch.cat([attended, hidden], dim=-1)))
+        return gated_add(x, gate, self.linear2(torch.cat([attended, hidden], dim=-1)), index)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from core.errors import ConfigError, ShapeError, choose, nearest
 from core.trunk import rope
 from core.trunk.attention import attention_problem
-from core.trunk.blocks import DoubleBlock, Joint, Modulation, SingleBlock, modulated_norm
+from core.trunk.blocks import DoubleBlock, Joint, Modulation, Rows, SingleBlock
 from core.trunk.context import ContextConfig, ContextEmbed
-from core.trunk.layers import SimpleHead, TimestepEmbedder, check_taps, initialise
+from core.trunk.layers import SimpleHead, TimestepEmbedder, check_taps, initialise, plain_norm
+from core.trunk.modulation import modulate
 from core.types import NoiseLevels, Taps, TokenBatch, TrunkOutput
 
 
@@ -241,17 +242,17 @@ class MMDiT(nn.Module):
         joint = self._joint(batch, text, text_valid)
         time, text_time = self._times(levels, batch)  # (B, K, D), (B, 1, D)
 
-        media_mod = levels.expand(self.media_modulation(time)).chunk(6, dim=-1)
-        text_mod = self.text_modulation(text_time).chunk(6, dim=-1)
+        media_mod = Rows(self.media_modulation(time), levels.index)
+        text_mod = Rows(self.text_modulation(text_time))
         for layer, block in enumerate(self.double_blocks, start=1):
             text, media = block(text, media, text_mod, media_mod, joint)
             if features.last(layer, media):
                 return features.output(None)
 
-        rows = levels.expand(self.single_modulation(time))  # (B, L or 1, 3D)
-        if levels.index is not None:  # otherwise text and media share the one row
-            rows = torch.cat([self.single_modulation(text_time).expand(-1, length, -1), rows], dim=1)
-        single_mod = rows.chunk(3, dim=-1)
+        index = levels.index
+        if index is not None:  # the time of text is one more level; otherwise text and media share the only one
+            time_of_all = torch.cat([time, text_time], dim=1)  # (B, K + 1, D)
+            index = nn.functional.pad(index, (length, 0), value=time.shape[1])  # (B, S + L)
         tokens = torch.cat([text, media], dim=1)  # (B, S + L, D)
         for layer, block in enumerate(self.single_blocks, start=len(self.double_blocks) + 1):
             tokens = block(tokens, single_mod, joint)

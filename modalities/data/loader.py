@@ -6,6 +6,7 @@ their speed can change a value. A record that cannot be used is replaced by the 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -168,7 +169,7 @@ class StepFeed:
             sampler=range(first * accumulate, last * accumulate),
             num_workers=self.workers,
             pin_memory=self.pin,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_prepare_worker,
         )
         microbatches = iter(loader)
         for step in range(first, last):
@@ -201,8 +202,11 @@ def load_media(stream: Stream, record: Record, epoch: int, seed: int) -> Tensor:
     return media
 
 
-def _one_thread(_worker: int) -> None:
+def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)  # a worker must not take the cores of the training process
+    # A cluster sends SIGTERM to every process of a job. The step that is to be finished still needs the workers;
+    # they leave when the training process closes the loader, or is gone.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def measure_whitening(stream: Stream, seed: int, count: int = 256) -> Whitening:

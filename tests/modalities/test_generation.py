@@ -1,0 +1,109 @@
+"""Generation: the same bytes in batches of any size, and known parts that come back exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.build import LoadedRun, load_run
+from core.sampler import SamplerConfig
+from modalities.generation import Known, generate
+
+PROMPTS = ["a red circle", "a blue square moving left", "notes C E G", "a cat"] * 2
+PLAIN = SamplerConfig(steps=3)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_run: Path) -> LoadedRun:
+    return load_run(tiny_run)
+
+
+def made(loaded: LoadedRun, modality: str, config: SamplerConfig = PLAIN, known=None, **more) -> torch.Tensor:
+    arguments = {"prompts": PROMPTS, "seed": 0, "batch_size": 8} | more
+    return torch.stack(list(generate(loaded.generator, modality, config=config, known=known, **arguments)))
+
+
+@pytest.mark.parametrize("modality", ["image", "video", "audio"])
+@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, solver="sde", guidance=2.0), replace(PLAIN, solver="heun")])
+def test_a_batch_of_any_size_gives_the_same_bits(loaded, modality, config):
+    eight = made(loaded, modality, config)
+    assert eight.isfinite().all()
+    for size in (1, 3):
+        assert torch.equal(made(loaded, modality, config, batch_size=size), eight)
+
+
+@pytest.mark.parametrize("modality", ["image", "video", "audio"])
+def test_seeds_and_prompts_and_places_matter(loaded, modality):
+    first = made(loaded, modality)
+    assert not torch.equal(made(loaded, modality, seed=1)[0], first[0])
+    same = made(loaded, modality, prompts=["a cat"] * 2)
+    assert not torch.equal(same[0], same[1])  # another place, another noise
+    other = made(loaded, modality, prompts=["notes D"] * 2)
+    assert not torch.equal(other[0], same[0])
+    assert torch.equal(made(loaded, modality, prompts=PROMPTS[:3]), first[:3])  # a shorter list changes nothing
+
+
+def test_guidance_acts_inside_its_interval_only(loaded):
+    guided = replace(PLAIN, guidance=3.0)
+    assert not torch.equal(made(loaded, "image", guided), made(loaded, "image"))
+    outside = replace(guided, guidance_low=0.1, guidance_high=0.2)  # no step starts there: 1, 2/3, 1/3
+    assert torch.equal(made(loaded, "image", outside), made(loaded, "image"))
+    inside = replace(guided, guidance_low=0.5, guidance_high=0.8)
+    assert not torch.equal(made(loaded, "image", inside), made(loaded, "image"))
+
+
+def test_progress_counts_every_step_of_every_sample(loaded):
+    ticks = []
+    made(loaded, "image", batch_size=3, progress=ticks.append)
+    assert ticks == [3] * 3 + [3] * 3 + [2] * 3
+
+
+def picture(adapter) -> torch.Tensor:
+    return torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_known_pixels_come_back_exactly_and_the_others_depend_on_them(loaded):
+    adapter = loaded.generator.adapters["image"]
+    media = picture(adapter)
+    kept = torch.zeros(8, 8, dtype=torch.bool)
+    kept[:, :6] = True  # the right tokens are known in part only
+    known = Known(media, adapter.given_from_image_mask(kept), kept)
+    assert known.given.tolist() == [True, False, True, False]
+    result = made(loaded, "image", known=known)
+    assert torch.equal(result[:, :, :, :6], media[None, :, :, :6].expand(8, -1, -1, -1))
+    assert not torch.equal(result[0][:, :, 6:], media[:, :, 6:])
+    other = made(loaded, "image", known=replace(known, media=-media))
+    assert not torch.equal(other[0][:, :, 6:], result[0][:, :, 6:])
+    for size in (1, 3):
+        assert torch.equal(made(loaded, "image", known=known, batch_size=size), result)
+
+
+def test_a_given_first_frame_comes_back_exactly(loaded):
+    adapter = loaded.generator.adapters["video"]
+    media = picture(adapter)[None].repeat(3, 1, 1, 1)
+    first = torch.arange(3) == 0
+    known = Known(media, adapter.given_first_frame(), first[:, None, None, None])
+    result = made(loaded, "video", known=known)  # (8, 3, 3, 8, 8)
+    assert torch.equal(result[:, 0], media[:1].expand(8, -1, -1, -1))
+    assert not torch.equal(result[0, 1], media[0])
+    assert not torch.equal(made(loaded, "video", known=replace(known, media=-media))[0, 2], result[0, 2])
+
+
+@pytest.mark.parametrize("samples", [0, 63, 64, 400, 1199, 1200])
+def test_the_beginning_of_a_sound_comes_back_exactly(loaded, samples):
+    adapter = loaded.generator.adapters["audio"]
+    media = torch.rand(1, 1200, generator=torch.Generator().manual_seed(2)) - 0.5
+    media[:, samples:] = 0
+    known = Known(media, adapter.given_prefix(samples), adapter.kept_prefix(samples))
+    kept = int(known.kept.sum())
+    assert kept == (1200 if samples == 1200 else max(0, (samples // 64 - 1) * 64))
+    result = made(loaded, "audio", known=known)
+    assert torch.equal(result[:, :, :kept], media[None, :, :kept].expand(8, -1, -1))
+    if kept < 1200:
+        assert not torch.equal(result[0, :, kept:], media[:, kept:])
+    # What is put in place exactly is what the given tokens say anyway: there is no seam.
+    free = made(loaded, "audio", known=replace(known, kept=torch.zeros(1200, dtype=torch.bool)))
+    torch.testing.assert_close(free[:, :, :kept], result[:, :, :kept], rtol=0, atol=1e-4)

@@ -1,0 +1,171 @@
+"""selfflow generate from the command line: files, their JSON, the parts to keep, and wrong requests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modalities.files import index_video, probe_audio, read_audio, read_frames, read_image
+from tests.modalities.making import picture_bytes, sound_bytes, tone
+from tests.tools.tiny import CONFIG, STEPS, published, train
+from tools.cli import main
+
+SUFFIX = {"image": ".png", "video": ".mp4", "audio": ".wav"}
+
+
+def generate(run: Path, modality: str, out: Path, *options: str, asked: tuple[str, ...] = ("--prompt", "a cat")) -> int:
+    return main(["generate", modality, "--run", str(run), "--out", str(out), *asked, *options])
+
+
+def media(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name[0] == "0"}
+
+
+@pytest.mark.parametrize("modality", SUFFIX)
+def test_the_same_seed_gives_the_same_files_for_any_batch_size(modality, tiny_run, tmp_path, capsys):
+    for size in ("8", "1", "3"):
+        options = ("--prompt", "a dog!", "--number", "4", "--batch-size", size, "--guidance", "2")
+        assert generate(tiny_run, modality, tmp_path / size, *options) == 0
+    assert f"8 files in {tmp_path / '3'}" in capsys.readouterr().out
+    files = media(tmp_path / "8")
+    names = [*(f"{i:04d}-a-cat" for i in range(4)), *(f"{i:04d}-a-dog" for i in range(4, 8))]
+    assert list(files) == [f"{name}{suffix}" for name in names for suffix in sorted((".json", SUFFIX[modality]))]
+    assert media(tmp_path / "1") == files
+    assert media(tmp_path / "3") == files
+    assert (tmp_path / "8" / "grid.png").exists() == (modality == "image")
+    assert generate(tiny_run, modality, tmp_path / "seed", "--number", "8", "--seed", "1") == 0
+    assert len(set(media(tmp_path / "seed").values()) & set(files.values())) == 0
+
+
+def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
+    options = ("--seed", "5", "--steps", "4", "--solver", "heun", "--shift", "2", "--guidance", "1.5")
+    assert generate(tiny_run, "image", tmp_path, *options, "--interval", "0.2", "0.9", "--step", "3") == 0
+    about = json.loads((tmp_path / "0000-a-cat.json").read_text())
+    assert about.pop("torch")
+    assert about == {
+        "prompt": "a cat",
+        "modality": "image",
+        "seed": 5,
+        "index": 0,
+        "step": 3,
+        "method": "self_flow",
+        "kept": False,
+        "sampler": {
+            "solver": "heun",
+            "steps": 4,
+            "shift": 2.0,
+            "guidance": 1.5,
+            "guidance_low": 0.2,
+            "guidance_high": 0.9,
+            "given_level": 0.0,
+            "exact": True,
+        },
+    }
+
+
+def test_the_defaults_are_the_runs_own_and_its_folder(tmp_path):
+    run = tmp_path / "run"
+    assert train(run, "training.steps=1", "modalities.image.sampling.steps=2") == 0
+    assert main(["generate", "image", "--run", str(run), "--prompt", "x"]) == 0
+    about = json.loads((run / "generated" / "image" / "0000-x.json").read_text())
+    assert about["sampler"]["steps"] == 2
+    assert about["step"] == 1
+
+
+def test_a_mask_keeps_the_dark_pixels_exactly(tiny_run, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    mask = np.zeros((8, 8, 3), dtype=np.uint8)
+    mask[2:, 3:] = 255
+    (tmp_path / "cat.png").write_bytes(picture_bytes(pixels))
+    (tmp_path / "mask.png").write_bytes(picture_bytes(mask))
+    options = ("--image", str(tmp_path / "cat.png"), "--mask", str(tmp_path / "mask.png"))
+    assert generate(tiny_run, "image", tmp_path / "out", *options) == 0
+    result = read_image(tmp_path / "out" / "0000-a-cat.png", "")
+    light = mask[..., 0] > 0
+    assert np.array_equal(result[~light], pixels[~light])
+    assert not np.array_equal(result[light], pixels[light])
+    assert json.loads((tmp_path / "out" / "0000-a-cat.json").read_text())["kept"] is True
+
+
+def test_a_first_frame_is_the_first_frame(tiny_run, tmp_path):
+    pixels = np.full((8, 8, 3), (200, 60, 40), dtype=np.uint8)
+    (tmp_path / "frame.png").write_bytes(picture_bytes(pixels))
+    assert generate(tiny_run, "video", tmp_path / "out", "--first-frame", str(tmp_path / "frame.png")) == 0
+    path = tmp_path / "out" / "0000-a-cat.mp4"
+    index = index_video(path, "")
+    frames = read_frames(path, "", index, np.arange(3)).astype(int)
+    assert frames.shape[0] == 3
+    assert np.abs(frames[0] - pixels[0, 0]).max() <= 12  # what the codec and its colours cost
+    assert np.abs(frames[1] - pixels[0, 0]).max() > 12
+
+
+def test_a_continued_sound_begins_with_what_was_given(tiny_run, tmp_path):
+    start = tone(0.15, 4000)  # 600 samples, of which 8 whole hops of 64 are kept
+    (tmp_path / "start.wav").write_bytes(sound_bytes(start, 4000))
+    assert generate(tiny_run, "audio", tmp_path / "out", "--continue", str(tmp_path / "start.wav")) == 0
+    path = tmp_path / "out" / "0000-a-cat.wav"
+    assert probe_audio(path, "").samples == 1200
+    sound = read_audio(path, "", 0, 1200)[:, 0]
+    assert np.abs(sound[:512] - start[:512]).max() <= 1.01 / 32768
+    assert np.abs(sound[600:]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("modality", "options", "expected"),
+    [
+        ("image", ("--number", "0"), "--number and --batch-size must be at least 1"),
+        ("image", ("--steps", "0"), "--steps: 0 must be at least 1"),
+        ("image", ("--interval", "0.9", "0.1"), "--interval: 0.9, 0.1 must lie in [0, 1], in order"),
+        ("image", ("--first-frame", "x.png"), "this option goes with `generate video`, not with image"),
+        ("image", ("--mask", "x.png"), "--image and --mask go together"),
+        ("video", ("--first-frame", "nowhere.png"), "nowhere.png: cannot be read"),
+        ("audio", ("--continue", "nowhere.wav"), "nowhere.wav: cannot be read"),
+        ("image", ("--step", "5"), "no checkpoint of step 5"),
+        ("image", ("--device", "cuda"), "training.device: 'cuda' was asked for, but torch sees no GPU"),
+    ],
+)
+def test_a_wrong_request_is_one_clear_error(modality, options, expected, tiny_run, tmp_path, capsys):
+    if "cuda" in options:
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+    assert generate(tiny_run, modality, tmp_path / "out", *options) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_modality_or_a_run_that_is_not_there(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(run, "training.steps=1", "modalities.audio=null") == 0
+    assert generate(run, "audio", tmp_path / "out") == 2
+    assert "was not trained on audio; it has image, video" in capsys.readouterr().err
+    assert generate(tmp_path / "nowhere", "image", tmp_path / "out") == 2
+    assert "holds no intact checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", ["tiny.yaml", "tiny_sit.yaml"])
+def test_classes_instead_of_texts(config, tmp_path, capsys):
+    run = tmp_path / "run"
+    settings = ("training.steps=2", "condition.kind=label")
+    assert train(run, *settings, config=CONFIG.with_name(config)) == 0
+    assert published(run) == [2]
+    asked = ("--class", "red circle", "--class", "blue square")
+    assert generate(run, "image", tmp_path / "out", "--batch-size", "1", asked=asked) == 0
+    assert generate(run, "image", tmp_path / "two", asked=asked) == 0
+    assert media(tmp_path / "out") == media(tmp_path / "two")
+    assert {"0000-red-circle.png", "0001-blue-square.png"} <= set(media(tmp_path / "out"))
+    assert generate(run, "image", tmp_path / "out", asked=("--class", "red circel")) == 2
+    assert "Did you mean: 'red circle'?" in capsys.readouterr().err
+    assert generate(run, "image", tmp_path / "out") == 2
+    assert "condition.kind 'label'; ask with --class NAME" in capsys.readouterr().err
+
+
+def test_a_class_asked_of_a_run_with_texts(tiny_run, tmp_path, capsys):
+    assert generate(tiny_run, "image", tmp_path / "out", asked=("--class", "cat")) == 2
+    assert "condition.kind 'text'; ask with --prompt" in capsys.readouterr().err
+    assert published(tiny_run)[-1] == STEPS
