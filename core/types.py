@@ -146,8 +146,8 @@ class TokenBatch:
 class NoiseLevels:
     """The noise level of every token, stored as the K distinct levels of each sample.
 
-    Time embeddings and modulations are computed for K rows per sample and then expanded, which is what
-    makes per-token conditioning nearly free.
+    Time embeddings and modulations are computed for K rows per sample, and tokens look theirs up
+    (core/trunk/modulation.py), which is what makes per-token conditioning nearly free.
 
     Attributes:
         values: (B, K) float32 in [0, 1]; 0 is data and 1 is noise.
@@ -169,22 +169,6 @@ class NoiseLevels:
             return self.values[:, :1].expand(-1, length)
         return self.values.gather(1, self.index)
 
-    def expand(self, rows: Tensor) -> Tensor:
-        """(B, K, X) one row per level -> (B, L, X) one row per token, or (B, 1, X) when all tokens share it."""
-        if self.index is None:
-            return rows[:, :1]
-        if rows.shape[1] > 8:  # many levels: a plain look-up in the rows of all samples
-            samples, levels, _ = rows.shape
-            first = torch.arange(samples, device=rows.device)[:, None] * levels
-            return rows.flatten(0, 1)[(first + self.index).flatten()].unflatten(0, self.index.shape)
-        # A product with a one-hot matrix: exact, its backward is a product too, and on CPU it is the fastest way.
-        return self.one_hot(rows.dtype) @ rows
-
-    def one_hot(self, dtype: torch.dtype) -> Tensor:
-        """(B, L, K)."""
-        levels = torch.arange(self.values.shape[1], device=self.values.device)
-        return (self.index[..., None] == levels).to(dtype)
-
     def mean_weights(self, counted: Tensor | None = None) -> Tensor:
         """(B, K) share of the tokens at each level, of those in `counted` (B, L) if given; sums to 1.
 
@@ -194,7 +178,8 @@ class NoiseLevels:
             weights = torch.zeros_like(self.values)
             weights[:, 0] = 1.0
             return weights
-        tokens = self.one_hot(self.values.dtype)
+        levels = torch.arange(self.values.shape[1], device=self.values.device)
+        tokens = (self.index[..., None] == levels).to(self.values.dtype)  # (B, L, K)
         if counted is None:
             return tokens.mean(dim=1)
         share = counted / counted.sum(dim=1, keepdim=True).clamp(min=1)  # (B, L)

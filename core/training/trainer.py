@@ -117,11 +117,12 @@ class Trainer:
             print(f"warning: {warning}", file=sys.stderr)
         with (
             closing(self.folder),
+            closing(self.feed.steps(first, last)) as steps,
             StopRequest() as stop,
             tqdm(total=last, initial=first, unit="step", dynamic_ncols=True) as bar,
         ):
             started = time.perf_counter()
-            for step, microbatches in self.feed.steps(first, last):
+            for step, microbatches in steps:
                 waited = time.perf_counter() - started
                 metrics = self.train_step(step, microbatches)
                 self.step = step + 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core.trunk import rope
 from core.trunk.attention import QKNorm, attend
 from core.trunk.layers import SwiGLU, plain_norm
-from core.trunk.modulation import gated_add, modulate
+from core.trunk.modulation import TokenRows, gated_add, modulate
 
 
 class Modulation(nn.Module):
@@ -30,16 +30,11 @@ class Modulation(nn.Module):
         return tuple(parts)
 
 
-class Rows(NamedTuple):
-    """Modulation of one sequence: the rows of all levels, and which of them each token has.
-
-    Attributes:
-        parts: (B, K, D) each: shift, 1 + scale and gate, of every group.
-        index: (B, N) integer row of each token, in [0, K); None when all tokens have the first row.
-    """
+class Modulated(NamedTuple):
+    """Modulation of one sequence: shift, 1 + scale and gate of every group, (B, K, D) each; and each token's row."""
 
     parts: tuple[Tensor, ...]
-    index: Tensor | None = None
+    rows: TokenRows | None
 
 
 class Joint(NamedTuple):
@@ -68,18 +63,18 @@ class Stream(nn.Module):
         self.attention_out = nn.Linear(width, width, bias=False)
         self.mlp = SwiGLU(width, hidden)
 
-    def project(self, x: Tensor, modulation: Rows, heads: int) -> tuple[Tensor, Tensor]:
+    def project(self, x: Tensor, modulation: Modulated, heads: int) -> tuple[Tensor, Tensor]:
         """(B, N, D) -> normed queries and keys (B, N, 2, H, head_dim), values (B, N, 1, H, head_dim)."""
         shift, scale, *_ = modulation.parts
-        qkv = self.qkv(modulate(plain_norm(x), shift, scale, modulation.index)).unflatten(-1, (3, heads, -1))
+        qkv = self.qkv(modulate(plain_norm(x), shift, scale, modulation.rows)).unflatten(-1, (3, heads, -1))
         qk, v = qkv.split([2, 1], dim=2)
         return self.norm(qk), v
 
-    def finish(self, x: Tensor, attended: Tensor, modulation: Rows) -> Tensor:
+    def finish(self, x: Tensor, attended: Tensor, modulation: Modulated) -> Tensor:
         """Residual updates of (B, N, D) by what was attended to and by the MLP."""
-        (_, _, gate, shift2, scale2, gate2), index = modulation
-        x = gated_add(x, gate, self.attention_out(attended), index)
-        return gated_add(x, gate2, self.mlp(modulate(plain_norm(x), shift2, scale2, index)), index)
+        (_, _, gate, shift2, scale2, gate2), rows = modulation
+        x = gated_add(x, gate, self.attention_out(attended), rows)
+        return gated_add(x, gate2, self.mlp(modulate(plain_norm(x), shift2, scale2, rows)), rows)
 
 
 class DoubleBlock(nn.Module):
@@ -91,9 +86,9 @@ class DoubleBlock(nn.Module):
         self.media = Stream(width, heads, hidden, qkv_bias, qk_norm)
 
     def forward(
-        self, text: Tensor, media: Tensor, text_mod: Rows, media_mod: Rows, joint: Joint
+        self, text: Tensor, media: Tensor, text_mod: Modulated, media_mod: Modulated, joint: Joint
     ) -> tuple[Tensor, Tensor]:
-        """text (B, S, D), media (B, L, D), rows of six parts each -> the same two."""
+        """text (B, S, D), media (B, L, D), six parts of modulation each -> the same two."""
         text_qk, text_v = self.text.project(text, text_mod, joint.heads)
         media_qk, media_v = self.media.project(media, media_mod, joint.heads)
         attended = _attend(torch.cat([text_qk, media_qk], dim=1), torch.cat([text_v, media_v], dim=1), joint)
@@ -112,15 +107,15 @@ class SingleBlock(nn.Module):
         self.norm = QKNorm(width // heads) if qk_norm else nn.Identity()
         self.linear2 = nn.Linear(width + hidden, width, bias=False)
 
-    def forward(self, x: Tensor, modulation: Rows, joint: Joint) -> Tensor:
-        """(B, S + L, D), rows of three parts -> (B, S + L, D)."""
-        (shift, scale, gate), index = modulation
+    def forward(self, x: Tensor, modulation: Modulated, joint: Joint) -> Tensor:
+        """(B, S + L, D), three parts of modulation -> (B, S + L, D)."""
+        (shift, scale, gate), rows = modulation
         # One split for everything: its backward is one concatenation, a costly copy at this width.
-        qk, v, mlp_gate, mlp = self.linear1(modulate(plain_norm(x), shift, scale, index)).split(self.parts, dim=-1)
+        qk, v, mlp_gate, mlp = self.linear1(modulate(plain_norm(x), shift, scale, rows)).split(self.parts, dim=-1)
         if self.qkv_bias is not None:
             qk_bias, v_bias = self.qkv_bias.to(qk.dtype).split(self.parts[:2])
             qk, v = qk + qk_bias, v + v_bias
         qk, v = qk.unflatten(-1, (2, joint.heads, -1)), v.unflatten(-1, (1, joint.heads, -1))
         attended = _attend(self.norm(qk), v, joint)
         hidden = nn.functional.silu(mlp_gate) * mlp
-        return gated_add(x, gate, self.linear2(torch.cat([attended, hidden], dim=-1)), index)
+        return gated_add(x, gate, self.linear2(torch.cat([attended, hidden], dim=-1)), rows)

@@ -2,8 +2,8 @@
 
 Double blocks keep text and media in two streams that attend jointly; single blocks run one sequence
 [text, media]. Every media token is modulated by its own noise level. The modulation layers are shared by all
-blocks of a kind, so their rows are computed once per forward for the K distinct levels of a sample and only then
-expanded to tokens. Modalities differ in one input and one output layer; everything else is shared.
+blocks of a kind, so their rows are computed once per forward for the K distinct levels of a sample, and tokens look
+theirs up. Modalities differ in one input and one output layer; everything else is shared.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from core.errors import ConfigError, ShapeError, choose, nearest
 from core.trunk import rope
 from core.trunk.attention import attention_problem
-from core.trunk.blocks import DoubleBlock, Joint, Modulation, Rows, SingleBlock
+from core.trunk.blocks import DoubleBlock, Joint, Modulated, Modulation, SingleBlock
 from core.trunk.context import ContextConfig, ContextEmbed
 from core.trunk.layers import SimpleHead, TimestepEmbedder, check_taps, initialise, plain_norm
-from core.trunk.modulation import modulate
+from core.trunk.modulation import modulate, token_rows
 from core.types import NoiseLevels, Taps, TokenBatch, TrunkOutput
 
 
@@ -242,25 +242,28 @@ class MMDiT(nn.Module):
         joint = self._joint(batch, text, text_valid)
         time, text_time = self._times(levels, batch)  # (B, K, D), (B, 1, D)
 
-        media_mod = Rows(self.media_modulation(time), levels.index)
-        text_mod = Rows(self.text_modulation(text_time))
+        rows = token_rows(levels.index, time.shape[1])
+        media_mod = Modulated(self.media_modulation(time), rows)
+        text_mod = Modulated(self.text_modulation(text_time), None)
         for layer, block in enumerate(self.double_blocks, start=1):
             text, media = block(text, media, text_mod, media_mod, joint)
             if features.last(layer, media):
                 return features.output(None)
 
-        index = levels.index
-        if index is not None:  # the time of text is one more level; otherwise text and media share the only one
-            time_of_all = torch.cat([time, text_time], dim=1)  # (B, K + 1, D)
-            index = nn.functional.pad(index, (length, 0), value=time.shape[1])  # (B, S + L)
+        joint_time, joint_rows = time, rows
+        if rows is not None:  # the time of text is one more level; otherwise text and media share the only one
+            joint_time = torch.cat([time, text_time], dim=1)  # (B, K + 1, D)
+            joint_index = nn.functional.pad(levels.index, (length, 0), value=time.shape[1])  # (B, S + L)
+            joint_rows = token_rows(joint_index, time.shape[1] + 1)
+        joint_mod = Modulated(self.single_modulation(joint_time), joint_rows)
         tokens = torch.cat([text, media], dim=1)  # (B, S + L, D)
         for layer, block in enumerate(self.single_blocks, start=len(self.double_blocks) + 1):
-            tokens = block(tokens, single_mod, joint)
+            tokens = block(tokens, joint_mod, joint)
             if features.last(layer, tokens[:, length:]):
                 return features.output(None)
 
-        shift, scale = levels.expand(self.final_modulation(nn.functional.silu(time))).chunk(2, dim=-1)
-        media = modulated_norm(tokens[:, length:], shift, 1 + scale)
+        shift, scale = self.final_modulation(nn.functional.silu(time)).chunk(2, dim=-1)
+        media = modulate(plain_norm(tokens[:, length:]), shift, 1 + scale, rows)
         return features.output(self._write_velocity(media, batch))
 
     def _read_media(self, noisy: tuple[Tensor, ...], batch: TokenBatch) -> Tensor:

@@ -2,10 +2,12 @@
 
 A sample has K distinct levels, so K rows of shift, scale and gate. Left to itself, autograd keeps the rows
 expanded to all L tokens until the backward pass, six times (B, L, D) a block. The two functions here keep the K
-rows and the index instead, look the rows up once more in the backward pass, and add their gradients up directly.
+rows instead, look them up once more in the backward pass, and add their gradients up directly.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,89 +16,105 @@ from torch.autograd.function import FunctionCtx
 MOST_LEVELS_BY_PRODUCT = 8
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, index: Tensor | None) -> Tensor:
-    """shift[index] + x * scale[index].
+class TokenRows(NamedTuple):
+    """Which of its sample's K rows each of L tokens has, prepared once per forward in the forms that are used.
+
+    Attributes:
+        table: (B * L,) in [0, B * K), the row's place among the rows of all samples; for looking rows up.
+        one_hot: (B, K, L) float32, for adding gradients up; None when there are many levels.
+    """
+
+    table: Tensor
+    one_hot: Tensor | None
+
+
+def token_rows(index: Tensor | None, levels: int) -> TokenRows | None:
+    """index (B, L) of each token's row in [0, levels), or None, which stays None: all tokens have the first row."""
+    if index is None:
+        return None
+    first = torch.arange(index.shape[0], device=index.device)[:, None] * levels
+    one_hot = None
+    if levels <= MOST_LEVELS_BY_PRODUCT:
+        one_hot = (index[:, None] == torch.arange(levels, device=index.device)[:, None]).float()
+    return TokenRows((first + index).flatten(), one_hot)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: TokenRows | None) -> Tensor:
+    """x * scale + shift, each token with its own row.
 
     Args:
         x: (B, L, D), normed.
-        shift, scale: (B, K, D) rows; `scale` already holds its 1.
-        index: (B, L) integer row of each token, in [0, K); None when all tokens have the first row.
+        shift, scale: (B, K, D); `scale` already holds its 1.
+        rows: of the tokens; None when all have the first.
 
     Returns:
         (B, L, D), of the widest dtype of the three.
     """
-    if index is None:
+    if rows is None:
         return torch.addcmul(shift[:, :1], x, scale[:, :1])
-    return _Modulate.apply(x, shift, scale, index)
+    return _Modulate.apply(x, shift, scale, *rows)
 
 
-def gated_add(x: Tensor, gate: Tensor, y: Tensor, index: Tensor | None) -> Tensor:
-    """x + gate[index] * y, the residual update: x, y (B, L, D), gate (B, K, D); `index` as in `modulate`."""
-    if index is None:
+def gated_add(x: Tensor, gate: Tensor, y: Tensor, rows: TokenRows | None) -> Tensor:
+    """x + gate * y, the residual update: x, y (B, L, D), gate (B, K, D); `rows` as in `modulate`."""
+    if rows is None:
         return torch.addcmul(x, gate[:, :1], y)
-    return _GatedAdd.apply(x, gate, y, index)
+    return _GatedAdd.apply(x, gate, y, *rows)
 
 
-def look_up(rows: Tensor, index: Tensor) -> Tensor:
-    """(B, K, D) rows, (B, L) index -> (B, L, D): the row of each token."""
-    # Whole rows of one table are copied, about twice as fast on CPU as a product with a one-hot matrix.
-    return rows.flatten(0, 1).index_select(0, _table_index(index, rows.shape[1])).unflatten(0, index.shape)
+def _look_up(values: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, K, D) -> (B, L, D) of `dtype`: a fresh copy of each token's row, in which callers go on to calculate.
+
+    Results made in place need no second (B, L, D), whose allocation takes as long as the arithmetic.
+    """
+    # Whole rows of one table are copied, on CPU twice as fast as a product with a one-hot matrix.
+    return values.to(dtype).flatten(0, 1).index_select(0, table).unflatten(0, (values.shape[0], -1))
 
 
-def sum_rows(values: Tensor, index: Tensor, levels: int) -> Tensor:
-    """(B, L, D) values, (B, L) index -> (B, K, D): the sum over the tokens of each of K levels, the transpose of
-    `look_up`. At least float32, since hundreds of tokens add up."""
+def _add_up(values: Tensor, like: Tensor, table: Tensor, one_hot: Tensor | None) -> Tensor:
+    """(B, L, D) -> (B, K, D) as `like`: the sum over the tokens of each row, the transpose of `_look_up`.
+
+    Summed in float32 at least, since thousands of tokens may share a row.
+    """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
-    if levels > MOST_LEVELS_BY_PRODUCT:
-        rows = values.new_zeros(index.shape[0] * levels, values.shape[-1])
-        return rows.index_add(0, _table_index(index, levels), values.flatten(0, 1)).unflatten(0, (-1, levels))
-    # Few rows would make a GPU's atomic additions wait for each other, in an order that changes from run to run.
-    one_hot = index[:, None] == torch.arange(levels, device=index.device)[:, None]  # (B, K, L)
-    with torch.autocast(values.device.type, enabled=False):  # for a backward pass that is run under autocast
-        return one_hot.to(values.dtype) @ values
-
-
-def _table_index(index: Tensor, levels: int) -> Tensor:
-    """(B, L) in [0, K) -> (B * L,) in [0, B * K): where each token's row lies in the rows of all samples."""
-    first = torch.arange(index.shape[0], device=index.device)[:, None] * levels
-    return (first + index).flatten()
+    if one_hot is None:
+        sums = values.new_zeros(like.shape).flatten(0, 1)
+        return sums.index_add(0, table, values.flatten(0, 1)).view(like.shape).to(like.dtype)
+    # With few rows, a GPU's atomic additions would wait for each other, and in an order that is never the same.
+    with torch.autocast(values.device.type, enabled=False):  # for a backward pass that runs under autocast
+        return (one_hot.to(values.dtype) @ values).to(like.dtype)
 
 
 class _Modulate(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, shift: Tensor, scale: Tensor, index: Tensor) -> Tensor:
-        return torch.addcmul(look_up(shift, index), x, look_up(scale, index))
+    def forward(x: Tensor, shift: Tensor, scale: Tensor, table: Tensor, one_hot: Tensor | None) -> Tensor:
+        dtype = torch.promote_types(x.dtype, shift.dtype)
+        return _look_up(shift, table, dtype).addcmul_(x, _look_up(scale, table, dtype))
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x, shift, scale, index = inputs
-        ctx.save_for_backward(x, scale, index)
-        ctx.shift_dtype = shift.dtype
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, index = ctx.saved_tensors
-        levels = scale.shape[1]
-        for_x = (gradient * look_up(scale, index)).to(x.dtype)
-        for_shift = sum_rows(gradient, index, levels).to(ctx.shift_dtype)
-        for_scale = sum_rows(gradient * x, index, levels).to(scale.dtype)
-        return for_x, for_shift, for_scale, None
+        x, shift, scale, *rows = ctx.saved_tensors
+        for_x = _look_up(scale, rows[0], gradient.dtype).mul_(gradient).to(x.dtype)
+        return for_x, _add_up(gradient, shift, *rows), _add_up(gradient * x, scale, *rows), None, None
 
 
 class _GatedAdd(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, gate: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        return torch.addcmul(x, look_up(gate, index), y)
+    def forward(x: Tensor, gate: Tensor, y: Tensor, table: Tensor, one_hot: Tensor | None) -> Tensor:
+        return _look_up(gate, table, torch.promote_types(x.dtype, gate.dtype)).mul_(y).add_(x)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x, gate, y, index = inputs
-        ctx.save_for_backward(gate, y, index)
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        x, *saved = inputs
+        ctx.save_for_backward(*saved)
         ctx.x_dtype = x.dtype
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        gate, y, index = ctx.saved_tensors
-        for_y = (gradient * look_up(gate, index)).to(y.dtype)
-        for_gate = sum_rows(gradient * y, index, gate.shape[1]).to(gate.dtype)
-        return gradient.to(ctx.x_dtype), for_gate, for_y, None
+        gate, y, *rows = ctx.saved_tensors
+        for_y = _look_up(gate, rows[0], gradient.dtype).mul_(gradient).to(y.dtype)
+        return gradient.to(ctx.x_dtype), _add_up(gradient * y, gate, *rows), for_y, None, None

@@ -1,8 +1,8 @@
 """The per-token SiT of the ImageNet experiments (arXiv 2603.06507, A.3), loadable with the published weights.
 
 The published network modulates every token with an adaLN row of its own, a third of its block FLOPs. Here a row is
-computed for each of the K distinct levels of a sample and looked up by its tokens, with the same result. Parameters carry the
-published names, so that state dicts load strictly and go back unchanged (core/trunk/foreign.py).
+computed for each of the K distinct levels of a sample and looked up by its tokens, with the same result. Parameters
+carry the published names, so that state dicts load strictly and go back unchanged (core/trunk/foreign.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from core.errors import ConfigError, ShapeError, choose, nearest
 from core.trunk.attention import attend
 from core.trunk.layers import SimpleHead, TimestepEmbedder, check_taps, initialise, plain_norm
-from core.trunk.modulation import gated_add, modulate
+from core.trunk.modulation import TokenRows, gated_add, modulate, token_rows
 from core.types import NoiseLevels, Segment, Taps, TokenBatch, TrunkOutput
 
 
@@ -130,11 +130,11 @@ def _adaln(width: int, parts: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), nn.Linear(width, parts * width))
 
 
-def _rows(adaln: nn.Sequential, condition: Tensor, parts: int) -> list[Tensor]:
+def _modulation(adaln: nn.Sequential, condition: Tensor, count: int) -> list[Tensor]:
     """(B, K, D) -> shift, 1 + scale[, gate[, shift, 1 + scale, gate]], each (B, K, D): the 1 is added to K rows."""
-    rows = list(adaln(condition).chunk(parts, dim=-1))
-    rows[1::3] = [1 + scale for scale in rows[1::3]]
-    return rows
+    parts = list(adaln(condition).chunk(count, dim=-1))
+    parts[1::3] = [1 + scale for scale in parts[1::3]]
+    return parts
 
 
 class Block(nn.Module):
@@ -146,11 +146,11 @@ class Block(nn.Module):
         self.mlp = MLP(width, hidden)
         self.adaLN_modulation = _adaln(width, parts=6)
 
-    def forward(self, x: Tensor, condition: Tensor, index: Tensor | None) -> Tensor:
-        """x (B, L, D), condition (B, K, D), index of the levels (B, L) -> (B, L, D)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = _rows(self.adaLN_modulation, condition, parts=6)
-        x = gated_add(x, gate1, self.attn(modulate(plain_norm(x), shift1, scale1, index)), index)
-        return gated_add(x, gate2, self.mlp(modulate(plain_norm(x), shift2, scale2, index)), index)
+    def forward(self, x: Tensor, condition: Tensor, rows: TokenRows | None) -> Tensor:
+        """x (B, L, D), condition (B, K, D), row of each token -> (B, L, D)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(self.adaLN_modulation, condition, count=6)
+        x = gated_add(x, gate1, self.attn(modulate(plain_norm(x), shift1, scale1, rows)), rows)
+        return gated_add(x, gate2, self.mlp(modulate(plain_norm(x), shift2, scale2, rows)), rows)
 
 
 class FinalLayer(nn.Module):
@@ -159,10 +159,10 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = _adaln(width, parts=2)
 
-    def forward(self, x: Tensor, condition: Tensor, index: Tensor | None) -> Tensor:
-        """x (B, L, D), condition (B, K, D), index of the levels (B, L) -> (B, L, out)."""
-        shift, scale = _rows(self.adaLN_modulation, condition, parts=2)
-        return self.linear(modulate(plain_norm(x), shift, scale, index))
+    def forward(self, x: Tensor, condition: Tensor, rows: TokenRows | None) -> Tensor:
+        """x (B, L, D), condition (B, K, D), row of each token -> (B, L, out)."""
+        shift, scale = _modulation(self.adaLN_modulation, condition, count=2)
+        return self.linear(modulate(plain_norm(x), shift, scale, rows))
 
 
 _NO_TAPS = Taps()
@@ -229,9 +229,11 @@ class SiT(nn.Module):
         time = self.t_embedder(1 - levels.values)  # (B, K, D)
         condition = time + self._label(batch)[:, None]  # (B, K, D)
 
+        rows = token_rows(levels.index, levels.values.shape[1])
+
         raw, projected = {}, {}
         for layer, block in enumerate(self.blocks, start=1):
-            x = block(x, condition, levels.index)
+            x = block(x, condition, rows)
             if layer in taps.raw:
                 raw[layer] = x
             if layer in taps.projected:
@@ -239,7 +241,7 @@ class SiT(nn.Module):
             if layer == taps.stop_after:
                 return TrunkOutput(None, raw, projected)
 
-        out = self._unshuffle(self.final_layer(x, condition, levels.index))
+        out = self._unshuffle(self.final_layer(x, condition, rows))
         velocity = -out.to(torch.promote_types(out.dtype, torch.float32))  # noise minus data
         return TrunkOutput((velocity,), raw, projected)
 

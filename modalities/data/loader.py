@@ -172,12 +172,15 @@ class StepFeed:
             worker_init_fn=_prepare_worker,
         )
         microbatches = iter(loader)
-        for step in range(first, last):
-            prepared = [next(microbatches) for _ in range(accumulate)]
-            for item in prepared:
-                if isinstance(item, DataError):
-                    raise item
-            yield step, prepared
+        try:
+            for step in range(first, last):
+                prepared = [next(microbatches) for _ in range(accumulate)]
+                for item in prepared:
+                    if isinstance(item, DataError):
+                        raise item
+                yield step, prepared
+        finally:
+            del microbatches  # ends the workers now; one that a traceback keeps alive can block the program's exit
 
 
 class _ErrorsAsItems(Dataset):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -242,3 +243,17 @@ def test_whitening_is_measured_on_what_training_sees_and_skips_bad_records():
     fewer = measure_whitening(pictures(Unusable(first_bad=60))["image"], 0)
     assert fewer.std.isfinite().all()
     assert not torch.equal(measured.mean, measure_whitening(one, 0, count=10).mean)
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_workers_end_with_the_loop_even_while_a_traceback_is_kept(usable):
+    first_bad = 2 * MAX_REPLACEMENTS if usable else 0
+    steps = StepFeed(dataset(pictures(Unusable(first_bad))), workers=1).steps(0, 50)
+    try:
+        next(steps)
+    except DataError as error:
+        kept = error.__traceback__  # holds the frames, and with them all that is in their variables
+        assert kept is not None
+    assert bool(multiprocessing.active_children()) == usable
+    steps.close()
+    assert multiprocessing.active_children() == []

@@ -73,6 +73,8 @@ def wait_for_checkpoints(run: Path, child: int, more: int) -> None:
 def experiment(folder: Path, config: Path, seed: int, number: int, times: int, overrides: list[str]) -> dict:
     draw = random.Random(seed)
     whole = os.waitpid(start(folder / "whole", config, overrides), 0)[1]
+    if whole != 0:
+        return {"whole": whole}
     step_seconds = statistics.median(entry["seconds"] for entry in read_lines(folder / "whole" / "timings.jsonl"))
 
     starts, cut = [], folder / "cut"
