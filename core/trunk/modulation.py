@@ -7,6 +7,7 @@ rows instead, look them up once more in the backward pass, and add their gradien
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -71,6 +72,10 @@ def _look_up(values: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).flatten(0, 1).index_select(0, table).unflatten(0, (values.shape[0], -1))
 
 
+def _widest(*tensors: Tensor) -> torch.dtype:
+    return reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+
+
 def _add_up(values: Tensor, like: Tensor, table: Tensor, one_hot: Tensor | None) -> Tensor:
     """(B, L, D) -> (B, K, D) as `like`: the sum over the tokens of each row, the transpose of `_look_up`.
 
@@ -88,7 +93,7 @@ def _add_up(values: Tensor, like: Tensor, table: Tensor, one_hot: Tensor | None)
 class _Modulate(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, shift: Tensor, scale: Tensor, table: Tensor, one_hot: Tensor | None) -> Tensor:
-        dtype = torch.promote_types(x.dtype, shift.dtype)
+        dtype = _widest(x, shift, scale)
         return _look_up(shift, table, dtype).addcmul_(x, _look_up(scale, table, dtype))
 
     @staticmethod
@@ -105,7 +110,7 @@ class _Modulate(torch.autograd.Function):
 class _GatedAdd(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, gate: Tensor, y: Tensor, table: Tensor, one_hot: Tensor | None) -> Tensor:
-        return _look_up(gate, table, torch.promote_types(x.dtype, gate.dtype)).mul_(y).add_(x)
+        return _look_up(gate, table, _widest(x, gate, y)).mul_(y).add_(x)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
