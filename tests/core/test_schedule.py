@@ -38,7 +38,7 @@ def test_plateau_numbers(alpha):
 
 @pytest.mark.parametrize("alpha", TABLE)
 def test_plateau_samples_have_the_right_masses_and_are_flat_above_the_mode(alpha):
-    mode, below, z, share, _, _ = TABLE[alpha]
+    mode, below, _, share, _, _ = TABLE[alpha]
     t = draw(kind="plateau_logit_normal", shift=alpha)
     above = t[t > mode]
     assert len(above) / COUNT == pytest.approx(share, abs=0.005)
