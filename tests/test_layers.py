@@ -14,7 +14,7 @@ ROOMS = ("core", "autoencoders", "modalities", "configs", "tools", "tests")
 LONGEST = 450
 
 # Absolute paths of somebody's machine: home folders, mounted work folders, temporary folders.
-MACHINE_PATH = re.compile(r"""(?:(?<=["'\s(=])|^)/(?:home|Users|root|work|mnt|tmp|scratch)(?:/|\b)""", re.MULTILINE)
+MACHINE_PATH = re.compile(r"""(?:(?<=["'\s(=])|^)/(?:home|Users|root|mnt|srv|tmp|scratch)(?:/|\b)""", re.MULTILINE)
 
 
 def files() -> list[Path]:
@@ -44,7 +44,7 @@ def test_no_file_names_a_path_of_one_machine():
     assert found == {}
 
 
-@pytest.mark.parametrize("text", ['open("/home/me/x")', "path: /work/data", "run=/tmp/run", "/root"])
+@pytest.mark.parametrize("text", ['open("/home/me/x")', "path: /Users/me/data", "run=/tmp/run", "/root"])
 def test_machine_paths_are_recognised(text):
     assert MACHINE_PATH.search(text)
 
