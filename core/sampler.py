@@ -258,5 +258,5 @@ def _null_and_condition(batch: TokenBatch) -> TokenBatch:
         return tensor if tensor.shape[0] < batch.size else torch.cat([tensor, tensor])
 
     context = map_tensors(batch.context, twice)
-    dropped = torch.cat([torch.ones_like(batch.context.dropped), batch.context.dropped])
+    dropped = torch.cat([batch.context.drop_all().dropped, batch.context.dropped])
     return TokenBatch(map_tensors(batch.segments, twice), replace(context, dropped=dropped), batch.keys * 2)
