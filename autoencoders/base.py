@@ -3,16 +3,19 @@
 Media tensors: image (B, 3, H, W) and video (B, T, 3, H, W) in [-1, 1], audio (B, channels, samples). Their size is
 named by three numbers (t, h, w): (1, H, W), (T, H, W) or (samples, 1, 1). Latents are tokens (B, N, C) in the order
 (t h w) of the autoencoder's grid. Raw latents are what is stored; whitening is applied when they are read.
+
+An autoencoder with weights knows its grid and its channels without them: they are read at the first `encode` or
+`decode`, so that a configuration can be checked, and a trunk be built, where the weights are not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.errors import DataError, ShapeError
 
@@ -21,20 +24,20 @@ Size = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Whitening:
-    """Per-channel shift and scale that give latents mean 0 and standard deviation 1.
+    """Shift and scale, of every channel or of every token's channels, that give latents mean 0 and deviation 1.
 
     Attributes:
-        mean: (C,) float32.
-        std: (C,) float32, above 0.
+        mean: (C,), or (N, C) for statistics that depend on the position; float32.
+        std: of the same shape, above 0.
     """
 
     mean: Tensor
     std: Tensor
 
     def __post_init__(self):
-        if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
+        if self.mean.ndim not in (1, 2) or self.mean.shape != self.std.shape:
             raise ShapeError(
-                f"Whitening: expected mean and std of one shape (C,), got {tuple(self.mean.shape)} "
+                f"Whitening: expected mean and std of one shape (C,) or (N, C), got {tuple(self.mean.shape)} "
                 f"and {tuple(self.std.shape)}"
             )
         if not bool(self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
@@ -72,19 +75,19 @@ class Whitening:
         return cls(mean.float(), variance.sqrt().clamp_min(lowest).float())
 
     def whiten(self, latents: Tensor) -> Tensor:
-        """Raw (..., C) -> whitened (..., C), same dtype."""
+        """Raw (..., N, C) -> whitened (..., N, C), same dtype."""
         return (latents - self.mean.to(latents)) / self.std.to(latents)
 
     def unwhiten(self, latents: Tensor) -> Tensor:
         """The inverse of `whiten`."""
         return latents * self.std.to(latents) + self.mean.to(latents)
 
-    def to_dict(self) -> dict[str, list[float]]:
+    def to_dict(self) -> dict[str, list]:
         """Plain lists for JSON; `from_dict` gives back the same bits."""
         return {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, list[float]]) -> Whitening:
+    def from_dict(cls, values: dict[str, list]) -> Whitening:
         return cls(torch.tensor(values["mean"]), torch.tensor(values["std"]))
 
 
@@ -95,27 +98,41 @@ class LatentSpec:
     Attributes:
         channels: C of one token.
         stride: frames or samples, rows and columns that one token stands for.
-        whitening: statistics published with the weights, or None where the training data is measured.
     """
 
     channels: int
     stride: Size
-    whitening: Whitening | None = None
 
 
 class Autoencoder(Protocol):
-    """Media to raw latent tokens and back."""
+    """Media to raw latent tokens and back. Results lie on the device of what was given.
+
+    Attributes:
+        has_weights: a network does the work, so it belongs on an accelerator and not into the workers of a loader.
+        posterior_noise: training draws standard normal noise for `encode`, which then returns a sample of the
+            posterior; without noise, or where this is False, `encode` returns the posterior's mean.
+        whitening: the statistics published with the weights (which may read the weights), or None: measure the data.
+    """
 
     spec: LatentSpec
+    has_weights: bool
+    posterior_noise: bool
+    whitening: Whitening | None
 
     def grid(self, size: Size) -> Size:
         """Tokens along (t, h, w) for media of a size; raises ShapeError and names the nearest legal sizes."""
 
-    def encode(self, media: Tensor) -> Tensor:
-        """(B, *media) -> raw latents (B, N, C)."""
+    def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, *media), and noise (B, N, C) where `posterior_noise` -> raw latents (B, N, C) float32."""
 
     def decode(self, latents: Tensor, size: Size) -> Tensor:
         """Raw latents (B, N, C) -> (B, *media) of that size."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """Work on this device from now on; returns the autoencoder itself."""
+
+    def load(self) -> nn.Module | None:
+        """Read the weights now instead of at first use. Raises ConfigError when they are missing or others."""
 
 
 def divide(what: str, length: int, stride: int, alone: int = 0) -> int:
@@ -131,6 +148,19 @@ def divide(what: str, length: int, stride: int, alone: int = 0) -> int:
         form = f"{alone} plus a multiple of {stride}" if alone else f"a multiple of {stride}"
         raise ShapeError(f"{what}: {length} is not {form}; the nearest legal sizes: {legal}")
     return strides
+
+
+def image_grid(size: Size, stride: int) -> Size:
+    """Cells of `stride` x `stride` pixels in one picture."""
+    divide("frames of an image", size[0], 1)
+    return 1, divide("height", size[1], stride), divide("width", size[2], stride)
+
+
+def media_size(media: Tensor) -> Size:
+    """(t, h, w) of image, video or audio media with a batch dimension, see the top of this file."""
+    if media.ndim == 3:
+        return media.shape[-1], 1, 1
+    return (1 if media.ndim == 4 else media.shape[1]), *media.shape[-2:]
 
 
 def check_media(owner: str, media: Tensor, shape: tuple[int | None, ...]) -> None:

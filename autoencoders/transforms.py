@@ -13,9 +13,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoencoders.base import LatentSpec, Size, check_latents, check_media, divide
+from core.errors import ShapeError
 
 
-class Pixels:
+class WeightFree:
+    """What an autoencoder without weights says of itself: nothing to load, to move, to sample or to whiten with."""
+
+    has_weights = False
+    posterior_noise = False
+    whitening = None
+
+    def to(self, device: torch.device | str) -> WeightFree:
+        return self
+
+    def load(self) -> None:
+        return None
+
+    def refuse_noise(self, noise: Tensor | None) -> None:
+        if noise is not None:
+            raise ShapeError(f"{type(self).__name__} predicts no distribution, so it takes no noise")
+
+
+class Pixels(WeightFree):
     """An image as its patches: (B, 3, H, W) <-> (B, (H/p)(W/p), 3 p p), bit for bit."""
 
     def __init__(self, patch: int):
@@ -26,7 +45,8 @@ class Pixels:
         divide("frames of an image", size[0], 1)
         return 1, divide("height", size[1], self.patch), divide("width", size[2], self.patch)
 
-    def encode(self, media: Tensor) -> Tensor:
+    def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
+        self.refuse_noise(noise)
         check_media("Pixels", media, (None, 3, None, None))
         _, h, w = self.grid((1, *media.shape[-2:]))
         return rearrange(media, "b c (h p) (w q) -> b (h w) (c p q)", h=h, w=w)
@@ -39,7 +59,7 @@ class Pixels:
         )
 
 
-class SpaceTimePixels:
+class SpaceTimePixels(WeightFree):
     """A video as blocks of `patch_frames` frames and `patch` x `patch` pixels, bit for bit.
 
     With `first_frame_alone`, T = 1 + k * patch_frames and the first token frame holds the first frame only, repeated
@@ -56,7 +76,8 @@ class SpaceTimePixels:
         t = alone + divide("frames", size[0], self.patch_frames, alone)
         return t, divide("height", size[1], self.patch), divide("width", size[2], self.patch)
 
-    def encode(self, media: Tensor) -> Tensor:
+    def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
+        self.refuse_noise(noise)
         check_media("SpaceTimePixels", media, (None, None, 3, None, None))
         t, h, w = self.grid((media.shape[1], *media.shape[-2:]))
         if self.first_frame_alone:
@@ -100,7 +121,7 @@ def compress(x: Tensor, exponent: float) -> Tensor:
     return x.sign() * x.abs() ** exponent
 
 
-class Mdct:
+class Mdct(WeightFree):
     """A sound as MDCT frames: (B, channels, samples) <-> (B, ceil(samples/M) + 1, channels * M), to rounding.
 
     One token holds the M coefficients of one frame of 2M samples, of every channel, with compressed amplitude. Frame
@@ -122,7 +143,8 @@ class Mdct:
         divide("samples", size[0], 1)
         return math.ceil(size[0] / self.hop) + 1, 1, 1
 
-    def encode(self, media: Tensor) -> Tensor:
+    def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
+        self.refuse_noise(noise)
         check_media("Mdct", media, (None, self.channels, None))
         frames, _, _ = self.grid((media.shape[-1], 1, 1))
         tail = (frames - 1) * self.hop - media.shape[-1]

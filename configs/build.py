@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
 from autoencoders.base import Whitening
 from configs.schema import Config, VideoStream
-from core.alignment import build_alignment
+from core.alignment.terms import build_alignment
 from core.errors import CheckpointError, ConfigError
 from core.objective import Objective
 from core.training.checkpoint import CheckpointStore
@@ -20,14 +21,17 @@ from core.training.records import RunFolder
 from core.training.trainer import Trainer
 from core.trunk.context import ContextConfig
 from core.trunk.mmdit import MMDiT, MMDiTConfig
+from core.trunk.projectors import TEACHER, ProjectorSpec
 from core.trunk.sit import SiT
 from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import ModalityAdapter
 from modalities.conditions import ConditionConfig, Conditions
 from modalities.data.loader import StepDataset, StepFeed, Stream, measure_whitening
 from modalities.data.sources import build_source
+from modalities.encoders import Encoder, build_encoder
 from modalities.generation import Generator
 from modalities.image import ImageAdapter, ImageConfig
+from modalities.prepare import DevicePrepare
 from modalities.video import VideoAdapter, VideoConfig
 
 # modality -> (its settings, what they build)
@@ -36,6 +40,9 @@ ADAPTERS = {
     "video": (VideoConfig, VideoAdapter),
     "audio": (AudioConfig, AudioAdapter),
 }
+
+# trunk.kind -> trunk of pictures with class labels
+CLASS_TRUNKS = {"sit": SiT}
 
 # Settings that may change when a run is resumed: they do not touch a single number of the training.
 FREE_ON_RESUME = {
@@ -46,6 +53,7 @@ FREE_ON_RESUME = {
     "training.device",
     "training.workers",
     "training.data_limit",
+    *(f"modalities.{name}.heldout" for name in ADAPTERS),
     *(f"modalities.{name}.sampling" for name in ADAPTERS),
 }
 
@@ -59,40 +67,72 @@ def build_adapters(config: Config) -> dict[str, ModalityAdapter]:
     return {name: ADAPTERS[name][1](stream.media) for name, stream in config.modalities.streams().items()}
 
 
-def build_trunk(config: Config, adapters: dict[str, ModalityAdapter], labels: list[str]) -> nn.Module:
+def build_encoders(config: Config, adapters: dict[str, ModalityAdapter]) -> dict[str, dict[str, Encoder]]:
+    """modality -> target name -> frozen encoder. Raises ConfigError where weights are missing or do not fit."""
+    encoders: dict[str, dict[str, Encoder]] = {}
+    for modality, stream in config.modalities.streams().items():
+        adapter, rate = adapters[modality], getattr(stream.media, "sample_rate", None)
+        size = {"image": adapter.size[1:], "video": adapter.size, "audio": adapter.size[:1]}[modality]
+        stride = adapter.autoencoder.spec.stride[0]
+        for name, entry in stream.encoders.items():
+            encoder = build_encoder(entry, modality, size, adapter.grid(), stride, rate)
+            encoders.setdefault(modality, {})[f"{modality}_{name}"] = encoder
+    return encoders
+
+
+def projector_specs(config: Config, encoders: dict[str, dict[str, Encoder]]) -> dict[str, ProjectorSpec]:
+    """The projectors that the alignment terms need of the trunk, by name."""
+    specs = {}
+    if config.alignment.ema_teacher is not None:
+        specs[TEACHER] = ProjectorSpec(config.alignment.ema_teacher.projector)
+    for targets in encoders.values():
+        kind = config.alignment.external.projector
+        specs |= {name: ProjectorSpec(kind, encoder.channels) for name, encoder in targets.items()}
+    return specs
+
+
+def build_trunk(
+    config: Config,
+    adapters: dict[str, ModalityAdapter],
+    labels: list[str],
+    projectors: dict[str, ProjectorSpec],
+) -> nn.Module:
     """The student, initialised from the run's seed. Raises ConfigError for combinations that cannot work."""
-    channels = {name: adapter.channels for name, adapter in adapters.items()}
-    aligned = config.alignment.kind != "none"
     if config.condition.kind == "label" and not labels:
         raise ConfigError("condition.kind: 'label' needs data with class names; these sources have none")
-    trunk: nn.Module
     if config.trunk.kind == "mmdit":
-        settings = {entry.name: getattr(config.trunk.mmdit, entry.name) for entry in fields(config.trunk.mmdit)}
-        context = context_config(config.condition, len(labels))
-        projector = "simple" if aligned else "none"
-        trunk = MMDiT(MMDiTConfig(**settings, channels=channels, context=context, projector=projector), config.seed)
+        trunk = build_mmdit(config, adapters, labels, projectors)
     else:
-        if set(channels) != {"image"} or config.condition.kind != "label":
-            raise ConfigError("trunk.kind: 'sit' needs the image modality alone and condition.kind: label")
-        (_, rows, columns), wanted = adapters["image"].grid(), config.trunk.sit
-        if (rows, columns, channels["image"], len(labels) + 1) != (
-            wanted.grid,
-            wanted.grid,
-            wanted.channels,
-            wanted.num_classes,
-        ):
-            raise ConfigError(
-                f"trunk.sit: grid {wanted.grid}, channels {wanted.channels}, num_classes {wanted.num_classes} do not "
-                f"fit the data: grid {rows} x {columns}, channels {channels['image']}, {len(labels)} classes + 1 null"
-            )
-        if aligned and not wanted.projector:
-            raise ConfigError(f"trunk.sit.projector: must be true with alignment.kind {config.alignment.kind!r}")
-        if aligned and not wanted.projector:
-            raise ConfigError(f"trunk.sit.projector: alignment {config.alignment.kind!r} needs one; set it to true")
-        trunk = SiT(wanted, config.seed)
+        trunk = build_class_trunk(config, adapters, labels, projectors)
     if found := config.alignment.depth_problems(trunk.depth):
-        raise ConfigError(f"alignment: {line}" for line in found)
+        raise ConfigError(f"alignment.{line}" for line in found)
     return trunk
+
+
+def build_mmdit(
+    config: Config, adapters: dict[str, ModalityAdapter], labels: list[str], projectors: dict[str, ProjectorSpec]
+) -> nn.Module:
+    settings = {entry.name: getattr(config.trunk.mmdit, entry.name) for entry in fields(config.trunk.mmdit)}
+    channels = {name: adapter.channels for name, adapter in adapters.items()}
+    context = context_config(config.condition, len(labels))
+    return MMDiT(MMDiTConfig(**settings, channels=channels, context=context), config.seed, projectors)
+
+
+def build_class_trunk(
+    config: Config, adapters: dict[str, ModalityAdapter], labels: list[str], projectors: dict[str, ProjectorSpec]
+) -> nn.Module:
+    """SiT or DDT: pictures of one size, conditioned on classes."""
+    kind = config.trunk.kind
+    if set(adapters) != {"image"} or config.condition.kind != "label":
+        raise ConfigError(f"trunk.kind: {kind!r} needs the image modality alone and condition.kind: label")
+    (_, rows, columns), wanted = adapters["image"].grid(), getattr(config.trunk, kind)
+    channels = adapters["image"].channels
+    if (rows, columns, channels, len(labels) + 1) != (wanted.grid, wanted.grid, wanted.channels, wanted.num_classes):
+        raise ConfigError(
+            f"trunk.{kind}: grid {wanted.grid}, channels {wanted.channels}, num_classes {wanted.num_classes} do not "
+            f"fit the data: grid {rows} x {columns}, channels {channels}, {len(labels)} classes + 1 null"
+        )
+    return CLASS_TRUNKS[kind](wanted, config.seed, projectors)
 
 
 def context_config(condition: ConditionConfig, classes: int) -> ContextConfig:
@@ -115,7 +155,8 @@ def build_streams(config: Config, adapters: dict[str, ModalityAdapter], root: Pa
                 "given_noise": entry.first_frame_noise,
             }
         source = build_source(entry.data, name, root)
-        streams[name] = Stream(source, adapters[name], entry.time, entry.mask_ratio, **given)
+        keep = adapters[name].has_weights or bool(entry.encoders)
+        streams[name] = Stream(source, adapters[name], entry.time, entry.mask_ratio, keep_media=keep, **given)
     return streams
 
 
@@ -152,15 +193,20 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
     identity = (Path(config.run), to_plain(config), fingerprints, free_on_resume(config))
     RunFolder.check(*identity)
     labels = class_names(streams)
+    device = config.training.torch_device()
+    for adapter in adapters.values():
+        adapter.to(device)
     whitening = known_whitening(Path(config.run)) or measure_all(config, streams)
-    trunk = build_trunk(config, adapters, labels)
+    encoders = build_encoders(config, adapters)
+    projectors = projector_specs(config, encoders)
+    trunk = build_trunk(config, adapters, labels, projectors)
     dataset = build_dataset(config, streams, whitening, labels)
     entries = config.modalities.streams()
-    device = config.training.torch_device()
     extra = {
         "config": to_plain(config),
         "labels": labels,
         "whitening": {name: values.to_dict() for name, values in whitening.items()},
+        "projectors": {name: [spec.kind, spec.out] for name, spec in projectors.items()},
     }
     return Trainer(
         config.training,
@@ -170,7 +216,21 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
         RunFolder.open(*identity),  # the first thing that is written: everything else fits
         {name: entry.loss_weight for name, entry in entries.items()},
         extra,
+        device_prepare(adapters, whitening, encoders, device),
     )
+
+
+def device_prepare(
+    adapters: dict[str, ModalityAdapter],
+    whitening: dict[str, Whitening],
+    encoders: dict[str, dict[str, Encoder]],
+    device: torch.device,
+) -> DevicePrepare | None:
+    """What completes microbatches on the device, or None when the loader does all of it."""
+    if not encoders and not any(adapter.has_weights for adapter in adapters.values()):
+        return None
+    moved = {m: {name: encoder.to(device) for name, encoder in by_name.items()} for m, by_name in encoders.items()}
+    return DevicePrepare(adapters, whitening, moved)
 
 
 def is_finished(config: Config) -> bool:
@@ -218,9 +278,12 @@ def load_run(path: Path, step: int | None = None, device: str = "auto") -> Loade
     config.training.device = device
     target = config.training.torch_device()
     adapters = build_adapters(config)
-    trunk = build_trunk(config, adapters, extra["labels"])
+    projectors = {name: ProjectorSpec(*spec) for name, spec in extra["projectors"].items()}
+    trunk = build_trunk(config, adapters, extra["labels"], projectors)
     trunk.load_state_dict(store.load_weights(step, "teacher"))
     trunk = trunk.to(target).eval().requires_grad_(False)
+    for adapter in adapters.values():
+        adapter.to(target)
     whitening = {name: Whitening.from_dict(values) for name, values in extra["whitening"].items()}
     conditions = Conditions(config.condition, extra["labels"])
     return LoadedRun(config, Generator(trunk, adapters, whitening, conditions, target), step)

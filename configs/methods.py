@@ -1,19 +1,65 @@
-"""The method table: what `method=NAME` stands for. A setting written in the YAML or on the command line wins."""
+"""The method table: what `method=NAME` stands for. A setting written in the YAML or on the command line wins.
+
+Sources, formulas and what differs from the released code of each: docs/fidelity.md.
+"""
 
 from __future__ import annotations
 
+from omegaconf import OmegaConf
+
+from core.alignment.terms import AlignmentConfig
 from core.errors import choose
+
+# SRA trains on ImageNet in batches of 256: 5004 steps an epoch.
+_SRA_EPOCH = 5004
 
 METHODS: dict[str, dict] = {
     # Eq. 1-2: one time per sample, nothing aligned, no teacher pass.
     "flow_matching": {
         "noising": {"kind": "homogeneous"},
-        "alignment": {"kind": "none"},
+    },
+    # arXiv 2410.06940: a frozen encoder's features of the clean media. The encoders are the modalities' own settings.
+    "repa": {
+        "noising": {"kind": "homogeneous"},
+        "alignment": {"external": {"weight": 0.5, "similarity": "cosine", "projector": "repa"}},
+    },
+    # arXiv 2505.02831: the EMA teacher at t - 0.2 u; smooth-L1 and the weight schedule of the published numbers.
+    "sra": {
+        "noising": {"kind": "homogeneous", "teacher": "earlier", "teacher_gap": 0.2},
+        "alignment": {
+            "ema_teacher": {
+                "weight": 0.2,
+                "similarity": "smooth_l1",
+                "hold_steps": 149 * _SRA_EPOCH,
+                "decade_steps": 1000 * _SRA_EPOCH,
+            }
+        },
+    },
+    # arXiv 2510.12581: one of the student's own deeper layers, detached; no projector, no teacher pass.
+    "layersync": {
+        "noising": {"kind": "homogeneous"},
+        "alignment": {"layer_sync": {"weight": 0.2, "similarity": "cosine"}},
+    },
+    # arXiv 2506.09027: features of different samples are pushed apart; nothing is aligned.
+    "dispersive": {
+        "noising": {"kind": "homogeneous"},
+        "alignment": {"dispersive": {"weight": 0.25, "variant": "infonce_l2"}},
     },
     # Eq. 4-7: two times per sample, Bernoulli mask, EMA teacher at min(t, s), gamma 0.8, layers 0.3 D and 0.7 D.
     "self_flow": {
-        "noising": {"kind": "dual", "mask": "bernoulli"},
-        "alignment": {"kind": "ema_teacher", "weight": 0.8, "similarity": "cosine"},
+        "noising": {"kind": "dual", "mask": "bernoulli", "teacher": "min"},
+        "alignment": {"ema_teacher": {"weight": 0.8, "similarity": "cosine"}},
+    },
+    # arXiv 2607.02508: groups of exact size that do not see each other, each with its own earlier teacher.
+    "self_flow_as": {
+        "noising": {
+            "kind": "dual",
+            "mask": "exact",
+            "attention_separation": True,
+            "teacher": "earlier",
+            "teacher_gap": 0.2,
+        },
+        "alignment": {"ema_teacher": {"weight": 0.5, "similarity": "cosine"}},
     },
 }
 
@@ -21,3 +67,9 @@ METHODS: dict[str, dict] = {
 def method_settings(user: dict) -> dict:
     """The settings under the user's own ones, for the method that the user names (self_flow by default)."""
     return choose("method", user.get("method", "self_flow"), METHODS)
+
+
+def method_alignment(method: str) -> AlignmentConfig:
+    """The alignment section of a row by itself."""
+    row = choose("method", method, METHODS).get("alignment", {})
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AlignmentConfig), row))

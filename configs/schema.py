@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from core.alignment import AlignmentConfig
+from core.alignment.terms import AlignmentConfig
 from core.noising import NoisingConfig
 from core.sampler import SamplerConfig
 from core.schedule import TimeConfig
@@ -15,6 +15,7 @@ from core.trunk.sit import SiTConfig
 from modalities.audio import AudioConfig
 from modalities.conditions import ConditionConfig
 from modalities.data.sources import SourceConfig
+from modalities.encoders import EncoderConfig
 from modalities.image import ImageConfig
 from modalities.video import VideoConfig
 
@@ -29,6 +30,8 @@ class StreamConfig:
         loss_weight: factor of the whole loss of its steps.
         mask_ratio: R_M, in (0, 0.5] (0.25 / 0.1 / 0.5).
         data: where the records come from.
+        heldout: records that are not trained on, for `selfflow evaluate`; None where there are none.
+        encoders: name -> frozen network whose features of the clean media `alignment.external` aligns with.
         time: p(t).
         sampling: defaults of `selfflow generate`.
     """
@@ -38,6 +41,8 @@ class StreamConfig:
     loss_weight: float = 1.0
     mask_ratio: float = 0.25
     data: SourceConfig = field(default_factory=SourceConfig)
+    heldout: SourceConfig | None = None
+    encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     time: TimeConfig = field(default_factory=TimeConfig)
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
 
@@ -47,7 +52,8 @@ class StreamConfig:
             found.append(f"batch: {self.batch} must be at least 1")
         if not 0 < self.mask_ratio <= 0.5:
             found.append(f"mask_ratio: {self.mask_ratio} must lie in (0, 0.5]")
-        return found
+        found += [f"encoders.{name}: the name must be a plain one" for name in self.encoders if not name.isidentifier()]
+        return found + [f"encoders.{name}.{line}" for name, e in self.encoders.items() for line in e.problems()]
 
 
 @dataclass
@@ -142,9 +148,28 @@ class Config:
     def problems(self) -> list[str]:
         found = []
         for name, stream in self.modalities.streams().items():
-            if stream.batch % max(self.training.accumulate, 1):
-                found.append(
-                    f"modalities.{name}.batch: {stream.batch} is not divisible by training.accumulate "
-                    f"{self.training.accumulate}"
-                )
+            found += [f"modalities.{name}.{line}" for line in self._stream_problems(stream)]
+        if self.noising.teacher != "min" and self.alignment.ema_teacher is None:
+            found.append(f"noising.teacher: {self.noising.teacher!r} is not read without alignment.ema_teacher")
+        if self.alignment.ema_teacher is not None and self.training.ema.decay == 0:
+            found.append(
+                "training.ema.decay: 0 makes the teacher the student itself; alignment.ema_teacher needs an average"
+            )
+        return found
+
+    def _stream_problems(self, stream: StreamConfig) -> list[str]:
+        """What does not fit between one modality and the rest."""
+        found, accumulate = [], max(self.training.accumulate, 1)
+        if stream.batch % accumulate:
+            found.append(f"batch: {stream.batch} is not divisible by training.accumulate {accumulate}")
+        elif self.alignment.dispersive is not None and stream.batch // accumulate < 2:
+            found.append("batch: alignment.dispersive needs 2 or more samples in a microbatch (batch / accumulate)")
+        if self.noising.kind == "dual" and stream.time.buckets:
+            found.append(f"time.buckets: {stream.time.buckets} makes t and s agree; not with noising.kind dual")
+        if self.noising.attention_separation and getattr(stream, "first_frame_share", 0) > 0:
+            found.append("first_frame_share: a given frame would belong to no group; not with attention_separation")
+        if self.alignment.external is not None and not stream.encoders:
+            found.append("encoders: empty; alignment.external needs one: {dinov2: {kind: dinov2, path: FOLDER}}")
+        if self.alignment.external is None and stream.encoders:
+            found.append(f"encoders: {', '.join(stream.encoders)} are not read without alignment.external")
         return found

@@ -1,18 +1,19 @@
 """Which noise level each token gets: the noising plans of the method table.
 
 A plan is drawn for one sample, on the CPU, from that sample's own generator; batches only stack samples. The
-student's levels follow the plan. The teacher sees the whole sample at the cleaner of the levels that the plan drew
-(paper 3.4: min(t, s), of the drawn pair and not of the realised tokens, which differ when a group is empty).
+student's levels follow the plan. What the teacher sees is one of `TEACHERS`: the whole sample at the cleanest of the
+levels that the plan drew (paper 3.4: min(t, s), of the drawn pair and not of the realised tokens, which differ when a
+group is empty), or every token a little earlier than the student sees it (SRA).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from core.errors import choose
+from core.errors import choose, nearest
 from core.schedule import TimeConfig, sample_times
 from core.types import NoiseLevels
 
@@ -26,19 +27,40 @@ class NoisingConfig:
         mask: bernoulli (each token by itself, as the paper) or exact (a fixed count of tokens).
         s_within: with dual, draw s uniformly in [t - s_within, t] instead of from p(t); 0 means off.
         homogeneous_share: with dual, share of samples where s = t.
+        attention_separation: with dual, tokens attend only to tokens of their own level (arXiv 2607.02508); needs
+            mask exact, so that every sample of a batch has groups of the same size.
+        teacher: min (Self-Flow: all tokens at the cleanest level) or earlier (SRA: each level t becomes
+            max(0, t - teacher_gap u), u uniform in [0, 1], drawn for each level).
+        teacher_gap: of `earlier`; SRA and arXiv 2607.02508 have 0.2.
     """
 
     kind: str = "homogeneous"
     mask: str = "bernoulli"
     s_within: float = 0.0
     homogeneous_share: float = 0.0
+    attention_separation: bool = False
+    teacher: str = "min"
+    teacher_gap: float = 0.2
 
     def problems(self) -> list[str]:
         found = []
-        if self.kind not in _PLANS:
-            found.append(f"kind: {self.kind!r} is not one of {', '.join(_PLANS)}")
-        if self.mask not in _MASKS:
-            found.append(f"mask: {self.mask!r} is not one of {', '.join(_MASKS)}")
+        tables = {"kind": _PLANS, "mask": _MASKS, "teacher": TEACHERS}
+        for name, table in tables.items():
+            value = getattr(self, name)
+            if value not in table:
+                found.append(f"{name}: {value!r} is not one of {', '.join(table)}.{nearest(value, table)}")
+        if not 0 < self.teacher_gap <= 1:
+            found.append(f"teacher_gap: {self.teacher_gap} must lie in (0, 1]")
+        if self.attention_separation:
+            if self.kind != "dual":
+                found.append(f"attention_separation: needs kind dual, two groups to separate; kind is {self.kind!r}")
+            if self.mask != "exact":
+                found.append(f"attention_separation: needs mask exact, groups of one size; mask is {self.mask!r}")
+            if self.homogeneous_share > 0:
+                found.append(
+                    f"homogeneous_share: {self.homogeneous_share} would put samples of one group among samples of "
+                    "two; not with attention_separation"
+                )
         for name in ("s_within", "homogeneous_share"):
             if not 0 <= getattr(self, name) <= 1:
                 found.append(f"{name}: {getattr(self, name)} must lie in [0, 1]")
@@ -49,10 +71,11 @@ class NoisingConfig:
 
 @dataclass(frozen=True)
 class SampleLevels:
-    """Levels of one sample: values (K,) and, unless all tokens share values[0], an index (L,)."""
+    """Levels of one sample: values (K,); index (L,) unless all tokens share values[0]; sizes of separate groups."""
 
     values: Tensor
     index: Tensor | None = None
+    separate: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +101,7 @@ _MASKS = {"bernoulli": _bernoulli_mask, "exact": _exact_mask}
 
 
 def _homogeneous(config, time, ratio, length, generator):
-    t = sample_times(time, 1, generator)
-    return SampleLevels(t), t
+    return SampleLevels(sample_times(time, 1, generator))
 
 
 def _dual(config, time, ratio, length, generator):
@@ -89,19 +111,20 @@ def _dual(config, time, ratio, length, generator):
         s = (t - config.s_within * within).clamp_min(0)
     if same < config.homogeneous_share:
         s = t
-    mask = _MASKS[config.mask](ratio, length, generator)
-    return SampleLevels(torch.stack([t, s]), mask.long()), torch.minimum(t, s)[None]
+    index = _MASKS[config.mask](ratio, length, generator).long()
+    picked = round(ratio * length)
+    separate = (length - picked, picked) if config.attention_separation else None
+    return SampleLevels(torch.stack([t, s]), index, separate)
 
 
 def _full_masking(config, time, ratio, length, generator):
     t = sample_times(time, 1, generator)
     mask = _MASKS[config.mask](ratio, length, generator)
-    return SampleLevels(torch.cat([t, torch.ones(1)]), mask.long()), t
+    return SampleLevels(torch.cat([t, torch.ones(1)]), mask.long())
 
 
 def _diffusion_forcing(config, time, ratio, length, generator):
-    times = sample_times(time, length, generator)
-    return SampleLevels(times, torch.arange(length)), times.min()[None]
+    return SampleLevels(sample_times(time, length, generator), torch.arange(length))
 
 
 _PLANS = {
@@ -110,6 +133,18 @@ _PLANS = {
     "full_masking": _full_masking,
     "diffusion_forcing": _diffusion_forcing,
 }
+
+
+def _cleanest(config, student, generator):
+    return SampleLevels(student.values.min()[None])
+
+
+def _earlier(config, student, generator):
+    gap = config.teacher_gap * torch.rand(len(student.values), generator=generator)
+    return replace(student, values=(student.values - gap).clamp_min(0))
+
+
+TEACHERS = {"min": _cleanest, "earlier": _earlier}
 
 
 def draw_levels(
@@ -128,8 +163,8 @@ def draw_levels(
         given: (L,) bool, conditioning tokens; student and teacher both see them at one level drawn uniformly
             in [0, given_noise], whatever the plan says.
     """
-    student, cleaner = choose("noising.kind", config.kind, _PLANS)(config, time, mask_ratio, length, generator)
-    teacher = SampleLevels(cleaner)
+    student = choose("noising.kind", config.kind, _PLANS)(config, time, mask_ratio, length, generator)
+    teacher = choose("noising.teacher", config.teacher, TEACHERS)(config, student, generator)
     if given is None:
         return student, teacher
     level = torch.rand(1, generator=generator) * given_noise
@@ -144,4 +179,4 @@ def _with_given(levels: SampleLevels, given: Tensor, level: Tensor) -> SampleLev
 def stack_levels(samples: list[SampleLevels]) -> NoiseLevels:
     """Levels of one plan, sample by sample -> one NoiseLevels for the batch."""
     index = None if samples[0].index is None else torch.stack([sample.index for sample in samples])
-    return NoiseLevels(torch.stack([sample.values for sample in samples]), index)
+    return NoiseLevels(torch.stack([sample.values for sample in samples]), index, samples[0].separate)

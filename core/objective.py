@@ -1,45 +1,64 @@
-"""The loss, on one screen: L = mean (v - (x1 - x0))^2 + gamma * alignment."""
+"""The loss, on one screen: L = mean (v - (x1 - x0))^2 + the alignment terms."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from core.alignment import EmaTeacher
+from core.alignment.base import AlignmentTerm, Seen, merge_taps
 from core.flow import interpolate, velocity
 from core.noising import Draws
-from core.types import LossTerm, NoiseLevels, Taps, TokenBatch
+from core.types import LossTerm, NoiseLevels, TokenBatch
+
+_NO_TARGETS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Objective:
-    """Flow matching on the student's own noising, plus one alignment term or None."""
+    """Flow matching on the student's own noising, plus alignment terms, plain flow matching without any."""
 
-    def __init__(self, alignment: EmaTeacher | None):
-        self.alignment = alignment
+    def __init__(self, terms: Sequence[AlignmentTerm] = ()):
+        self.terms = tuple(terms)
+        teacher_taps = [term.teacher_taps for term in self.terms if term.teacher_taps]
+        self.teacher_taps = merge_taps(teacher_taps) if teacher_taps else None
 
     def __call__(
-        self, student: nn.Module, teacher: nn.Module | None, batch: TokenBatch, draws: Draws, counts: dict[str, float]
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        batch: TokenBatch,
+        draws: Draws,
+        counts: dict[str, float],
+        targets: Mapping[str, Tensor] = _NO_TARGETS,
+        step: int = 0,
     ) -> dict[str, LossTerm]:
         """Named terms of the loss; a term of weight 0 is a diagnostic.
 
         Args:
             counts: number of counted tokens of the whole global batch, by the segment's modality.
+            targets: name -> (B, L, D') features of frozen encoders.
+            step: finished optimizer steps.
         """
-        taps = self.alignment.taps if self.alignment else Taps()
+        taps = merge_taps([term.taps(targets) for term in self.terms])
         output = student(noised(batch, draws.noise, draws.student), draws.student, batch, taps)
 
-        terms = {}
+        losses = {}
         for segment, noise, predicted in zip(batch.segments, draws.noise, output.velocity, strict=True):
             error = (predicted.float() - velocity(segment.x0, noise)).square().mean(-1)  # (B, N, C) -> (B, N)
             total = (error * segment.counted()).sum()
-            terms[f"flow/{segment.modality}"] = LossTerm(total, counts[segment.modality])
+            losses[f"flow/{segment.modality}"] = LossTerm(total, counts[segment.modality])
 
-        if self.alignment:
-            with torch.no_grad():
-                seen = noised(batch, draws.noise, draws.teacher)  # the same noise, at the cleaner level
-                target = teacher(seen, draws.teacher, batch, self.alignment.teacher_taps)
-            terms |= self.alignment(output, target, batch.counted(), sum(counts.values()))
-        return terms
+        seen_by_teacher = None
+        if self.teacher_taps:
+            with torch.no_grad():  # the same noise, at the teacher's own level
+                cleaner = noised(batch, draws.noise, draws.teacher)
+                seen_by_teacher = teacher(cleaner, draws.teacher, batch, self.teacher_taps)
+        seen = Seen(output, seen_by_teacher, targets, batch.counted(), sum(counts.values()), step)
+        for term in self.terms:
+            losses |= term(seen)
+        return losses
 
 
 def noised(batch: TokenBatch, noise: tuple[Tensor, ...], levels: NoiseLevels) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""p(t): how training times are drawn (paper A.2 and App. C)."""
+"""p(t): how training times are drawn (paper A.2 and App. C; RAE, arXiv 2510.11690, for the cut and the shift)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.errors import choose
+from core.errors import choose, nearest
 from core.flow import shift_time
 
 
@@ -19,33 +19,59 @@ class TimeConfig:
     Attributes:
         kind: uniform, logit_normal, or plateau_logit_normal (the logit-normal density up to its mode, then held
             constant up to t = 1 and renormalised).
-        mean, std: of the normal variable whose sigmoid is the time; not used by `uniform`.
-        shift: alpha of the shift map; for a logit-normal it adds log(alpha) to the mean.
+        mean, std: of the normal variable whose sigmoid is the time; not for `uniform`.
+        low, high: times outside are never drawn: the density is cut off there and renormalised, before the shift is
+            applied. RAE trains within 0 and 0.999. Not for `plateau_logit_normal`, which has mass up to 1.
+        shift: alpha of the shift map; for a logit-normal it adds log(alpha) to the mean. RAE takes it from the size of
+            the latents, see `dimension_shift`.
         high_noise_share: share of times replaced by uniform ones in [high_noise_low, 1], each independently.
+        buckets: times take only this many values, the middles of equal parts of [0, 1], all equally likely if p(t) is
+            uniform; 0 for any value (`num_timestep_buckets` of robot policies, 1000 there).
     """
 
     kind: str = "uniform"
     mean: float = 0.0
     std: float = 1.0
+    low: float = 0.0
+    high: float = 1.0
     shift: float = 1.0
     high_noise_share: float = 0.0
     high_noise_low: float = 0.95
+    buckets: int = 0
 
     def problems(self) -> list[str]:
         found = []
         if self.kind not in _KINDS:
-            found.append(f"kind: {self.kind!r} is not one of {', '.join(_KINDS)}")
+            found.append(f"kind: {self.kind!r} is not one of {', '.join(_KINDS)}.{nearest(self.kind, _KINDS)}")
+        for name in _UNREAD.get(self.kind, ()):
+            if getattr(self, name) != getattr(TimeConfig, name):
+                found.append(f"{name}: {getattr(self, name)} has no meaning with kind {self.kind!r}; leave it out")
         if self.std <= 0:
             found.append(f"std: {self.std} must be above 0")
         if self.kind == "plateau_logit_normal" and self.std > math.sqrt(2):
             found.append(f"std: {self.std} gives a density with two modes and no plateau; at most 1.414")
+        if not 0 <= self.low < self.high <= 1:
+            found.append(f"low, high: {self.low}, {self.high} must lie in [0, 1], low below high")
+        elif self.kind == "logit_normal" and self.std > 0 and (kept := _kept(self)) < _LEAST_KEPT:
+            found.append(f"low, high: {self.low}, {self.high} keep {kept:.1g} of the density, must be {_LEAST_KEPT:g}")
         if self.shift <= 0:
             found.append(f"shift: {self.shift} must be above 0")
         if not 0 <= self.high_noise_share <= 1:
             found.append(f"high_noise_share: {self.high_noise_share} must lie in [0, 1]")
         if not 0 <= self.high_noise_low < 1:
             found.append(f"high_noise_low: {self.high_noise_low} must lie in [0, 1)")
+        if self.buckets < 0:
+            found.append(f"buckets: {self.buckets} must be at least 1, or 0 for none")
         return found
+
+
+def dimension_shift(dim: int, base: int = 4096) -> float:
+    """RAE's shift for latents of `dim` numbers in all: sqrt(dim / base), 6.93 for 16 x 16 x 768.
+
+    Latents with more numbers show through more noise, so times move towards noise. At or below the base the shift is
+    1, no shift: its source accepts no smaller one.
+    """
+    return max(1.0, math.sqrt(dim / base))
 
 
 def plateau_start(mu: float, std: float = 1.0) -> float:
@@ -66,11 +92,37 @@ def plateau_masses(mu: float, std: float = 1.0) -> tuple[float, float]:
     return 0.5 * (1 + math.erf(z / math.sqrt(2))), (1 - mode) * density
 
 
+def uniform_times(u: Tensor, config: TimeConfig) -> Tensor:
+    """u in [0, 1) -> times: uniform between low and high, then shifted."""
+    return shift_time(config.low + (config.high - config.low) * u, config.shift)
+
+
+def cut_logit_normal_times(u: Tensor, config: TimeConfig) -> Tensor:
+    """u in [0, 1) -> times: the logit-normal's quantiles between low and high, then shifted."""
+    below, above = _normal_share(config, config.low), _normal_share(config, config.high)
+    normal = torch.special.ndtri(below + (above - below) * u)
+    times = torch.sigmoid(normal * config.std + config.mean).clamp(config.low, config.high)
+    return shift_time(times, config.shift)
+
+
+def _normal_share(config: TimeConfig, time: float) -> float:
+    """Share of the logit-normal density below `time`."""
+    if time in (0, 1):
+        return float(time)
+    return 0.5 * math.erfc((config.mean - math.log(time / (1 - time))) / (config.std * math.sqrt(2)))
+
+
+def _kept(config: TimeConfig) -> float:
+    return _normal_share(config, config.high) - _normal_share(config, config.low)
+
+
 def _uniform(config: TimeConfig, count: int, generator: torch.Generator) -> Tensor:
-    return shift_time(torch.rand(count, generator=generator, dtype=torch.float64), config.shift)
+    return uniform_times(torch.rand(count, generator=generator, dtype=torch.float64), config)
 
 
 def _logit_normal(config: TimeConfig, count: int, generator: torch.Generator) -> Tensor:
+    if (config.low, config.high) != (0, 1):
+        return cut_logit_normal_times(torch.rand(count, generator=generator, dtype=torch.float64), config)
     normal = torch.randn(count, generator=generator, dtype=torch.float64)
     return torch.sigmoid(normal * config.std + config.mean + math.log(config.shift))
 
@@ -91,6 +143,8 @@ _KINDS = {
     "logit_normal": _logit_normal,
     "plateau_logit_normal": _plateau_logit_normal,
 }
+_UNREAD = {"uniform": ("mean", "std"), "plateau_logit_normal": ("low", "high")}
+_LEAST_KEPT = 1e-6  # less would be quantiles that float64 cannot tell apart
 
 
 def sample_times(config: TimeConfig, count: int, generator: torch.Generator) -> Tensor:
@@ -100,4 +154,7 @@ def sample_times(config: TimeConfig, count: int, generator: torch.Generator) -> 
         replaced, position = torch.rand(2, count, generator=generator, dtype=torch.float64)
         high = config.high_noise_low + (1 - config.high_noise_low) * position
         times = torch.where(replaced < config.high_noise_share, high, times)
+    if config.buckets:
+        number = (times * config.buckets).floor().clamp_max(config.buckets - 1)  # 1 itself is in the last one
+        times = (number + 0.5) / config.buckets
     return times.float()

@@ -152,16 +152,35 @@ class NoiseLevels:
     Attributes:
         values: (B, K) float32 in [0, 1]; 0 is data and 1 is noise.
         index: (B, L) integer in [0, K), or None when every token has `values[:, 0]`.
+        separate: how many tokens have level 0, 1, ... in every sample, when tokens may attend only to tokens of
+            their own level (attention separation, arXiv 2607.02508); None when all attend to all.
     """
 
     values: Tensor
     index: Tensor | None = None
+    separate: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if self.values.ndim != 2:
             raise ShapeError(f"NoiseLevels.values: expected (B, K), got {tuple(self.values.shape)}")
         if self.index is not None and (self.index.ndim != 2 or self.index.shape[0] != self.values.shape[0]):
             raise ShapeError(f"NoiseLevels.index: expected ({self.values.shape[0]}, L), got {tuple(self.index.shape)}")
+        if self.separate is not None:
+            wanted = None if self.index is None else self.index.shape[1]
+            if len(self.separate) != self.values.shape[1] or sum(self.separate) != wanted:
+                raise ShapeError(
+                    f"NoiseLevels.separate: {self.separate} must give each of {self.values.shape[1]} levels its number "
+                    f"of tokens, {wanted} in all"
+                )
+            # Other counts would separate the wrong tokens. Where levels are drawn, looking costs no wait for a GPU.
+            if self.index.device.type == "cpu" and not torch.compiler.is_compiling():
+                counts = torch.stack([(self.index == level).sum(dim=1) for level in range(len(self.separate))], dim=1)
+                wrong = (counts != torch.tensor(self.separate)).any(dim=1).nonzero().flatten().tolist()
+                if wrong:
+                    raise ShapeError(
+                        f"NoiseLevels.separate: {self.separate} tokens per level, but sample {wrong[0]} has "
+                        f"{tuple(counts[wrong[0]].tolist())}"
+                    )
 
     def per_token(self, length: int) -> Tensor:
         """(B, L) level of each token, for a sequence of `length` tokens."""
@@ -192,22 +211,27 @@ class Taps:
 
     Attributes:
         raw: layers returned as they are.
-        projected: layers returned through the trunk's projector.
+        projected: projector name -> the layer that goes through it; the names are those of the trunk's projectors.
         stop_after: leave after this layer; the output then has no velocity.
     """
 
     raw: tuple[int, ...] = ()
-    projected: tuple[int, ...] = ()
+    projected: dict[str, int] = field(default_factory=dict)
     stop_after: int | None = None
 
 
 @dataclass(frozen=True)
 class TrunkOutput:
-    """velocity: one (B, N, C) float32 per segment, or None after an early stop; raw, projected: layer -> (B, L, D)."""
+    """
+    Attributes:
+        velocity: one (B, N, C) float32 per segment, or None after an early stop.
+        raw: layer -> (B, L, D).
+        projected: projector name -> (B, L, its width).
+    """
 
     velocity: tuple[Tensor, ...] | None
     raw: dict[int, Tensor] = field(default_factory=dict)
-    projected: dict[int, Tensor] = field(default_factory=dict)
+    projected: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

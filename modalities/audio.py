@@ -1,9 +1,9 @@
-"""Sounds: a window of any sound file at a fixed rate, MDCT frames as tokens."""
+"""Sounds: a window of any sound file at a fixed rate, MDCT frames or latents as tokens."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from autoencoders.config import AutoencoderConfig
+from autoencoders.kinds import autoencoder_problems, build_pretrained, pretrained_kind
+from autoencoders.pretrained import Kind
+from autoencoders.songbloom import CHANNELS, SAMPLE_RATE
 from autoencoders.transforms import Mdct
-from core.errors import ConfigError, DataError, nearest
-from modalities.base import Record, grid_ids
+from core.errors import ConfigError, DataError, ShapeError, nearest
+from modalities.base import AutoencoderAdapter, Record
 from modalities.files import AudioInfo, probe_audio, read_audio, resample, write_audio
 
 SHORT = ("pad", "refuse")
@@ -24,39 +28,73 @@ MARGIN = 0.1  # seconds read on both sides of a window, for the resampler's filt
 class AudioConfig:
     """
     Attributes:
-        sample_rate: Hz.
-        seconds: of a window; rounded to whole samples.
-        channels: 1 mixes all channels to mono; 2 is stereo, mono sounds are doubled.
-        hop: samples between MDCT frames and coefficients in each; a window has ceil(samples / hop) + 1 tokens.
-        exponent: amplitude compression of the coefficients, in (0, 1]; 1 is none.
+        sample_rate: Hz; 48000 for songbloom.
+        seconds: of a window; rounded to whole samples, which are a multiple of 1920 for songbloom.
+        channels: 1 mixes all channels to mono; 2 is stereo, mono sounds are doubled; 2 for songbloom.
+        autoencoder: of the sounds; mdct is none.
+        hop: samples between MDCT frames and coefficients in each, 64 where left out; a window has
+            ceil(samples / hop) + 1 tokens. Read by mdct only, as the next one.
+        exponent: amplitude compression of the coefficients, in (0, 1], 0.5 where left out; 1 is none.
         short: pad a sound that is shorter than a window with silence behind it, or refuse it.
     """
 
     sample_rate: int = 4000
     seconds: float = 1.0
     channels: int = 1
-    hop: int = 64
-    exponent: float = 0.5
+    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig("mdct"))
+    hop: int | None = None
+    exponent: float | None = None
     short: str = "pad"
 
     def problems(self) -> list[str]:
-        found = []
+        found = autoencoder_problems(self.autoencoder, "audio")
         if self.sample_rate < 1:
             found.append(f"sample_rate: {self.sample_rate} must be at least 1 Hz")
         elif not self.seconds * self.sample_rate >= 1:
             found.append(f"seconds: {self.seconds} is less than one sample at {self.sample_rate} Hz")
         if self.channels not in (1, 2):
             found.append(f"channels: {self.channels} is not one of 1 (mono), 2 (stereo)")
-        if self.hop < 1:
-            found.append(f"hop: {self.hop} must be at least 1 sample")
-        if not 0 < self.exponent <= 1:
-            found.append(f"exponent: {self.exponent} must lie in (0, 1]")
+        hop, exponent = self.frames()
+        if kind := pretrained_kind(self.autoencoder, "audio"):
+            found += self._pretrained_problems(kind)
+        else:
+            if hop < 1:
+                found.append(f"hop: {hop} must be at least 1 sample")
+            if not 0 < exponent <= 1:
+                found.append(f"exponent: {exponent} must lie in (0, 1]")
         if self.short not in SHORT:
             found.append(f"short: {self.short!r} is not one of {', '.join(SHORT)}.{nearest(self.short, SHORT)}")
         return found
 
+    def _pretrained_problems(self, kind: Kind) -> list[str]:
+        found = [
+            f"{name}: not read by autoencoder.kind {kind.name!r}; leave it out"
+            for name in ("hop", "exponent")
+            if getattr(self, name) is not None
+        ]
+        for name, seen, wanted in (
+            ("sample_rate", self.sample_rate, SAMPLE_RATE),
+            ("channels", self.channels, CHANNELS),
+        ):
+            if seen != wanted:
+                found.append(f"{name}: {seen} must be {wanted} for autoencoder.kind {kind.name!r}")
+        if not found:
+            try:
+                kind.grid((self.samples(), 1, 1))
+            except ShapeError as error:
+                found.append(f"seconds: {self.seconds} at {self.sample_rate} Hz: {error}")
+        return found
 
-class AudioAdapter:
+    def samples(self) -> int:
+        """Of a window."""
+        return round(self.seconds * self.sample_rate)
+
+    def frames(self) -> tuple[int, float]:
+        """(hop, exponent) of the MDCT, with what was left out."""
+        return 64 if self.hop is None else self.hop, 0.5 if self.exponent is None else self.exponent
+
+
+class AudioAdapter(AutoencoderAdapter):
     """Sounds (channels, samples) and their tokens. Raises ConfigError when the config has problems."""
 
     modality = "audio"
@@ -65,15 +103,13 @@ class AudioAdapter:
         if found := config.problems():
             raise ConfigError(found)
         self.config = config
-        self.samples = round(config.seconds * config.sample_rate)
-        self.autoencoder = Mdct(config.hop, config.channels, config.exponent)
-        self.channels = self.autoencoder.spec.channels
-
-    def grid(self) -> tuple[int, int, int]:
-        return self.autoencoder.grid((self.samples, 1, 1))
-
-    def ids(self) -> Tensor:
-        return grid_ids(self.grid())
+        self.samples = config.samples()
+        size = self.samples, 1, 1
+        if kind := pretrained_kind(config.autoencoder, self.modality):
+            super().__init__(build_pretrained(kind, config.autoencoder, size), size)
+        else:
+            hop, exponent = config.frames()
+            super().__init__(Mdct(hop, config.channels, exponent), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         """A window at a random place in time; a silent window is refused."""
@@ -126,28 +162,24 @@ class AudioAdapter:
         return samples if samples.shape[1] == 2 else samples.repeat(2, axis=1)
 
     def given_prefix(self, samples: int) -> Tensor:
-        """(N,) bool: tokens whose MDCT frame lies within the first `samples` samples.
+        """(N,) bool: tokens that stand for nothing behind the first `samples` samples.
 
-        Frame f spans samples [(f - 1) hop, (f + 1) hop), so the last `hop` samples of the prefix are not kept
-        exactly: they are shared with the first generated frame.
+        MDCT frame f spans samples [(f - 1) hop, (f + 1) hop), so the last `hop` samples of the prefix are not kept
+        exactly: they are shared with the first generated frame. Token f of an autoencoder stands for
+        [f hop, (f + 1) hop).
         """
-        ends = (self.ids()[:, 0] + 1) * self.config.hop
+        ends = (self.ids()[:, 0] + 1) * self.autoencoder.spec.stride[0]
         return ends.clamp_max(self.samples) <= samples
 
     def kept_prefix(self, samples: int) -> Tensor:
-        """(samples,) bool: samples that the given tokens of such a prefix determine alone.
+        """(samples,) bool: samples that the given tokens of such a prefix stand for alone.
 
-        Every sample lies in two frames, so these end `hop` samples before the last given frame does.
+        Every sample lies in two MDCT frames, so these end `hop` samples before the last given frame does.
         """
         tokens = int(self.given_prefix(samples).sum())
-        kept = self.samples if tokens == self.grid()[0] else (tokens - 1) * self.config.hop
+        shared = 0 if self.has_weights or tokens == self.grid()[0] else 1
+        kept = (tokens - shared) * self.autoencoder.spec.stride[0]
         return torch.arange(self.samples) < kept
-
-    def encode(self, media: Tensor) -> Tensor:
-        return self.autoencoder.encode(media)
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        return self.autoencoder.decode(tokens, (self.samples, 1, 1))
 
     def write(self, media: Tensor, path: Path) -> Path:
         """16-bit WAV."""

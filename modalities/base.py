@@ -2,6 +2,9 @@
 
 A source yields `Record`s; the adapter of a modality turns a record into a media tensor, media into whitened tokens
 with positions, and tokens back into media and files. The trunk sees tokens only.
+
+An adapter with weights (`has_weights`) is asked for its grid, positions, channels and media in the workers of a loader,
+which never need the weights; the trainer moves it to its device with `to` and encodes there.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from autoencoders.base import Autoencoder, Size, Whitening
 from core.types import Segment
 
 
@@ -56,10 +60,20 @@ class Source(Protocol):
 
 
 class ModalityAdapter(Protocol):
-    """One modality: records to media, media to tokens, tokens to media, media to files."""
+    """One modality: records to media, media to tokens, tokens to media, media to files.
+
+    Attributes:
+        channels: C, of a token.
+        has_weights: a network encodes, so `encode` belongs on the trainer's device and not into a loader's worker.
+        posterior_noise: training draws standard normal noise (N, C) for every sample and hands it to `encode`.
+        whitening: the statistics published with the weights (reads the weights), or None: measure the data.
+    """
 
     modality: str
-    channels: int  # C, of a token
+    channels: int
+    has_weights: bool
+    posterior_noise: bool
+    whitening: Whitening | None
 
     def grid(self) -> tuple[int, int, int]:
         """Tokens along (t, h, w) of one sample; their product is N."""
@@ -70,14 +84,56 @@ class ModalityAdapter(Protocol):
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         """Media tensor of one sample (float32, fixed shape). Raises DataError for an unfit record."""
 
-    def encode(self, media: Tensor) -> Tensor:
-        """(B, *media) -> (B, N, C) float32 tokens, not whitened."""
+    def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, *media) -> (B, N, C) float32 tokens, not whitened, on the device of `media`.
+
+        With noise (B, N, C) a sample of the encoder's posterior, which only an adapter with `posterior_noise` needs;
+        without it the posterior's mean.
+        """
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """The inverse of `encode`."""
+        """The inverse of `encode` without noise; media on the device of `tokens`."""
+
+    def to(self, device: torch.device | str) -> ModalityAdapter:
+        """Let the autoencoder work on this device from now on; returns the adapter itself."""
+
+    def load_weights(self) -> nn.Module | None:
+        """Read the autoencoder's weights now instead of at first use; ConfigError where they are missing or others."""
 
     def write(self, media: Tensor, path: Path) -> Path:
         """Write one sample's media to `path` (the suffix is added); returns the file written."""
+
+
+class AutoencoderAdapter:
+    """What the adapters of all modalities share: media of one size, to tokens and back through one autoencoder."""
+
+    def __init__(self, autoencoder: Autoencoder, size: Size):
+        self.autoencoder, self.size = autoencoder, size
+        self.channels = autoencoder.spec.channels
+        self.has_weights, self.posterior_noise = autoencoder.has_weights, autoencoder.posterior_noise
+
+    @property
+    def whitening(self) -> Whitening | None:
+        return self.autoencoder.whitening
+
+    def grid(self) -> Size:
+        return self.autoencoder.grid(self.size)
+
+    def ids(self) -> Tensor:
+        return grid_ids(self.grid())
+
+    def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.autoencoder.encode(media, noise)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return self.autoencoder.decode(tokens, self.size)
+
+    def to(self, device: torch.device | str) -> AutoencoderAdapter:
+        self.autoencoder.to(device)
+        return self
+
+    def load_weights(self) -> nn.Module | None:
+        return self.autoencoder.load()
 
 
 def grid_ids(grid: tuple[int, int, int]) -> Tensor:

@@ -59,12 +59,14 @@ def generate(
     """
     adapter, whitening = model.adapters[modality], model.whitening[modality]
     length = adapter.ids().shape[0]
+    autoencoder_device = model.device if adapter.has_weights else torch.device("cpu")
     for first in range(0, len(prompts), batch_size):
         chunk = prompts[first : first + batch_size]
         keys = tuple(f"{modality}/{first + i}" for i in range(len(chunk)))
         x0, given = torch.zeros(len(chunk), length, adapter.channels), None
         if known is not None:
-            x0 = whitening.whiten(adapter.encode(known.media[None])).expand(len(chunk), -1, -1).contiguous()
+            tokens = adapter.encode(known.media[None].to(autoencoder_device)).cpu()
+            x0 = whitening.whiten(tokens).expand(len(chunk), -1, -1).contiguous()
             given = known.given[None].expand(len(chunk), -1)
         segment = make_segment(adapter, x0, given)
         context = model.conditions.context(chunk, torch.zeros(len(chunk), dtype=torch.bool))
@@ -72,7 +74,7 @@ def generate(
         noise = tuple(part.to(model.device) for part in initial_noise(seed, batch))
         tick = None if progress is None else partial(_tick, progress, len(chunk))
         (tokens,) = sample(model.trunk, batch.to(model.device), noise, config, seed=seed, progress=tick)
-        for media in adapter.decode(whitening.unwhiten(tokens.cpu())):
+        for media in adapter.decode(whitening.unwhiten(tokens.to(autoencoder_device))).cpu():
             yield media if known is None else torch.where(known.kept, known.media, media)
 
 

@@ -1,4 +1,4 @@
-"""Pictures: any file to a fixed size, patches as tokens, and which tokens an inpainting mask leaves known."""
+"""Pictures: any file to a fixed size, pixels or latents as tokens, and which tokens an inpainting mask leaves known."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from autoencoders.config import AutoencoderConfig
+from autoencoders.kinds import autoencoder_problems, build_pretrained, pretrained_kind
 from autoencoders.transforms import Pixels
 from core.errors import ConfigError, DataError, ShapeError, nearest
-from modalities.base import Record, grid_ids
+from modalities.base import AutoencoderAdapter, Record
 from modalities.files import read_image, write_image
 
 CROPS = ("center", "random", "pad")
+PIXEL_PATCH = 4  # without an autoencoder
 
 
 @dataclass
 class ImageConfig:
     """
     Attributes:
-        size: pixels, [H, W] or [side] for a square; multiples of `patch`.
-        patch: side of the square of pixels that becomes one token.
+        size: pixels, [H, W] or [side] for a square; multiples of a token's side.
+        autoencoder: of the pictures; pixels is none.
+        patch: side of the square of latent cells, of pixels without an autoencoder, that becomes one token. Left out,
+            as the kind usually has it: pixels 4, sd_vae 2, others 1.
         crop: center or random keep the picture's shape and cut off what sticks out; pad keeps all of it and fills up
             with `background`.
         background: red, green, blue in 0..255, behind transparent pixels and around padded pictures.
@@ -33,27 +38,40 @@ class ImageConfig:
     """
 
     size: list[int] = field(default_factory=lambda: [16, 16])
-    patch: int = 4
+    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig("pixels"))
+    patch: int | None = None
     crop: str = "center"
     background: list[int] = field(default_factory=lambda: [255, 255, 255])
     min_size: int = 0
 
     def problems(self) -> list[str]:
-        return frame_problems(self)
+        return frame_problems(self, "image", 1)
 
 
-def frame_problems(config) -> list[str]:
-    """Problems of the fields that pictures and videos share (size, patch, crop, background, min_size)."""
-    found = []
-    if config.patch < 1:
-        found.append(f"patch: {config.patch} must be at least 1")
+def frame_problems(config, modality: str, frames: int) -> list[str]:
+    """Problems of the fields that pictures and videos share (autoencoder, size, patch, crop, background, min_size).
+
+    Args:
+        frames: 1, or those of the clip, whose number an autoencoder with weights limits.
+    """
+    found = autoencoder_problems(config.autoencoder, modality)
+    kind = pretrained_kind(config.autoencoder, modality)
+    patch = config.patch
+    if patch is not None and patch < 1:
+        found.append(f"patch: {patch} must be at least 1")
     if len(config.size) not in (1, 2) or min(config.size, default=0) < 1:
         found.append(f"size: {list(config.size)} must be [H, W] or [side], in pixels above 0")
-    elif config.patch >= 1:
-        for side in sorted({side for side in config.size if side % config.patch}):
-            lower = side // config.patch * config.patch
-            legal = f"{lower} or {lower + config.patch}" if lower else f"{config.patch}"
-            found.append(f"size: {side} is not a multiple of patch {config.patch}; nearest: {legal}")
+    elif kind is not None and (patch is None or patch >= 1):
+        size = frames, *height_and_width(config.size)
+        try:
+            build_pretrained(kind, config.autoencoder, size, patch).grid(size)
+        except ShapeError as error:
+            found.append(str(error) if str(error).startswith("frames:") else f"size: {error}")
+    elif kind is None and (patch := PIXEL_PATCH if patch is None else patch) >= 1:
+        for side in sorted({side for side in config.size if side % patch}):
+            lower = side // patch * patch
+            legal = f"{lower} or {lower + patch}" if lower else f"{patch}"
+            found.append(f"size: {side} is not a multiple of patch {patch}; nearest: {legal}")
     if config.crop not in CROPS:
         found.append(f"crop: {config.crop!r} is not one of {', '.join(CROPS)}.{nearest(config.crop, CROPS)}")
     if len(config.background) != 3 or not all(0 <= level <= 255 for level in config.background):
@@ -113,7 +131,7 @@ def fit_frames(
     return torch.stack(frames) / 127.5 - 1
 
 
-class ImageAdapter:
+class ImageAdapter(AutoencoderAdapter):
     """Pictures (3, H, W) in [-1, 1] and their tokens. Raises ConfigError when the config has problems."""
 
     modality = "image"
@@ -122,15 +140,11 @@ class ImageAdapter:
         if found := config.problems():
             raise ConfigError(found)
         self.config = config
-        self.size = 1, *height_and_width(config.size)
-        self.autoencoder = Pixels(config.patch)
-        self.channels = self.autoencoder.spec.channels
-
-    def grid(self) -> tuple[int, int, int]:
-        return self.autoencoder.grid(self.size)
-
-    def ids(self) -> Tensor:
-        return grid_ids(self.grid())
+        size = 1, *height_and_width(config.size)
+        if kind := pretrained_kind(config.autoencoder, self.modality):
+            super().__init__(build_pretrained(kind, config.autoencoder, size, config.patch), size)
+        else:
+            super().__init__(Pixels(PIXEL_PATCH if config.patch is None else config.patch), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         pixels = read_image(record.media, record.origin, self.config.background)
@@ -149,14 +163,8 @@ class ImageAdapter:
         """(H, W) bool known pixels -> (N,) bool: a token is given when all its pixels are known."""
         if tuple(known.shape) != self.size[1:] or known.dtype != torch.bool:
             raise ShapeError(f"mask: expected bool {self.size[1:]}, got {known.dtype} {tuple(known.shape)}")
-        patch = self.config.patch
-        return rearrange(known, "(h p) (w q) -> (h w) (p q)", p=patch, q=patch).all(dim=1)
-
-    def encode(self, media: Tensor) -> Tensor:
-        return self.autoencoder.encode(media)
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        return self.autoencoder.decode(tokens, self.size)
+        _, rows, columns = self.grid()
+        return rearrange(known, "(h p) (w q) -> (h w) (p q)", h=rows, w=columns).all(dim=1)
 
     def write(self, media: Tensor, path: Path) -> Path:
         """PNG at the picture's own size."""

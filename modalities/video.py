@@ -1,4 +1,4 @@
-"""Clips: a window of any video at a fixed frame rate and size, space-time patches as tokens."""
+"""Clips: a window of any video at a fixed frame rate and size, blocks of pixels or latents as tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoencoders.config import AutoencoderConfig
+from autoencoders.kinds import build_pretrained, pretrained_kind
 from autoencoders.transforms import SpaceTimePixels
 from core.errors import ConfigError, DataError, nearest
-from modalities.base import Record, grid_ids
+from modalities.base import AutoencoderAdapter, Record
 from modalities.files import index_video, read_frames, read_image, write_video
-from modalities.image import fit_frames, frame_problems, height_and_width
+from modalities.image import PIXEL_PATCH, fit_frames, frame_problems, height_and_width
 
 SHORT = ("refuse", "repeat_last")
 
@@ -23,45 +25,58 @@ class VideoConfig:
     """
     Attributes:
         size, patch, crop, background, min_size: as of ImageConfig.
-        frames: of a clip; 1 + a multiple of `patch_frames` with `first_frame_alone`, else a multiple of it.
+        frames: of a clip; 1 + a multiple of `patch_frames` with `first_frame_alone`, else a multiple of it; 1 + a
+            multiple of 4 for wan22.
         fps: frames per second; a slower file shows frames more than once.
-        patch_frames: frames in one token.
-        first_frame_alone: the first tokens hold the first frame only, so that it can be given.
+        autoencoder: of the clips; space_time_pixels is none.
+        patch_frames: frames in one token, 2 where left out. Read without an autoencoder only, as the next one.
+        first_frame_alone: the first tokens hold the first frame only (default), so that it can be given.
         short: refuse a file with fewer frames than a clip, or repeat_last to fill up with its last frame.
     """
 
     size: list[int] = field(default_factory=lambda: [16, 16])
     frames: int = 9
     fps: float = 8.0
-    patch: int = 4
-    patch_frames: int = 2
-    first_frame_alone: bool = True
+    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig("space_time_pixels"))
+    patch: int | None = None
+    patch_frames: int | None = None
+    first_frame_alone: bool | None = None
     crop: str = "center"
     background: list[int] = field(default_factory=lambda: [255, 255, 255])
     min_size: int = 0
     short: str = "refuse"
 
     def problems(self) -> list[str]:
-        found = frame_problems(self)
+        found = frame_problems(self, "video", self.frames)
         if not 0 < self.fps < 500:
             found.append(f"fps: {self.fps} must be above 0 and below 500")
-        if self.patch_frames < 1:
-            found.append(f"patch_frames: {self.patch_frames} must be at least 1")
+        patch_frames, first_alone = self.blocks()
+        if pretrained_kind(self.autoencoder, "video"):
+            for name in ("patch_frames", "first_frame_alone"):
+                if getattr(self, name) is not None:
+                    found.append(f"{name}: not read by autoencoder.kind {self.autoencoder.kind!r}; leave it out")
+        elif patch_frames < 1:
+            found.append(f"patch_frames: {patch_frames} must be at least 1")
         elif self.frames < 1:
             found.append(f"frames: {self.frames} must be at least 1")
-        elif rest := (self.frames - self.first_frame_alone) % self.patch_frames:
-            alone = "1 plus " if self.first_frame_alone else ""
-            legal = [count for count in (self.frames - rest, self.frames - rest + self.patch_frames) if count >= 1]
+        elif rest := (self.frames - first_alone) % patch_frames:
+            alone = "1 plus " if first_alone else ""
+            legal = [count for count in (self.frames - rest, self.frames - rest + patch_frames) if count >= 1]
             found.append(
-                f"frames: {self.frames} is not {alone}a multiple of patch_frames {self.patch_frames}; "
+                f"frames: {self.frames} is not {alone}a multiple of patch_frames {patch_frames}; "
                 f"nearest: {' or '.join(map(str, legal))}"
             )
         if self.short not in SHORT:
             found.append(f"short: {self.short!r} is not one of {', '.join(SHORT)}.{nearest(self.short, SHORT)}")
         return found
 
+    def blocks(self) -> tuple[int, bool]:
+        """(patch_frames, first_frame_alone), with what was left out."""
+        frames = 2 if self.patch_frames is None else self.patch_frames
+        return frames, True if self.first_frame_alone is None else self.first_frame_alone
 
-class VideoAdapter:
+
+class VideoAdapter(AutoencoderAdapter):
     """Clips (T, 3, H, W) in [-1, 1] and their tokens. Raises ConfigError when the config has problems."""
 
     modality = "video"
@@ -70,15 +85,12 @@ class VideoAdapter:
         if found := config.problems():
             raise ConfigError(found)
         self.config = config
-        self.size = config.frames, *height_and_width(config.size)
-        self.autoencoder = SpaceTimePixels(config.patch, config.patch_frames, config.first_frame_alone)
-        self.channels = self.autoencoder.spec.channels
-
-    def grid(self) -> tuple[int, int, int]:
-        return self.autoencoder.grid(self.size)
-
-    def ids(self) -> Tensor:
-        return grid_ids(self.grid())
+        size = config.frames, *height_and_width(config.size)
+        if kind := pretrained_kind(config.autoencoder, self.modality):
+            super().__init__(build_pretrained(kind, config.autoencoder, size, config.patch), size)
+        else:
+            patch = PIXEL_PATCH if config.patch is None else config.patch
+            super().__init__(SpaceTimePixels(patch, *config.blocks()), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         """A window at a random place in time, the whole file where it is not longer than a clip."""
@@ -108,18 +120,12 @@ class VideoAdapter:
         Raises:
             ConfigError: tokens hold the first frame together with later ones.
         """
-        if not self.config.first_frame_alone and self.config.patch_frames > 1:
+        patch_frames, first_alone = self.config.blocks()
+        if not first_alone and patch_frames > 1:
             raise ConfigError(
-                f"first_frame_alone: must be true to give a first frame, since tokens hold "
-                f"{self.config.patch_frames} frames"
+                f"first_frame_alone: must be true to give a first frame, since tokens hold {patch_frames} frames"
             )
         return self.ids()[:, 0] == 0
-
-    def encode(self, media: Tensor) -> Tensor:
-        return self.autoencoder.encode(media)
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        return self.autoencoder.decode(tokens, self.size)
 
     def write(self, media: Tensor, path: Path) -> Path:
         """MP4 at the config's frame rate, small clips enlarged."""

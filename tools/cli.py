@@ -8,7 +8,8 @@ import sys
 
 from core.errors import SelfFlowError
 
-COMMANDS = ("train", "generate", "inspect", "bench", "demo")
+COMMANDS = ("train", "generate", "inspect", "import", "export", "bench", "demo")
+MODULES = {"import": "import_weights", "export": "export_weights"}  # `import` is a word of the language
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        import_module(f"tools.{name}").add_parser(subparsers)
+        import_module(f"tools.{MODULES.get(name, name)}").add_parser(subparsers)
     return parser
 
 

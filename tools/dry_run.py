@@ -15,9 +15,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.build import build_adapters, build_dataset, build_streams, build_trunk, class_names, measure_all
+from configs.build import (
+    build_adapters,
+    build_dataset,
+    build_encoders,
+    build_streams,
+    build_trunk,
+    class_names,
+    measure_all,
+    projector_specs,
+)
 from configs.schema import Config
-from core.alignment import build_alignment
+from core.alignment.terms import build_alignment
 from core.objective import Objective
 from core.schedule import TimeConfig
 from core.training.feed import Microbatch
@@ -33,8 +42,9 @@ def describe(config: Config, root: Path) -> str:
     adapters = build_adapters(config)
     streams = build_streams(config, adapters, root)
     labels = class_names(streams)
+    encoders = build_encoders(config, adapters)
     with torch.device("meta"):
-        trunk = build_trunk(config, adapters, labels)
+        trunk = build_trunk(config, adapters, labels, projector_specs(config, encoders))
     dataset = build_dataset(config, streams, measure_all(config, streams), labels)
     objective = Objective(build_alignment(config.alignment, trunk.depth))
 

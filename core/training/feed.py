@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from core.noising import Draws
 from core.types import TokenBatch, map_tensors
@@ -32,6 +34,9 @@ class Microbatch:
         batch, draws: the samples and their randomness.
         counts: counted tokens of this microbatch by the modality of the segment, known without a device sync.
         rejected: records replaced while this microbatch was made.
+        media: (B, *media) clean media, where the training device computes something from it.
+        posterior: (B, N, C) unit normals for an autoencoder that samples its latents.
+        targets: name -> (B, L, D') features of frozen encoders, added on the training device.
     """
 
     modality: str
@@ -39,16 +44,25 @@ class Microbatch:
     draws: Draws
     counts: dict[str, float]
     rejected: tuple[Rejected, ...] = ()
+    media: Tensor | None = None
+    posterior: Tensor | None = None
+    targets: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Microbatch:
-        def move(tensor):
-            return tensor.to(device, non_blocking=True)
-
-        return replace(self, batch=map_tensors(self.batch, move), draws=map_tensors(self.draws, move))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Microbatch:  # called by torch's DataLoader when it pins
-        pin = torch.Tensor.pin_memory
-        return replace(self, batch=map_tensors(self.batch, pin), draws=map_tensors(self.draws, pin))
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Microbatch:
+        parts = {name: map_tensors(getattr(self, name), function) for name in ("batch", "draws", "media", "posterior")}
+        return replace(self, **parts)
+
+
+class Prepare(Protocol):
+    """Completes a microbatch on the training device: latents of an autoencoder with weights, encoders' features."""
+
+    def __call__(self, microbatch: Microbatch) -> Microbatch: ...
 
 
 class Feed(Protocol):

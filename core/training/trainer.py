@@ -16,7 +16,7 @@ from core.errors import CheckpointError, ConfigError
 from core.objective import Objective, total_loss
 from core.training.checkpoint import CheckpointStore, restore, training_state
 from core.training.ema import EmaConfig, make_teacher, update_teacher
-from core.training.feed import Feed, Microbatch
+from core.training.feed import Feed, Microbatch, Prepare
 from core.training.guards import StopRequest, check_finite, write_bad_step
 from core.training.optim import OptimizerConfig, build_optimizer
 from core.training.quarantine import Quarantine
@@ -82,6 +82,7 @@ class Trainer:
         feed: microbatches by step; all randomness is already in them.
         loss_weights: modality -> factor of the whole loss of its steps (paper App. D).
         extra: plain data stored in every checkpoint, enough to generate from it alone.
+        prepare: completes every microbatch on the training device, or None.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class Trainer:
         folder: RunFolder,
         loss_weights: dict[str, float],
         extra: dict,
+        prepare: Prepare | None = None,
     ):
         self.config, self.objective, self.feed, self.folder = config, objective, feed, folder
-        self.loss_weights, self.extra = loss_weights, extra
+        self.loss_weights, self.extra, self.prepare = loss_weights, extra, prepare
         self.device = config.torch_device()
         self.student = student.to(self.device).train()
         self.teacher = make_teacher(self.student)
@@ -153,8 +155,11 @@ class Trainer:
         values: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for microbatch in microbatches:
             moved = microbatch.to(self.device)
+            moved = moved if self.prepare is None else self.prepare(moved)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                terms = self.objective(self.student, self.teacher, moved.batch, moved.draws, counts)
+                terms = self.objective(
+                    self.student, self.teacher, moved.batch, moved.draws, counts, moved.targets, step
+                )
                 loss = self.loss_weights[modality] * total_loss(terms)
             loss.backward()
             values["loss"] += loss.detach()

@@ -42,7 +42,14 @@ def attention_problem(backend: str) -> str | None:
     return None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, backend: str = "sdpa") -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None = None,
+    backend: str = "sdpa",
+    groups: tuple[int, ...] | None = None,
+) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v for every head.
 
     Args:
@@ -50,6 +57,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, back
         key_mask: (B, T) bool, True for the tokens that may be looked at; None when that is all of them. Each
             sample needs at least one. Outputs at hidden tokens mean nothing.
         backend: a name of `BACKENDS`.
+        groups: sizes of runs of neighbouring tokens that attend within themselves only; None is one run of all.
 
     Returns:
         (B, T, H * head_dim).
@@ -59,6 +67,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, back
     """
     if backend != "sdpa" and (problem := attention_problem(backend)):
         raise ConfigError(f"attention: {problem}")
+    if groups is not None:
+        parts = zip(*(x.split(list(groups), dim=1) for x in (q, k, v)), strict=True)
+        masks = [None] * len(groups) if key_mask is None else key_mask.split(list(groups), dim=1)
+        return torch.cat([attend(*part, mask, backend) for part, mask in zip(parts, masks, strict=True)], dim=1)
     return BACKENDS[backend](q, k, v, key_mask).flatten(2)
 
 

@@ -37,20 +37,58 @@ class Modulated(NamedTuple):
     rows: TokenRows | None
 
 
+class Layout(NamedTuple):
+    """Where text and media stand in the joint sequence: [text, media], once for each group of media tokens.
+
+    Groups attend within themselves (core/trunk/separation.py), so each has text of its own. There is one group
+    unless attention is separated.
+    """
+
+    text: int  # tokens of one copy of the text
+    media: tuple[int, ...]  # media tokens of each group
+
+    def copies(self, text: Tensor) -> Tensor:
+        """(B, S, ...) -> (B, S of all groups, ...)."""
+        return text if len(self.media) == 1 else torch.cat([text] * len(self.media), dim=1)
+
+    def text_group(self, device: torch.device) -> Tensor:
+        """(S of all groups,): the group of each text token."""
+        return torch.arange(len(self.media), device=device).repeat_interleave(self.text)
+
+    def join(self, text: Tensor, media: Tensor) -> Tensor:
+        """Text of all groups and media -> the joint sequence."""
+        if len(self.media) == 1:  # splitting off one part would copy it in the backward pass
+            return torch.cat([text, media], dim=1)
+        pairs = zip(text.split(self.text, dim=1), media.split(list(self.media), dim=1), strict=True)
+        return torch.cat([part for pair in pairs for part in pair], dim=1)
+
+    def split(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of `join`."""
+        parts = tokens.split([size for group in self.media for size in (self.text, group)], dim=1)
+        if len(self.media) == 1:
+            return parts[0], parts[1]
+        return torch.cat(parts[::2], dim=1), torch.cat(parts[1::2], dim=1)
+
+    def groups(self) -> tuple[int, ...] | None:
+        """Runs of the joint sequence that attend within themselves, None when that is all of it."""
+        return None if len(self.media) == 1 else tuple(self.text + group for group in self.media)
+
+
 class Joint(NamedTuple):
-    """What the attention of every block needs: rotary tables, and which of the S + L tokens may be looked at."""
+    """What the attention of every block needs: rotary tables, which of the S + L tokens may be looked at, layout."""
 
     rotation: tuple[Tensor, Tensor]
     key_mask: Tensor | None
     heads: int
     backend: str
+    layout: Layout
 
 
 def _attend(qk: Tensor, v: Tensor, joint: Joint) -> Tensor:
     """qk (B, T, 2, H, head_dim), v (B, T, 1, H, head_dim) -> (B, T, D)."""
     # Rotated in float32 (bfloat16 angles would blur positions), then back to the dtype of the values.
     q, k = rope.rotate(qk, joint.rotation).to(v.dtype).unbind(2)
-    return attend(q, k, v.squeeze(2), joint.key_mask, joint.backend)
+    return attend(q, k, v.squeeze(2), joint.key_mask, joint.backend, joint.layout.groups())
 
 
 class Stream(nn.Module):
@@ -91,8 +129,9 @@ class DoubleBlock(nn.Module):
         """text (B, S, D), media (B, L, D), six parts of modulation each -> the same two."""
         text_qk, text_v = self.text.project(text, text_mod, joint.heads)
         media_qk, media_v = self.media.project(media, media_mod, joint.heads)
-        attended = _attend(torch.cat([text_qk, media_qk], dim=1), torch.cat([text_v, media_v], dim=1), joint)
-        for_text, for_media = attended.split([text.shape[1], media.shape[1]], dim=1)
+        layout = joint.layout
+        attended = _attend(layout.join(text_qk, media_qk), layout.join(text_v, media_v), joint)
+        for_text, for_media = layout.split(attended)
         return self.text.finish(text, for_text, text_mod), self.media.finish(media, for_media, media_mod)
 
 

@@ -1,4 +1,4 @@
-"""Small pieces that both trunks use: time embedding, modulation, projectors, layer names, initialisation."""
+"""Small pieces that all trunks use: time embedding, norms, layer numbers, initialisation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from core.errors import ConfigError
 from core.keys import generator
-from core.types import Taps
 
 
 def sinusoid(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -49,30 +47,6 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.linear1(x).chunk(2, dim=-1)
         return self.linear2(nn.functional.silu(gate) * value)
-
-
-class SimpleHead(nn.Module):
-    """The released checkpoint's projector: Linear(D, 2D), SiLU, Linear(2D, D)."""
-
-    def __init__(self, width: int, out: int | None = None):
-        super().__init__()
-        self.linear1 = nn.Linear(width, 2 * width)
-        self.linear2 = nn.Linear(2 * width, out or width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(nn.functional.silu(self.linear1(x)))
-
-
-def check_taps(taps: Taps, depth: int, has_projector: bool) -> None:
-    """Refuse a layer that does not exist or would not be reached (1 <= layer <= stop_after <= depth)."""
-    last = depth if taps.stop_after is None else taps.stop_after
-    for layer in (*taps.raw, *taps.projected, last):
-        if not 1 <= layer <= last or last > depth:
-            raise ConfigError(
-                f"layer {layer} is outside 1..{min(last, depth)} (layers count the blocks done, depth {depth})"
-            )
-    if taps.projected and not has_projector:
-        raise ConfigError("projected features were asked of a trunk that was built without a projector")
 
 
 def layer_fraction(fraction: float, depth: int) -> int:

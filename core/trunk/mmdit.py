@@ -8,8 +8,9 @@ theirs up. Modalities differ in one input and one output layer; everything else 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 from core.errors import ConfigError, ShapeError, choose, nearest
 from core.trunk import rope
 from core.trunk.attention import attention_problem
-from core.trunk.blocks import DoubleBlock, Joint, Modulated, Modulation, SingleBlock
+from core.trunk.blocks import DoubleBlock, Joint, Layout, Modulated, Modulation, SingleBlock
 from core.trunk.context import ContextConfig, ContextEmbed
-from core.trunk.layers import SimpleHead, TimestepEmbedder, check_taps, initialise, plain_norm
+from core.trunk.features import Features
+from core.trunk.layers import TimestepEmbedder, initialise, plain_norm
 from core.trunk.modulation import modulate, token_rows
+from core.trunk.projectors import ProjectorSpec, build_projectors
+from core.trunk.separation import TokenOrder, token_order
 from core.types import NoiseLevels, Taps, TokenBatch, TrunkOutput
 
 
@@ -68,8 +72,6 @@ TEXT_TIMES: dict[str, Callable[..., Tensor]] = {
     "mean_level": _mean_level,
 }
 
-PROJECTORS: dict[str, Callable[[int], nn.Module | None]] = {"none": lambda width: None, "simple": SimpleHead}
-
 
 @dataclass
 class MMDiTSettings:
@@ -86,7 +88,8 @@ class MMDiTSettings:
         rope_theta: base of the rotary frequencies.
         time_scale: factor of the level before its sinusoid.
         text_time: a name of `TEXT_TIMES`, over the tokens that are neither padding nor given. All agree when
-            these share one level, as they do at sampling and in the teacher.
+            these share one level, as they do at sampling and in the teacher. Not looked at under attention
+            separation, where every group has text of its own, at its level.
         attention: sdpa or xformers.
     """
 
@@ -153,12 +156,10 @@ class MMDiTConfig(MMDiTSettings):
     Attributes:
         channels: latent channels C of each modality, {modality: C}.
         context: what conditions the trunk.
-        projector: none, or simple (the head of the released checkpoint, for student features).
     """
 
     channels: dict[str, int] = field(default_factory=dict)
     context: ContextConfig = field(default_factory=ContextConfig)
-    projector: str = "none"
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -169,13 +170,11 @@ class MMDiTConfig(MMDiTSettings):
                 found.append(f"channels: modality {modality!r} must be a plain name (letters, digits, underscore)")
             if channels < 1:
                 found.append(f"channels.{modality}: {channels} must be at least 1")
-        if self.projector not in PROJECTORS:
-            hint = nearest(self.projector, PROJECTORS)
-            found.append(f"projector: {self.projector!r} is not one of {', '.join(PROJECTORS)}.{hint}")
         return found + [f"context.{problem}" for problem in self.context.problems()]
 
 
 _NO_TAPS = Taps()
+_NO_PROJECTORS: Mapping[str, ProjectorSpec] = MappingProxyType({})
 
 
 class MMDiT(nn.Module):
@@ -184,12 +183,13 @@ class MMDiT(nn.Module):
     Args:
         config: shape and options.
         seed: of the initial weights. On the meta device nothing is drawn; call `reset` once there is storage.
+        projectors: name -> head for student features.
 
     Raises:
         ConfigError: with all problems of the config.
     """
 
-    def __init__(self, config: MMDiTConfig, seed: int = 0):
+    def __init__(self, config: MMDiTConfig, seed: int = 0, projectors: Mapping[str, ProjectorSpec] = _NO_PROJECTORS):
         super().__init__()
         if problems := config.problems():
             raise ConfigError(problems)
@@ -209,7 +209,7 @@ class MMDiT(nn.Module):
         self.single_blocks = nn.ModuleList(SingleBlock(*block) for _ in range(single))
         self.final_modulation = nn.Linear(self.width, 2 * self.width, bias=False)
         self.media_out = nn.ModuleDict({name: nn.Linear(self.width, c) for name, c in config.channels.items()})
-        self.projector = PROJECTORS[config.projector](self.width)
+        self.projector, self.projectors = build_projectors(projectors, self.width)
         if not self.final_modulation.weight.is_meta:
             self.reset(seed)
 
@@ -234,37 +234,45 @@ class MMDiT(nn.Module):
         Returns:
             The velocity of each segment, and the tapped features of the L media tokens (never of text).
         """
-        check_taps(taps, self.depth, self.projector is not None)
-        features = _Features(taps, self.projector)
-        media = self._read_media(noisy, batch)  # (B, L, D)
+        features = Features(taps, self.depth, self.projector, self.projectors)
+        order = token_order(levels)
+        media = order.sort(self._read_media(noisy, batch))  # (B, L, D)
         text, text_valid = self.context(batch.context)
-        text, length = text.to(media.dtype), text.shape[1]  # (B, S, D)
-        joint = self._joint(batch, text, text_valid)
-        time, text_time = self._times(levels, batch)  # (B, K, D), (B, 1, D)
+        layout = Layout(text.shape[1], levels.separate or (media.shape[1],))
+        text = layout.copies(text.to(media.dtype))  # (B, S, D); S counts every group's own text
+        joint = self._joint(batch, layout, order, text_valid, media.dtype)
 
-        rows = token_rows(levels.index, time.shape[1])
+        time = self.time(levels.values)  # (B, K, D)
+        rows = token_rows(order.index, time.shape[1])
+        text_time, text_index = self._text_time(time, levels, batch, layout)
         media_mod = Modulated(self.media_modulation(time), rows)
-        text_mod = Modulated(self.text_modulation(text_time), None)
+        text_mod = Modulated(self.text_modulation(text_time), token_rows(text_index, text_time.shape[1]))
         for layer, block in enumerate(self.double_blocks, start=1):
             text, media = block(text, media, text_mod, media_mod, joint)
-            if features.last(layer, media):
+            if features.last(layer, media, order.restore):
                 return features.output(None)
 
         joint_time, joint_rows = time, rows
-        if rows is not None:  # the time of text is one more level; otherwise text and media share the only one
+        if text_index is not None:  # text has the levels of media
+            joint_rows = token_rows(layout.join(text_index, order.index), time.shape[1])
+        elif rows is not None:  # the time of text is one more level; otherwise text and media share the only one
             joint_time = torch.cat([time, text_time], dim=1)  # (B, K + 1, D)
-            joint_index = nn.functional.pad(levels.index, (length, 0), value=time.shape[1])  # (B, S + L)
+            joint_index = nn.functional.pad(order.index, (layout.text, 0), value=time.shape[1])  # (B, S + L)
             joint_rows = token_rows(joint_index, time.shape[1] + 1)
         joint_mod = Modulated(self.single_modulation(joint_time), joint_rows)
-        tokens = torch.cat([text, media], dim=1)  # (B, S + L, D)
+        tokens = layout.join(text, media)  # (B, S + L, D)
+
+        def media_of(tokens: Tensor) -> Tensor:
+            return order.restore(layout.split(tokens)[1])
+
         for layer, block in enumerate(self.single_blocks, start=len(self.double_blocks) + 1):
             tokens = block(tokens, joint_mod, joint)
-            if features.last(layer, tokens[:, length:]):
+            if features.last(layer, tokens, media_of):
                 return features.output(None)
 
         shift, scale = self.final_modulation(nn.functional.silu(time)).chunk(2, dim=-1)
-        media = modulate(plain_norm(tokens[:, length:]), shift, 1 + scale, rows)
-        return features.output(self._write_velocity(media, batch))
+        media = modulate(plain_norm(layout.split(tokens)[1]), shift, 1 + scale, rows)
+        return features.output(self._write_velocity(order.restore(media), batch))
 
     def _read_media(self, noisy: tuple[Tensor, ...], batch: TokenBatch) -> Tensor:
         if len(noisy) != len(batch.segments):
@@ -287,46 +295,31 @@ class MMDiT(nn.Module):
         velocities = (self.media_out[s.modality](part) for part, s in zip(parts, batch.segments, strict=True))
         return tuple(v.to(torch.promote_types(v.dtype, torch.float32)) for v in velocities)
 
-    def _times(self, levels: NoiseLevels, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Embedded levels (B, K, D), and the one that text has (B, 1, D)."""
-        rows = self.time(levels.values)
+    def _text_time(
+        self, time: Tensor, levels: NoiseLevels, batch: TokenBatch, layout: Layout
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embedded levels of text (B, 1 or K, D), and which of them each text token has (B, S), None for the first."""
+        if levels.separate is not None:
+            return time, layout.text_group(time.device).expand(batch.size, -1)
         if levels.index is None:
-            return rows, rows[:, :1]
+            return time[:, :1], None
         partial = any(s.valid is not None or s.given is not None for s in batch.segments)
         weights = levels.mean_weights(batch.counted() if partial else None)
-        return rows, self.text_time(self.time, rows, levels.values, weights)
+        return self.text_time(self.time, time, levels.values, weights), None
 
-    def _joint(self, batch: TokenBatch, text: Tensor, text_valid: Tensor | None) -> Joint:
-        """Rotary tables and key mask of the sequence [text, media]. Text stands at (0, 0, 0)."""
+    def _joint(
+        self, batch: TokenBatch, layout: Layout, order: TokenOrder, text_valid: Tensor | None, dtype: torch.dtype
+    ) -> Joint:
+        """Rotary tables and key mask of the joint sequence. Text stands at (0, 0, 0)."""
         samples = max(segment.ids.shape[0] for segment in batch.segments)
-        ids = [segment.ids.expand(samples, -1, -1) for segment in batch.segments]
-        ids = torch.cat([ids[0].new_zeros(samples, text.shape[1], rope.AXES), *ids], dim=1)
-        rotation = rope.rotation(ids, self.rope_axes, self.rope_theta, text.dtype)
+        ids = order.sort(torch.cat([segment.ids.expand(samples, -1, -1) for segment in batch.segments], dim=1))
+        ids = layout.join(layout.copies(ids.new_zeros(ids.shape[0], layout.text, rope.AXES)), ids)
+        rotation = rope.rotation(ids, self.rope_axes, self.rope_theta, dtype)
         # Decided by None, never by looking at values, which would make the host wait for the device.
-        valid = [text_valid, *(segment.valid for segment in batch.segments)]
-        if all(part is None for part in valid):
-            return Joint(rotation, None, self.heads, self.attention)
-        lengths = (text.shape[1], *batch.lengths)
-        everything = torch.ones(batch.size, max(lengths), dtype=torch.bool, device=text.device)
-        parts = [everything[:, :n] if part is None else part for part, n in zip(valid, lengths, strict=True)]
-        return Joint(rotation, torch.cat(parts, dim=1), self.heads, self.attention)
-
-
-class _Features:
-    """Collects what the taps ask for while the blocks run."""
-
-    def __init__(self, taps: Taps, projector: nn.Module | None):
-        self.taps, self.projector = taps, projector
-        self.raw: dict[int, Tensor] = {}
-        self.projected: dict[int, Tensor] = {}
-
-    def last(self, layer: int, media: Tensor) -> bool:
-        """Keep what is wanted of this layer's (B, L, D) output; True when it is the last one wanted."""
-        if layer in self.taps.raw:
-            self.raw[layer] = media
-        if layer in self.taps.projected:
-            self.projected[layer] = self.projector(media)
-        return layer == self.taps.stop_after
-
-    def output(self, velocity: tuple[Tensor, ...] | None) -> TrunkOutput:
-        return TrunkOutput(velocity, self.raw, self.projected)
+        if text_valid is None and all(segment.valid is None for segment in batch.segments):
+            return Joint(rotation, None, self.heads, self.attention, layout)
+        everything = torch.ones(batch.size, layout.text + sum(layout.media), dtype=torch.bool, device=ids.device)
+        parts = [everything[:, : s.x0.shape[1]] if s.valid is None else s.valid for s in batch.segments]
+        media_valid = order.sort(torch.cat(parts, dim=1))
+        text_valid = everything[:, : layout.text] if text_valid is None else text_valid
+        return Joint(rotation, layout.join(layout.copies(text_valid), media_valid), self.heads, self.attention, layout)

@@ -7,7 +7,9 @@ carry the published names, so that state dicts load strictly and go back unchang
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +19,11 @@ from torch.nn import functional as F
 
 from core.errors import ConfigError, ShapeError, choose, nearest
 from core.trunk.attention import attend
-from core.trunk.layers import SimpleHead, TimestepEmbedder, check_taps, initialise, plain_norm
+from core.trunk.features import Features
+from core.trunk.layers import TimestepEmbedder, initialise, plain_norm
 from core.trunk.modulation import TokenRows, gated_add, modulate, token_rows
+from core.trunk.projectors import ProjectorSpec, build_projectors
+from core.trunk.separation import token_order
 from core.types import NoiseLevels, Segment, Taps, TokenBatch, TrunkOutput
 
 
@@ -48,7 +53,6 @@ class SiTConfig:
         num_classes: rows of the label table; the last is the null class.
         mlp_ratio: hidden width of the MLP over the trunk's width.
         learn_sigma: the head has a second half of outputs that nothing reads, as published weights have it.
-        projector: with the head for student features (the published file has it).
     """
 
     size: str = "XL"
@@ -61,7 +65,6 @@ class SiTConfig:
     num_classes: int = 1001
     mlp_ratio: float = 4.0
     learn_sigma: bool = True
-    projector: bool = True
 
     def shape(self) -> Size:
         """The size with its overrides."""
@@ -111,9 +114,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: tuple[int, ...] | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, L, H, head_dim) each
-        return self.proj(attend(q, k, v))
+        return self.proj(attend(q, k, v, groups=groups))
 
 
 class MLP(nn.Module):
@@ -146,10 +149,10 @@ class Block(nn.Module):
         self.mlp = MLP(width, hidden)
         self.adaLN_modulation = _adaln(width, parts=6)
 
-    def forward(self, x: Tensor, condition: Tensor, rows: TokenRows | None) -> Tensor:
-        """x (B, L, D), condition (B, K, D), row of each token -> (B, L, D)."""
+    def forward(self, x: Tensor, condition: Tensor, rows: TokenRows | None, groups: tuple[int, ...] | None) -> Tensor:
+        """x (B, L, D), condition (B, K, D), row of each token, runs of tokens that attend within -> (B, L, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(self.adaLN_modulation, condition, count=6)
-        x = gated_add(x, gate1, self.attn(modulate(plain_norm(x), shift1, scale1, rows)), rows)
+        x = gated_add(x, gate1, self.attn(modulate(plain_norm(x), shift1, scale1, rows), groups), rows)
         return gated_add(x, gate2, self.mlp(modulate(plain_norm(x), shift2, scale2, rows)), rows)
 
 
@@ -166,6 +169,7 @@ class FinalLayer(nn.Module):
 
 
 _NO_TAPS = Taps()
+_NO_PROJECTORS: Mapping[str, ProjectorSpec] = MappingProxyType({})
 
 
 class SiT(nn.Module):
@@ -174,12 +178,13 @@ class SiT(nn.Module):
     Args:
         config: shape.
         seed: of the initial weights. On the meta device nothing is drawn; call `reset` once there is storage.
+        projectors: name -> head for student features.
 
     Raises:
         ConfigError: with all problems of the config.
     """
 
-    def __init__(self, config: SiTConfig, seed: int = 0):
+    def __init__(self, config: SiTConfig, seed: int = 0, projectors: Mapping[str, ProjectorSpec] = _NO_PROJECTORS):
         super().__init__()
         if problems := config.problems():
             raise ConfigError(problems)
@@ -195,7 +200,7 @@ class SiT(nn.Module):
         hidden = int(config.mlp_ratio * self.width)
         self.blocks = nn.ModuleList(Block(self.width, heads, hidden) for _ in range(self.depth))
         self.final_layer = FinalLayer(self.width, out)
-        self.projector = SimpleHead(self.width) if config.projector else None
+        self.projector, self.projectors = build_projectors(projectors, self.width)
         if not self.pos_embed.is_meta:
             self.reset(seed)
 
@@ -220,30 +225,25 @@ class SiT(nn.Module):
             ShapeError: the batch is not of this kind.
             ConfigError: a tapped layer does not exist.
         """
-        check_taps(taps, self.depth, self.projector is not None)
+        features = Features(taps, self.depth, self.projector, self.projectors)
         tokens, segment = self._check(noisy, batch)
         weight = self.x_embedder["proj"].weight
-        x = self.x_embedder["proj"](tokens.to(weight.dtype)) + self._positions(segment.ids)  # (B, N, D)
+        order = token_order(levels)
+        x = order.sort(self.x_embedder["proj"](tokens.to(weight.dtype)) + self._positions(segment.ids))  # (B, N, D)
 
         # The published weights know time the other way round: they embed 1 - t, and predict data minus noise.
         time = self.t_embedder(1 - levels.values)  # (B, K, D)
         condition = time + self._label(batch)[:, None]  # (B, K, D)
 
-        rows = token_rows(levels.index, levels.values.shape[1])
-
-        raw, projected = {}, {}
+        rows = token_rows(order.index, levels.values.shape[1])
         for layer, block in enumerate(self.blocks, start=1):
-            x = block(x, condition, rows)
-            if layer in taps.raw:
-                raw[layer] = x
-            if layer in taps.projected:
-                projected[layer] = self.projector(x)
-            if layer == taps.stop_after:
-                return TrunkOutput(None, raw, projected)
+            x = block(x, condition, rows, levels.separate)
+            if features.last(layer, x, order.restore):
+                return features.output(None)
 
         out = self._unshuffle(self.final_layer(x, condition, rows))
         velocity = -out.to(torch.promote_types(out.dtype, torch.float32))  # noise minus data
-        return TrunkOutput((velocity,), raw, projected)
+        return features.output((order.restore(velocity),))
 
     def _check(self, noisy: tuple[Tensor, ...], batch: TokenBatch) -> tuple[Tensor, Segment]:
         if len(noisy) != 1 or len(batch.segments) != 1:

@@ -37,6 +37,7 @@ class Stream:
         given_share: share of samples whose leading tokens (`given`) are conditioning.
         given: (N,) bool, the tokens given in those samples (a video's first frame), or None.
         given_noise: their level is uniform in [0, given_noise].
+        keep_media: microbatches carry the media, for what the training device computes from it.
     """
 
     source: Source
@@ -46,17 +47,22 @@ class Stream:
     given: Tensor | None = None
     given_share: float = 0.0
     given_noise: float = 0.0
+    keep_media: bool = False
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """One sample with its randomness; `given` is None where the stream never gives tokens."""
+    """One sample with its randomness.
+
+    `given` is None where the stream never gives tokens, `posterior` where the autoencoder is not stochastic.
+    """
 
     key: str
     media: Tensor
     condition: str
     dropped: bool
     noise: Tensor
+    posterior: Tensor | None
     given: Tensor | None
     student: SampleLevels
     teacher: SampleLevels
@@ -135,24 +141,34 @@ class StepDataset(Dataset):
         levels = draw_levels(
             self.noising, stream.time, stream.mask_ratio, length, rng("levels"), given, stream.given_noise
         )
-        noise = torch.randn(length, adapter.channels, generator=rng("noise"))
-        return _Sample(record.key, media, condition, dropped, noise, given, *levels)
+        shape = (length, adapter.channels)
+        noise = torch.randn(shape, generator=rng("noise"))
+        posterior = torch.randn(shape, generator=rng("posterior")) if adapter.posterior_noise else None
+        return _Sample(record.key, media, condition, dropped, noise, posterior, given, *levels)
 
     def collate(self, modality: str, samples: list[_Sample], rejected: tuple[Rejected, ...]) -> Microbatch:
         stream = self.streams[modality]
-        tokens = stream.adapter.encode(torch.stack([sample.media for sample in samples]))  # (B, N, C)
+        media = torch.stack([sample.media for sample in samples])
+        noise = torch.stack([sample.noise for sample in samples])  # (B, N, C)
+        if stream.adapter.has_weights:  # the training device encodes (modalities/prepare.py); until then, no data
+            x0 = torch.zeros_like(noise)
+        else:
+            x0 = self.whitening[modality].whiten(stream.adapter.encode(media))
         given = None if samples[0].given is None else torch.stack([sample.given for sample in samples])
-        segment = make_segment(stream.adapter, self.whitening[modality].whiten(tokens), given)
+        segment = make_segment(stream.adapter, x0, given)
         context: Context = self.conditions.context(
             [sample.condition for sample in samples], torch.tensor([sample.dropped for sample in samples])
         )
         batch = TokenBatch((segment,), context, tuple(sample.key for sample in samples))
         draws = Draws(
-            (torch.stack([sample.noise for sample in samples]),),
+            (noise,),
             stack_levels([sample.student for sample in samples]),
             stack_levels([sample.teacher for sample in samples]),
         )
-        return Microbatch(modality, batch, draws, {modality: float(segment.counted().sum())}, rejected)
+        counts = {modality: float(segment.counted().sum())}
+        posterior = None if samples[0].posterior is None else torch.stack([sample.posterior for sample in samples])
+        kept = media if stream.keep_media else None
+        return Microbatch(modality, batch, draws, counts, rejected, kept, posterior)
 
 
 class StepFeed:
@@ -213,7 +229,9 @@ def _prepare_worker(_worker: int) -> None:
 
 
 def measure_whitening(stream: Stream, seed: int, count: int = 256) -> Whitening:
-    """Mean and deviation of each token channel over the first `count` usable samples of epoch 0."""
+    """The adapter's published statistics, or those of the first `count` usable samples of epoch 0."""
+    if stream.adapter.whitening is not None:
+        return stream.adapter.whitening
 
     def tokens() -> Iterator[Tensor]:
         found, first_error = 0, None

@@ -33,21 +33,49 @@ SIT = CONFIG.with_name("tiny_sit.yaml")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_recipe_loads_with_every_method(path, method):
-    config = load_config(path, [f"method={method}"])
+    plain = load_config(path, ["method=flow_matching"])
+    encoders = {"image": "dinov2", "video": "vjepa2", "audio": "mert"} if method == "repa" else {}
+    present = {name: kind for name, kind in encoders.items() if name in plain.modalities.streams()}
+    overrides = [f"modalities.{name}.encoders.a={{kind: {kind}, path: weights}}" for name, kind in present.items()]
+    config = load_config(path, [f"method={method}", *overrides])
     assert config.noising.kind == METHODS[method]["noising"]["kind"]
-    assert config.alignment.kind == METHODS[method]["alignment"]["kind"]
+    assert config.alignment.present() == list(METHODS[method].get("alignment", {}))
 
 
 def test_a_method_is_a_row_under_the_users_own_settings(tmp_path):
     path = tmp_path / "own.yaml"
-    path.write_text("method: self_flow\nmodalities: {image: {}}\nalignment: {weight: 0.5}\n")
+    path.write_text("method: self_flow\nmodalities: {image: {}}\nalignment: {ema_teacher: {weight: 0.5}}\n")
     config = load_config(path, [])
     assert (config.noising.kind, config.noising.mask) == ("dual", "bernoulli")
-    assert (config.alignment.kind, config.alignment.weight) == ("ema_teacher", 0.5)
-    config = load_config(path, ["method=flow_matching", "noising.kind=full_masking"])
-    assert (config.noising.kind, config.alignment.kind) == ("full_masking", "none")
-    path.write_text("modalities: {image: {}}\n")
-    assert load_config(path, []).alignment.weight == 0.8  # Self-Flow is the default
+    assert (config.alignment.ema_teacher.similarity, config.alignment.ema_teacher.weight) == ("cosine", 0.5)
+    config = load_config(path, ["alignment.ema_teacher=null"])
+    assert (config.noising.kind, config.alignment.present()) == ("dual", [])
+    path.write_text("modalities: {image: {batch: 4}}\n")
+    assert load_config(path, []).alignment.ema_teacher.weight == 0.8  # Self-Flow is the default
+    config = load_config(path, ["method=flow_matching", "noising.kind=full_masking", "alignment.dispersive={}"])
+    assert (config.noising.kind, config.alignment.present()) == ("full_masking", ["dispersive"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["method=repa"], "modalities.image.encoders: empty; alignment.external needs one"),
+        (["modalities.image.encoders.a.path=x"], "encoders: a are not read without alignment.external"),
+        (["method=sra", "alignment.ema_teacher=null"], "noising.teacher: 'earlier' is not read without"),
+        (["training.ema.decay=0"], "training.ema.decay: 0 makes the teacher the student itself"),
+        (["modalities.image.time.buckets=100"], "time.buckets: 100 makes t and s agree; not with noising.kind dual"),
+        (["method=dispersive", "modalities.image.batch=1"], "alignment.dispersive needs 2 or more samples"),
+        (["method=self_flow_as", "noising.mask=bernoulli"], "attention_separation: needs mask exact"),
+        (["method=self_flow_as", "noising.kind=homogeneous"], "attention_separation: needs kind dual"),
+        (["method=self_flow_as", "noising.homogeneous_share=0.2"], "would put samples of one group among"),
+        (["modalities.image.mask_ratio=0"], "mask_ratio: 0.0 must lie in (0, 0.5]"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused_with_the_reason(overrides, expected, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("modalities: {image: {batch: 4}}\n")
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        load_config(path, overrides)
 
 
 def test_a_run_needs_a_modality(tmp_path):

@@ -31,6 +31,23 @@ def test_hidden_keys_have_no_influence():
     assert torch.equal(attend(q, k, v, mask), before)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("groups", [(11,), (4, 7), (2, 8, 1), (0, 11)])
+def test_groups_attend_within_themselves(groups, masked):
+    """Against a mask of all pairs."""
+    q, k, v = torch.randn(3, 2, 11, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # Every group keeps a token that may be looked at.
+    mask = torch.tensor([[True, False] * 5 + [True], [True] * 11]) if masked else None
+    group = torch.arange(len(groups)).repeat_interleave(torch.tensor(groups))
+    pairs = (group[:, None] == group).expand(2, -1, -1)
+    if masked:
+        pairs = pairs & mask[:, None]
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5
+    weights = scores.masked_fill(~pairs[:, None], float("-inf")).softmax(-1)
+    wanted = torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
+    torch.testing.assert_close(attend(q, k, v, mask, groups=groups), wanted, atol=1e-13, rtol=0)
+
+
 def test_unknown_backend_is_refused_with_the_nearest_name():
     q = torch.randn(1, 2, 1, 8)
     with pytest.raises(ConfigError, match=r"'sdpaa' is not one of sdpa, xformers\. Did you mean: 'sdpa'"):

@@ -9,10 +9,12 @@ from core.errors import ConfigError, ShapeError
 from core.trunk.context import ContextConfig
 from core.trunk.layers import sinusoid
 from core.trunk.mmdit import TEXT_TIMES, MMDiT, MMDiTConfig
+from core.trunk.projectors import ProjectorSpec
 from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch
 from tests.core.test_rope import complex_rotation
 
 CHANNELS = {"video": 6, "action": 3}
+HEADS = {"teacher": ProjectorSpec()}
 LENGTHS = (7, 4)
 B, L, S = 3, sum(LENGTHS), 5
 
@@ -20,13 +22,13 @@ B, L, S = 3, sum(LENGTHS), 5
 def config(**changes) -> MMDiTConfig:
     context = ContextConfig(kind="tokens", vocabulary=30, words=S)
     shape = {"size": "tiny", "width": 32, "heads": 2, "double_blocks": 2, "single_blocks": 3, "mlp_ratio": 2.0}
-    base = MMDiTConfig(**shape, channels=CHANNELS, context=context, projector="simple")
+    base = MMDiTConfig(**shape, channels=CHANNELS, context=context)
     return replace(base, **changes)
 
 
-def trunk(**changes) -> MMDiT:
+def trunk(projectors=HEADS, **changes) -> MMDiT:
     """A float64 trunk without zeros, so that every path is felt."""
-    net = MMDiT(config(**changes))
+    net = MMDiT(config(**changes), projectors=projectors)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -257,15 +259,15 @@ def test_a_dropped_context_is_the_null_whatever_its_content():
 @pytest.mark.parametrize("layer", [1, 2, 3, 4, 5])
 def test_an_early_exit_gives_the_features_of_the_whole_run(layer):
     net, (noisy, batch), levels = trunk(), two_segments(), dual_levels()
-    whole = net(noisy, levels, batch, Taps(raw=(1, layer), projected=(layer,)))
-    early = net(noisy, levels, batch, Taps(raw=(1, layer), projected=(layer,), stop_after=layer))
+    whole = net(noisy, levels, batch, Taps(raw=(1, layer), projected={"teacher": layer}))
+    early = net(noisy, levels, batch, Taps(raw=(1, layer), projected={"teacher": layer}, stop_after=layer))
     assert early.velocity is None
     assert whole.velocity is not None
     assert early.raw.keys() == {1, layer}
     assert early.raw[layer].shape == (B, L, net.width)
     assert torch.equal(early.raw[layer], whole.raw[layer])
-    assert torch.equal(early.projected[layer], whole.projected[layer])
-    torch.testing.assert_close(early.projected[layer], net.projector(early.raw[layer]))
+    assert torch.equal(early.projected["teacher"], whole.projected["teacher"])
+    torch.testing.assert_close(early.projected["teacher"], net.projector(early.raw[layer]))
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -276,14 +278,14 @@ def test_every_parameter_gets_a_gradient(kind, aligned):
     if kind == "labels":
         changes = {"context": ContextConfig(kind="labels", num_classes=4)}
         context = Context(torch.tensor([False, True, False]), label=torch.tensor([1, 2, 3]))
-    net = MMDiT(config(projector="simple" if aligned else "none", **changes))
+    net = MMDiT(config(**changes), projectors=HEADS if aligned else {})
     noisy, batch = two_segments()
     batch, noisy = TokenBatch(batch.segments, context), tuple(x.float() for x in noisy)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     reached = []
     for _ in range(4):
         optimizer.zero_grad()
-        output = net(noisy, dual_levels(), batch, Taps(projected=(2,) if aligned else ()))
+        output = net(noisy, dual_levels(), batch, Taps(projected={"teacher": 2} if aligned else {}))
         loss = sum((v - 1).square().mean() for v in output.velocity)
         loss = loss + sum(feature.square().mean() for feature in output.projected.values())
         loss.backward()
@@ -326,7 +328,7 @@ def test_bfloat16_weights_and_autocast_stay_close_and_return_float32():
 
 def test_it_is_one_graph_for_the_compiler():
     net, (noisy, batch), levels = trunk(), two_segments(padded=True), dual_levels()
-    taps = Taps(raw=(1,), projected=(2,))
+    taps = Taps(raw=(1,), projected={"teacher": 2})
     plain = net(noisy, levels, batch, taps)
     compiled = torch.compile(net, backend="eager", fullgraph=True)(noisy, levels, batch, taps)
     for a, b in zip(plain.velocity, compiled.velocity, strict=True):
@@ -365,8 +367,8 @@ def test_wrong_inputs_are_refused():
         net(noisy, levels, replace(batch, segments=(replace(batch.segments[0], modality="vidoe"), batch.segments[1])))
     with pytest.raises(ConfigError, match=r"layer 6 is outside 1\.\.5"):
         net(noisy, levels, batch, Taps(raw=(6,)))
-    with pytest.raises(ConfigError, match="without a projector"):
-        trunk(projector="none")(noisy, levels, batch, Taps(projected=(2,)))
+    with pytest.raises(ConfigError, match="projector 'teacher' is not one of the trunk's: none"):
+        trunk(projectors={})(noisy, levels, batch, Taps(projected={"teacher": 2}))
 
 
 @pytest.mark.parametrize(
@@ -381,7 +383,6 @@ def test_wrong_inputs_are_refused():
         ({"channels": {"a.b": 1}}, "channels: modality 'a.b' must be a plain name (letters, digits, underscore)"),
         ({"rope_theta": 0.0}, "rope_theta: 0.0 must be above 0"),
         ({"text_time": "mean"}, "text_time: 'mean' is not one of mean_embedding, t, min, mean_level."),
-        ({"projector": "simpel"}, "projector: 'simpel' is not one of none, simple. Did you mean: 'simple'?"),
         ({"attention": "flash"}, "attention: 'flash' is not one of sdpa, xformers."),
         ({"context": ContextConfig(words=0)}, "context.words: 0 is below 1, the smallest allowed"),
     ],

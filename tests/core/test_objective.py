@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from core.alignment import AlignmentConfig, build_alignment
+from core.alignment.ema_teacher import EmaTeacherConfig
+from core.alignment.terms import AlignmentConfig, build_alignment
 from core.noising import Draws
 from core.objective import Objective, noised, total_loss
 from core.types import Context, NoiseLevels, Segment, TokenBatch, TrunkOutput
@@ -29,7 +30,7 @@ class KnownTrunk(nn.Module):
         return TrunkOutput(
             None if taps.stop_after else tuple(self.factor * part for part in noisy),
             {k: x @ self.layers[k] for k in taps.raw},
-            {k: self.factor * 2 * x @ self.layers[k] for k in taps.projected},
+            {name: self.factor * 2 * x @ self.layers[k] for name, k in taps.projected.items()},
         )
 
 
@@ -52,7 +53,7 @@ def test_self_flow_loss_by_hand(given):
     student, teacher = KnownTrunk(0), KnownTrunk(1)
     counted = batch.counted()
     count = float(counted.sum())
-    objective = Objective(build_alignment(AlignmentConfig(kind="ema_teacher"), DEPTH))
+    objective = Objective(build_alignment(AlignmentConfig(EmaTeacherConfig()), DEPTH))
     terms = objective(student, teacher, batch, draws, {"image": count})
 
     tau = draws.student.values.gather(1, draws.student.index)[..., None]
@@ -65,7 +66,7 @@ def test_self_flow_loss_by_hand(given):
 
     # features and errors pass through float32, as they do in training
     torch.testing.assert_close(total_loss(terms).double(), expected, atol=1e-6, rtol=1e-6)
-    assert student.calls[0][2].projected == (3,)  # round(0.3 * 10), round(0.7 * 10)
+    assert student.calls[0][2].projected == {"teacher": 3}  # round(0.3 * 10), round(0.7 * 10)
     assert teacher.calls[0][2].raw == (7,)
     assert teacher.calls[0][2].stop_after == 7
     total_loss(terms).backward()
@@ -75,14 +76,14 @@ def test_self_flow_loss_by_hand(given):
 
 def test_flow_matching_never_calls_a_teacher():
     batch, draws, _, _ = example()
-    terms = Objective(None)(KnownTrunk(0), None, batch, draws, {"image": float(B * N)})
+    terms = Objective()(KnownTrunk(0), None, batch, draws, {"image": float(B * N)})
     assert list(terms) == ["flow/image"]
 
 
 def test_splitting_a_batch_and_adding_the_parts_gives_the_same_loss():
     """Sums over global counts: accumulation cannot change the loss, whatever the parts' token counts are."""
     batch, draws, _, _ = example(given=True)
-    objective = Objective(build_alignment(AlignmentConfig(kind="ema_teacher"), DEPTH))
+    objective = Objective(build_alignment(AlignmentConfig(EmaTeacherConfig()), DEPTH))
     counts = {"image": float(batch.counted().sum())}
 
     def part(rows):
@@ -112,21 +113,21 @@ def test_two_segments_share_one_sequence_of_levels():
 
 
 def test_alignment_layers_must_fit_the_depth():
-    config = AlignmentConfig(kind="ema_teacher", student_layer=8, teacher_layer=40)
+    config = EmaTeacherConfig(student_layer=8, teacher_layer=40)
     assert "got 8, 40, 28" in config.depth_problems(28)[0]
-    assert AlignmentConfig(kind="ema_teacher").depth_problems(28) == []
-    assert AlignmentConfig(kind="ema_teacher").layers(28) == (8, 20)
-    assert AlignmentConfig(kind="ema_teacher").layers(21) == (6, 15)
+    assert EmaTeacherConfig().depth_problems(28) == []
+    assert EmaTeacherConfig().layers(28) == (8, 20)
+    assert EmaTeacherConfig().layers(21) == (6, 15)
 
 
 @pytest.mark.parametrize("similarity", ["l1", "l2"])
 def test_ablation_distances(similarity):
     batch, draws, _, _ = example()
-    config = AlignmentConfig(kind="ema_teacher", similarity=similarity, student_layer=1, teacher_layer=2)
+    config = AlignmentConfig(EmaTeacherConfig(similarity=similarity, student_layer=1, teacher_layer=2))
     student, teacher = KnownTrunk(0), KnownTrunk(1)
     terms = Objective(build_alignment(config, DEPTH))(student, teacher, batch, draws, {"image": float(B * N)})
     difference = (student.calls[0][0][0] @ student.layers[1] * 2 * student.factor) - teacher.calls[0][0][
         0
     ] @ teacher.layers[2]
     expected = difference.abs().mean() if similarity == "l1" else difference.square().mean()
-    torch.testing.assert_close(terms["align"].mean().double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(terms["align/teacher"].mean().double(), expected, atol=1e-5, rtol=1e-5)

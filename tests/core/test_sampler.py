@@ -5,48 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
 
 from core.errors import ConfigError, ShapeError
 from core.keys import generator
-from core.sampler import SamplerConfig, initial_noise, sample, sde_increments, time_grid
+from core.sampler import SOLVERS, SamplerConfig, initial_noise, sample, sde_increments, time_grid
 from core.trunk.sit import SiT, SiTConfig
-from core.types import Context, Segment, TokenBatch, TrunkOutput
-
-
-class Field(nn.Module):
-    """A trunk whose velocity is a given function of (x, levels per token, dropped); it notes its calls."""
-
-    def __init__(self, velocity):
-        super().__init__()
-        self.velocity, self.calls = velocity, []
-
-    def forward(self, noisy, levels, batch):
-        self.calls.append((noisy, levels, batch))
-        t = levels.per_token(sum(batch.lengths)).split(batch.lengths, dim=1)
-        dropped = batch.context.dropped[:, None, None]
-        return TrunkOutput(tuple(self.velocity(x, s[..., None], dropped) for x, s in zip(noisy, t, strict=True)))
-
-
-def batch_of(samples, tokens, channels, given=None, dtype=torch.float64, modality="image"):
-    ids = torch.zeros(1, tokens, 3, dtype=torch.long)
-    segment = Segment(modality, torch.zeros(samples, tokens, channels, dtype=dtype), ids, given=given)
-    return TokenBatch((segment,), Context(torch.zeros(samples, dtype=torch.bool)), tuple(map(str, range(samples))))
-
-
-def to_point(point):
-    """E[v | x_t] when all data is one point: (x - point) / t; at t = 0 any finite value will do."""
-    return lambda x, t, dropped: (x - point) / t.clamp_min(1e-12)
-
-
-def gaussian(mean, deviation):
-    """E[x1 - x0 | x_t] for data N(mean, deviation^2): a linear regression on x_t."""
-
-    def velocity(x, t, dropped):
-        variance = (1 - t) ** 2 * deviation**2 + t**2
-        return -mean + (t - (1 - t) * deviation**2) / variance * (x - (1 - t) * mean)
-
-    return velocity
+from core.types import Context, Segment, TokenBatch
+from tests.core.fields import Field, batch_of, gaussian, to_point
 
 
 @pytest.mark.parametrize("config", [SamplerConfig("euler", 3), SamplerConfig("euler", 7, shift=4.0)])
@@ -56,20 +21,6 @@ def test_all_data_in_one_point(config):
     noise = (torch.randn(4, 5, 2, generator=generator(0), dtype=torch.float64),)
     (final,) = sample(Field(to_point(1.5)), batch, noise, config)
     torch.testing.assert_close(final, torch.full_like(final, 1.5), atol=1e-12, rtol=0)
-
-
-def gaussian_error(solver, steps, mean=0.7, deviation=0.5):
-    """Of the ODE's map from noise to data, which is exactly mean + deviation * noise."""
-    noise = torch.linspace(-3, 3, 32, dtype=torch.float64).reshape(1, 16, 2)
-    (final,) = sample(Field(gaussian(mean, deviation)), batch_of(1, 16, 2), (noise,), SamplerConfig(solver, steps))
-    return float((final - (mean + deviation * noise)).abs().max())
-
-
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
-def test_order_of_the_ode_solvers(solver, order):
-    coarse, fine = gaussian_error(solver, 40), gaussian_error(solver, 80)
-    assert fine < (0.05 if order == 1 else 0.001)
-    assert coarse / fine == pytest.approx(2**order, rel=0.1)  # seen 1.98 and 3.86
 
 
 @pytest.mark.parametrize("steps", [50, 200])
@@ -94,6 +45,12 @@ def test_time_grids():
     shifted = time_grid(10, shift=5.0, last_step=0.04)
     assert (shifted[0], shifted[-2], shifted[-1]) == (1.0, 0.04, 0.0)
     assert all(a > b for a, b in pairwise(shifted))
+    assert time_grid(4, start=0.9, end=0.1) == pytest.approx([0.9, 0.7, 0.5, 0.3, 0.1])
+    assert time_grid(2, shift=3.0, end=0.5) == pytest.approx([1.0, 0.9, 0.75])  # ends before the shift
+    begun = time_grid(5, shift=3.0, last_step=0.04, start=0.5)
+    assert (begun[0], begun[-2], begun[-1]) == (pytest.approx(0.75), pytest.approx(0.04), 0.0)
+    assert SamplerConfig("sde", 8, last_step_size=0.1).times() == time_grid(8, last_step=0.1)
+    assert SamplerConfig("sde", 8, last_step="none").times() == time_grid(8)
     assert time_grid(50)[15] == 0.7  # exactly, so that an interval up to 0.7 includes it
 
 
@@ -117,7 +74,9 @@ def test_guidance_acts_only_inside_its_interval():
     assert torch.equal(together, final)
 
 
-@pytest.mark.parametrize(("solver", "evaluations"), [("euler", 6), ("heun", 12), ("sde", 6)])
+@pytest.mark.parametrize(
+    ("solver", "evaluations"), [("euler", 6), ("midpoint", 12), ("heun", 12), ("rk4", 24), ("sde", 6), ("sde_heun", 11)]
+)
 def test_evaluations_per_step_and_no_null_half_without_guidance(solver, evaluations):
     trunk = Field(gaussian(0.0, 1.0))
     batch = batch_of(2, 3, 2)
@@ -125,7 +84,7 @@ def test_evaluations_per_step_and_no_null_half_without_guidance(solver, evaluati
     assert [len(noisy[0]) for noisy, _, _ in trunk.calls] == [2] * evaluations
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "sde"])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("given_level", [0.0, 0.2])
 def test_given_tokens_stay_and_are_seen_at_their_level(solver, given_level):
     draw = generator(1)
@@ -134,6 +93,8 @@ def test_given_tokens_stay_and_are_seen_at_their_level(solver, given_level):
     action = Segment("action", torch.zeros(2, 2, 5), torch.zeros(1, 2, 3, dtype=torch.long))
     batch = TokenBatch((image, action), Context(torch.zeros(2, dtype=torch.bool)), ("a", "b"))
     noise = initial_noise(0, batch)
+    if SOLVERS[solver].adaptive:
+        pytest.importorskip("torchdiffeq")
     trunk = Field(lambda x, t, dropped: x - 0.3)
     config = SamplerConfig(solver, 4, given_level=given_level, guidance=2.0, exact=False)
     pictures, actions = sample(trunk, batch, noise, config)
@@ -202,6 +163,51 @@ def test_errors():
         initial_noise(0, TokenBatch(batch.segments, batch.context))
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"diffusion_form": "constant"}, "diffusion_form: 'constant' is read by sde and sde_heun, not by euler"),
+        ({"solver": "rk4", "diffusion_norm": 2.0}, "diffusion_norm: 2.0 is read by"),
+        ({"solver": "heun", "last_step": "none"}, "last_step: 'none' is read by"),
+        ({"solver": "dopri5", "last_step_size": 0.1}, "last_step_size: 0.1 is read by"),
+        ({"solver": "sde", "atol": 1e-3}, "atol: 0.001 is read by dopri5, not by sde; leave it at 1e-06"),
+        ({"rtol": 1e-5}, "rtol: 1e-05 is read by dopri5"),
+        ({"land_on_end": False}, "land_on_end: False is read by dopri5"),
+        ({"solver": "midpoint", "correct_last": False}, "correct_last: False is read by heun, not by midpoint"),
+        ({"solver": "dopri5", "rtol": 0.0}, "rtol: 0.0 must be above 0"),
+        ({"start": 0.2, "end": 0.2}, "start, end: 0.2, 0.2 must lie in [0, 1], the end below the start"),
+        ({"start": 1.1}, "start, end: 1.1"),
+        ({"solver": "sde", "diffusion_form": "SBDM"}, "diffusion_form: 'SBDM' is not one of constant, sbdm, sigma"),
+        ({"solver": "sde", "diffusion_form": "sbdm"}, "start: 1.0 must be below 1 (0.999, say)"),
+        ({"solver": "sde", "diffusion_norm": -1.0}, "diffusion_norm: -1.0 must not be negative"),
+        ({"solver": "sde", "last_step": "meen"}, "last_step: 'meen' is not one of mean, tweedie, euler, none. Did you"),
+        ({"solver": "sde", "last_step_size": 0.0}, "last_step_size: 0.0 must lie between 0 and 1"),
+        ({"solver": "sde", "last_step_size": 0.6, "start": 0.5}, "last_step_size: 0.6 must be below the start"),
+        ({"solver": "sde", "last_step": "none", "last_step_size": 0.1}, "last_step_size: 0.1 is not read with"),
+        ({"solver": "sde", "end": 0.04}, "end: 0.04 must be 0, where last_step mean ends; or set last_step to none"),
+        ({"solver": "sde_heun", "last_step": "none"}, "end: 0.0 must be above 0"),
+        ({"solver": "sde", "steps": 1}, "steps: 1 must be at least 2"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings, problem):
+    found = SamplerConfig(**settings).problems()
+    assert len(found) == 1
+    assert found[0].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"solver": "sde", "steps": 1, "last_step": "none"},
+        {"solver": "sde_heun", "diffusion_form": "sbdm", "start": 0.999, "last_step": "none", "end": 0.001},
+        {"solver": "dopri5", "atol": 1e-5, "rtol": 1e-5, "land_on_end": False},
+        {"solver": "heun", "correct_last": False, "end": 0.001},
+    ],
+)
+def test_settings_that_go_together(settings):
+    assert SamplerConfig(**settings).problems() == []
+
+
 def random_sit(depth, seed=0):
     trunk = SiT(SiTConfig(width=96, depth=depth, heads=3, grid=5, num_classes=11), seed).eval()
     with torch.no_grad():
@@ -235,12 +241,17 @@ def sampled(trunk, batch_size, config, given):
     [
         (SamplerConfig("euler", 5, guidance=3.0, guidance_high=0.7), False, 1, 3),
         (SamplerConfig("heun", 3), True, 1, 3),
+        (SamplerConfig("rk4", 2), True, 1, 3),
+        (SamplerConfig("dopri5", 2, guidance=2.0), True, 1, 2),
         (SamplerConfig("sde", 5, guidance=2.0), True, 1, 3),
+        (SamplerConfig("sde_heun", 3, diffusion_form="constant"), False, 1, 3),
         (SamplerConfig("euler", 1), False, 2, 1),
     ],
 )
 def test_same_seed_same_bytes_for_any_batch_size(config, given, threads, depth):
     """Measured with exact off: 1, 3 and 8 differ by up to 3.7e-6 (values up to 5.2), whatever the threads."""
+    if SOLVERS[config.solver].adaptive:
+        pytest.importorskip("torchdiffeq")
     trunk, before = random_sit(depth), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -249,7 +260,7 @@ def test_same_seed_same_bytes_for_any_batch_size(config, given, threads, depth):
     finally:
         torch.set_num_threads(before)
     assert one.numpy().tobytes() == three.numpy().tobytes() == eight.numpy().tobytes()
-    torch.testing.assert_close(loose, eight, atol=1e-4, rtol=0)
+    torch.testing.assert_close(loose, eight, atol=0.05 if SOLVERS[config.solver].adaptive else 1e-4, rtol=0)
 
 
 def test_bytes_depend_on_batch_size_without_exact():

@@ -5,14 +5,16 @@ import torch
 
 from core.errors import ConfigError, ShapeError
 from core.keys import generator
+from core.trunk.projectors import ProjectorSpec
 from core.trunk.sit import SiT, SiTConfig
 from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch
 
 SMALL = {"width": 32, "depth": 3, "heads": 2, "grid": 4, "num_classes": 6}
+HEADS = {"teacher": ProjectorSpec()}
 
 
-def random_trunk(**changes):
-    trunk = SiT(SiTConfig(**SMALL | changes)).eval()
+def random_trunk(projectors=HEADS, **changes):
+    trunk = SiT(SiTConfig(**SMALL | changes), projectors=projectors).eval()
     with torch.no_grad():
         for name, parameter in trunk.named_parameters():  # the zero ones would hide everything
             parameter.copy_(torch.randn(parameter.shape, generator=generator(name)) * 0.2)
@@ -36,7 +38,7 @@ def test_permuting_tokens_with_their_positions_permutes_the_output():
     ids = segment.ids.expand(2, -1, -1)[rows, order]
     moved_batch = TokenBatch((Segment("image", x[rows, order], ids),), batch.context)
     moved_levels = NoiseLevels(levels.values, levels.index.gather(1, order))
-    trunk, taps = random_trunk(), Taps(raw=(2,), projected=(1,))
+    trunk, taps = random_trunk(), Taps(raw=(2,), projected={"teacher": 1})
     with torch.no_grad():
         straight = trunk((x,), levels, batch, taps)
         moved = trunk((x[rows, order],), moved_levels, moved_batch, taps)
@@ -65,8 +67,8 @@ def test_the_same_levels_in_three_forms_agree():
 def test_gradients_reach_every_parameter_with_two_levels():
     inputs = example()
     trunk = random_trunk().train()
-    output = trunk(*inputs, Taps(projected=(2,)))
-    (output.velocity[0].square().mean() + output.projected[2].square().mean()).backward()
+    output = trunk(*inputs, Taps(projected={"teacher": 2}))
+    (output.velocity[0].square().mean() + output.projected["teacher"].square().mean()).backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in trunk.parameters())
 
 
@@ -135,8 +137,8 @@ def test_batches_of_another_kind_are_refused():
 def test_taps_are_checked():
     with pytest.raises(ConfigError, match="layer 4"):
         random_trunk()(*example(), Taps(raw=(4,)))
-    with pytest.raises(ConfigError, match="without a projector"):
-        random_trunk(projector=False)(*example(), Taps(projected=(1,)))
+    with pytest.raises(ConfigError, match="projector 'teacher' is not one of the trunk's: none"):
+        random_trunk(projectors={})(*example(), Taps(projected={"teacher": 1}))
 
 
 @pytest.mark.parametrize(
@@ -161,11 +163,11 @@ def test_config_problems(change, message):
 def test_published_sizes(size, millions):
     """Counted as the DiT and SiT papers do: with positions, without a projector."""
     with torch.device("meta"):
-        trunk = SiT(SiTConfig(size=size, projector=False))
+        trunk = SiT(SiTConfig(size=size))
     assert sum(value.numel() for value in trunk.state_dict().values()) / 1e6 == pytest.approx(millions, abs=0.6)
 
 
 def test_projector_of_the_released_model():
     with torch.device("meta"):
-        trunk = SiT(SiTConfig())
+        trunk = SiT(SiTConfig(), projectors=HEADS)
     assert sum(p.numel() for p in trunk.projector.parameters()) == 5_311_872

@@ -58,6 +58,28 @@ def test_mean_weights_are_the_shares_of_the_tokens():
     assert NoiseLevels(torch.rand(1, 2)).mean_weights().tolist() == [[1.0, 0.0]]
 
 
+@pytest.mark.parametrize(
+    ("separate", "index", "message"),
+    [
+        ((2, 2), None, "2 levels its number of tokens, None in all"),
+        ((4,), [[0, 1, 0, 1]], r"\(4,\) must give each of 2 levels"),
+        ((2, 1), [[0, 1, 0, 1]], r"\(2, 1\) must give .* 4 in all"),
+        ((1, 2, 1), [[0, 1, 0, 1]], "each of 2 levels"),
+        ((2, 2), [[0, 1, 0, 1], [0, 1, 1, 1]], r"\(2, 2\) tokens per level, but sample 1 has \(1, 3\)"),
+    ],
+)
+def test_separate_sizes_have_to_fit(separate, index, message):
+    values = torch.rand(1 if index is None else len(index), 2)
+    with pytest.raises(ShapeError, match=message):
+        NoiseLevels(values, None if index is None else torch.tensor(index), separate)
+
+
+def test_separate_sizes_that_fit():
+    index = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 1]])
+    levels = NoiseLevels(torch.rand(2, 2), index, (1, 3))
+    assert map_tensors(levels, lambda tensor: tensor.to("meta")).separate == (1, 3)
+
+
 def test_keys_are_the_same_in_another_process_and_differ_by_every_part():
     parts = (0, "image", 3, "cat.png", "noise")
     code = "from core.keys import key; print(key(0, 'image', 3, 'cat.png', 'noise'))"

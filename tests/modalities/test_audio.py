@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from autoencoders.config import AutoencoderConfig
 from core.errors import ConfigError, DataError
 from core.keys import generator
 from modalities.audio import AudioAdapter, AudioConfig
@@ -129,3 +130,44 @@ def test_every_problem_of_a_config_is_named():
     assert len(AudioConfig(seconds=float("nan")).problems()) == 1
     with pytest.raises(ConfigError, match="channels: 3 is not one of 1"):
         AudioAdapter(config)
+
+
+def songbloom(path="nowhere", **settings) -> AudioConfig:
+    config = {"sample_rate": 48_000, "channels": 2, "autoencoder": AutoencoderConfig("songbloom", str(path))}
+    return AudioConfig(**{**config, **settings})
+
+
+def test_tokens_of_an_autoencoder_are_known_without_its_weights():
+    adapter = AudioAdapter(songbloom(seconds=10))
+    assert (adapter.has_weights, adapter.posterior_noise) == (True, True)
+    assert (adapter.grid(), adapter.channels) == ((250, 1, 1), 64)
+    assert adapter.given_prefix(4000).sum() == 2
+    assert adapter.kept_prefix(4000).sum() == 2 * 1920
+    assert adapter.given_prefix(480_000).all()
+    assert adapter.kept_prefix(480_000).all()
+    assert not adapter.kept_prefix(1919).any()
+
+
+def test_a_sound_goes_through_an_autoencoder_to_a_file(tmp_path):
+    small = pytest.importorskip("tests.autoencoders.small")
+    adapter = AudioAdapter(songbloom(small.save("songbloom", tmp_path / "weights"), seconds=0.12))
+    media = adapter.load(record(sound_bytes(tone(0.5, 22_050), 22_050)), generator("a"))
+    tokens = adapter.encode(media[None])
+    assert tokens.shape == (1, 3, 64)
+    assert adapter.whitening is None
+    decoded = adapter.decode(tokens)
+    assert decoded.shape == (1, 2, 5760)
+    samples, rate = soundfile.read(adapter.write(decoded[0], tmp_path / "a"))
+    assert (samples.shape, rate) == ((5760, 2), 48_000)
+
+
+def test_problems_of_an_autoencoder_are_named():
+    problems = songbloom(sample_rate=44_100, channels=1, hop=64).problems()
+    assert problems == [
+        "hop: not read by autoencoder.kind 'songbloom'; leave it out",
+        "sample_rate: 44100 must be 48000 for autoencoder.kind 'songbloom'",
+        "channels: 1 must be 2 for autoencoder.kind 'songbloom'",
+    ]
+    assert songbloom(seconds=0.5).problems() == [
+        "seconds: 0.5 at 48000 Hz: samples: 24000 is not a multiple of 1920; the nearest legal sizes: 23040 or 24960"
+    ]

@@ -4,6 +4,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from autoencoders.config import AutoencoderConfig
 from core.errors import ConfigError, DataError, ShapeError
 from core.keys import generator
 from modalities.base import make_segment
@@ -147,3 +148,63 @@ def test_every_problem_of_a_config_is_named():
 def test_the_config_is_a_structured_config():
     merged = OmegaConf.merge(OmegaConf.structured(ImageConfig), OmegaConf.create({"size": [32], "crop": "pad"}))
     assert OmegaConf.to_object(merged) == ImageConfig(size=[32], crop="pad")
+
+
+def test_pixels_need_no_weights():
+    adapter = ImageAdapter(ImageConfig()).to("cpu")
+    assert adapter.load_weights() is None
+    assert (adapter.has_weights, adapter.posterior_noise, adapter.whitening) == (False, False, None)
+    with pytest.raises(ShapeError, match="Pixels predicts no distribution"):
+        adapter.encode(torch.zeros(1, 3, 16, 16), torch.zeros(1, 16, 48))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "grid", "channels"),
+    [
+        ("sd_vae", {}, (1, 16, 16), 16),
+        ("sd_vae", {"patch": 1}, (1, 32, 32), 4),
+        ("flux2", {}, (1, 16, 16), 128),
+        ("flux2", {"patch": 2}, (1, 8, 8), 512),
+        ("rae", {}, (1, 16, 16), 768),
+    ],
+)
+def test_tokens_of_an_autoencoder_are_known_without_its_weights(kind, settings, grid, channels):
+    adapter = ImageAdapter(ImageConfig(size=[256], autoencoder=AutoencoderConfig(kind, "nowhere"), **settings))
+    assert adapter.has_weights
+    assert (adapter.grid(), adapter.channels) == (grid, channels)
+    assert adapter.ids().shape == (grid[1] * grid[2], 3)
+    known = torch.ones(256, 256, dtype=torch.bool)
+    known[-1, -1] = False
+    assert adapter.given_from_image_mask(known).logical_not().nonzero().tolist() == [[grid[1] * grid[2] - 1]]
+
+
+def test_a_picture_goes_through_an_autoencoder_to_a_file(tmp_path):
+    small = pytest.importorskip("tests.autoencoders.small")
+    config = AutoencoderConfig("sd_vae", str(small.save("sd_vae", tmp_path / "weights")))
+    adapter = ImageAdapter(ImageConfig(size=[32, 48], autoencoder=config)).to("cpu")
+    media = adapter.load(record(picture_bytes(noise(50, 60))), generator("a"))
+    tokens = adapter.encode(media[None], torch.zeros(1, 6, 16))
+    assert torch.equal(tokens, adapter.encode(media[None]))
+    torch.testing.assert_close(adapter.whitening.whiten(tokens), tokens * 0.18215)
+    decoded = adapter.decode(tokens)
+    assert decoded.shape == (1, 3, 32, 48)
+    assert read_image(adapter.write(decoded[0], tmp_path / "a"), "a").shape == (32, 48, 3)
+
+
+def test_problems_of_an_autoencoder_are_named():
+    def problems(size: int, kind: str = "sd_vae", patch: int | None = None) -> list[str]:
+        return ImageConfig(size=[size], autoencoder=AutoencoderConfig(kind, "nowhere"), patch=patch).problems()
+
+    assert problems(250) == ["size: height: 250 is not a multiple of 16; the nearest legal sizes: 240 or 256"]
+    assert problems(248, patch=1) == []
+    assert problems(128, "rae") == ["size: 128 x 128: rae was trained for pictures of one size; legal: 256 x 256"]
+    assert problems(256, patch=0) == ["patch: 0 must be at least 1"]
+    assert ImageConfig(autoencoder=AutoencoderConfig("mdct")).problems() == [
+        "autoencoder.kind: 'mdct' is not one of pixels, sd_vae, flux2, rae."
+    ]
+
+
+def test_the_section_of_the_autoencoder_is_a_structured_config():
+    given = {"autoencoder": {"kind": "flux2", "path": "x"}}
+    merged = OmegaConf.merge(OmegaConf.structured(ImageConfig), OmegaConf.create(given))
+    assert OmegaConf.to_object(merged) == ImageConfig(autoencoder=AutoencoderConfig("flux2", "x"))

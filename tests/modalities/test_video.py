@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from autoencoders.config import AutoencoderConfig
 from core.errors import ConfigError, DataError
 from core.keys import generator
 from modalities.files import index_video
@@ -117,3 +118,40 @@ def test_every_problem_of_a_config_is_named():
     assert not VideoConfig(frames=1, patch_frames=4).problems()
     with pytest.raises(ConfigError, match=r"fps: 0\.0 must be above 0"):
         VideoAdapter(config)
+
+
+def test_tokens_of_an_autoencoder_are_known_without_its_weights():
+    adapter = VideoAdapter(VideoConfig(size=[192, 336], frames=45, autoencoder=AutoencoderConfig("wan22", "nowhere")))
+    assert adapter.has_weights
+    assert (adapter.grid(), adapter.channels) == ((12, 12, 21), 48)  # about 3k tokens of a clip (paper, App. A.2)
+    assert adapter.given_first_frame().sum() == 12 * 21
+
+
+def test_a_clip_goes_through_an_autoencoder_to_a_file(clip, tmp_path):
+    small = pytest.importorskip("tests.autoencoders.small")
+    config = AutoencoderConfig("wan22", str(small.save("wan22", tmp_path / "weights")))
+    adapter = VideoAdapter(VideoConfig(size=[32], frames=5, autoencoder=config))
+    media = adapter.load(record(clip), generator("a"))
+    tokens = adapter.encode(media[None])
+    assert tokens.shape == (1, 8, 48)
+    assert adapter.whitening.mean.shape == (48,)
+    decoded = adapter.decode(tokens)
+    assert decoded.shape == (1, 5, 3, 32, 32)
+    written = adapter.write(decoded[0], tmp_path / "a")
+    assert index_video(written, "a", None).count(8.0) == 5
+    first = adapter.load_first_frame(record(picture_bytes(np.zeros((40, 40, 3), np.uint8))), generator("a"))
+    given = adapter.given_first_frame()
+    assert torch.equal(adapter.encode(first[None])[:, given], adapter.encode(first[None, :1])[:, : given.sum()])
+
+
+def test_problems_of_an_autoencoder_are_named():
+    wan = AutoencoderConfig("wan22", "nowhere")
+    problems = VideoConfig(size=[32], frames=8, patch_frames=2, first_frame_alone=True, autoencoder=wan).problems()
+    assert problems == [
+        "frames: 8 is not 1 plus a multiple of 4; the nearest legal sizes: 5 or 9",
+        "patch_frames: not read by autoencoder.kind 'wan22'; leave it out",
+        "first_frame_alone: not read by autoencoder.kind 'wan22'; leave it out",
+    ]
+    assert VideoConfig(size=[32, 40], autoencoder=wan).problems() == [
+        "size: width: 40 is not a multiple of 16; the nearest legal sizes: 32 or 48"
+    ]

@@ -52,8 +52,8 @@ def test_positions_come_from_the_weights():
 
 @pytest.mark.parametrize("kind", ["dual_t", "per_token_t"])
 def test_projected_features(kind):
-    output = run(kind, Taps(projected=(2,)))
-    assert worst(output.projected[2], FORWARD[f"features_layer2_projected_{kind}"]) < 1e-5  # worst seen 9.6e-7
+    output = run(kind, Taps(projected={"teacher": 2}))
+    assert worst(output.projected["teacher"], FORWARD[f"features_layer2_projected_{kind}"]) < 1e-5  # worst seen 9.6e-7
     assert not output.raw
 
 

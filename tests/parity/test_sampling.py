@@ -73,13 +73,46 @@ def test_sde_of_250_steps():
     assert worst(final, SDE["nocfg_250.final"]) < 2e-5  # worst seen 7.2e-7 here; other machines drift further
 
 
-@pytest.mark.parametrize(("solver", "recorded"), [("euler", "euler"), ("heun", "heun2")])
+@pytest.mark.parametrize(
+    ("solver", "recorded"), [("euler", "euler"), ("heun", "heun2"), ("midpoint", "midpoint"), ("rk4", "rk4")]
+)
 def test_ode_trajectories(solver, recorded):
-    x = ODE["tokens_noise"]
+    """9 grid points of the SiT code are 8 steps."""
+    assert worst(trajectory(SamplerConfig(solver, 8)), ODE[f"sit_ode_{recorded}_9pts.traj"]) < 2e-5  # seen 7.2e-7
+
+
+def trajectory(config, dtype=torch.float32):
+    """(9, B, 16, 16): the noise and the state after each of 8 steps."""
+    x = ODE["tokens_noise"].to(dtype)
     states = [x]
-    batch, config = image_batch(x, ODE["labels"]), SamplerConfig(solver, 8)
+    batch = image_batch(x, ODE["labels"])
     sample(tiny_trunk(), batch, (x,), config, progress=lambda done, state: states.append(state[0]))
-    assert worst(torch.stack(states), ODE[f"sit_ode_{recorded}_9pts.traj"]) < 2e-5  # worst seen 7.2e-7
+    return torch.stack(states)
+
+
+def test_dopri5_as_in_the_sit_code():
+    """At its default tolerances. The first step is so small that its error estimate is rounding, which then decides
+    the second step: noise of 3e-7 in the velocity moves the run by up to 6e-4, as much as the tolerance allows."""
+    pytest.importorskip("torchdiffeq")
+    states = trajectory(SamplerConfig("dopri5", 8, exact=False, land_on_end=False))
+    recorded = ODE["sit_ode_dopri5_9pts.traj"]
+    assert worst(states[:2], recorded[:2]) < 1e-4  # worst seen 6.2e-6
+    assert worst(states, recorded) < 2e-3  # worst seen 2.3e-4
+
+
+@pytest.mark.parametrize(("land", "error"), [(True, 3e-4), (False, 4e-3)])
+def test_error_of_dopri5_at_its_default_tolerances(land, error):
+    """Seen 6.8e-5 and, as in the SiT code, 1.2e-3."""
+    pytest.importorskip("torchdiffeq")
+    states = trajectory(SamplerConfig("dopri5", 8, exact=False, land_on_end=land))
+    assert worst(states[-1], ODE["sit_ode_dopri5_tight.final"]) < error
+
+
+def test_dopri5_with_tight_tolerances():
+    pytest.importorskip("torchdiffeq")
+    config = SamplerConfig("dopri5", 8, atol=1e-8, rtol=1e-8)
+    final = trajectory(config, torch.float64)[-1]
+    assert worst(final, ODE["sit_ode_dopri5_tight.final"]) < 2e-5
 
 
 def test_heun_converges_to_the_tight_solution():
@@ -91,12 +124,20 @@ def test_heun_converges_to_the_tight_solution():
     )  # worst seen 2.8e-5, a quarter of that with twice the steps
 
 
+def test_the_sde_of_the_sit_code():
+    case = ODE["sit_sde_euler_8.final"]
+    final, _ = run_sde("nocfg", SamplerConfig("sde", 8))
+    assert worst(final, case) < 2e-5  # worst seen 1.9e-6
+
+
 @pytest.mark.parametrize(
     ("recorded", "config"),
     [
         ("repa_euler_8", SamplerConfig("euler", 8)),
+        ("repa_heun_8", SamplerConfig("heun", 8, correct_last=False)),
         ("repa_euler_8_cfg2.5_0_0.7", SamplerConfig("euler", 8, guidance=2.5, guidance_high=0.7)),
         ("repa_sde_8", SamplerConfig("sde", 8)),
+        ("repa_sde_8_cfg2.5_0_0.7", SamplerConfig("sde", 8, guidance=2.5, guidance_high=0.7)),
     ],
 )
 def test_float64_state(recorded, config):
@@ -106,3 +147,9 @@ def test_float64_state(recorded, config):
     (final,) = sample(tiny_trunk(), batch, (x,), config, increments=lambda step: (ODE["repa_sde_8.w_float64"][step],))
     assert final.dtype == torch.float64
     assert worst(final, ODE[recorded]) < 2e-5  # worst seen 1.5e-6
+
+
+def test_the_correction_of_the_last_step_matters():
+    x = ODE["tokens_noise"].double()
+    (final,) = sample(tiny_trunk(), image_batch(x, ODE["labels"]), (x,), SamplerConfig("heun", 8))
+    assert worst(final, ODE["repa_heun_8"]) > 1e-3

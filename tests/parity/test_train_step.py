@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from core.alignment import AlignmentConfig, build_alignment
+from core.alignment.ema_teacher import EmaTeacherConfig
+from core.alignment.terms import AlignmentConfig, build_alignment
 from core.noising import Draws
 from core.objective import Objective, total_loss
 from core.training.ema import make_teacher, update_teacher
@@ -39,17 +40,17 @@ def hand_loss(student, teacher):
     tau = torch.where(STEP["mask"], STEP["s"][:, None], STEP["t"][:, None])[..., None]
     x_tau = (1 - tau) * STEP["x0"] + tau * STEP["x1"]
     x_min = (1 - STEP["t_min"][:, None, None]) * STEP["x0"] + STEP["t_min"][:, None, None] * STEP["x1"]
-    output = student((x_tau,), STUDENT, batch, Taps(projected=(1,)))
+    output = student((x_tau,), STUDENT, batch, Taps(projected={"teacher": 1}))
     with torch.no_grad():
         target = teacher((x_min,), TEACHER, batch, Taps(raw=(3,), stop_after=3)).raw[3]
-    cosine = F.cosine_similarity(output.projected[1], target, dim=-1)
+    cosine = F.cosine_similarity(output.projected["teacher"], target, dim=-1)
     flow = (output.velocity[0] - (STEP["x1"] - STEP["x0"])).square().mean()
     return output, target, cosine, flow, flow - 0.8 * cosine.mean()
 
 
 def objective_loss(student, teacher):
     batch = image_batch(STEP["x0"], STEP["y"])
-    objective = Objective(build_alignment(AlignmentConfig(kind="ema_teacher"), student.depth))
+    objective = Objective(build_alignment(AlignmentConfig(ema_teacher=EmaTeacherConfig()), student.depth))
     terms = objective(student, teacher, batch, Draws((STEP["x1"],), STUDENT, TEACHER), {"image": 48.0})
     return total_loss(terms) - 0.8  # the logged term is 1 - cos
 
@@ -58,7 +59,7 @@ def test_outputs_and_loss_terms():
     student = tiny_trunk()
     output, target, cosine, flow, loss = hand_loss(student, teacher_of(student))
     assert worst(output.velocity[0], STEP["v_pred"]) < 1e-5  # worst seen 1.9e-6
-    assert worst(output.projected[1], STEP["student_proj"]) < 1e-5  # worst seen 1.1e-6
+    assert worst(output.projected["teacher"], STEP["student_proj"]) < 1e-5  # worst seen 1.1e-6
     assert worst(target, STEP["teacher_raw"]) < 1e-5  # worst seen 1.9e-6
     assert worst(cosine, STEP["cos"]) < 1e-6  # worst seen 2.2e-7
     assert worst(flow, STEP["L_gen"]) < 1e-6  # worst seen 4.8e-7

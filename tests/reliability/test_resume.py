@@ -189,7 +189,7 @@ def test_the_settings_of_a_run_folder_equal_those_it_was_started_with(tiny_run):
 def test_a_resume_with_other_settings_names_all_of_them_and_one_with_free_ones_goes_on(tmp_path, capsys):
     assert train(tmp_path, "training.steps=2") == 0
     before = (tmp_path / "config.yaml").read_bytes()
-    changes = ("training.optimizer.lr=1e-3", "modalities.image.mask_ratio=0.3", "alignment.weight=0.5")
+    changes = ("training.optimizer.lr=1e-3", "modalities.image.mask_ratio=0.3", "alignment.ema_teacher.weight=0.5")
     assert train(tmp_path, "training.steps=3", *changes) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message

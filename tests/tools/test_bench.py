@@ -14,7 +14,7 @@ from tools import bench
 from tools.benchmark.measure import in_own_process, peak_memory, ratio_row, side_by_side
 from tools.benchmark.peer import Peer
 from tools.benchmark.sections import check_losses, sampling_rows, sit_trainer, step_flops
-from tools.benchmark.sides import Setup, build_sit, sit_config, trunk_config
+from tools.benchmark.sides import HEADS, Setup, build_sit, sit_config, trunk_config
 
 TINY = ["--size", "tiny", "--grid", "3", "--batch", "2", "--rounds", "2", "--warmup", "1", "--steps", "3"]
 TINY += ["--threads", "1", "--tokens", "4", "16", "--batches", "2"]
@@ -23,6 +23,7 @@ SETUP = Setup("tiny", batch=2, grid=3, rounds=2, warmup=0, steps=6, threads=1)
 # Our trunk behind the official interface, and the official sampler's formulas (in its own time, data at 1).
 STAND_IN_MODEL = """
     import torch
+    from core.trunk.projectors import ProjectorSpec
     from core.trunk.sit import SiT, SiTConfig
     from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch
 
@@ -34,7 +35,7 @@ STAND_IN_MODEL = """
             super().__init__(SiTConfig(
                 width=hidden_size, depth=depth, heads=num_heads, grid=input_size // patch_size,
                 channels=in_channels * patch_size**2, patch=patch_size, num_classes=num_classes,
-                mlp_ratio=mlp_ratio, learn_sigma=learn_sigma))
+                mlp_ratio=mlp_ratio, learn_sigma=learn_sigma), projectors={"teacher": ProjectorSpec()})
 
         def forward(self, x, timesteps, vector, return_features=0, return_raw_features=0):
             size, length, _ = x.shape
@@ -45,7 +46,8 @@ STAND_IN_MODEL = """
             side = self.config.grid
             ids = torch.tensor([[[0, i // side, i % side] for i in range(length)]])
             context = Context(torch.zeros(size, dtype=torch.bool), vector)
-            taps = Taps((return_raw_features,) * bool(return_raw_features), (return_features,) * bool(return_features))
+            projected = {"teacher": return_features} if return_features else {}
+            taps = Taps((return_raw_features,) * bool(return_raw_features), projected)
             out = super().forward((x,), levels, TokenBatch((Segment("image", x, ids),), context), taps)
             velocity, features = SIGN * out.velocity[0], [*out.raw.values(), *out.projected.values()]
             return (velocity, *features) if features else velocity
@@ -113,7 +115,7 @@ def test_report_of_every_section(tmp_path, capsys):
             assert row["low"] <= row["value"] <= row["high"]
     named = {(row["section"], row["what"]): row["value"] for row in report["rows"]}
     network = trunk_config("mmdit:tiny", SETUP, 3)
-    parameters = sum(parameter.numel() for parameter in network[0](network[1]).parameters())
+    parameters = sum(parameter.numel() for parameter in network[0](network[1], projectors=HEADS).parameters())
     assert named["trunk mmdit:tiny", "parameters"] == parameters / 1e6
     rate = named["trunk mmdit:tiny", "model FLOPs per second"]
     assert named["trunk mmdit:tiny", "model FLOP utilisation of 1 TFLOP/s"] == pytest.approx(100 * rate)

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.methods import METHODS
-from core.alignment import AlignmentConfig
+from configs.methods import method_alignment
 from core.errors import ConfigError, nearest
 from core.training.ema import EmaConfig
 from core.training.feed import Microbatch
@@ -92,8 +91,8 @@ def increments(shape: torch.Size, guided: bool, steps: int, seed: int) -> list[T
 def training_step(setup: Setup, network: nn.Module, microbatch: Microbatch) -> Callable[[], float]:
     """Self-Flow on the official class as one would write it: one time per token, a full teacher pass (the class has no
     earlier way out), AdamW as torch has it by default, and the EMA as a loop over parameters."""
-    row, optimizer_config = METHODS["self_flow"]["alignment"], OptimizerConfig()
-    layer, teacher_layer = AlignmentConfig(**row).layers(len(network.blocks))
+    alignment, optimizer_config = method_alignment("self_flow").ema_teacher, OptimizerConfig()
+    layer, teacher_layer = alignment.layers(len(network.blocks))
     network.train()
     teacher = copy.deepcopy(network).eval().requires_grad_(False)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -118,7 +117,7 @@ def training_step(setup: Setup, network: nn.Module, microbatch: Microbatch) -> C
             with torch.no_grad():
                 _, target = teacher(seen_by_teacher, cleaner, label, return_raw_features=teacher_layer)
             similarity = F.cosine_similarity(projected.float(), target.float(), dim=-1)
-            loss = F.mse_loss(velocity.float(), x1 - x0) + row["weight"] * (1 - similarity).mean()
+            loss = F.mse_loss(velocity.float(), x1 - x0) + alignment.weight * (1 - similarity).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, optimizer_config.clip)

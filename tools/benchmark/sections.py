@@ -23,6 +23,7 @@ from tools.benchmark import measure
 from tools.benchmark.measure import Row, median_row, rate_row, ratio_row, side_by_side
 from tools.benchmark.peer import Peer, increments, training_step
 from tools.benchmark.sides import (
+    HEADS,
     Setup,
     build_sit,
     build_trainer,
@@ -248,7 +249,7 @@ def trunk_rows(setup: Setup, name: str, text_tokens: int, peak_tflops: float | N
     kind, config, channels = trunk_config(name, setup, text_tokens)
     with_text = bool(text_tokens) and kind is MMDiT
     context = text_context(setup, text_tokens) if with_text else class_context(setup)
-    network = kind(config)
+    network = kind(config, projectors=HEADS)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     microbatch = make_microbatch(setup, "self_flow", channels, context)
     with TemporaryDirectory() as scratch:
@@ -280,11 +281,11 @@ def step_flops(trainer: Trainer, kind: type[nn.Module], config: object) -> int:
     Counted on the meta device with one level per sample: modulation is for one row, expansion to tokens not work.
     """
     with torch.device("meta"):
-        network = kind(config)
+        network = kind(config, projectors=HEADS)
     batch = trainer.feed.microbatches[0].batch.to("meta")
     noisy = tuple(segment.x0 for segment in batch.segments)
     levels = NoiseLevels(torch.empty(batch.size, 1, device="meta"))
-    alignment = trainer.objective.alignment
-    student = measure.count_flops(lambda: network(noisy, levels, batch, alignment.taps))
+    (alignment,) = trainer.objective.terms
+    student = measure.count_flops(lambda: network(noisy, levels, batch, alignment.taps(())))
     teacher = measure.count_flops(lambda: network(noisy, levels, batch, alignment.teacher_taps))
     return 3 * student + teacher

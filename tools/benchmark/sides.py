@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from configs.methods import METHODS
-from core.alignment import AlignmentConfig, build_alignment
+from configs.methods import METHODS, method_alignment
+from core.alignment.terms import build_alignment
 from core.errors import nearest
 from core.keys import generator
 from core.noising import Draws, NoisingConfig, draw_levels, stack_levels
@@ -21,12 +21,14 @@ from core.training.records import RunFolder
 from core.training.trainer import Trainer, TrainingConfig
 from core.trunk import mmdit, sit
 from core.trunk.context import ContextConfig
+from core.trunk.projectors import TEACHER, ProjectorSpec
 from core.types import Context, Segment, TokenBatch
 
 TINY = sit.Size(width=64, depth=4, heads=4)  # for tests and trials; the published sizes begin at S
 CLASSES = 1000
 MASK_RATIO = 0.25  # of images (paper A.3)
 MMDIT_CHANNELS = 128  # a 2x2 patch of the FLUX.2 autoencoder's 32
+HEADS = {TEACHER: ProjectorSpec()}  # that of the released weights
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def sit_config(setup: Setup) -> sit.SiTConfig:
 def build_sit(setup: Setup) -> sit.SiT:
     """Initial weights, but with small normal numbers where they start at zero: a network whose blocks are the identity
     and whose velocity is 0 would agree with any other."""
-    return filled(sit.SiT(sit_config(setup)))
+    return filled(sit.SiT(sit_config(setup), projectors=HEADS))
 
 
 @torch.no_grad()
@@ -105,7 +107,7 @@ def trunk_config(name: str, setup: Setup, text_tokens: int) -> tuple[type[nn.Mod
         config = sit_config(replace(setup, size=size))
         return sit.SiT, config, config.channels
     reader = ContextConfig("features" if text_tokens else "labels", num_classes=CLASSES)
-    config = mmdit.MMDiTConfig(size=size, channels={"image": MMDIT_CHANNELS}, context=reader, projector="simple")
+    config = mmdit.MMDiTConfig(size=size, channels={"image": MMDIT_CHANNELS}, context=reader)
     return mmdit.MMDiT, config, MMDIT_CHANNELS
 
 
@@ -164,7 +166,7 @@ class Repeat:
 def build_trainer(setup: Setup, trunk: nn.Module, method: str, microbatch: Microbatch, folder: Path) -> Trainer:
     """The trainer of real runs, with its default optimizer, clip and EMA; it owns (and trains) the given trunk."""
     config = TrainingConfig(steps=1, device=setup.device, precision=setup.precision, compile=setup.compile)
-    objective = Objective(build_alignment(AlignmentConfig(**METHODS[method]["alignment"]), trunk.depth))
+    objective = Objective(build_alignment(method_alignment(method), trunk.depth))
     run = RunFolder.open(folder, {}, {}, set())
     return Trainer(config, trunk, objective, Repeat(microbatch), run, {"image": 1.0}, {})
 

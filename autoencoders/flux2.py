@@ -1,0 +1,67 @@
+"""The image autoencoder of FLUX.2: 8 x 8 pixels become 32 channels, and 2 x 2 of these one cell of 128 channels.
+
+Cells are whitened with the running statistics of a batch norm that is stored with the weights, not with a scale
+(flux2, src/flux2/autoencoder.py: epsilon 1e-4, channels of a cell in the order (c p1 p2), the posterior's mean).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoencoders.base import LatentSpec, Size, Whitening, image_grid
+from autoencoders.diffusers_weights import Constants, read_diffusers
+from autoencoders.patches import patchify, to_maps, to_tokens, unpatchify
+from autoencoders.pretrained import Kind
+
+SPEC = LatentSpec(channels=128, stride=(1, 16, 16))
+SIDE = 2  # of the square of inner cells that is one cell here
+EPSILON = 1e-4
+
+
+def _grid(size: Size) -> Size:
+    return image_grid(size, SPEC.stride[1])
+
+
+def _constants(config: Any) -> Constants:
+    return {
+        "image channels": ((config.in_channels, config.out_channels), (3, 3)),
+        "latent_channels": (config.latent_channels, SPEC.channels // SIDE**2),
+        "pixels per cell": (2 ** (len(config.block_out_channels) - 1), SPEC.stride[1] // SIDE),
+        "patch_size": (list(config.patch_size), [SIDE, SIDE]),
+        "batch_norm_eps": (config.batch_norm_eps, EPSILON),
+    }
+
+
+def _read(path: str) -> nn.Module:
+    return read_diffusers("flux2", path, "AutoencoderKLFlux2", _constants)
+
+
+def _encode(network: Any, media: Tensor) -> Tensor:
+    posterior = network.encode(media).latent_dist
+    grid = 1, *posterior.mean.shape[-2:]
+    return torch.cat([patchify(to_tokens(maps), grid, SIDE) for maps in (posterior.mean, posterior.std)], dim=-1)
+
+
+def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
+    inner = 1, grid[1] * SIDE, grid[2] * SIDE
+    return network.decode(to_maps(unpatchify(latents, inner, SIDE), inner[1:])).sample
+
+
+def _whitening(network: Any) -> Whitening:
+    return Whitening(network.bn.running_mean.clone(), (network.bn.running_var + EPSILON).sqrt())
+
+
+FLUX2 = Kind(
+    name="flux2",
+    spec=SPEC,
+    media=(None, 3, None, None),
+    grid=_grid,
+    read=_read,
+    encode=_encode,
+    decode=_decode,
+    whitening=_whitening,
+    posterior="mean",
+)

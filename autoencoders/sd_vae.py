@@ -1,0 +1,63 @@
+"""The image autoencoder of Stable Diffusion, whose latents SiT, REPA and the released Self-Flow model are trained on.
+
+8 x 8 pixels become a cell of 4 channels; training sees samples of the posterior times 0.18215 (REPA's train.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoencoders.base import LatentSpec, Size, Whitening, image_grid
+from autoencoders.diffusers_weights import Constants, read_diffusers
+from autoencoders.patches import to_maps, to_tokens
+from autoencoders.pretrained import Kind
+
+SPEC = LatentSpec(channels=4, stride=(1, 8, 8))
+SCALE = 0.18215
+
+
+def _grid(size: Size) -> Size:
+    return image_grid(size, SPEC.stride[1])
+
+
+def _constants(config: Any) -> Constants:
+    return {
+        "image channels": ((config.in_channels, config.out_channels), (3, 3)),
+        "latent_channels": (config.latent_channels, SPEC.channels),
+        "pixels per cell": (2 ** (len(config.block_out_channels) - 1), SPEC.stride[1]),
+        "scaling_factor": (config.scaling_factor, SCALE),
+    }
+
+
+def _read(path: str) -> nn.Module:
+    return read_diffusers("sd_vae", path, "AutoencoderKL", _constants)
+
+
+def _encode(network: Any, media: Tensor) -> Tensor:
+    posterior = network.encode(media).latent_dist
+    return to_tokens(torch.cat([posterior.mean, posterior.std], dim=1))  # (B, N, 2 C)
+
+
+def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
+    return network.decode(to_maps(latents, grid[1:])).sample
+
+
+def _whitening(network: Any) -> Whitening:
+    return Whitening(torch.zeros(SPEC.channels), torch.full((SPEC.channels,), 1 / SCALE))
+
+
+SD_VAE = Kind(
+    name="sd_vae",
+    spec=SPEC,
+    media=(None, 3, None, None),
+    grid=_grid,
+    read=_read,
+    encode=_encode,
+    decode=_decode,
+    whitening=_whitening,
+    posterior="sample",
+    patch=2,
+)

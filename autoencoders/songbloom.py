@@ -1,0 +1,66 @@
+"""The audio autoencoder of SongBloom (`stable_audio_1920_vae`): 1920 stereo samples at 48 kHz become 64 channels.
+
+25 tokens a second. Its latents are not scaled by their publishers, so the training data is measured; they take samples
+of the posterior (stable-audio-tools' bottleneck does not know the mean).
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoencoders.base import LatentSpec, Size, divide
+from autoencoders.diffusers_weights import Constants, read_diffusers
+from autoencoders.patches import to_maps, to_tokens
+from autoencoders.pretrained import Kind
+
+SPEC = LatentSpec(channels=64, stride=(1920, 1, 1))
+SAMPLE_RATE = 48_000
+CHANNELS = 2
+
+
+def _grid(size: Size) -> Size:
+    return divide("samples", size[0], SPEC.stride[0]), 1, 1
+
+
+def _constants(config: Any) -> Constants:
+    return {
+        "audio_channels": (config.audio_channels, CHANNELS),
+        "sampling_rate": (config.sampling_rate, SAMPLE_RATE),
+        "samples per token": (prod(config.downsampling_ratios), SPEC.stride[0]),
+        "decoder_input_channels": (config.decoder_input_channels, SPEC.channels),
+        "encoder_hidden_size": (config.encoder_hidden_size, 2 * SPEC.channels),  # mean and deviation
+    }
+
+
+def _read(path: str) -> nn.Module:
+    return read_diffusers("songbloom", path, "AutoencoderOobleck", _constants)
+
+
+def _encode(network: Any, media: Tensor) -> Tensor:
+    posterior = network.encode(media).latent_dist
+    return to_tokens(torch.cat([posterior.mean, posterior.std], dim=1))  # (B, N, 2 C)
+
+
+def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
+    return network.decode(to_maps(latents, grid[:1])).sample
+
+
+def _whitening(network: Any) -> None:
+    return None
+
+
+SONGBLOOM = Kind(
+    name="songbloom",
+    spec=SPEC,
+    media=(None, CHANNELS, None),
+    grid=_grid,
+    read=_read,
+    encode=_encode,
+    decode=_decode,
+    whitening=_whitening,
+    posterior="sample",
+)

@@ -1,0 +1,1 @@
+"""Alignment terms: what hidden features of the student are compared with."""

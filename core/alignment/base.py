@@ -1,0 +1,53 @@
+"""What every alignment term offers, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from core.types import LossTerm, Taps, TrunkOutput
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that a term may look at.
+
+    Attributes:
+        student: with the features that the terms tapped.
+        teacher: the same of the EMA teacher; None when no term needs it.
+        targets: name -> (B, L, D') features of the clean media by a frozen encoder.
+        counted: (B, L) bool, tokens that enter a mean.
+        count: how many these are in the whole global batch.
+        step: finished optimizer steps, for weights that change.
+    """
+
+    student: TrunkOutput
+    teacher: TrunkOutput | None
+    targets: Mapping[str, Tensor]
+    counted: Tensor
+    count: float
+    step: int
+
+
+class AlignmentTerm(Protocol):
+    """A term says which features it needs and turns them into a loss. The objective runs the networks."""
+
+    teacher_taps: Taps | None  # of the EMA teacher; None leaves it out
+
+    def taps(self, targets: Collection[str]) -> Taps:
+        """Of the student, when there are external targets of these names."""
+
+    def __call__(self, seen: Seen) -> dict[str, LossTerm]:
+        """Loss terms by name; a term of weight 0 is a diagnostic."""
+
+
+def merge_taps(all_taps: Collection[Taps]) -> Taps:
+    """What several terms need of one network, in one forward; it stops early only if all of them stop."""
+    raw = sorted({layer for taps in all_taps for layer in taps.raw})
+    projected = {name: layer for taps in all_taps for name, layer in taps.projected.items()}
+    stops = [taps.stop_after for taps in all_taps]
+    stop = max(stops) if stops and None not in stops else None
+    return Taps(tuple(raw), projected, stop)

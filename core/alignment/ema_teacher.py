@@ -1,0 +1,95 @@
+"""Alignment with a deeper layer of the EMA teacher: Self-Flow (paper Eq. 6) and SRA (arXiv 2505.02831).
+
+They differ in what the teacher sees, which is the noising plan's business (core/noising.py), and in distance and
+weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+
+from core.alignment.base import Seen
+from core.alignment.distances import DISTANCES, distance_problems
+from core.trunk.layers import layer_fraction
+from core.trunk.projectors import PROJECTORS, TEACHER
+from core.types import LossTerm, Taps
+
+
+@dataclass
+class EmaTeacherConfig:
+    """
+    Attributes:
+        weight: gamma, the factor of the term in the loss.
+        similarity: cosine (mean of 1 - cos over channels: Self-Flow), smooth_l1 (beta 0.05: the SRA paper), l1, l2
+            (ablations), or cosine_over_tokens (what SRA's released code computes as its cosine).
+        student_layer, teacher_layer: 1-based; None means round(0.3 depth) and round(0.7 depth).
+        projector: simple (the released checkpoint's two layers) or repa (three layers, 2048 wide).
+        hold_steps: steps for which the weight stays as it is.
+        decade_steps: after these it falls tenfold every so many steps; 0 keeps it for ever.
+    """
+
+    weight: float = 0.8
+    similarity: str = "cosine"
+    student_layer: int | None = None
+    teacher_layer: int | None = None
+    projector: str = "simple"
+    hold_steps: int = 0
+    decade_steps: int = 0
+
+    def problems(self) -> list[str]:
+        found = distance_problems(self.similarity)
+        if self.weight <= 0:
+            found.append(f"weight: {self.weight} must be above 0; set alignment.ema_teacher: null to leave it out")
+        if self.projector not in PROJECTORS:
+            found.append(f"projector: {self.projector!r} is not one of {', '.join(PROJECTORS)}")
+        if min(self.hold_steps, self.decade_steps) < 0:
+            found.append(f"hold_steps, decade_steps: {self.hold_steps}, {self.decade_steps} must not be negative")
+        elif self.hold_steps and not self.decade_steps:
+            found.append(f"hold_steps: {self.hold_steps} has no meaning without decade_steps")
+        return found
+
+    def layers(self, depth: int) -> tuple[int, int]:
+        """(student layer, teacher layer) in a trunk of `depth` blocks."""
+        return (
+            layer_fraction(0.3, depth) if self.student_layer is None else self.student_layer,
+            layer_fraction(0.7, depth) if self.teacher_layer is None else self.teacher_layer,
+        )
+
+    def depth_problems(self, depth: int) -> list[str]:
+        """What only shows once the depth of the trunk is known."""
+        student, teacher = self.layers(depth)
+        if 1 <= student < teacher <= depth:
+            return []
+        return [f"need 1 <= student_layer < teacher_layer <= depth, got {student}, {teacher}, {depth}"]
+
+    def weight_at(self, step: int) -> float:
+        """SRA's schedule (its train.py) is 0.2 for 149 epochs, then a tenth of it every 1000 epochs."""
+        if not self.decade_steps:
+            return self.weight
+        return self.weight * 0.1 ** (max(0, step - self.hold_steps) / self.decade_steps)
+
+
+class EmaTeacher:
+    """Projected student layer against a raw, deeper layer of the teacher, under stop-gradient."""
+
+    def __init__(self, config: EmaTeacherConfig, depth: int):
+        self.config, self.distance = config, DISTANCES[config.similarity]
+        self.student_layer, self.teacher_layer = config.layers(depth)
+        self.teacher_taps = Taps(raw=(self.teacher_layer,), stop_after=self.teacher_layer)
+
+    def taps(self, targets: Collection[str]) -> Taps:
+        return Taps(projected={TEACHER: self.student_layer})
+
+    def __call__(self, seen: Seen) -> dict[str, LossTerm]:
+        prediction = seen.student.projected[TEACHER].float()  # (B, L, D)
+        target = seen.teacher.raw[self.teacher_layer].detach().float()  # (B, L, D)
+        total = self.distance(prediction, target, seen.counted)
+        with torch.no_grad():  # growing norms are the known sign of trouble (paper Fig. 11), so they are logged
+            norms = (target.norm(dim=-1) * seen.counted).sum()
+        return {
+            "align/teacher": LossTerm(total, seen.count, self.config.weight_at(seen.step)),
+            "teacher_norm": LossTerm(norms, seen.count, 0.0),
+        }

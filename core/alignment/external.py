@@ -1,0 +1,66 @@
+"""Alignment with frozen encoders of the clean media: REPA (arXiv 2410.06940)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from core.alignment.base import Seen
+from core.alignment.distances import DISTANCES, distance_problems
+from core.trunk.layers import layer_fraction
+from core.trunk.projectors import PROJECTORS
+from core.types import LossTerm, Taps
+
+
+@dataclass
+class ExternalConfig:
+    """
+    The encoders belong to the modalities: modalities.NAME.encoders.
+
+    Attributes:
+        weight: factor of the mean over the encoders (REPA: 0.5).
+        similarity: cosine (REPA), or another distance of core/alignment/distances.py.
+        layer: 1-based student layer; None means round(0.3 depth), which is REPA's 8 at depth 28.
+        projector: repa (three layers, 2048 wide) or simple; one for each encoder.
+    """
+
+    weight: float = 0.5
+    similarity: str = "cosine"
+    layer: int | None = None
+    projector: str = "repa"
+
+    def problems(self) -> list[str]:
+        found = distance_problems(self.similarity)
+        if self.weight <= 0:
+            found.append(f"weight: {self.weight} must be above 0; set alignment.external: null to leave it out")
+        if self.projector not in PROJECTORS:
+            found.append(f"projector: {self.projector!r} is not one of {', '.join(PROJECTORS)}")
+        return found
+
+    def student_layer(self, depth: int) -> int:
+        return layer_fraction(0.3, depth) if self.layer is None else self.layer
+
+    def depth_problems(self, depth: int) -> list[str]:
+        layer = self.student_layer(depth)
+        return [] if 1 <= layer <= depth else [f"layer: {layer} must lie in 1..{depth}, the blocks of the trunk"]
+
+
+class External:
+    """One projector per encoder, all on the same student layer; the mean over the encoders of a sample's modality."""
+
+    teacher_taps = None
+
+    def __init__(self, config: ExternalConfig, depth: int):
+        self.config, self.distance = config, DISTANCES[config.similarity]
+        self.layer = config.student_layer(depth)
+
+    def taps(self, targets: Collection[str]) -> Taps:
+        return Taps(projected={name: self.layer for name in targets})
+
+    def __call__(self, seen: Seen) -> dict[str, LossTerm]:
+        weight = self.config.weight / max(len(seen.targets), 1)
+        terms = {}
+        for name, target in seen.targets.items():
+            total = self.distance(seen.student.projected[name].float(), target.float(), seen.counted)
+            terms[f"align/{name}"] = LossTerm(total, seen.count, weight)
+        return terms

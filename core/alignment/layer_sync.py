@@ -1,0 +1,63 @@
+"""LayerSync: an early layer of the student against one of its own deeper layers, detached."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from core.alignment.base import Seen
+from core.alignment.distances import DISTANCES, distance_problems
+from core.trunk.layers import layer_fraction
+from core.types import LossTerm, Taps
+
+
+@dataclass
+class LayerSyncConfig:
+    """
+    Attributes:
+        weight: factor of the term (its train.py: 0.2).
+        similarity: cosine, or another distance of core/alignment/distances.py.
+        layer, target_layer: 1-based; None means round(2/7 depth) and round(4/7 depth), the 8 and 16 of 28 that its
+            README trains SiT-XL with. There is no projector.
+    """
+
+    weight: float = 0.2
+    similarity: str = "cosine"
+    layer: int | None = None
+    target_layer: int | None = None
+
+    def problems(self) -> list[str]:
+        found = distance_problems(self.similarity)
+        if self.weight <= 0:
+            found.append(f"weight: {self.weight} must be above 0; set alignment.layer_sync: null to leave it out")
+        return found
+
+    def layers(self, depth: int) -> tuple[int, int]:
+        """(layer, target layer) in a trunk of `depth` blocks."""
+        return (
+            layer_fraction(2 / 7, depth) if self.layer is None else self.layer,
+            layer_fraction(4 / 7, depth) if self.target_layer is None else self.target_layer,
+        )
+
+    def depth_problems(self, depth: int) -> list[str]:
+        """Equal layers, the default of its argument parser, would be a loss without a gradient."""
+        layer, target = self.layers(depth)
+        if 1 <= layer < target <= depth:
+            return []
+        return [f"need 1 <= layer < target_layer <= depth, got {layer}, {target}, {depth}"]
+
+
+class LayerSync:
+    teacher_taps = None
+
+    def __init__(self, config: LayerSyncConfig, depth: int):
+        self.config, self.distance = config, DISTANCES[config.similarity]
+        self.layer, self.target_layer = config.layers(depth)
+
+    def taps(self, targets: Collection[str]) -> Taps:
+        return Taps(raw=(self.layer, self.target_layer))
+
+    def __call__(self, seen: Seen) -> dict[str, LossTerm]:
+        early, deep = (seen.student.raw[layer].float() for layer in (self.layer, self.target_layer))  # (B, L, D)
+        total = self.distance(early, deep.detach(), seen.counted)
+        return {"align/layer_sync": LossTerm(total, seen.count, self.config.weight)}

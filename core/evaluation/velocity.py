@@ -1,0 +1,73 @@
+"""Held-out velocity loss on a fixed grid of times.
+
+Training loss is noisy, averages over p(t) and is not comparable between methods whose noising differs. This one has
+every held-out sample at the same times with the same noise, under vanilla inference (one level for all tokens), for
+every model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from core.errors import DataError
+from core.evaluation.inputs import noisy_inputs
+from core.flow import velocity
+from core.types import Taps, TokenBatch
+
+
+@dataclass(frozen=True)
+class VelocityCurve:
+    """
+    Attributes:
+        times: the grid, in the order it was given.
+        losses: modality -> mean squared velocity error at each time, over all counted tokens of all batches.
+        tokens: modality -> number of counted tokens.
+    """
+
+    times: tuple[float, ...]
+    losses: dict[str, tuple[float, ...]]
+    tokens: dict[str, int]
+
+    def mean(self, modality: str) -> float:
+        """The held-out loss: the plain mean over the grid."""
+        return sum(self.losses[modality]) / len(self.times)
+
+
+@torch.no_grad()
+def velocity_loss_curve(
+    trunk: nn.Module, batches: Iterable[TokenBatch], times: Sequence[float], seed: int
+) -> VelocityCurve:
+    """Mean squared error of the predicted velocity per element, as in the objective, at every time of the grid.
+
+    Noise is keyed by (seed, sample key, time index): a sample meets the same noise in a batch of any size and under any
+    model. Conditions are used as the batch has them, dropped ones included.
+
+    Args:
+        trunk: called as trunk(noisy, levels, batch, taps); put into eval mode by the caller, on the batches' device.
+        times: in [0, 1]; 0 is data.
+
+    Raises:
+        DataError: no time, a time outside [0, 1], no batch, or a modality without a counted token.
+    """
+    if not times:
+        raise DataError("velocity_loss_curve: the grid of times is empty")
+    totals: dict[str, list[float]] = {}
+    tokens: dict[str, int] = {}
+    for batch in batches:
+        for segment in batch.segments:
+            totals.setdefault(segment.modality, [0.0] * len(times))
+            tokens[segment.modality] = tokens.get(segment.modality, 0) + int(segment.counted().sum())
+        for index, time in enumerate(times):
+            noisy, noise, levels = noisy_inputs(batch, time, seed, index)
+            predicted = trunk(noisy, levels, batch, Taps()).velocity
+            for segment, x1, v in zip(batch.segments, noise, predicted, strict=True):
+                error = (v.float() - velocity(segment.x0, x1)).square().mean(-1)  # (B, N, C) -> (B, N)
+                totals[segment.modality][index] += float(error[segment.counted()].double().sum())
+    if not tokens or not all(tokens.values()):
+        raise DataError(f"velocity_loss_curve: no counted tokens in the batches: {tokens}")
+    losses = {name: tuple(total / tokens[name] for total in row) for name, row in totals.items()}
+    return VelocityCurve(tuple(times), losses, tokens)

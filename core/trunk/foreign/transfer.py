@@ -1,0 +1,98 @@
+"""Foreign weights into a trunk that is built, and a trunk's weights into a foreign file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from core.errors import CheckpointError, choose
+from core.trunk.foreign.files import WeightFile, some, write_file
+from core.trunk.foreign.kinds import KINDS, check_arguments, check_kind, detect
+from core.trunk.foreign.sit import misfit_settings
+from core.trunk.foreign.strict import load_strictly, without
+from core.trunk.sit import SiT
+
+
+def import_weights(
+    trunk: nn.Module,
+    file: WeightFile,
+    kind: str | None = None,
+    drop: Sequence[str] = (),
+    fresh: Sequence[str] = (),
+    projectors: Sequence[str] | None = None,
+) -> str:
+    """Copy a file's weights into `trunk`, all or none of them.
+
+    Args:
+        kind: a name of `KINDS`; detected unless given.
+        drop: parts of the file, by its own names, that are left out, such as `projectors`.
+        fresh: parts of the trunk that the file lacks and that keep their initial weights, such as `projector`.
+        projectors: the trunk's names for REPA's `projectors.0`, `projectors.1` ...; its own order unless given.
+
+    Returns:
+        The kind of the file.
+
+    Raises:
+        CheckpointError: the file is of no kind or of another kind, or anything in it does not fit. Nothing was copied.
+    """
+    name = kind or detect(file.state, file.source)
+    reader = check_kind(name, file.state, file.source)
+    check_arguments(reader, file.arguments, file.source)
+    _check_trunk(name, trunk)
+    state = without(file.state, drop, file.source)
+    state = reader.decode(state, _names(trunk, projectors) if "projectors" not in drop else [])
+    try:
+        load_strictly(trunk, state, f"{file.source} (kind {name})", fresh)
+    except CheckpointError as error:
+        settings = misfit_settings(state, trunk.config) if isinstance(trunk, SiT) else []
+        if not settings:
+            raise
+        raise CheckpointError(f"{error}\n  settings of this trunk (trunk.sit): {'; '.join(settings)}") from error
+    return name
+
+
+def export_weights(
+    trunk: nn.Module,
+    state: dict[str, Tensor],
+    path: Path | str,
+    kind: str,
+    drop: Sequence[str] = (),
+    projectors: Sequence[str] | None = None,
+) -> None:
+    """Write weights of a trunk to a new `.safetensors` or `.pt` file; what `import_weights` reads back.
+
+    Args:
+        trunk: gives the shape; its own weights are not looked at.
+        state: the weights, under its names.
+        kind: a name of `KINDS`.
+        drop: parts of the trunk that are left out, such as `projector`.
+        projectors: the order in which REPA numbers the trunk's projectors; their own unless given.
+
+    Raises:
+        ConfigError: there is no such kind.
+        CheckpointError: the kind cannot hold these weights, with the reasons; or the file cannot be written.
+    """
+    writer = choose("kind", kind, KINDS)
+    state = without(state, drop, "the trunk")
+    _check_trunk(kind, trunk)
+    patch = trunk.config.patch if isinstance(trunk, SiT) else 1
+    written = writer.encode(state, _names(trunk, projectors), patch)
+    if found := writer.misfits(written):
+        raise CheckpointError(f"kind {kind!r} ({writer.about}) cannot hold these weights: {some(found)}")
+    write_file(written, path, writer.wrapper)
+
+
+def _check_trunk(kind: str, trunk: nn.Module) -> None:
+    wanted, found = KINDS[kind].trunk, type(trunk)
+    if not issubclass(found, wanted):
+        fitting = ", ".join(name for name, other in KINDS.items() if issubclass(found, other.trunk))
+        raise CheckpointError(
+            f"kind {kind!r} ({KINDS[kind].about}) holds a {wanted.__name__}, and the trunk is a {found.__name__}; "
+            f"kinds that hold one: {fitting or 'none'}"
+        )
+
+
+def _names(trunk: nn.Module, projectors: Sequence[str] | None) -> list[str]:
+    return list(trunk.projectors) if projectors is None else list(projectors)

@@ -1,0 +1,145 @@
+"""Reading an encoder's folder (or hub name) with the transformers library, and refusing weights that do not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.errors import CheckpointError, ConfigError
+
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model as `save_pretrained` writes it, local or on the hub.
+
+    Attributes:
+        path: the folder, or the name on the hub.
+        settings: of config.json.
+        preprocessor: of preprocessor_config.json or video_preprocessor_config.json; empty where there is none.
+    """
+
+    path: str
+    settings: dict[str, Any]
+    preprocessor: dict[str, Any]
+
+
+def open_folder(kind: str, path: str, example: str) -> Folder:
+    """Read the two small JSON files of a model.
+
+    Args:
+        example: a published model of the kind, for messages.
+
+    Raises:
+        ConfigError: transformers is not installed, or there is no model there.
+        CheckpointError: a file is not JSON.
+    """
+    _import_transformers(kind)
+    try:
+        settings = _read_json(path, "config.json")
+    except OSError as error:
+        raise ConfigError(missing(kind, path, example, error)) from error
+    preprocessor: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        try:
+            preprocessor = _read_json(path, name)
+            break
+        except OSError:  # optional: the family's published constants take its place
+            continue
+    return Folder(path, settings, preprocessor)
+
+
+def load_network(
+    kind: str, folder: Folder, class_name: str, example: str, unused: Sequence[str] = (), config: Any = None
+) -> nn.Module:
+    """The network of a transformers class in float32, every tensor of it from the weight file.
+
+    Args:
+        unused: beginnings of the names of tensors in the file that the class has no use for (a text tower, a head).
+        config: replaces the folder's config.json.
+
+    Raises:
+        ConfigError: no transformers with such a class, or no weights there.
+        CheckpointError: tensors are missing, left over, or of another shape.
+    """
+    transformers = _import_transformers(kind)
+    if not hasattr(transformers, class_name):
+        raise ConfigError(
+            f"encoder.kind: {kind!r} needs transformers 4.57 or newer; {transformers.__version__} has no {class_name}"
+        )
+    given = {} if config is None else {"config": config}
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # its table of unused tensors is checked below
+    try:
+        network, report = getattr(transformers, class_name).from_pretrained(
+            folder.path, dtype=torch.float32, output_loading_info=True, **given
+        )
+    except OSError as error:
+        raise ConfigError(missing(kind, folder.path, example, error)) from error
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder.path}: these weights do not fit a {class_name}: {_first_line(error)}"
+        ) from error
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    wrong = []
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        names = sorted(str(key) for key in report.get(what, ()))
+        if what == "unexpected_keys":
+            names = [name for name in names if not name.startswith(tuple(unused))]
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            wrong.append(f"{what.replace('_', ' ')}: {', '.join(names[:3])}{more}")
+    if wrong:
+        raise CheckpointError(f"{folder.path}: these weights do not fit a {class_name}: {'; '.join(wrong)}")
+    return network
+
+
+def missing(kind: str, path: str, example: str, error: Exception) -> str:
+    return (
+        f"encoder.path: {path!r} cannot be read: {_first_line(error)}. Kind {kind!r} needs a folder with config.json, "
+        f"model.safetensors and preprocessor_config.json, as published for {example}, or that name where the Hugging "
+        "Face hub can be reached. Every alignment but the external one works without it"
+    )
+
+
+def _import_transformers(kind: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            f"encoder.kind: {kind!r} needs the package transformers, version 4.57 or newer (pip install "
+            "'transformers>=4.57'). Every alignment but the external one works without it"
+        ) from error
+    return transformers
+
+
+def _read_json(path: str, name: str) -> dict[str, Any]:
+    if Path(path).is_dir():
+        file = str(Path(path) / name)
+    elif HUB_NAME.fullmatch(path):
+        from transformers.utils import cached_file
+
+        file = cached_file(path, name)
+    else:  # not worth asking the hub, which is retried for half a minute where there is no network
+        raise FileNotFoundError("there is no such folder")
+    try:
+        with open(file, encoding="utf-8") as text:
+            values = json.load(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {name} is not JSON: {_first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: {name} must hold an object, got {type(values).__name__}")
+    return values
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,40 @@
+"""What a microbatch gets on the training device: latents of autoencoders with weights, features of frozen encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from autoencoders.base import Whitening
+from core.training.feed import Microbatch
+from modalities.base import ModalityAdapter
+from modalities.encoders import Encoder
+
+
+class DevicePrepare:
+    """
+    Args:
+        adapters, whitening: by modality.
+        encoders: modality -> target name -> frozen encoder, on the device of the microbatches.
+    """
+
+    def __init__(
+        self,
+        adapters: Mapping[str, ModalityAdapter],
+        whitening: Mapping[str, Whitening],
+        encoders: Mapping[str, Mapping[str, Encoder]],
+    ):
+        self.adapters, self.whitening, self.encoders = adapters, whitening, encoders
+
+    @torch.no_grad()
+    def __call__(self, microbatch: Microbatch) -> Microbatch:
+        modality, media = microbatch.modality, microbatch.media
+        if self.adapters[modality].has_weights:
+            tokens = self.adapters[modality].encode(media, microbatch.posterior)  # (B, N, C)
+            (segment,) = microbatch.batch.segments
+            segment = replace(segment, x0=self.whitening[modality].whiten(tokens.float()))
+            microbatch = replace(microbatch, batch=replace(microbatch.batch, segments=(segment,)))
+        targets = {name: encoder(media) for name, encoder in self.encoders.get(modality, {}).items()}
+        return replace(microbatch, media=None, posterior=None, targets=targets)

@@ -1,0 +1,58 @@
+import pytest
+
+from autoencoders.config import AutoencoderConfig
+from autoencoders.kinds import KINDS, autoencoder_problems, build_pretrained
+
+
+def problems(modality: str, **settings) -> list[str]:
+    return autoencoder_problems(AutoencoderConfig(**settings), modality)
+
+
+@pytest.mark.parametrize(("modality", "kind"), [(m, kind) for m, kinds in KINDS.items() for kind in kinds])
+def test_every_kind_is_accepted_with_what_it_reads(modality, kind):
+    known = KINDS[modality][kind]
+    if known is None:
+        assert problems(modality, kind=kind) == []
+        return
+    assert known.name == kind
+    assert problems(modality, kind=kind, path="weights", precision="bf16") == []
+    posterior = problems(modality, kind=kind, path="weights", posterior="mean")
+    assert posterior == (
+        [] if known.posterior else [f"autoencoder.posterior: 'mean' is not read by kind {kind!r}; leave it out"]
+    )
+    assert problems(modality, kind=kind) == [
+        f"autoencoder.path: kind {kind!r} has weights: set their folder or their name on the hub"
+    ]
+
+
+def test_a_kind_belongs_to_its_modality():
+    assert problems("image", kind="wan22") == ["autoencoder.kind: 'wan22' is not one of pixels, sd_vae, flux2, rae."]
+    assert problems("video", kind="wan21")[0].endswith("Did you mean: 'wan22'?")
+
+
+def test_settings_that_are_not_read_are_refused():
+    found = problems("image", kind="pixels", path="weights", precision="fp32", posterior="mean")
+    assert [line.split(":")[0] for line in found] == [
+        "autoencoder.path",
+        "autoencoder.precision",
+        "autoencoder.posterior",
+    ]
+
+
+def test_wrong_values_are_named_with_the_nearest():
+    found = problems("image", kind="sd_vae", path="weights", precision="fp16", posterior="means")
+    assert found[0].startswith("autoencoder.precision: 'fp16' is not one of fp32, bf16.")
+    assert found[1] == "autoencoder.posterior: 'means' is not one of mean, sample. Did you mean: 'mean'?"
+
+
+def test_the_posterior_is_the_publishers_unless_set():
+    def drawn(kind: str, **settings) -> bool:
+        return build_pretrained(
+            KINDS["image"][kind], AutoencoderConfig(kind, "x", **settings), (1, 64, 64)
+        ).posterior_noise
+
+    assert drawn("sd_vae")
+    assert not drawn("sd_vae", posterior="mean")
+    assert not drawn("flux2")
+    assert drawn("flux2", posterior="sample")
+    assert not drawn("rae")

@@ -1,0 +1,52 @@
+"""selfflow export: a run's weights as a file of another project's kind."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from configs.build import checkpoint_store, load_run
+from core.trunk.foreign import KINDS, export_weights
+
+EXAMPLES = f"""examples:
+  selfflow export --run runs/imagenet --to selfflow.pt --kind selfflow
+  selfflow export --run runs/imagenet --to sit.pt --kind sit --drop projector
+  selfflow export --run runs/imagenet --step 400000 --student --to student.safetensors --kind native-sit
+  selfflow export --run runs/joint --to joint.safetensors --kind native-mmdit
+
+Every file comes back with `selfflow import`. A kind that cannot hold the trunk is refused with the reasons.
+
+kinds:
+{chr(10).join(f"  {name:14}{kind.about}" for name, kind in KINDS.items())}
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="write a run's weights to a file",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", dest="folder", type=Path, required=True, help="run folder")
+    parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
+    parser.add_argument("--student", action="store_true", help="the trained weights instead of their EMA")
+    parser.add_argument("--to", type=Path, required=True, help="new file, .pt or .safetensors")
+    parser.add_argument("--kind", choices=tuple(KINDS), required=True)
+    parser.add_argument("--drop", action="append", default=[], metavar="PART", help="leave a part of the trunk out")
+    parser.add_argument("--projectors", help="order in which a REPA file numbers the trunk's projectors: A,B")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    loaded = load_run(options.folder, options.step, device="cpu")
+    trunk = loaded.generator.trunk
+    state = trunk.state_dict()
+    if options.student:
+        store, _ = checkpoint_store(options.folder, loaded.step)
+        state = store.load_weights(loaded.step, "student")
+    names = options.projectors.split(",") if options.projectors else None
+    export_weights(trunk, state, options.to, options.kind, options.drop, names)
+    which = "student" if options.student else "EMA"
+    print(f"{which} weights of step {loaded.step} as kind {options.kind}: {options.to}")
+    return 0
