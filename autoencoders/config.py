@@ -15,7 +15,7 @@ class AutoencoderConfig:
     Attributes:
         kind: pixels, sd_vae, flux2 or rae for images; space_time_pixels or wan22 for video; mdct or songbloom for
             audio. pixels, space_time_pixels and mdct have no weights and read nothing of this section.
-        path: folder with the weights, or their name on the Hugging Face hub.
+        path: folder with the weights (~ is the home folder), or their name (owner/name) on the Hugging Face hub.
         precision: of weights and arithmetic, fp32 (default) or bf16. Latents and media are float32 in either.
         posterior: what training takes of an encoder that predicts a distribution, its mean or a sample of it.
             Default as the publishers do: sample for sd_vae and songbloom, mean for flux2 and wan22.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from core.errors import CheckpointError, ConfigError
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 Constants = dict[str, tuple[Any, Any]]  # what the kind is -> (what the weights are, what they must be)
 
 
@@ -41,16 +43,16 @@ def read_diffusers(
             path, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
         )
     except OSError as error:
-        raise ConfigError(_missing(kind, path, class_name, error, other_layout)) from error
+        raise ConfigError(_missing(kind, path, f"cannot be read: {first_line(error)}", other_layout)) from error
     except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{where}: these weights do not fit a {class_name}: {first_line(error)}") from error
+        raise CheckpointError(f"{where}: these weights do not fit {class_name}: {first_line(error)}") from error
     refuse_others(kind, path, constants(network.config))
     wrong = {name: report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(name)}
     if wrong:
         details = "; ".join(
             f"{name.replace('_', ' ')}: {', '.join(map(str, list(keys)[:3]))}" for name, keys in wrong.items()
         )
-        raise CheckpointError(f"{where}: these weights do not fit a {class_name}: {details}")
+        raise CheckpointError(f"{where}: these weights do not fit {class_name}: {details}")
     return network
 
 
@@ -82,22 +84,24 @@ def diffusers_class(kind: str, name: str) -> Any:
 def _find_config(kind: str, path: str, cls: Any, other_layout: str) -> tuple[str | None, dict]:
     """Where in `path` the config.json of an autoencoder lies, and what is in it."""
     local = Path(path).is_dir()
+    if not path or not (local or HUB_NAME.fullmatch(path)):
+        raise ConfigError(_missing(kind, path, "is not a folder", other_layout))
+    found = f"holds no config.json of {cls.__name__}"
     for subfolder in (None, "vae"):
         if local and not (Path(path) / (subfolder or "") / "config.json").is_file():
             continue
         try:
             config = cls.load_config(path, subfolder=subfolder)
         except OSError as error:
-            reason = error
+            found = f"cannot be read: {first_line(error)}"
             continue
         return subfolder, config
-    raise ConfigError(_missing(kind, path, cls.__name__, None if local else reason, other_layout))
+    raise ConfigError(_missing(kind, path, found, other_layout))
 
 
-def _missing(kind: str, path: str, class_name: str, reason: Exception | None, other_layout: str) -> str:
-    there = f"holds no config.json of {class_name}" if reason is None else f"cannot be read: {first_line(reason)}"
+def _missing(kind: str, path: str, found: str, other_layout: str) -> str:
     return (
-        f"autoencoder.path: {path!r} {there}. Kind {kind!r} needs a folder with config.json and "
+        f"autoencoder.path: {path!r} {found}. Kind {kind!r} needs a folder with config.json and "
         "diffusion_pytorch_model.safetensors (or one with such a folder named vae), as diffusers saves it, or its name "
         f"on the Hugging Face hub{', ' * bool(other_layout)}{other_layout}"
     )

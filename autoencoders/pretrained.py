@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,8 @@ class Pretrained:
     has_weights = True
 
     def __init__(self, kind: Kind, config: AutoencoderConfig):
-        self.kind, self.spec, self.path = kind, kind.spec, config.path or ""
+        self.kind, self.spec = kind, kind.spec
+        self.path = os.path.expanduser(config.path or "")
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.posterior_noise = (config.posterior or kind.posterior) == "sample"
         self.device = torch.device("cpu")
@@ -68,7 +70,8 @@ class Pretrained:
 
     def load(self) -> nn.Module:
         if self._network is None:
-            network = self.kind.read(self.path).eval().requires_grad_(False)
+            with torch.random.fork_rng(devices=[]):  # a library that initialises what it then overwrites
+                network = self.kind.read(self.path).eval().requires_grad_(False)
             self._whitening = self.kind.whitening(network)
             self._network = (network.bfloat16() if self.dtype == torch.bfloat16 else network).to(self.device)
         return self._network

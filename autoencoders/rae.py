@@ -14,6 +14,7 @@ Two layouts are read: that of diffusers, and the published one, a folder with
 from __future__ import annotations
 
 import pickle
+from contextlib import AbstractContextManager, nullcontext
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,20 @@ def _constants(config: Any) -> Constants:
 
 def _read(path: str) -> nn.Module:
     if not (Path(path) / "model.pt").is_file():
-        return read_diffusers("rae", path, "AutoencoderRAE", _constants, LAYOUT)
+        with _no_initialisation():
+            return read_diffusers("rae", path, "AutoencoderRAE", _constants, LAYOUT)
     network = read_published(Path(path))
     refuse_others("rae", path, _constants(network.config))
     return network
+
+
+def _no_initialisation() -> AbstractContextManager:
+    """transformers 4 fails to initialise a network that diffusers builds to overwrite: keep it from trying."""
+    try:
+        from transformers.modeling_utils import no_init_weights
+    except ImportError:  # transformers 5, which does not need it, or no transformers
+        return nullcontext()
+    return no_init_weights()
 
 
 def read_published(folder: Path) -> nn.Module:

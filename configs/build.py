@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from autoencoders.base import Whitening
-from configs.schema import Config, VideoStream
+from configs.schema import Config, StreamConfig, VideoStream
 from core.alignment.terms import build_alignment
 from core.errors import CheckpointError, ConfigError
 from core.objective import Objective
@@ -20,6 +20,7 @@ from core.training.mixing import ModalityMix
 from core.training.records import RunFolder
 from core.training.trainer import Trainer
 from core.trunk.context import ContextConfig
+from core.trunk.ddt import DDT
 from core.trunk.mmdit import MMDiT, MMDiTConfig
 from core.trunk.projectors import TEACHER, ProjectorSpec
 from core.trunk.sit import SiT
@@ -29,6 +30,7 @@ from modalities.conditions import ConditionConfig, Conditions
 from modalities.data.loader import StepDataset, StepFeed, Stream, measure_whitening
 from modalities.data.sources import build_source
 from modalities.encoders import Encoder, build_encoder
+from modalities.evaluation.measure import Subject
 from modalities.generation import Generator
 from modalities.image import ImageAdapter, ImageConfig
 from modalities.prepare import DevicePrepare
@@ -42,7 +44,7 @@ ADAPTERS = {
 }
 
 # trunk.kind -> trunk of pictures with class labels
-CLASS_TRUNKS = {"sit": SiT}
+CLASS_TRUNKS = {"sit": SiT, "ddt": DDT}
 
 # Settings that may change when a run is resumed: they do not touch a single number of the training.
 FREE_ON_RESUME = {
@@ -53,8 +55,7 @@ FREE_ON_RESUME = {
     "training.device",
     "training.workers",
     "training.data_limit",
-    *(f"modalities.{name}.heldout" for name in ADAPTERS),
-    *(f"modalities.{name}.sampling" for name in ADAPTERS),
+    *(f"modalities.{name}.{part}" for name in ADAPTERS for part in ("heldout", "sampling", "evaluation")),
 }
 
 
@@ -193,6 +194,7 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
     identity = (Path(config.run), to_plain(config), fingerprints, free_on_resume(config))
     RunFolder.check(*identity)
     labels = class_names(streams)
+    check_labels(Path(config.run), labels)
     device = config.training.torch_device()
     for adapter in adapters.values():
         adapter.to(device)
@@ -202,12 +204,7 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
     trunk = build_trunk(config, adapters, labels, projectors)
     dataset = build_dataset(config, streams, whitening, labels)
     entries = config.modalities.streams()
-    extra = {
-        "config": to_plain(config),
-        "labels": labels,
-        "whitening": {name: values.to_dict() for name, values in whitening.items()},
-        "projectors": {name: [spec.kind, spec.out] for name, spec in projectors.items()},
-    }
+    extra = checkpoint_extra(config, root or Path.cwd(), labels, whitening, projectors)
     return Trainer(
         config.training,
         trunk,
@@ -218,6 +215,23 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
         extra,
         device_prepare(adapters, whitening, encoders, device),
     )
+
+
+def checkpoint_extra(
+    config: Config,
+    root: Path,
+    labels: list[str],
+    whitening: dict[str, Whitening],
+    projectors: dict[str, ProjectorSpec],
+) -> dict:
+    """What is stored in every checkpoint beside the tensors; `load_run` needs no more."""
+    return {
+        "config": to_plain(config),
+        "root": str(root.resolve()),
+        "labels": labels,
+        "whitening": {name: values.to_dict() for name, values in whitening.items()},
+        "projectors": {name: [spec.kind, spec.out] for name, spec in projectors.items()},
+    }
 
 
 def device_prepare(
@@ -243,6 +257,21 @@ def is_finished(config: Config) -> bool:
     return True
 
 
+def check_labels(run: Path, labels: list[str]) -> None:
+    """Refuse to resume a run whose label table has other rows than the data. Raises ConfigError."""
+    store = CheckpointStore(run / "checkpoints")
+    step = store.latest()
+    known = labels if step is None else store.extra(step)["labels"]
+    if len(known) != len(labels):
+        raise ConfigError(f"{run} was trained with {len(known)} classes, and these data have {len(labels)}")
+    if known != labels:
+        first = next(place for place, pair in enumerate(zip(known, labels, strict=True)) if len(set(pair)) > 1)
+        raise ConfigError(
+            f"{run}: its class {first} is {known[first]!r}, and that of these data is {labels[first]!r}; the label "
+            "table would be mixed up"
+        )
+
+
 def known_whitening(run: Path) -> dict[str, Whitening]:
     """The statistics that a run's newest checkpoint was trained with; empty for a new run."""
     store = CheckpointStore(run / "checkpoints")
@@ -254,11 +283,25 @@ def known_whitening(run: Path) -> dict[str, Whitening]:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What a checkpoint of a run generates with; `step` is the checkpoint's."""
+    """What a checkpoint of a run generates with; `step` is the checkpoint's, `root` what its data paths start from."""
 
     config: Config
     generator: Generator
     step: int
+    root: Path
+
+
+def evaluation_subject(loaded: LoadedRun, stream: StreamConfig, modality: str) -> Subject:
+    """What `selfflow evaluate` measures of one modality; `stream` may differ from the run's in its data paths."""
+    if stream.heldout is None:
+        raise ConfigError(
+            f"modalities.{modality}.heldout: not set; name records that were not trained on, such as "
+            f"modalities.{modality}.heldout={{kind: folder, path: FOLDER}}"
+        )
+    heldout, training = (build_source(source, modality, loaded.root) for source in (stream.heldout, stream.data))
+    rate = getattr(stream.media, "sample_rate", None)
+    name = Path(stream.data.path).name or f"{stream.data.kind} {modality} data"
+    return Subject(loaded.generator, modality, heldout, training, stream.sampling, rate, name)
 
 
 def checkpoint_store(path: Path, step: int | None) -> tuple[CheckpointStore, int]:
@@ -286,4 +329,5 @@ def load_run(path: Path, step: int | None = None, device: str = "auto") -> Loade
         adapter.to(target)
     whitening = {name: Whitening.from_dict(values) for name, values in extra["whitening"].items()}
     conditions = Conditions(config.condition, extra["labels"])
-    return LoadedRun(config, Generator(trunk, adapters, whitening, conditions, target), step)
+    generator = Generator(trunk, adapters, whitening, conditions, target)
+    return LoadedRun(config, generator, step, Path(extra["root"]))

@@ -10,12 +10,14 @@ from core.sampler import SamplerConfig
 from core.schedule import TimeConfig
 from core.training.trackers import LoggingConfig
 from core.training.trainer import TrainingConfig
+from core.trunk.ddt import DDTConfig
 from core.trunk.mmdit import MMDiTSettings
 from core.trunk.sit import SiTConfig
 from modalities.audio import AudioConfig
 from modalities.conditions import ConditionConfig
 from modalities.data.sources import SourceConfig
 from modalities.encoders import EncoderConfig
+from modalities.evaluation.settings import EvaluationSettings
 from modalities.image import ImageConfig
 from modalities.video import VideoConfig
 
@@ -34,6 +36,7 @@ class StreamConfig:
         encoders: name -> frozen network whose features of the clean media `alignment.external` aligns with.
         time: p(t).
         sampling: defaults of `selfflow generate`.
+        evaluation: defaults of `selfflow evaluate`.
     """
 
     share: float = 1.0
@@ -45,6 +48,7 @@ class StreamConfig:
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     time: TimeConfig = field(default_factory=TimeConfig)
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def problems(self) -> list[str]:
         found = [f"{n}: {getattr(self, n)} must be above 0" for n in ("share", "loss_weight") if getattr(self, n) <= 0]
@@ -114,14 +118,17 @@ class ModalitiesConfig:
 
 @dataclass
 class TrunkConfig:
-    """kind: mmdit (any mix of modalities), or sit (images with class labels); the section of the other is unused."""
+    """kind: mmdit (any mix of modalities), sit or ddt (images with class labels, SiT's and RAE's); the sections of the
+    others are unused."""
 
     kind: str = "mmdit"
     mmdit: MMDiTSettings = field(default_factory=MMDiTSettings)
     sit: SiTConfig = field(default_factory=SiTConfig)
+    ddt: DDTConfig = field(default_factory=DDTConfig)
 
     def problems(self) -> list[str]:
-        return [] if self.kind in ("mmdit", "sit") else [f"kind: {self.kind!r} is not one of mmdit, sit"]
+        kinds = [entry.name for entry in fields(self) if entry.name != "kind"]
+        return [] if self.kind in kinds else [f"kind: {self.kind!r} is not one of {', '.join(kinds)}"]
 
 
 @dataclass

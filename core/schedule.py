@@ -25,8 +25,9 @@ class TimeConfig:
         shift: alpha of the shift map; for a logit-normal it adds log(alpha) to the mean. RAE takes it from the size of
             the latents, see `dimension_shift`.
         high_noise_share: share of times replaced by uniform ones in [high_noise_low, 1], each independently.
-        buckets: times take only this many values, the middles of equal parts of [0, 1], all equally likely if p(t) is
-            uniform; 0 for any value (`num_timestep_buckets` of robot policies, 1000 there).
+        buckets: times take only this many values, the middles of equal parts of [0, 1], which are equally likely if
+            p(t) is uniform; 0 for all values. The t and s of a pair are rounded each by itself. (GR00T floors the time
+            that its network is told to 1000 `num_timestep_buckets`.)
     """
 
     kind: str = "uniform"

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from core.errors import ConfigError
 
+MAX_STEPS = 10_000  # of dopri5 between two times of the grid; torchdiffeq itself would go on for ever
+
 State = tuple[Tensor, ...]
 VelocityAt = Callable[[State, float], State]
 Draw = Callable[[], State]  # unit normals in the shapes of the state; only the steps of an SDE call it
@@ -100,9 +102,11 @@ def dopri5(atol: float, rtol: float, land: bool = True) -> Integrate:
                 method="dopri5",
                 atol=atol,
                 rtol=rtol,
-                options={"step_t": grid[-1:]} if land else {},
+                options={"max_num_steps": MAX_STEPS} | ({"step_t": grid[-1:]} if land else {}),
             )
-        except AssertionError as error:  # torchdiffeq's own checks: a step of no length, or a state that is not finite
+        except (
+            AssertionError
+        ) as error:  # torchdiffeq's checks: too many steps, one of no length, a state that is not finite
             raise ConfigError(
                 f"solver: 'dopri5' finds no step that keeps to atol {atol}, rtol {rtol} in {x[0].dtype}: set them "
                 "higher; if that does not help, the velocity is not finite"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from configs.build import LoadedRun, load_run
 from core.errors import ConfigError
 from core.keys import generator
 from core.sampler import SOLVERS, SamplerConfig
+from core.sde import DIFFUSION_FORMS, LAST_STEPS
 from modalities.base import Record
 from modalities.files import write_grid
 from modalities.generation import Known, generate
@@ -55,6 +56,16 @@ def add_parser(subparsers) -> None:
     sampler.add_argument("--shift", type=float, help="alpha of the time grid's shift; above 1 spends steps at noise")
     sampler.add_argument("--guidance", type=float, help="guidance scale; 1 switches it off")
     sampler.add_argument("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise times with guidance")
+    sampler.add_argument("--start", type=float, help="first time, before the shift")
+    sampler.add_argument("--end", type=float, help="last time, before the shift")
+    sampler.add_argument("--correct-last", action=argparse.BooleanOptionalAction, help="heun: correct the last step")
+    sampler.add_argument("--atol", type=float, help="dopri5: absolute tolerance")
+    sampler.add_argument("--rtol", type=float, help="dopri5: relative tolerance")
+    sampler.add_argument("--land-on-end", action=argparse.BooleanOptionalAction, help="dopri5: last step ends at --end")
+    sampler.add_argument("--diffusion-form", choices=tuple(DIFFUSION_FORMS), help="SDE")
+    sampler.add_argument("--diffusion-norm", type=float, help="SDE: scale of the diffusion")
+    sampler.add_argument("--last-step", choices=tuple(LAST_STEPS), help="SDE: how the last step reaches the data")
+    sampler.add_argument("--last-step-size", type=float, help="SDE: where the last step begins")
     known = parser.add_argument_group("keeping a part")
     known.add_argument("--image", type=Path, help="image: the picture to paint into, with --mask")
     known.add_argument("--mask", type=Path, help="image: light pixels are painted anew, dark ones are kept")
@@ -84,14 +95,26 @@ def run(options: argparse.Namespace) -> int:
 
 
 def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> SamplerConfig:
-    """The run's defaults with what the command line sets; raises ConfigError for values out of range."""
-    given = {name: getattr(options, name) for name in ("solver", "steps", "shift", "guidance")}
+    """The run's defaults with what the command line sets; raises ConfigError for values out of range.
+
+    With another solver than the run's, settings that only the run's solver reads fall back to their defaults.
+    """
+    if options.solver is not None and options.solver != defaults.solver:
+        defaults = defaults.for_solver(options.solver)
+    given = {entry.name: getattr(options, entry.name, None) for entry in fields(SamplerConfig)}
     if options.interval:
         given["guidance_low"], given["guidance_high"] = options.interval
     settings = replace(defaults, **{name: value for name, value in given.items() if value is not None})
     if found := settings.problems():
-        raise ConfigError(f"--{line.replace('guidance_low, guidance_high', 'interval')}" for line in found)
+        raise ConfigError(map(_as_option, found))
     return settings
+
+
+def _as_option(problem: str) -> str:
+    """A line of `problems` under the names of the command line."""
+    names, rest = problem.split(":", 1)
+    names = names.replace("guidance_low, guidance_high", "interval").replace("_", "-")
+    return f"--{names.replace(', ', ', --')}:{rest}"
 
 
 def known_part(options: argparse.Namespace, loaded: LoadedRun) -> Known | None:

@@ -13,6 +13,7 @@ from configs.build import (
     build_encoders,
     build_streams,
     build_trunk,
+    checkpoint_extra,
     class_names,
     free_on_resume,
     measure_all,
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     names = options.projectors.split(",") if options.projectors else None
     kind = import_weights(trunk, file, options.kind, options.drop, options.fresh, names)
     origin = {"file": options.file.name, "kind": kind, "dropped": options.drop, "fresh": options.fresh}
-    start_run(folder, config, trunk, labels, whitening, projectors, origin)
+    start_run(folder, config, options.config.parent, trunk, labels, whitening, projectors, origin)
     count = sum(value.numel() for value in file.state.values())
     print(f"{file.source}: kind {kind}, {count:,} parameters; run folder: {folder}, step 0")
     if labels:
@@ -161,6 +162,7 @@ def run_whitening(
 def start_run(
     folder: Path,
     config: Config,
+    root: Path,
     trunk: nn.Module,
     labels: list[str],
     whitening: dict[str, Whitening],
@@ -169,13 +171,7 @@ def start_run(
 ) -> None:
     """Publish a checkpoint of step 0 with the trunk as student and teacher, and no state of an optimizer."""
     plain, weights = to_plain(config), trunk.state_dict()
-    extra = {
-        "config": plain,
-        "labels": labels,
-        "whitening": {name: values.to_dict() for name, values in whitening.items()},
-        "projectors": {name: [spec.kind, spec.out] for name, spec in projectors.items()},
-        "imported": origin,
-    }
+    extra = checkpoint_extra(config, root, labels, whitening, projectors) | {"imported": origin}
     # First the weights: a run folder without them would start from random ones.
     store = CheckpointStore(folder / "checkpoints", keep=config.training.keep)
     store.publish(0, {"student": weights, "teacher": weights, "optimizer": {}}, extra)

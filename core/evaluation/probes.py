@@ -79,12 +79,12 @@ def linear_probe(
     _check("train", train_x, train_y, classes)
     _check("test", test_x, test_y, classes)
     held_out = round(VALIDATION_SHARE * len(train_x))
-    if held_out < 1 or len(test_x) < 1:
+    if len(train_x) < 5 or len(test_x) < 1:
         raise DataError(f"linear_probe: {len(train_x)} training and {len(test_x)} test samples; needed are 5 and 1")
     order = torch.randperm(len(train_x), generator=generator(seed, "linear_probe")).to(train_x.device)
     validation, fitting = order[:held_out], order[held_out:]
 
-    train_x, train_y = train_x.double(), train_y.to(train_x.device)
+    train_x, train_y = train_x.double(), train_y.to(train_x.device).long()
     move, scale = _standardisation(train_x[fitting])
     x, y = (train_x - move) / scale, train_y
     found, start = {}, None
@@ -165,7 +165,7 @@ def knn_accuracy(
 def _standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation (D,); a constant feature keeps its scale."""
     deviation = x.std(dim=0, correction=0)
-    return x.mean(dim=0), torch.where(deviation > 1e-12 * x.abs().amax(dim=0), deviation, 1.0)
+    return x.mean(dim=0), torch.where(deviation > 0, deviation, 1.0)
 
 
 def _check(name: str, x: Tensor, y: Tensor, classes: int) -> None:

@@ -108,6 +108,14 @@ class FeatureStatistics:
             np.savez(file, **arrays)
 
     @classmethod
+    def of(cls, mean: Tensor | np.ndarray, covariance: Tensor | np.ndarray) -> FeatureStatistics:
+        """Statistics that were computed elsewhere: mean (D,) and covariance (D, D); nothing can be added to them."""
+        found = cls()
+        found._count = None
+        found._mean, found._covariance = (torch.as_tensor(side).double() for side in (mean, covariance))
+        return found
+
+    @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
         """Read `mu` (D,), `sigma` (D, D) and, where it is stored, `count` from an .npz file. Other keys are ignored.
 
@@ -126,8 +134,7 @@ class FeatureStatistics:
             raise DataError(
                 f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; needed are (D,) and (D, D)"
             )
-        found = cls()
-        found._count, found._mean, found._covariance = None, mean, covariance
+        found = cls.of(mean, covariance)
         if "count" in arrays:
             found._count = int(arrays["count"])
             found._scatter, found._covariance = covariance * (found._count - 1), None

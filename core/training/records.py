@@ -58,9 +58,8 @@ class RunFolder:
             raise ConfigError(f"run: {path} is a file; it must be a folder or not exist")
         if any((path / "checkpoints").glob("step-*")) and (path / "config.yaml").exists():
             refuse_changes(read_plain(path / "config.yaml"), config, free)
-            if known := _read_json(path / "run.json").get(
-                "data"
-            ):  # a run of imported weights has none before it trains
+            known = _read_json(path / "run.json").get("data")
+            if known:  # a run that starts from imported weights has none before it trains
                 _refuse_other_data(known, fingerprints)
 
     @staticmethod

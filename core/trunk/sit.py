@@ -2,7 +2,7 @@
 
 The published network modulates every token with an adaLN row of its own, a third of its block FLOPs. Here a row is
 computed for each of the K distinct levels of a sample and looked up by its tokens, with the same result. Parameters
-carry the published names, so that state dicts load strictly and go back unchanged (core/trunk/foreign.py).
+carry the published names, so that state dicts load strictly and go back unchanged (core/trunk/foreign/).
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def _request(
         shape, length, spans = (size[0], 3, *size[1:]), size[0], frame_spans(size[0], grid[0], stride)
     else:
         shape, length, spans = (3, *size), 1, frame_spans(1, 1, 1)
-    return shape, Request(modality, length, grid, spans, rate if modality == "audio" else None, config.layer)
+    return shape, Request(length, grid, spans, rate if modality == "audio" else None, config.layer)
 
 
 def _check_type(config: EncoderConfig, family: Family, folder: Folder) -> None:

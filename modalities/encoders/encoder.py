@@ -17,7 +17,6 @@ class Request:
     """What a trunk wants features for.
 
     Attributes:
-        modality: image, video or audio.
         length: frames (1 for an image) or samples of the media.
         grid: the trunk's tokens along (t, h, w).
         spans: (t, 2) the stretch of `length` that each of its t steps stands for.
@@ -25,7 +24,6 @@ class Request:
         layer: 1-based block of the encoder whose output is wanted; None means the last.
     """
 
-    modality: str
     length: int
     grid: tuple[int, int, int]
     spans: Tensor

@@ -242,6 +242,7 @@ def train_classifier(
         if progress and (step + 1) % 20 == 0:
             progress(step + 1, loss.item())
 
+    settle_norms(network, planes, train, batch)
     freeze(network)
     net.to(memory_format=torch.contiguous_format)
     with torch.inference_mode():
@@ -251,6 +252,18 @@ def train_classifier(
         )
     network.accuracy, network.held_out = right / held, held
     return network.cpu()
+
+
+@torch.no_grad()
+def settle_norms(network: Classifier, planes: Tensor, train: Tensor, batch: int) -> None:
+    """Means and variances of the batch norms anew, of the final weights: the running ones lag behind in short runs."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches below
+    whole = max(1, min(20, len(train) // batch))  # no small remainder, which would count as much as a whole batch
+    for part in train[: whole * batch].split(batch):
+        network.net(network.scale(planes[part].to(device_of(network))))
 
 
 def gather(batches: Iterable[tuple[Tensor, Tensor]], network: Classifier) -> tuple[Tensor, Tensor]:

@@ -166,6 +166,7 @@ class I3D(nn.Module):
         except RuntimeError as error:
             raise no_weights(self.kind, path, self.TAKES, "not a TorchScript file") from error
         self.path = path
+        self.register_buffer("where", torch.zeros(()), persistent=False)  # a frozen script may show no weights
 
     @torch.inference_mode()
     def forward(self, media: Tensor) -> Features:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from safetensors.torch import save_file
+from transformers import Dinov2WithRegistersConfig
 
 from core.keys import generator
 
@@ -36,6 +37,31 @@ def decoder_weights(channels: int, width: int, layers: int, inner: int, cells: i
     }
 
 
+def encoder_weights(channels: int, layers: int, table: int, patch: int = 14) -> dict:
+    """The published state dict of DINOv2 with registers."""
+    shapes = {
+        "embeddings.cls_token": (1, 1, channels),
+        "embeddings.mask_token": (1, channels),
+        "embeddings.register_tokens": (1, 4, channels),
+        "embeddings.position_embeddings": (1, table * table + 1, channels),
+        "embeddings.patch_embeddings.projection.weight": (channels, 3, patch, patch),
+        "layernorm.weight": (channels,),
+    }
+    for i in range(layers):
+        layer = f"encoder.layer.{i}."
+        shapes |= {f"{layer}attention.attention.{name}.weight": (channels,) * 2 for name in ("query", "key", "value")}
+        shapes[f"{layer}attention.output.dense.weight"] = (channels, channels)
+        shapes |= {f"{layer}{name}.weight": (channels,) for name in ("norm1", "norm2")}
+        shapes |= {f"{layer}layer_scale{j}.lambda1": (channels,) for j in (1, 2)}
+        shapes |= {
+            f"{layer}mlp.fc1.weight": (2 * channels, channels),
+            f"{layer}mlp.fc2.weight": (channels, 2 * channels),
+        }
+    shapes |= {name.replace(".weight", ".bias"): shape[:1] for name, shape in shapes.items() if "weight" in name}
+    scales = ("norm.weight", "norm1.weight", "norm2.weight", "lambda1")
+    return {name: drawn(name, shape, mean=float(name.endswith(scales))) for name, shape in shapes.items()}
+
+
 def write_published(
     folder: Path, channels: int, heads: int, side: int, width: int, layers: int, inner: int, table: int
 ) -> Path:
@@ -48,10 +74,8 @@ def write_published(
         image_size=14 * table,
         mlp_ratio=2,
     )
-    encoder = Dinov2WithRegistersModel(config)
-    for name, value in encoder.named_parameters():
-        value.data = drawn(name, tuple(value.shape), mean=float("norm" in name or "lambda" in name))
-    encoder.save_pretrained(folder / "encoder")
+    config.save_pretrained(folder / "encoder")
+    save_file(encoder_weights(channels, layers, table), folder / "encoder" / "model.safetensors", {"format": "pt"})
     torch.save(decoder_weights(channels, width, layers, inner, side * side), folder / "model.pt")
     shape = channels, side, side
     torch.save({"mean": drawn("mean", shape, std=0.3), "var": drawn("var", shape).abs() + 0.5}, folder / "stat.pt")

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from autoencoders.base import Whitening, divide
+from autoencoders.base import Whitening, divide, image_grid, media_size
 from core.errors import DataError, ShapeError
 from core.keys import generator
 
@@ -79,3 +79,27 @@ def test_divide_names_the_nearest_legal_sizes():
         divide("frames", 8, 4, alone=1)
     with pytest.raises(ShapeError, match=r"the nearest legal sizes: 4$"):
         divide("width", 0, 4)
+
+
+def test_statistics_may_depend_on_the_position():
+    raw = latents(3, 6, 4)
+    whitening = Whitening(latents(6, 4), latents(6, 4).abs() + 0.1)
+    white = whitening.whiten(raw)
+    torch.testing.assert_close(white[1, 5, 2], (raw[1, 5, 2] - whitening.mean[5, 2]) / whitening.std[5, 2])
+    torch.testing.assert_close(whitening.unwhiten(white), raw)
+    again = Whitening.from_dict(json.loads(json.dumps(whitening.to_dict())))
+    assert torch.equal(again.mean, whitening.mean)
+    with pytest.raises(ShapeError, match=r"one shape \(C,\) or \(N, C\), got \(1, 6, 4\)"):
+        Whitening(whitening.mean[None], whitening.std[None])
+
+
+def test_sizes_of_media():
+    assert media_size(torch.zeros(2, 3, 8, 12)) == (1, 8, 12)
+    assert media_size(torch.zeros(2, 5, 3, 8, 12)) == (5, 8, 12)
+    assert media_size(torch.zeros(2, 2, 100)) == (100, 1, 1)
+
+
+def test_the_grid_of_a_picture():
+    assert image_grid((1, 32, 48), 16) == (1, 2, 3)
+    with pytest.raises(ShapeError, match="width: 40 is not a multiple of 16"):
+        image_grid((1, 32, 40), 16)

@@ -99,6 +99,12 @@ def test_a_name_that_the_hub_does_not_give_is_refused(monkeypatch):
         read("somebody/vae")
 
 
+@pytest.mark.parametrize("path", ["./weights", "../a/b", "weights", "a/b/c", ""])
+def test_what_cannot_be_a_name_on_the_hub_is_not_looked_for_there(path):
+    with pytest.raises(ConfigError, match=r"' is not a folder\. Kind 'sd_vae' needs"):
+        read(path)
+
+
 def test_without_diffusers_the_message_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ConfigError, match=r"kind: 'sd_vae' needs the package diffusers.*pixels.*work without it"):

@@ -76,7 +76,9 @@ def test_bf16_is_near_float32_and_comes_back_as_float32(kind, folder):
 
 
 def test_weights_are_frozen_and_never_in_train_mode(kind, folder):
+    state = torch.random.get_rng_state()
     network = pretrained(kind, folder).load()
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
 

@@ -156,6 +156,8 @@ USES = {
             *("noising.s_within=0.2", "training.optimizer.warmup=2", "training.optimizer.cooldown=2"),
             *("modalities.video.data.frames=2", "modalities.video.media.short=repeat_last"),  # shorter than a clip
             "modalities.audio.media.seconds=0.4",
+            *("modalities.image.sampling.solver=sde", "modalities.video.sampling.solver=heun"),
+            "modalities.audio.sampling.solver=dopri5",
             *("logging.wandb=offline", "modalities.image.media.crop=pad", "modalities.video.media.crop=random"),
         ],
         train_and_generate,

@@ -208,6 +208,12 @@ def test_settings_that_go_together(settings):
     assert SamplerConfig(**settings).problems() == []
 
 
+def test_another_solver_drops_what_it_does_not_read():
+    config = SamplerConfig("sde", 9, shift=2.0, diffusion_form="constant", last_step="none")
+    assert config.for_solver("euler") == SamplerConfig("euler", 9, shift=2.0)
+    assert config.for_solver("sde_heun") == replace(config, solver="sde_heun")
+
+
 def random_sit(depth, seed=0):
     trunk = SiT(SiTConfig(width=96, depth=depth, heads=3, grid=5, num_classes=11), seed).eval()
     with torch.no_grad():

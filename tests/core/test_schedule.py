@@ -7,7 +7,15 @@ import torch
 
 from core.flow import shift_time
 from core.keys import generator
-from core.schedule import TimeConfig, plateau_masses, plateau_start, sample_times
+from core.schedule import (
+    TimeConfig,
+    cut_logit_normal_times,
+    dimension_shift,
+    plateau_masses,
+    plateau_start,
+    sample_times,
+    uniform_times,
+)
 
 COUNT = 200_000
 # alpha: t*, mass below t*, Z, plateau share, logit-normal mean, logit-normal median
@@ -72,6 +80,108 @@ def test_uniform_with_shift_has_the_shifted_quantiles():
 def test_high_noise_share_replaces_that_share():
     t = draw(kind="logit_normal", shift=1.0, mean=-3.0, high_noise_share=0.05)
     assert (t > 0.95).double().mean().item() == pytest.approx(0.05, abs=0.003)
+
+
+# Recorded from RAE @a4d18c4 (src/stage2/transport/transport.py): uniform numbers, and the times in [0, 0.999] that it
+# makes of them, for latents of that many numbers; 16 x 16 x 768 are those that it trains on.
+RAE_UNIFORM = [0.8880236744880676, 0.10373866558074951, 0.11051994562149048]
+RAE_TIMES = {
+    ("uniform", 4096): [0.8871356844902039, 0.10363493114709854, 0.11040942370891571],
+    ("uniform", 3072): [0.8871356844902039, 0.10363493114709854, 0.11040942370891571],
+    ("uniform", 196608): [0.9819679856300354, 0.44475823640823364, 0.4623301327228546],
+    ("logit_normal", 4096): [0.7713737487792969, 0.22088225185871124, 0.2272741049528122],
+    ("logit_normal", 196608): [0.958975076675415, 0.6626370549201965, 0.6708059906959534],
+}
+FROM_UNIFORM = {"uniform": uniform_times, "logit_normal": cut_logit_normal_times}
+
+
+@pytest.mark.parametrize(("kind", "dim"), RAE_TIMES)
+def test_times_of_rae(kind, dim):
+    config = TimeConfig(kind, high=0.999, shift=dimension_shift(dim))
+    times = FROM_UNIFORM[kind](torch.tensor(RAE_UNIFORM, dtype=torch.float64), config)
+    assert times.tolist() == pytest.approx(RAE_TIMES[kind, dim], abs=2e-7)  # theirs are float32
+
+
+def test_cut_logit_normal_of_rae():
+    """Its truncated_logitnormal_sample with mu 0, sigma 1, low 0, high 0.999."""
+    u = [0.5124301314353943, 0.5240647196769714, 0.14598840475082397, 0.4809013605117798, 0.9849526882171631]
+    expected = [0.5077900886535645, 0.5150849223136902, 0.258497029542923, 0.488029420375824, 0.8974165320396423]
+    times = cut_logit_normal_times(torch.tensor(u, dtype=torch.float64), TimeConfig("logit_normal", high=0.999))
+    assert times.tolist() == pytest.approx(expected, abs=2e-7)
+
+
+def test_dimension_shift():
+    assert dimension_shift(16 * 16 * 768) == pytest.approx(6.928203230275509, abs=1e-12)
+    assert dimension_shift(64, base=16) == 2
+    assert dimension_shift(3072) == dimension_shift(4096) == 1  # never towards data
+
+
+@pytest.mark.parametrize(("mean", "std", "low", "high"), [(0, 1, 0.3, 0.8), (-1, 0.7, 0, 0.999), (2, 1, 0.05, 1)])
+def test_cut_logit_normal_has_the_quantiles_of_the_part_that_is_kept(mean, std, low, high):
+    """Against draws of the whole distribution with those outside thrown away."""
+    normal = torch.randn(400_000, generator=generator("whole"), dtype=torch.float64)
+    whole = torch.sigmoid(mean + std * normal)
+    kept = shift_time(whole[(whole >= low) & (whole <= high)], 2.0)
+    t = draw(kind="logit_normal", mean=mean, std=std, low=low, high=high, shift=2.0)
+    levels = torch.tensor([0.02, 0.25, 0.5, 0.75, 0.98], dtype=torch.float64)
+    torch.testing.assert_close(torch.quantile(t, levels), torch.quantile(kept, levels), atol=0.006, rtol=0)
+    ends = shift_time(torch.tensor([low, high], dtype=torch.float64), 2.0).float()
+    assert ends[0] <= t.min()
+    assert t.max() <= ends[1]
+
+
+def test_far_tails_keep_their_shape():
+    """Of a distribution cut to its last 2 in a million, the median is where half of that is below."""
+    config = TimeConfig("logit_normal", low=0.99, high=0.999)
+    assert not config.problems()
+    median = cut_logit_normal_times(torch.tensor([0.5], dtype=torch.float64), config)
+    shares = [0.5 * math.erfc(math.log(t / (1 - t)) / math.sqrt(2)) for t in (0.99, float(median), 0.999)]
+    assert shares[0] - shares[1] == pytest.approx(shares[1] - shares[2], rel=1e-8)
+
+
+def test_ends_of_the_uniform_numbers_are_the_ends_of_the_cut():
+    """Also where the density above the cut is less than float64 can tell from none."""
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for mean in (0.0, -9.0):
+        config = TimeConfig("logit_normal", mean=mean, high=0.999)
+        assert cut_logit_normal_times(ends, config).tolist() == pytest.approx([0.0, 0.999], abs=1e-8)
+
+
+def test_buckets_are_the_middles_of_equal_parts():
+    t = draw(kind="uniform", buckets=8)
+    values, counts = t.unique(return_counts=True)
+    assert values.tolist() == [(i + 0.5) / 8 for i in range(8)]
+    assert (counts / COUNT - 1 / 8).abs().max() < 0.004
+    fine, whole = draw(kind="logit_normal", shift=3.0, buckets=1000), draw(kind="logit_normal", shift=3.0)
+    assert fine.mean().item() == pytest.approx(whole.mean().item(), abs=0.002)
+    torch.testing.assert_close(fine * 1000 % 1, torch.full_like(fine, 0.5), atol=1e-4, rtol=0)  # float32 times
+
+
+def test_buckets_round_the_same_draw():
+    exact, rounded = (sample_times(TimeConfig(buckets=n), 1000, generator("same")) for n in (0, 50))
+    torch.testing.assert_close(rounded, ((exact.double() * 50).floor() / 50 + 0.01).float())
+    certain = TimeConfig("logit_normal", mean=60.0, buckets=4)  # all times are exactly 1
+    assert bool((sample_times(certain, 100, generator("one")) == 0.875).all())
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"kind": "logit_normal", "low": 0.5, "high": 0.5}, "low, high"),
+        ({"kind": "uniform", "high": 1.5}, "low, high"),
+        ({"kind": "uniform", "low": -0.1}, "low, high"),
+        ({"kind": "logit_normal", "mean": -9.0, "std": 0.5, "low": 0.9}, "low, high"),
+        ({"kind": "plateau_logit_normal", "high": 0.999}, "high"),
+        ({"kind": "plateau_logit_normal", "low": 0.1}, "low"),
+        ({"kind": "uniform", "mean": 1.0}, "mean"),
+        ({"kind": "uniform", "std": 0.5}, "std"),
+        ({"buckets": -1}, "buckets"),
+    ],
+)
+def test_settings_out_of_range_or_not_read_by_the_kind_are_refused(settings, named):
+    (problem,) = TimeConfig(**settings).problems()
+    assert problem.startswith(f"{named}: ")
+    assert not TimeConfig("logit_normal", high=0.999, shift=dimension_shift(196608), buckets=1000).problems()
 
 
 def test_wrong_settings_are_named():

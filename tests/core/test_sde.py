@@ -16,13 +16,16 @@ FORMS = [(form, 0.99 if form == "sbdm" else 1.0) for form in DIFFUSION_FORMS]
 @pytest.mark.parametrize("solver", ["sde", "sde_heun"])
 @pytest.mark.parametrize(("form", "start"), FORMS)
 def test_every_form_arrives_at_the_data(form, start, solver):
-    """Mean and deviation of 32,768 numbers, by 100 steps."""
+    """Mean and deviation of 32,768 numbers, by 100 steps; worst seen 3e-3 and 1e-2 off.
+
+    The last step is Tweedie's: where `constant` goes from 0.04 to 0 by its mean, it takes away more than is there.
+    """
     batch = batch_of(8, 64, 64)
     noise = (initial_noise(3, batch)[0].double(),)
-    config = SamplerConfig(solver, 100, start=start, diffusion_form=form, exact=False)
+    config = SamplerConfig(solver, 100, start=start, diffusion_form=form, last_step="tweedie", exact=False)
     (final,) = sample(Field(gaussian(MEAN, DEVIATION)), batch, noise, config, seed=3)
-    assert float(final.mean()) == pytest.approx(MEAN, abs=0.02)
-    assert float(final.std()) == pytest.approx(DEVIATION, abs=0.03)
+    assert float(final.mean()) == pytest.approx(MEAN, abs=0.01)
+    assert float(final.std()) == pytest.approx(DEVIATION, abs=0.015)
 
 
 @pytest.mark.parametrize("solver", ["sde", "sde_heun"])

@@ -129,7 +129,7 @@ def test_the_published_names_of_the_weight_norm_are_understood(tmp_path):
     del renamed["encoder.pos_conv_embed.conv.weight_g"]
     torch.save(renamed, old / "pytorch_model.bin")
     with pytest.raises(
-        CheckpointError, match=r"these weights do not fit a HubertModel: missing keys: encoder.pos_conv"
+        CheckpointError, match=r"these weights do not fit a HubertModel: (missing keys: encoder.pos|weight_norm)"
     ):
         encoder(old, 4000, 40, 100)
 

@@ -42,7 +42,8 @@ def test_the_same_seed_gives_the_same_files_for_any_batch_size(modality, tiny_ru
 
 def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
     options = ("--seed", "5", "--steps", "4", "--solver", "heun", "--shift", "2", "--guidance", "1.5")
-    assert generate(tiny_run, "image", tmp_path, *options, "--interval", "0.2", "0.9", "--step", "3") == 0
+    options += ("--interval", "0.2", "0.9", "--no-correct-last", "--step", "3")
+    assert generate(tiny_run, "image", tmp_path, *options) == 0
     about = json.loads((tmp_path / "0000-a-cat.json").read_text())
     assert about.pop("torch")
     assert about == {
@@ -62,6 +63,16 @@ def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
             "guidance_high": 0.9,
             "given_level": 0.0,
             "exact": True,
+            "start": 1.0,
+            "end": 0.0,
+            "correct_last": False,
+            "atol": 1e-06,
+            "rtol": 0.001,
+            "land_on_end": True,
+            "diffusion_form": "sigma",
+            "diffusion_norm": 1.0,
+            "last_step": "mean",
+            "last_step_size": 0.04,
         },
     }
 
@@ -119,6 +130,7 @@ def test_a_continued_sound_begins_with_what_was_given(tiny_run, tmp_path):
         ("image", ("--number", "0"), "--number and --batch-size must be at least 1"),
         ("image", ("--steps", "0"), "--steps: 0 must be at least 1"),
         ("image", ("--interval", "0.9", "0.1"), "--interval: 0.9, 0.1 must lie in [0, 1], in order"),
+        ("image", ("--diffusion-form", "constant"), "--diffusion-form: 'constant' is read by sde and sde_heun, not by"),
         ("image", ("--first-frame", "x.png"), "this option goes with `generate video`, not with image"),
         ("image", ("--mask", "x.png"), "--image and --mask go together"),
         ("video", ("--first-frame", "nowhere.png"), "nowhere.png: cannot be read"),

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from core.errors import CheckpointError, choose
 from core.trunk.ddt import DDT
 from core.trunk.foreign.conversions import (
+    HEAD,
     PATCH,
+    TIME,
     State,
     flatten_patches,
     name_projectors,
@@ -32,6 +34,7 @@ MMDIT = frozenset({"media_in", "media_out", "context", "time", "double_blocks", 
     f"{name}_modulation" for name in ("media", "text", "single", "final")
 }
 PROJECTORS = frozenset({"projector", "projectors"})
+TURNED = (PATCH, TIME, f"{HEAD}.weight", f"{HEAD}.bias")  # what the conversion of REPA's conventions changes
 
 
 def _same(state: State, names: Sequence[str]) -> State:
@@ -80,10 +83,10 @@ class Kind:
         if PATCH in state and state[PATCH].ndim != self.patches:
             shape = tuple(state[PATCH].shape)
             found.append(f"{PATCH} {shape} must have {self.patches} dimensions")
-        elif self.plain_head and PATCH in state and "final_layer.linear.bias" in state:
-            rows, channels = state["final_layer.linear.bias"].shape[0], state[PATCH][0].numel()
+        elif self.plain_head and PATCH in state and f"{HEAD}.bias" in state:
+            rows, channels = state[f"{HEAD}.bias"].shape[0], state[PATCH][0].numel()
             if rows != channels:
-                found.append(f"final_layer.linear.bias ({rows},) must be ({channels},), a head without learn_sigma")
+                found.append(f"{HEAD}.bias ({rows},) must be ({channels},), a head without learn_sigma")
         return found
 
 
@@ -99,6 +102,7 @@ KINDS: dict[str, Kind] = {
         "SiT (willisma/SiT): time 1 is data, it predicts data minus noise",
         SiT,
         SIT,
+        needs=(PATCH,),
         arguments={"path_type": "Linear", "prediction": "velocity"},
         decode=lambda state, names: flatten_patches(state),
         encode=lambda state, names, patch: unflatten_patches(state, patch),
@@ -108,7 +112,7 @@ KINDS: dict[str, Kind] = {
         "REPA (sihyun-yu/REPA): time 1 is noise, it predicts noise minus data",
         SiT,
         SIT | {"projectors"},
-        needs=("projectors.0.4.weight",),
+        needs=(*TURNED, "projectors.0.4.weight"),
         plain_head=True,
         arguments={"path_type": "linear", "prediction": "v"},
         decode=lambda state, names: turn_time(flatten_patches(name_projectors(state, names))),
@@ -120,6 +124,7 @@ KINDS: dict[str, Kind] = {
         SiT,
         SIT,
         optional=frozenset({"ap_head"}),
+        needs=TURNED,
         plain_head=True,
         arguments={"path_type": "linear", "prediction": "v"},
         decode=lambda state, names: rename(turn_time(flatten_patches(state)), {"ap_head.": "projector."}),

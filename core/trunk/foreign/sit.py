@@ -67,15 +67,18 @@ def infer_projectors(state: Mapping[str, Tensor]) -> dict[str, ProjectorSpec]:
         first, _, rest = name.partition(".")
         if first not in ("projector", "projectors"):
             continue
-        key, layer = (TEACHER, rest) if first == "projector" else rest.split(".", 1)
+        key, _, layer = (TEACHER, "", rest) if first == "projector" else rest.partition(".")
         if layer in _LAST:
             found[key] = ProjectorSpec(_LAST[layer], value.shape[0])
     return found
 
 
 def misfit_settings(state: Mapping[str, Tensor], config: SiTConfig) -> list[str]:
-    """The settings of `config` that `state` contradicts: "depth 12, the file has 28"."""
-    found = infer_sit_config(state, heads=config.shape().heads, patch=config.patch)
+    """The settings of `config` that `state` contradicts: "depth 12, the file has 28"; empty if it is no SiT."""
+    try:
+        found = infer_sit_config(state, heads=config.shape().heads, patch=config.patch)
+    except CheckpointError:
+        return []
     seen, given = found.shape()._asdict(), config.shape()._asdict()
     for name in ("grid", "channels", "num_classes", "mlp_ratio", "learn_sigma"):
         seen[name], given[name] = getattr(found, name), getattr(config, name)

@@ -1,0 +1,63 @@
+"""What is measured, and on how many samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from modalities.metrics.networks import NetworkConfig
+
+MEASURES = ("velocity", "probe", "knn", "health", "samples")
+
+CONDITIONS = ("heldout", "random")
+
+
+@dataclass
+class EvaluationSettings:
+    """
+    Attributes:
+        measures: velocity (held-out velocity loss over `times`), probe and knn (class knowledge of every block),
+            health (norms, rank, cosines of features), samples (distances of generated to held-out media).
+        heldout: held-out records.
+        training: training records that the probe and the neighbours learn from.
+        batch: samples at once.
+        times: noise levels of the velocity loss.
+        feature_time: noise level at which features are taken; class knowledge is best at a low one, not at 0.
+        generated: generated samples; as many held-out records are compared with them.
+        conditions: heldout (those of the held-out records) or random (classes drawn uniformly, as ADM's and SiT's
+            protocol has it).
+        networks: feature networks of the distances. A classifier without a path is trained on the training records.
+        classifier_steps: of that classifier.
+        seed: of all noise and of generation.
+    """
+
+    measures: list[str] = field(default_factory=lambda: list(MEASURES))
+    heldout: int = 2000
+    training: int = 5000
+    batch: int = 50
+    times: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    feature_time: float = 0.2
+    generated: int = 1000
+    conditions: str = "heldout"
+    networks: list[NetworkConfig] = field(default_factory=lambda: [NetworkConfig()])
+    classifier_steps: int = 1000
+    seed: int = 0
+
+    def problems(self) -> list[str]:
+        found = [
+            f"measures: {name!r} is not one of {', '.join(MEASURES)}" for name in self.measures if name not in MEASURES
+        ]
+        if not self.measures:
+            found.append(f"measures: empty; choose from {', '.join(MEASURES)}")
+        for name in ("heldout", "training", "batch", "generated", "classifier_steps"):
+            if getattr(self, name) < 1:
+                found.append(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.conditions not in CONDITIONS:
+            found.append(f"conditions: {self.conditions!r} is not one of {', '.join(CONDITIONS)}")
+        for time in (*self.times, self.feature_time):
+            if not 0 <= time <= 1:
+                found.append(f"times, feature_time: {time} must lie in [0, 1]; 0 is data, 1 is noise")
+        if not self.times:
+            found.append("times: empty")
+        if "samples" in self.measures and not self.networks:
+            found.append("networks: empty; samples are measured by a feature network")
+        return found
