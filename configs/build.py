@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -64,11 +64,21 @@ def free_on_resume(config: Config) -> set[str]:
     return FREE_ON_RESUME | (set() if config.training.optimizer.cooldown else {"training.steps"})
 
 
-def build_adapters(config: Config) -> dict[str, ModalityAdapter]:
-    return {name: ADAPTERS[name][1](stream.media) for name, stream in config.modalities.streams().items()}
+def build_adapters(config: Config, root: Path) -> dict[str, ModalityAdapter]:
+    """`root` is what relative paths of weights start from, where they exist there; else they are names on the hub."""
+    adapters = {}
+    for name, stream in config.modalities.streams().items():
+        autoencoder = replace(stream.media.autoencoder, path=located(stream.media.autoencoder.path, root))
+        adapters[name] = ADAPTERS[name][1](replace(stream.media, autoencoder=autoencoder))
+    return adapters
 
 
-def build_encoders(config: Config, adapters: dict[str, ModalityAdapter]) -> dict[str, dict[str, Encoder]]:
+def located(path: str | None, root: Path) -> str | None:
+    """A path of weights: below `root` where it exists there, else unchanged."""
+    return str(root / path) if path and (root / path).exists() else path
+
+
+def build_encoders(config: Config, adapters: dict[str, ModalityAdapter], root: Path) -> dict[str, dict[str, Encoder]]:
     """modality -> target name -> frozen encoder. Raises ConfigError where weights are missing or do not fit."""
     encoders: dict[str, dict[str, Encoder]] = {}
     for modality, stream in config.modalities.streams().items():
@@ -76,6 +86,7 @@ def build_encoders(config: Config, adapters: dict[str, ModalityAdapter]) -> dict
         size = {"image": adapter.size[1:], "video": adapter.size, "audio": adapter.size[:1]}[modality]
         stride = adapter.autoencoder.spec.stride[0]
         for name, entry in stream.encoders.items():
+            entry = replace(entry, path=located(entry.path, root))
             encoder = build_encoder(entry, modality, size, adapter.grid(), stride, rate)
             encoders.setdefault(modality, {})[f"{modality}_{name}"] = encoder
     return encoders
@@ -188,8 +199,9 @@ def build_dataset(
 
 def build_trainer(config: Config, root: Path | None = None) -> Trainer:
     """Everything `selfflow train` needs, for a new run or to resume the one in `config.run`."""
-    adapters = build_adapters(config)
-    streams = build_streams(config, adapters, root or Path.cwd())
+    root = root or Path.cwd()
+    adapters = build_adapters(config, root)
+    streams = build_streams(config, adapters, root)
     fingerprints = {name: stream.source.fingerprint() for name, stream in streams.items()}
     identity = (Path(config.run), to_plain(config), fingerprints, free_on_resume(config))
     RunFolder.check(*identity)
@@ -198,13 +210,13 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
     device = config.training.torch_device()
     for adapter in adapters.values():
         adapter.to(device)
-    whitening = known_whitening(Path(config.run)) or measure_all(config, streams)
-    encoders = build_encoders(config, adapters)
+    whitening = known_whitening(Path(config.run), adapters) or measure_all(config, streams)
+    encoders = build_encoders(config, adapters, root)
     projectors = projector_specs(config, encoders)
     trunk = build_trunk(config, adapters, labels, projectors)
     dataset = build_dataset(config, streams, whitening, labels)
     entries = config.modalities.streams()
-    extra = checkpoint_extra(config, root or Path.cwd(), labels, whitening, projectors)
+    extra = checkpoint_extra(config, root, labels, adapters, whitening, projectors)
     return Trainer(
         config.training,
         trunk,
@@ -221,15 +233,19 @@ def checkpoint_extra(
     config: Config,
     root: Path,
     labels: list[str],
+    adapters: dict[str, ModalityAdapter],
     whitening: dict[str, Whitening],
     projectors: dict[str, ProjectorSpec],
 ) -> dict:
-    """What is stored in every checkpoint beside the tensors; `load_run` needs no more."""
+    """What is stored in every checkpoint beside the tensors; `load_run` needs no more.
+
+    Whitening that comes with an autoencoder's weights stays with them: it can be megabytes.
+    """
     return {
         "config": to_plain(config),
         "root": str(root.resolve()),
         "labels": labels,
-        "whitening": {name: values.to_dict() for name, values in whitening.items()},
+        "whitening": {name: values.to_dict() for name, values in whitening.items() if adapters[name].whitening is None},
         "projectors": {name: [spec.kind, spec.out] for name, spec in projectors.items()},
     }
 
@@ -272,13 +288,17 @@ def check_labels(run: Path, labels: list[str]) -> None:
         )
 
 
-def known_whitening(run: Path) -> dict[str, Whitening]:
+def known_whitening(run: Path, adapters: dict[str, ModalityAdapter]) -> dict[str, Whitening]:
     """The statistics that a run's newest checkpoint was trained with; empty for a new run."""
     store = CheckpointStore(run / "checkpoints")
     step = store.latest()
-    if step is None:
-        return {}
-    return {name: Whitening.from_dict(values) for name, values in store.extra(step)["whitening"].items()}
+    return {} if step is None else stored_whitening(store.extra(step), adapters)
+
+
+def stored_whitening(extra: dict, adapters: dict[str, ModalityAdapter]) -> dict[str, Whitening]:
+    """Measured statistics of a checkpoint, and those published with an autoencoder's weights."""
+    stored = {name: Whitening.from_dict(values) for name, values in extra["whitening"].items()}
+    return {name: stored.get(name, adapter.whitening) for name, adapter in adapters.items()}
 
 
 @dataclass(frozen=True)
@@ -320,14 +340,14 @@ def load_run(path: Path, step: int | None = None, device: str = "auto") -> Loade
     config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), extra["config"]))
     config.training.device = device
     target = config.training.torch_device()
-    adapters = build_adapters(config)
+    adapters = build_adapters(config, Path(extra["root"]))
     projectors = {name: ProjectorSpec(*spec) for name, spec in extra["projectors"].items()}
     trunk = build_trunk(config, adapters, extra["labels"], projectors)
     trunk.load_state_dict(store.load_weights(step, "teacher"))
     trunk = trunk.to(target).eval().requires_grad_(False)
     for adapter in adapters.values():
         adapter.to(target)
-    whitening = {name: Whitening.from_dict(values) for name, values in extra["whitening"].items()}
+    whitening = stored_whitening(extra, adapters)
     conditions = Conditions(config.condition, extra["labels"])
     generator = Generator(trunk, adapters, whitening, conditions, target)
     return LoadedRun(config, generator, step, Path(extra["root"]))

@@ -8,6 +8,7 @@ group is empty), or every token a little earlier than the student sees it (SRA).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,11 +25,13 @@ class NoisingConfig:
     Attributes:
         kind: homogeneous (one time for all tokens), dual (Self-Flow: t and s, unsorted, a mask picks s),
             full_masking (masked tokens are pure noise), diffusion_forcing (one time per token).
-        mask: bernoulli (each token by itself, as the paper) or exact (a fixed count of tokens).
+        mask: of dual and full_masking: bernoulli (each token by itself, as the paper) or exact (a fixed count of
+            tokens, the nearest to the ratio; a half is rounded up).
         s_within: with dual, draw s uniformly in [t - s_within, t] instead of from p(t); 0 means off.
         homogeneous_share: with dual, share of samples where s = t.
         attention_separation: with dual, tokens attend only to tokens of their own level (arXiv 2607.02508); needs
-            mask exact, so that every sample of a batch has groups of the same size.
+            mask exact, so that every sample of a batch has groups of the same size. Modalities whose samples may have
+            given tokens are not separated, since tokens to be made have to see the given ones.
         teacher: min (Self-Flow: all tokens at the cleanest level) or earlier (SRA: each level t becomes
             max(0, t - teacher_gap u), u uniform in [0, 1], drawn for each level).
         teacher_gap: of `earlier`; SRA and arXiv 2607.02508 have 0.2.
@@ -51,6 +54,10 @@ class NoisingConfig:
                 found.append(f"{name}: {value!r} is not one of {', '.join(table)}.{nearest(value, table)}")
         if not 0 < self.teacher_gap <= 1:
             found.append(f"teacher_gap: {self.teacher_gap} must lie in (0, 1]")
+        elif self.teacher_gap != NoisingConfig.teacher_gap and self.teacher != "earlier":
+            found.append(f"teacher_gap: {self.teacher_gap} is not read with teacher {self.teacher!r}; only 'earlier'")
+        if self.mask != NoisingConfig.mask and self.mask in _MASKS and self.kind not in ("dual", "full_masking"):
+            found.append(f"mask: {self.mask!r} is not read with kind {self.kind!r}; only with dual and full_masking")
         if self.attention_separation:
             if self.kind != "dual":
                 found.append(f"attention_separation: needs kind dual, two groups to separate; kind is {self.kind!r}")
@@ -91,9 +98,15 @@ def _bernoulli_mask(ratio: float, length: int, generator: torch.Generator) -> Te
     return torch.rand(length, generator=generator) < ratio
 
 
+def picked(ratio: float, length: int) -> int:
+    """Tokens that an exact mask picks: the nearest count, a half rounded up, as SRA's SiT-SRA_DTS_AS/loss.py gives the
+    remainder. (1e-9 undoes the rounding of products like 0.29 x 50, which is just below 14.5.)"""
+    return math.floor(ratio * length + 0.5 + 1e-9)
+
+
 def _exact_mask(ratio: float, length: int, generator: torch.Generator) -> Tensor:
     mask = torch.zeros(length, dtype=torch.bool)
-    mask[torch.randperm(length, generator=generator)[: round(ratio * length)]] = True
+    mask[torch.randperm(length, generator=generator)[: picked(ratio, length)]] = True
     return mask
 
 
@@ -112,8 +125,8 @@ def _dual(config, time, ratio, length, generator):
     if same < config.homogeneous_share:
         s = t
     index = _MASKS[config.mask](ratio, length, generator).long()
-    picked = round(ratio * length)
-    separate = (length - picked, picked) if config.attention_separation else None
+    count = picked(ratio, length)
+    separate = (length - count, count) if config.attention_separation else None
     return SampleLevels(torch.stack([t, s]), index, separate)
 
 
@@ -172,6 +185,7 @@ def draw_levels(
 
 
 def _with_given(levels: SampleLevels, given: Tensor, level: Tensor) -> SampleLevels:
+    """One more level, for the given tokens. Then nothing is separated: what is made has to see what is given."""
     index = torch.zeros(len(given), dtype=torch.long) if levels.index is None else levels.index
     return SampleLevels(torch.cat([levels.values, level]), torch.where(given, len(levels.values), index))
 

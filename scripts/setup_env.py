@@ -20,7 +20,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
 PYTHON = BIN / ("python.exe" if sys.platform == "win32" else "python")
 OLDEST, NEWEST = (3, 11), (3, 13)
-EXTRAS = "media,data,log,dev"
+EXTRAS = "media,data,models,ode,plots,log,dev"
 TORCH = ((2, 11), (2, 13))
 VERSION_OF_TORCH = "import importlib.metadata as m; print(m.version('torch'))"
 

@@ -39,10 +39,10 @@ BACKWARD = 2  # a backward pass costs two forward passes
 
 def describe(config: Config, root: Path) -> str:
     """What `config` would train. Raises the errors that training would raise before its first step."""
-    adapters = build_adapters(config)
+    adapters = build_adapters(config, root)
     streams = build_streams(config, adapters, root)
     labels = class_names(streams)
-    encoders = build_encoders(config, adapters)
+    encoders = build_encoders(config, adapters, root)
     with torch.device("meta"):
         trunk = build_trunk(config, adapters, labels, projector_specs(config, encoders))
     dataset = build_dataset(config, streams, measure_all(config, streams), labels)

@@ -69,18 +69,18 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     folder = new_folder(config)
     file = read_file(options.file)
-    adapters = build_adapters(config)
+    adapters = build_adapters(config, options.config.parent)
     for adapter in adapters.values():
         adapter.to(config.training.torch_device())
     streams, absent = open_data(config, adapters, options.config.parent)
     labels, named = run_labels(config, streams, absent, file.state, options.labels)
     whitening = run_whitening(config, adapters, streams, absent)
-    projectors = projector_specs(config, build_encoders(config, adapters))
+    projectors = projector_specs(config, build_encoders(config, adapters, options.config.parent))
     trunk = build_trunk(config, adapters, labels, projectors)
     names = options.projectors.split(",") if options.projectors else None
     kind = import_weights(trunk, file, options.kind, options.drop, options.fresh, names)
     origin = {"file": options.file.name, "kind": kind, "dropped": options.drop, "fresh": options.fresh}
-    start_run(folder, config, options.config.parent, trunk, labels, whitening, projectors, origin)
+    start_run(folder, config, options.config.parent, trunk, labels, adapters, whitening, projectors, origin)
     count = sum(value.numel() for value in file.state.values())
     print(f"{file.source}: kind {kind}, {count:,} parameters; run folder: {folder}, step 0")
     if labels:
@@ -165,13 +165,14 @@ def start_run(
     root: Path,
     trunk: nn.Module,
     labels: list[str],
+    adapters: dict[str, ModalityAdapter],
     whitening: dict[str, Whitening],
     projectors: dict[str, ProjectorSpec],
     origin: dict,
 ) -> None:
     """Publish a checkpoint of step 0 with the trunk as student and teacher, and no state of an optimizer."""
     plain, weights = to_plain(config), trunk.state_dict()
-    extra = checkpoint_extra(config, root, labels, whitening, projectors) | {"imported": origin}
+    extra = checkpoint_extra(config, root, labels, adapters, whitening, projectors) | {"imported": origin}
     # First the weights: a run folder without them would start from random ones.
     store = CheckpointStore(folder / "checkpoints", keep=config.training.keep)
     store.publish(0, {"student": weights, "teacher": weights, "optimizer": {}}, extra)

@@ -1,6 +1,15 @@
 """Dispersive Loss (arXiv 2506.09027): features of different samples are pushed apart; there is no target.
 
-Pairs are those of one microbatch on one device, as in the released code.
+With z_i all features of sample i in one vector of F numbers, and means over all pairs (i, j) of one microbatch on one
+device, i = j included, as in the released code (raywang4/DispLoss, transport.py and README):
+
+    infonce_l2      log mean exp(-||z_i - z_j||^2 / (F temperature))
+    infonce_cosine  log mean exp(cos(z_i, z_j) / temperature)
+    hinge           mean max(0, margin - ||z_i - z_j||^2 / F)^2
+    covariance      mean over pairs of features m != n of their squared correlation over the samples
+
+The division by F is the released code's and keeps the exponential from vanishing; the paper's Algorithm 1 leaves it
+out. Pairs of different microbatches or devices never meet: the term depends on how a batch is split.
 """
 
 from __future__ import annotations
@@ -9,23 +18,25 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from core.alignment.base import Seen
+from core.errors import nearest
 from core.types import LossTerm, Taps
 
 
 @dataclass
 class DispersiveConfig:
-    """
+    """The defaults are those of the released PyTorch code; the paper's own runs have weight and temperature 0.5 and
+    the block at a quarter of the depth (README, "Differences from JAX").
+
     Attributes:
-        weight: factor of the term (0.25 in the released code, 0.5 in the paper).
-        variant: infonce_l2, infonce_cosine, hinge or covariance (the paper's table of variants).
-        layer: 1-based; None means the last block, as the released code has it. The paper also tries others.
-        temperature: of the two InfoNCE variants; distances are per channel, so 1 is the released code's.
-        margin: of hinge, in the same unit.
+        weight: factor of the term.
+        variant: infonce_l2, infonce_cosine, hinge or covariance.
+        layer: 1-based; None means the last block.
+        temperature: of the two InfoNCE variants.
+        margin: of hinge, a squared distance per feature.
     """
 
     weight: float = 0.25
@@ -37,7 +48,9 @@ class DispersiveConfig:
     def problems(self) -> list[str]:
         found = []
         if self.variant not in VARIANTS:
-            found.append(f"variant: {self.variant!r} is not one of {', '.join(VARIANTS)}")
+            found.append(
+                f"variant: {self.variant!r} is not one of {', '.join(VARIANTS)}.{nearest(self.variant, VARIANTS)}"
+            )
         if self.weight <= 0:
             found.append(f"weight: {self.weight} must be above 0; set alignment.dispersive: null to leave it out")
         for name, readers in {"temperature": ("infonce_l2", "infonce_cosine"), "margin": ("hinge",)}.items():
@@ -54,39 +67,42 @@ class DispersiveConfig:
         return [f"layer: {self.layer} must lie in 1..{depth}, the blocks of the trunk"]
 
 
-def _squared_distances(z: Tensor) -> Tensor:
-    """(B, F) -> (B, B) squared distances over the number of features, exactly 0 on the diagonal."""
-    difference = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
-    return difference.square() / z.shape[1]
+# The formulas get z (B, F) float64 and how many of its F columns count (the others are 0). Double precision keeps
+# autocast and TF32 out of the Gram matrices, and makes distances from them exact: 0 for equal samples, with gradient 0.
+
+
+def _squared_distances(z: Tensor, features: Tensor) -> Tensor:
+    """(B, F) -> (B, B), per feature. From the Gram matrix: B^2 F numbers would not fit beside a large trunk."""
+    gram = z @ z.T
+    norms = gram.diagonal()
+    return (norms[:, None] + norms - 2 * gram).clamp_min(0) / features
 
 
 def _log_mean_exp(values: Tensor) -> Tensor:
     return values.flatten().logsumexp(0) - math.log(values.numel())
 
 
-def _infonce_l2(z: Tensor, config: DispersiveConfig) -> Tensor:
-    return _log_mean_exp(-_squared_distances(z) / config.temperature)
+def _infonce_l2(z: Tensor, features: Tensor, config: DispersiveConfig) -> Tensor:
+    return _log_mean_exp(-_squared_distances(z, features) / config.temperature)
 
 
-def _infonce_cosine(z: Tensor, config: DispersiveConfig) -> Tensor:
+def _infonce_cosine(z: Tensor, features: Tensor, config: DispersiveConfig) -> Tensor:
     unit = F.normalize(z, dim=1)
     return _log_mean_exp(unit @ unit.T / config.temperature)
 
 
-def _hinge(z: Tensor, config: DispersiveConfig) -> Tensor:
-    return (config.margin - _squared_distances(z)).clamp_min(0).square().mean()
+def _hinge(z: Tensor, features: Tensor, config: DispersiveConfig) -> Tensor:
+    return (config.margin - _squared_distances(z, features)).clamp_min(0).square().mean()
 
 
-def _covariance(z: Tensor, config: DispersiveConfig) -> Tensor:
-    centred = F.normalize(z, dim=1)
-    centred = centred - centred.mean(0)
-    # The sum of squares of the covariance (F, F) is that of the Gram matrix (B, B), which is much smaller.
-    gram = centred @ centred.T / (z.shape[0] - 1)
-    diagonal = centred.square().sum(0) / (z.shape[0] - 1)
-    return gram.square().sum() - diagonal.square().sum()
+def _covariance(z: Tensor, features: Tensor, config: DispersiveConfig) -> Tensor:
+    standard = F.normalize(z - z.mean(0), dim=0)
+    # The squares of the correlations (F, F) add up to those of the Gram matrix (B, B), which is much smaller.
+    squares = (standard @ standard.T).square().sum() - standard.square().sum(0).square().sum()
+    return squares / (features * (features - 1))
 
 
-VARIANTS: dict[str, Callable[[Tensor, DispersiveConfig], Tensor]] = {
+VARIANTS: dict[str, Callable[[Tensor, Tensor, DispersiveConfig], Tensor]] = {
     "infonce_l2": _infonce_l2,
     "infonce_cosine": _infonce_cosine,
     "hinge": _hinge,
@@ -95,6 +111,8 @@ VARIANTS: dict[str, Callable[[Tensor, DispersiveConfig], Tensor]] = {
 
 
 class Dispersive:
+    """Pushes the samples of a microbatch apart at one layer of the student."""
+
     teacher_taps = None
 
     def __init__(self, config: DispersiveConfig, depth: int):
@@ -105,7 +123,11 @@ class Dispersive:
         return Taps(raw=(self.layer,))
 
     def __call__(self, seen: Seen) -> dict[str, LossTerm]:
-        """Features of all counted tokens of a sample are one vector. Weighted like the tokens they came from."""
-        z = (seen.student.raw[self.layer].float() * seen.counted[..., None]).flatten(1)  # (B, L, D) -> (B, L D)
-        total = self.variant(z, self.config) * seen.counted.sum()
-        return {"align/dispersive": LossTerm(total, seen.count, self.config.weight)}
+        """Of the tokens that count in every sample, since a pair is compared token by token. Weighted like the
+        microbatch's tokens, so that the term is the mean over the microbatches of a step."""
+        raw = seen.student.raw[self.layer]  # (B, L, D)
+        shared = seen.counted.all(dim=0)  # (L,)
+        z = (raw.double() * shared[:, None]).flatten(1)  # (B, L D)
+        features = (shared.sum() * raw.shape[2]).clamp_min(2)
+        total = self.variant(z, features, self.config) * seen.counted.sum()
+        return {"align/dispersive": LossTerm(total.float(), seen.count, self.config.weight)}

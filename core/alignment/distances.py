@@ -11,7 +11,9 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-SMOOTH_L1_BETA = 0.05  # of SRA (its loss.py)
+from core.errors import nearest
+
+SMOOTH_L1_BETA = 0.05  # of SRA (vvvvvjdy/SRA, SiT-SRA/loss.py)
 
 
 def _cosine(a: Tensor, b: Tensor, counted: Tensor) -> Tensor:
@@ -47,4 +49,6 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def distance_problems(name: str) -> list[str]:
-    return [] if name in DISTANCES else [f"similarity: {name!r} is not one of {', '.join(DISTANCES)}"]
+    if name in DISTANCES:
+        return []
+    return [f"similarity: {name!r} is not one of {', '.join(DISTANCES)}.{nearest(name, DISTANCES)}"]

@@ -13,6 +13,7 @@ import torch
 
 from core.alignment.base import Seen
 from core.alignment.distances import DISTANCES, distance_problems
+from core.errors import nearest
 from core.trunk.layers import layer_fraction
 from core.trunk.projectors import PROJECTORS, TEACHER
 from core.types import LossTerm, Taps
@@ -44,7 +45,8 @@ class EmaTeacherConfig:
         if self.weight <= 0:
             found.append(f"weight: {self.weight} must be above 0; set alignment.ema_teacher: null to leave it out")
         if self.projector not in PROJECTORS:
-            found.append(f"projector: {self.projector!r} is not one of {', '.join(PROJECTORS)}")
+            close = nearest(self.projector, PROJECTORS)
+            found.append(f"projector: {self.projector!r} is not one of {', '.join(PROJECTORS)}.{close}")
         if min(self.hold_steps, self.decade_steps) < 0:
             found.append(f"hold_steps, decade_steps: {self.hold_steps}, {self.decade_steps} must not be negative")
         elif self.hold_steps and not self.decade_steps:
@@ -66,7 +68,11 @@ class EmaTeacherConfig:
         return [f"need 1 <= student_layer < teacher_layer <= depth, got {student}, {teacher}, {depth}"]
 
     def weight_at(self, step: int) -> float:
-        """SRA's schedule (its train.py) is 0.2 for 149 epochs, then a tenth of it every 1000 epochs."""
+        """Factor of the term after `step` steps.
+
+        SRA's train.py has 0.2 for 149 epochs, then tenfold less every 1000 epochs (512 x 512: 99 and 800). It changes
+        once an epoch; here it changes every step, and agrees where epochs begin.
+        """
         if not self.decade_steps:
             return self.weight
         return self.weight * 0.1 ** (max(0, step - self.hold_steps) / self.decade_steps)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from core.alignment.base import Seen
 from core.alignment.distances import DISTANCES, distance_problems
-from core.trunk.layers import layer_fraction
+from core.errors import nearest
 from core.trunk.projectors import PROJECTORS
 from core.types import LossTerm, Taps
 
@@ -18,9 +18,10 @@ class ExternalConfig:
     The encoders belong to the modalities: modalities.NAME.encoders.
 
     Attributes:
-        weight: factor of the mean over the encoders (REPA: 0.5).
+        weight: factor of the mean over the encoders of a modality (REPA: 0.5).
         similarity: cosine (REPA), or another distance of core/alignment/distances.py.
-        layer: 1-based student layer; None means round(0.3 depth), which is REPA's 8 at depth 28.
+        layer: 1-based student layer; None means a third of the depth, at most 8: REPA's 4 for SiT-B and 8 for SiT-L
+            and SiT-XL (sihyun-yu/REPA, issue 12).
         projector: repa (three layers, 2048 wide) or simple; one for each encoder.
     """
 
@@ -34,11 +35,12 @@ class ExternalConfig:
         if self.weight <= 0:
             found.append(f"weight: {self.weight} must be above 0; set alignment.external: null to leave it out")
         if self.projector not in PROJECTORS:
-            found.append(f"projector: {self.projector!r} is not one of {', '.join(PROJECTORS)}")
+            close = nearest(self.projector, PROJECTORS)
+            found.append(f"projector: {self.projector!r} is not one of {', '.join(PROJECTORS)}.{close}")
         return found
 
     def student_layer(self, depth: int) -> int:
-        return layer_fraction(0.3, depth) if self.layer is None else self.layer
+        return max(1, min(8, depth // 3)) if self.layer is None else self.layer
 
     def depth_problems(self, depth: int) -> list[str]:
         layer = self.student_layer(depth)

@@ -1,4 +1,4 @@
-"""LayerSync: an early layer of the student against one of its own deeper layers, detached."""
+"""LayerSync (arXiv 2510.12581): an early layer of the student against one of its own deeper layers, detached."""
 
 from __future__ import annotations
 

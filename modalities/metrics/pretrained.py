@@ -48,6 +48,9 @@ def from_pretrained(kind: str, name: str, path: str, takes: str):
     model = issubclass(cls, transformers.PreTrainedModel)
     kwargs = {"output_loading_info": True, "dtype": torch.float32} if model else {}
     try:
+        if model and (found := transformers.AutoConfig.from_pretrained(path).model_type) != cls.config_class.model_type:
+            # transformers would load what fits (DINOv2 with registers without its registers) and only warn.
+            raise ValueError(f"a model of type {found!r}, not {cls.config_class.model_type!r}")
         loaded = cls.from_pretrained(path, **kwargs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = "no such folder, and not reachable as a hub id" if not Path(path).exists() else str(error)

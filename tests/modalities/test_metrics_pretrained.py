@@ -269,9 +269,16 @@ def test_random_values_in_place_of_missing_weights_are_refused(dino_folder, tmp_
         DinoV2(str(tmp_path))
 
 
-def test_another_model_is_refused(dino_folder):
-    with pytest.raises(CheckpointError, match="feature network clip"):
+def test_another_model_is_refused(dino_folder, tmp_path):
+    with pytest.raises(CheckpointError, match=r"feature network clip.*a model of type 'dinov2', not 'clip'"):
         Clip(str(dino_folder))
+    # Registers would be dropped with a warning, and all features be wrong.
+    config = transformers.Dinov2WithRegistersConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=28, patch_size=14
+    )
+    transformers.Dinov2WithRegistersModel(config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="a model of type 'dinov2_with_registers', not 'dinov2'"):
+        DinoV2(str(tmp_path))
 
 
 def test_without_transformers_the_message_says_so(monkeypatch, dino_folder):
