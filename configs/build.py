@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from torch import nn
 
 from autoencoders.base import Whitening
 from configs.schema import Config, StreamConfig, VideoStream
+from configs.sources import open_sources
 from core.alignment.terms import build_alignment
 from core.errors import CheckpointError, ConfigError
+from core.evaluation.pair import PairPlan
 from core.objective import Objective
 from core.training.checkpoint import CheckpointStore
 from core.training.config import read_plain, refuse_changes, to_plain
@@ -30,7 +33,8 @@ from modalities.conditions import ConditionConfig, Conditions
 from modalities.data.loader import StepDataset, StepFeed, Stream, measure_whitening
 from modalities.data.sources import build_source
 from modalities.encoders import Encoder, build_encoder
-from modalities.evaluation.measure import Subject
+from modalities.evaluation.heldout import Reader
+from modalities.evaluation.subject import Subject
 from modalities.generation import Generator
 from modalities.image import ImageAdapter, ImageConfig
 from modalities.prepare import DevicePrepare
@@ -157,19 +161,23 @@ def context_config(condition: ConditionConfig, classes: int) -> ContextConfig:
 
 def build_streams(config: Config, adapters: dict[str, ModalityAdapter], root: Path) -> dict[str, Stream]:
     """Open every data source. `root` is what relative paths start from."""
-    streams = {}
+    streams, sources = {}, open_sources(config, root)
     for name, entry in config.modalities.streams().items():
-        given = {}
-        if isinstance(entry, VideoStream) and entry.first_frame_share > 0:
-            given = {
-                "given": adapters[name].given_first_frame(),
-                "given_share": entry.first_frame_share,
-                "given_noise": entry.first_frame_noise,
-            }
-        source = build_source(entry.data, name, root)
+        given = given_tokens(entry, adapters[name])
         keep = adapters[name].has_weights or bool(entry.encoders)
-        streams[name] = Stream(source, adapters[name], entry.time, entry.mask_ratio, keep_media=keep, **given)
+        streams[name] = Stream(sources[name], adapters[name], entry.time, entry.mask_ratio, keep_media=keep, **given)
     return streams
+
+
+def given_tokens(entry: StreamConfig, adapter: ModalityAdapter) -> dict:
+    """Which tokens are conditioning in training, in how many samples and at which level; {} for none."""
+    if not isinstance(entry, VideoStream) or entry.first_frame_share == 0:
+        return {}
+    return {
+        "given": adapter.given_first_frame(),
+        "given_share": entry.first_frame_share,
+        "given_noise": entry.first_frame_noise,
+    }
 
 
 def class_names(streams: dict[str, Stream]) -> list[str]:
@@ -303,12 +311,16 @@ def stored_whitening(extra: dict, adapters: dict[str, ModalityAdapter]) -> dict[
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What a checkpoint of a run generates with; `step` is the checkpoint's, `root` what its data paths start from."""
+    """What a checkpoint of a run generates with; `step` is the checkpoint's, `root` what its data paths start from.
+
+    `folder` is the run's, wherever it lies now.
+    """
 
     config: Config
     generator: Generator
     step: int
     root: Path
+    folder: Path
 
 
 def evaluation_subject(loaded: LoadedRun, stream: StreamConfig, modality: str) -> Subject:
@@ -319,9 +331,23 @@ def evaluation_subject(loaded: LoadedRun, stream: StreamConfig, modality: str) -
             f"modalities.{modality}.heldout={{kind: folder, path: FOLDER}}"
         )
     heldout, training = (build_source(source, modality, loaded.root) for source in (stream.heldout, stream.data))
+    classes, seed = training.labels(), stream.evaluation.seed
+    readers = [Reader(loaded.generator, modality, source, classes, seed) for source in (heldout, training)]
     rate = getattr(stream.media, "sample_rate", None)
     name = Path(stream.data.path).name or f"{stream.data.kind} {modality} data"
-    return Subject(loaded.generator, modality, heldout, training, stream.sampling, rate, name)
+    return Subject(loaded.generator, modality, *readers, stream.sampling, rate, name)
+
+
+def aligned_pair(loaded: LoadedRun, modality: str) -> PairPlan | None:
+    """The student beside the EMA teacher, and how the run noises them; None without alignment.ema_teacher."""
+    config, trunk = loaded.config, loaded.generator.trunk
+    if config.alignment.ema_teacher is None:
+        return None
+    student = copy.deepcopy(trunk)
+    student.load_state_dict(CheckpointStore(loaded.folder / "checkpoints").load_weights(loaded.step, "student"))
+    stream, layers = config.modalities.streams()[modality], config.alignment.ema_teacher.layers(trunk.depth)
+    given = given_tokens(stream, loaded.generator.adapters[modality])
+    return PairPlan(student, *layers, config.noising, stream.time, stream.mask_ratio, **given)
 
 
 def checkpoint_store(path: Path, step: int | None) -> tuple[CheckpointStore, int]:
@@ -350,4 +376,4 @@ def load_run(path: Path, step: int | None = None, device: str = "auto") -> Loade
     whitening = stored_whitening(extra, adapters)
     conditions = Conditions(config.condition, extra["labels"])
     generator = Generator(trunk, adapters, whitening, conditions, target)
-    return LoadedRun(config, generator, step, Path(extra["root"]))
+    return LoadedRun(config, generator, step, Path(extra["root"]), Path(path))

@@ -14,34 +14,22 @@ from torch import Tensor, nn
 
 from core.errors import ConfigError, ShapeError
 from core.flow import interpolate
-from core.keys import generator
+from core.inference import keyed_normals, one_level
 from core.sampler_config import LAST_SDE_STEP, SOLVERS, SamplerConfig, time_grid
 from core.solvers import Integrate, State, VelocityAt
-from core.types import NoiseLevels, Segment, TokenBatch, map_tensors
+from core.types import TokenBatch, map_tensors
 
 __all__ = ["LAST_SDE_STEP", "SOLVERS", "SamplerConfig", "initial_noise", "sample", "sde_increments", "time_grid"]
 
 
 def initial_noise(seed: int, batch: TokenBatch) -> State:
     """One unit normal (B, N, C) float32 per segment; that of a sample depends on the seed and its key alone."""
-    return _keyed_normals(batch, seed, "generate")
+    return keyed_normals(batch, seed, "generate")
 
 
 def sde_increments(seed: int, batch: TokenBatch) -> Callable[[int], State]:
     """step -> one unit normal (B, N, C) per segment, keyed like `initial_noise`; `sample` scales them."""
-    return lambda step: _keyed_normals(batch, seed, "sde", step)
-
-
-def _keyed_normals(batch: TokenBatch, seed: int, purpose: str, *more: int) -> State:
-    if not batch.keys:
-        raise ShapeError("TokenBatch.keys: empty; random numbers are drawn by the key of each sample")
-
-    def draw(place: int, segment: Segment) -> Tensor:
-        shape = segment.x0.shape[1:]
-        names = [(seed, purpose, key, *more, place, segment.modality) for key in batch.keys]
-        return torch.stack([torch.randn(shape, generator=generator(*name)) for name in names])
-
-    return tuple(draw(place, segment) for place, segment in enumerate(batch.segments))
+    return lambda step: keyed_normals(batch, seed, "sde", step)
 
 
 @torch.no_grad()
@@ -173,27 +161,13 @@ def _guided(trunk: nn.Module, batch: TokenBatch, x: State, t: float, config: Sam
     dtypes = [part.dtype for part in x]
     inside = config.guidance_low <= max(t, 0.0) <= config.guidance_high  # dopri5 may look past the end
     if config.guidance == 1 or not inside:
-        v = trunk(x, _levels(batch, t, config, dtypes[0]), batch).velocity
+        v = trunk(x, one_level(batch, t, config.given_level, dtypes[0]), batch).velocity
         return tuple(part.to(dtype) for part, dtype in zip(v, dtypes, strict=True))
     both = _null_and_condition(batch)
     twice = tuple(torch.cat([part, part]) for part in x)
-    v = trunk(twice, _levels(both, t, config, dtypes[0]), both).velocity
+    v = trunk(twice, one_level(both, t, config.given_level, dtypes[0]), both).velocity
     halves = [part.to(dtype).chunk(2) for part, dtype in zip(v, dtypes, strict=True)]
     return tuple(null + config.guidance * (condition - null) for null, condition in halves)
-
-
-def _levels(batch: TokenBatch, t: float, config: SamplerConfig, dtype: torch.dtype) -> NoiseLevels:
-    """Every token at t; given tokens at their own level."""
-    device = batch.segments[0].x0.device
-    if all(segment.given is None for segment in batch.segments):
-        return NoiseLevels(torch.full((batch.size, 1), t, dtype=dtype, device=device))
-    values = torch.tensor([t, config.given_level], dtype=dtype, device=device).expand(batch.size, -1)
-    free = torch.zeros(batch.size, max(batch.lengths), dtype=torch.long, device=device)
-    parts = [
-        free[:, :length] if segment.given is None else segment.given.long()
-        for segment, length in zip(batch.segments, batch.lengths, strict=True)
-    ]
-    return NoiseLevels(values, torch.cat(parts, dim=1))
 
 
 def _one_sample(batch: TokenBatch, i: int) -> TokenBatch:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from configs.build import (
     build_adapters,
@@ -22,6 +21,7 @@ from configs.build import (
     build_streams,
     build_trunk,
     class_names,
+    device_prepare,
     measure_all,
     projector_specs,
 )
@@ -31,10 +31,10 @@ from core.objective import Objective
 from core.schedule import TimeConfig
 from core.training.feed import Microbatch
 from modalities.data.loader import StepDataset
+from tools.flops import step_flops
 
 # float32 numbers kept for each parameter: weight, gradient, EMA, and AdamW's two moments.
 NUMBERS_PER_PARAMETER = 5
-BACKWARD = 2  # a backward pass costs two forward passes
 
 
 def describe(config: Config, root: Path) -> str:
@@ -45,15 +45,17 @@ def describe(config: Config, root: Path) -> str:
     encoders = build_encoders(config, adapters, root)
     with torch.device("meta"):
         trunk = build_trunk(config, adapters, labels, projector_specs(config, encoders))
-    dataset = build_dataset(config, streams, measure_all(config, streams), labels)
+    whitening = measure_all(config, streams)
+    dataset = build_dataset(config, streams, whitening, labels)
     objective = Objective(build_alignment(config.alignment, trunk.depth))
+    prepare = device_prepare(adapters, whitening, encoders, torch.device("cpu"))
 
     lines = [f"method {config.method}, seed {config.seed}, {config.training.steps} steps, {len(labels)} classes"]
     shares = sum(entry.share for entry in config.modalities.streams().values())
     for name, entry in config.modalities.streams().items():
         adapter = adapters[name]
         microbatch = first_microbatch(dataset, name)
-        flops = config.training.accumulate * step_flops(objective, trunk, microbatch)
+        flops = config.training.accumulate * step_flops(objective, trunk, microbatch, prepare)["total"]
         tokens = prod(adapter.grid())
         lines += [
             f"{name}",
@@ -77,23 +79,6 @@ def first_microbatch(dataset: StepDataset, modality: str) -> Microbatch:
     """The first one that training would see of a modality."""
     step = next(step for step in count() if dataset.mix.modality(step) == modality)
     return dataset[step * dataset.accumulate]
-
-
-def step_flops(objective: Objective, trunk: nn.Module, microbatch: Microbatch) -> int:
-    """FLOPs of one microbatch: student forward and backward, teacher forward. A wrong shape raises here."""
-    moved = microbatch.to(torch.device("meta"))
-    counters = {"student": FlopCounterMode(display=False), "teacher": FlopCounterMode(display=False)}
-
-    def counted(name: str):
-        def forward(*arguments):
-            with counters[name]:
-                return trunk(*arguments)
-
-        return forward
-
-    objective(counted("student"), counted("teacher"), moved.batch, moved.draws, moved.counts)
-    student, teacher = (counters[name].get_total_flops() for name in ("student", "teacher"))
-    return (1 + BACKWARD) * student + teacher
 
 
 def parameters_by_part(trunk: nn.Module) -> dict[str, int]:

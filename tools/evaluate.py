@@ -4,34 +4,46 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+import os
+import re
+import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from configs.build import LoadedRun, evaluation_subject, load_run
+from configs.build import LoadedRun, aligned_pair, evaluation_subject, load_run
 from configs.schema import Config, StreamConfig
-from core.errors import ConfigError
-from core.evaluation.statistics import FeatureStatistics, frechet_distance
+from core.errors import ConfigError, nearest
 from core.training.config import load
-from modalities.evaluation.measure import Subject, evaluate, feature_networks, generated, random_classes
-from modalities.metrics.adm import count_samples, read_reference, read_samples, write_samples
-from modalities.metrics.inception import Inception
+from core.training.trainer import TrainingConfig
+from modalities.evaluation.measure import evaluate
+from modalities.evaluation.sample_files import measure_samples
+from modalities.evaluation.samples import feature_networks, generated, random_classes
+from modalities.evaluation.subject import Subject, plan
+from modalities.metrics.adm import write_samples
 
 EXAMPLES = """examples:
   selfflow evaluate --run runs/mine
   selfflow evaluate --run runs/mine --modality image modalities.image.evaluation.measures=[velocity,probe]
   selfflow evaluate --run runs/mine 'modalities.image.heldout={kind: folder, path: /data/held-out}'
+  selfflow evaluate --run runs/mine --modality audio \\
+      'modalities.audio.evaluation.networks=[{kind: clap, path: laion/larger_clap_music}]'
   selfflow evaluate --run runs/imagenet --npz samples.npz modalities.image.evaluation.generated=50000
   selfflow evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception.pth
 
 What is measured, on how many records and by which networks are the settings modalities.NAME.evaluation; the held-out
-records are modalities.NAME.heldout. Without weights of a feature network a small classifier is trained on the training
-records; its distances are named after it and are no FID. Results: RUN/evaluation/step-STEP-MODALITY.json.
+records are modalities.NAME.heldout. Records that the run was trained on are refused. Without weights of a feature
+network a small classifier is trained on the training records; its distances are named after it and are no FID.
+
+Results: RUN/evaluation/step-STEP-MODALITY.json with `values` (flat names and numbers, listed in
+modalities/evaluation/measure.py and samples.py), `networks` (what measured them), `records` (how many were there, used
+and unusable), `warnings`, and the settings.
 """
+
+# Settings that evaluation reads from the command line; all others are what the run was trained with.
+SETTINGS = ("data", "heldout", "sampling", "evaluation")
 
 
 def add_parser(subparsers) -> None:
@@ -45,6 +57,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--run", dest="folder", type=Path, help="run folder")
     parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
     parser.add_argument("--modality", choices=("image", "video", "audio"), help="only this one")
+    parser.add_argument("--batch", type=int, help="samples at once; changes no number beyond float rounding")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="folder of the results (default RUN/evaluation)")
     files = parser.add_argument_group("sample files of the ADM evaluator")
@@ -56,94 +69,164 @@ def add_parser(subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.samples is not None:
+    if options.samples is not None or options.reference is not None:
         return measure_file(options)
     if options.folder is None:
         raise ConfigError("--run: names the run folder to evaluate; or give --samples and --reference")
+    check_overrides(options.overrides)
     loaded = load_run(options.folder, options.step, options.device)
     config: Config = load(Config, options.folder / "config.yaml", options.overrides)
     streams = config.modalities.streams()
+    if options.batch is not None:
+        if options.batch < 1:
+            raise ConfigError(f"--batch: {options.batch} must be at least 1")
+        streams = {m: replace(s, evaluation=replace(s.evaluation, batch=options.batch)) for m, s in streams.items()}
     if options.modality and options.modality not in streams:
         raise ConfigError(f"{options.folder} was not trained on {options.modality}; it has {', '.join(streams)}")
     if options.npz is not None:
         return write_pictures(options.npz, loaded, streams)
+    if options.modality:
+        streams = {options.modality: streams[options.modality]}
+    elif any(stream.heldout for stream in streams.values()):
+        for name in [name for name, stream in streams.items() if stream.heldout is None]:
+            print(f"{name} is left out: modalities.{name}.heldout is not set", file=sys.stderr)
+            del streams[name]
     out = options.out or options.folder / "evaluation"
-    for name in [options.modality] if options.modality else streams:
-        result = evaluate_run(loaded, streams[name], name, out)
-        show(name, result)
+    # All of them first: what one of them lacks should not show after an hour of measuring another.
+    for job in [prepare(loaded, stream, name) for name, stream in streams.items()]:
+        show(measure(loaded, job, out, out))
     print(f"results in {out}")
     return 0
 
 
-def evaluate_run(loaded: LoadedRun, stream: StreamConfig, modality: str, out: Path) -> dict:
-    """Measure one modality and write the result; a classifier that is trained on the way is kept in `out`."""
-    subject, settings = evaluation_subject(loaded, stream, modality), stream.evaluation
-    networks = feature_networks(subject, settings, out, loaded.root) if "samples" in settings.measures else []
-    steps = settings.generated * stream.sampling.steps if networks else 0
+def check_overrides(overrides: list[str]) -> None:
+    """Raises ConfigError for settings that would be read by nothing here."""
+    for override in overrides:
+        name = override.partition("=")[0]
+        if not re.fullmatch(rf"modalities\.\w+\.({'|'.join(SETTINGS)})(\..+)?", name):
+            part = name.split(".")[2] if name.startswith("modalities.") and name.count(".") > 1 else ""
+            raise ConfigError(
+                f"{name}: the run keeps what it was trained with; only modalities.NAME.{', .'.join(SETTINGS)} can be "
+                f"set here.{nearest(part, SETTINGS)}"
+            )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One modality that can be measured, and how; `notes` tell what was left out."""
+
+    stream: StreamConfig
+    subject: Subject
+    measures: list[str]
+    notes: list[str]
+
+
+def evaluate_run(
+    loaded: LoadedRun, stream: StreamConfig, modality: str, out: Path, classifiers: Path | None = None
+) -> dict:
+    """Measure one modality and write the result into `out`.
+
+    Args:
+        classifiers: folder of the small classifiers that are trained on the way, which runs may share; `out` unless
+            set.
+    """
+    return measure(loaded, prepare(loaded, stream, modality), out, classifiers or out)
+
+
+def prepare(loaded: LoadedRun, stream: StreamConfig, modality: str) -> Job:
+    """Open the data and choose the measures. Raises ConfigError where they do not fit."""
+    subject = evaluation_subject(loaded, stream, modality)
+    return Job(stream, subject, *plan(subject, stream.evaluation))
+
+
+def measure(loaded: LoadedRun, job: Job, out: Path, classifiers: Path) -> dict:
+    """Measure and write; the result as it is in the file."""
+    subject, settings, modality = job.subject, job.stream.evaluation, job.subject.modality
+    if "health" in job.measures:
+        subject = replace(subject, pair=aligned_pair(loaded, modality))
+    networks = feature_networks(subject, settings, classifiers, loaded.root) if "samples" in job.measures else {}
+    steps = min(settings.generated, len(subject.heldout)) * job.stream.sampling.steps if networks else 0
     with tqdm(total=steps, unit="step", desc=f"{modality} samples", dynamic_ncols=True, disable=not steps) as bar:
-        values = evaluate(subject, settings, networks, bar.update)
+        measured = evaluate(subject, settings, job.measures, networks, bar.update)
+    sides = {"heldout": subject.heldout, "training": subject.training}
     result = {
         "modality": modality,
         "step": loaded.step,
         "method": loaded.config.method,
         "weights": "ema",
-        "values": values,
-        "networks": {network.kind: network.name for network in networks},
+        "measures": job.measures,
+        "values": measured.values,
+        "networks": {name: network.name for name, network in networks.items()},
+        "records": {
+            name: {"available": len(reader), "used": reader.used, "unusable": len(reader.unusable)}
+            for name, reader in sides.items()
+        },
+        "warnings": [*job.notes, *measured.warnings],
         "settings": asdict(settings),
-        "sampler": asdict(stream.sampling),
-        "heldout_records": len(subject.heldout),
+        "sampler": asdict(job.stream.sampling),
         "torch": torch.__version__,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"step-{loaded.step:08d}-{modality}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(out / f"step-{loaded.step:08d}-{modality}.json", result)
     return result
 
 
-def show(modality: str, result: dict) -> None:
+def write_json(path: Path, result: dict) -> None:
+    """All of it or nothing: a study takes a file that is there for a measurement that was made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def show(result: dict) -> None:
     """The result as a table."""
-    print(f"{modality}, step {result['step']}, {result['method']}")
-    for name in result["networks"].values():
-        print(f"  network: {name}")
-    for name, value in result["values"].items():
-        print(f"  {name:44} {value:12.5g}")
+    print(f"{result['modality']}, step {result['step']}, {result['method']}")
+    for name, network in result["networks"].items():
+        print(f"  {name}: {network}")
+    for name, counts in result["records"].items():
+        if counts["used"]:
+            print(f"  {name} records: {counts['used']} of {counts['available']}, {counts['unusable']} unusable")
+    show_values(result["values"], result["warnings"])
+
+
+def show_values(values: dict[str, float], warnings: list[str]) -> None:
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        print(f"  {name:{width}} {value:12.5g}")
+    for line in warnings:
+        print(f"  warning: {line}")
 
 
 def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfig]) -> int:
     """A sample file for the ADM evaluator: uniformly random classes, which is its usual protocol."""
     if "image" not in streams:
         raise ConfigError(f"--npz: holds pictures, and this run has {', '.join(streams)}")
-    stream, model = streams["image"], loaded.generator
-    settings = stream.evaluation
-    subject = Subject(model, "image", (), (), stream.sampling, None, "")
-    conditions = random_classes(subject, settings.seed, settings.generated)
-    with tqdm(total=settings.generated * stream.sampling.steps, unit="step", dynamic_ncols=True) as bar:
-        written = write_samples(path, generated(subject, settings, conditions, bar.update), settings.generated)
+    if not loaded.generator.conditions.labels:
+        raise ConfigError("--npz: holds pictures of random classes, and this run is conditioned on text")
+    settings, sampler = streams["image"].evaluation, streams["image"].sampling
+    conditions = random_classes(loaded.generator, settings.seed, settings.generated)
+    with tqdm(total=settings.generated * sampler.steps, unit="step", dynamic_ncols=True) as bar:
+        pictures = generated(loaded.generator, "image", sampler, settings, conditions, bar.update)
+        written = write_samples(path, pictures, settings.generated)
     print(f"{settings.generated} pictures in {written}")
     return 0
 
 
 def measure_file(options: argparse.Namespace) -> int:
-    """FID and sFID of a sample file against a reference batch."""
-    if options.reference is None or options.inception is None:
-        raise ConfigError("--samples: needs --reference FILE.npz and --inception WEIGHTS beside it")
-    network, reference = Inception(options.inception), read_reference(options.reference)
-    pool, spatial = FeatureStatistics(), FeatureStatistics()
-    for pictures in batches_of(options.samples):
-        features = network(pictures)
-        pool.update(features.pool)
-        spatial.update(features.spatial)
-    for name, ours, mean, covariance in (
-        ("FID", pool, reference.mu, reference.sigma),
-        ("sFID", spatial, reference.mu_s, reference.sigma_s),
-    ):
-        distance = frechet_distance(ours, FeatureStatistics.of(mean, covariance))
-        print(f"{name:6} {distance:.4f}")
+    """FID, sFID, IS, precision and recall of a sample file, as the ADM evaluator defines them."""
+    missing = [name for name in ("samples", "reference", "inception") if getattr(options, name) is None]
+    if missing:
+        raise ConfigError(f"--{missing[0]}: needed; a sample file is measured with --samples, --reference, --inception")
+    if options.folder is not None:
+        raise ConfigError("--run: not together with --samples, which are measured without a run")
+    check_overrides(options.overrides)
+    with tqdm(unit="picture", dynamic_ncols=True) as bar:
+        files = options.samples, options.reference, options.inception
+        found = measure_samples(*files, TrainingConfig(device=options.device).torch_device(), bar.update)
+    show_values(found.values, found.warnings)
+    if options.out is not None:
+        about = {name: str(getattr(options, name)) for name in ("samples", "reference", "inception")}
+        path = options.out / f"{options.samples.stem}.json"
+        write_json(path, {**about, **asdict(found), "torch": torch.__version__})
+        print(f"results in {path}")
     return 0
-
-
-def batches_of(path: Path) -> Iterator[Tensor]:
-    with tqdm(total=count_samples(path)[0], unit="picture", dynamic_ncols=True) as bar:
-        for pictures in read_samples(path):
-            yield pictures
-            bar.update(len(pictures))

@@ -9,7 +9,7 @@ import torch
 
 from configs.build import ADAPTERS, checkpoint_store
 from core.errors import ConfigError, DataError
-from core.training.checkpoint import CheckpointStore, digest
+from core.training.checkpoint import PARTS, CheckpointStore, digest
 from core.training.config import read_plain
 from core.training.records import read_lines
 from modalities.base import Source
@@ -51,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
 
 def checkpoint_digests(path: Path, step: int | None) -> list[str]:
     store, step = checkpoint_store(path, step)
-    parts = {part: store.load_weights(step, part) for part in ("student", "teacher", "optimizer")}
+    stored = {key.partition("/")[0] for key in store.stored(step)}  # imported weights come without an optimizer
+    parts = {part: store.load_weights(step, part) for part in PARTS if part in stored}
     return [f"step {step}", *(f"{name} {checksum}" for name, checksum in digest(parts).items())]
 
 

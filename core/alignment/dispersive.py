@@ -75,7 +75,7 @@ def _squared_distances(z: Tensor, features: Tensor) -> Tensor:
     """(B, F) -> (B, B), per feature. From the Gram matrix: B^2 F numbers would not fit beside a large trunk."""
     gram = z @ z.T
     norms = gram.diagonal()
-    return (norms[:, None] + norms - 2 * gram).clamp_min(0) / features
+    return (norms[:, None] + norms - 2 * gram) / features
 
 
 def _log_mean_exp(values: Tensor) -> Tensor:

@@ -63,6 +63,6 @@ class External:
         weight = self.config.weight / max(len(seen.targets), 1)
         terms = {}
         for name, target in seen.targets.items():
-            total = self.distance(seen.student.projected[name].float(), target.float(), seen.counted)
+            total = self.distance(seen.student.projected[name].float(), target.detach().float(), seen.counted)
             terms[f"align/{name}"] = LossTerm(total, seen.count, weight)
         return terms

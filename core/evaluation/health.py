@@ -3,11 +3,11 @@
 The known failures: norms that grow (paper Fig. 11, l1 instead of cosine), an alignment that is near 1 early and then
 flat, features that no longer differ between tokens or samples (oversmoothing, collapse), and a student that agrees with
 the teacher only where both see the same noise level.
+
+All numbers are sums in float64 until they are asked for, so batches of any size give the same ones.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,75 +16,116 @@ from torch.nn import functional as F
 from core.errors import DataError, ShapeError
 
 
-@torch.no_grad()
-def feature_health(
-    layers: Mapping[str, Tensor],
-    counted: Tensor,
-    pair: tuple[Tensor, Tensor] | None = None,
-    levels: tuple[Tensor, Tensor] | None = None,
-) -> dict[str, float]:
-    """Named numbers about features of one batch; means are over counted tokens.
+class LayerHealth:
+    """Numbers about the features of one layer; means are over the counted tokens of all batches.
 
-    For every entry of `layers`:
-        norm/NAME: mean length of a feature.
-        effective_rank/NAME: see `effective_rank`, over all counted tokens; 1 is collapse, D the most.
-        token_cosine/NAME: mean cosine of two different tokens of a sample; near 1 is oversmoothing. Left out where no
-            sample has two tokens.
-        mean_cosine/NAME: mean cosine of a token with the mean feature of the batch; near 1 is collapse.
-    With `pair`:
-        cosine: mean cosine of the student's prediction and the teacher's target.
-    With `pair` and `levels`, the same for the tokens of one kind (left out where there are none):
-        cosine_noisier: where the student's token is noisier than the teacher's.
-        cosine_same: where both see the same level.
-        share_noisier: share of the tokens of the first kind, between 0 and 1.
-
-    Args:
-        layers: name -> features (B, L, D).
-        counted: (B, L) bool.
-        pair: (projected student features, teacher features), each (B, L, D).
-        levels: noise level of every token for (student, teacher), each (B, L).
-
-    Raises:
-        ShapeError: shapes that do not fit `counted`.
-        DataError: no counted token, or levels without a pair.
+    norm: mean length of a feature.
+    effective_rank: see `effective_rank`, over all counted tokens; 1 is collapse, D the most.
+    token_cosine: mean cosine of two different tokens of a sample; near 1 is oversmoothing. Left out where no sample
+        has two tokens.
+    mean_cosine: mean cosine of a token with the mean feature; near 1 is collapse.
     """
-    _check(layers, counted, pair, levels)
-    found: dict[str, float] = {}
-    for name, features in layers.items():
-        tokens = features[counted].float()  # (n, D)
-        found[f"norm/{name}"] = _mean(tokens.norm(dim=1))
-        found[f"effective_rank/{name}"] = effective_rank(tokens)
-        if counted.sum(dim=1).max() > 1:
-            found[f"token_cosine/{name}"] = _token_cosine(features.float(), counted)
-        centre = tokens.double().mean(dim=0).float()
-        found[f"mean_cosine/{name}"] = _mean(F.cosine_similarity(tokens, centre[None], dim=1))
-    if pair is None:
+
+    def __init__(self) -> None:
+        self._tokens = self._samples = 0  # counted tokens, samples with two of them
+        self._norms = self._pairs = 0.0
+        self._sum = self._directions = self._gram = None  # (D,), (D,), (D, D)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, counted: Tensor) -> None:
+        """Add features (B, L, D) of any float type; counted (B, L) bool. Raises ShapeError."""
+        _check("LayerHealth", counted, features=features)
+        features = features.float()
+        unit = F.normalize(features, dim=-1).double() * counted[..., None]  # (B, L, D)
+        count = counted.sum(dim=1)  # (B,)
+        # Of distinct pairs of a sample: (|sum u|^2 - sum |u|^2) / (n (n - 1)) of unit features u.
+        pairs = unit.sum(dim=1).square().sum(dim=1) - unit.square().sum(dim=(1, 2))
+        several = count > 1
+        self._pairs += float((pairs[several] / (count * (count - 1))[several]).sum())
+        self._samples += int(several.sum())
+
+        tokens = features[counted].double()  # (n, D)
+        if self._gram is None:
+            width = tokens.shape[1]
+            self._sum, self._directions = tokens.new_zeros(width), tokens.new_zeros(width)
+            self._gram = tokens.new_zeros(width, width)
+        self._tokens += len(tokens)
+        self._norms += float(tokens.norm(dim=1).sum())
+        self._sum += tokens.sum(dim=0)
+        self._directions += unit.sum(dim=(0, 1))
+        self._gram += tokens.T @ tokens
+
+    def result(self) -> dict[str, float]:
+        """Raises DataError when no token was counted."""
+        if not self._tokens:
+            raise DataError("LayerHealth: no counted token")
+        found = {"norm": self._norms / self._tokens, "effective_rank": effective_rank(self._gram)}
+        if self._samples:
+            found["token_cosine"] = self._pairs / self._samples
+        # The mean of u . c over tokens is the mean of u, times c: the centre need not be known in advance.
+        found["mean_cosine"] = float(self._directions @ F.normalize(self._sum, dim=0)) / self._tokens
         return found
-    prediction, target = (side[counted].float() for side in pair)
-    cosine = F.cosine_similarity(prediction, target, dim=1)  # (n,)
-    found["cosine"] = _mean(cosine)
-    if levels is not None:
-        student, teacher = (side[counted] for side in levels)
-        noisier = student > teacher
-        found["share_noisier"] = _mean(noisier)
-        for kind, chosen in (("noisier", noisier), ("same", student == teacher)):
-            if chosen.any():
-                found[f"cosine_{kind}"] = _mean(cosine[chosen])
-    return found
 
 
-def effective_rank(rows: Tensor) -> float:
-    """exp of the entropy of the singular values of (n, D), normalised to sum 1; between 1 and min(n, D).
+class PairHealth:
+    """What the student predicts against what the teacher gives, over the counted tokens of all batches.
+
+    cosine: mean cosine of the two.
+    cosine_noisier, cosine_same: the same where the student's token is noisier than the teacher's, and where both see
+        one level; left out where there are no such tokens.
+    share_noisier: share of the tokens of the first kind.
+    norm_student, norm_teacher: mean lengths.
+    level_student, level_teacher: mean noise levels.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    @torch.no_grad()
+    def update(
+        self, prediction: Tensor, target: Tensor, counted: Tensor, student_levels: Tensor, teacher_levels: Tensor
+    ) -> None:
+        """Add projected student and teacher features (B, L, D); counted and levels (B, L). Raises ShapeError."""
+        _check("PairHealth", counted, prediction=prediction, target=target)
+        for levels in (student_levels, teacher_levels):
+            if levels.shape != counted.shape:
+                raise ShapeError(f"PairHealth: levels: expected {tuple(counted.shape)}, got {tuple(levels.shape)}")
+        prediction, target = prediction[counted].float(), target[counted].float()  # (n, D)
+        student, teacher = student_levels[counted], teacher_levels[counted]
+        cosine, noisier, same = F.cosine_similarity(prediction, target, dim=1), student > teacher, student == teacher
+        for name, values in {
+            "cosine": cosine,
+            "cosine_noisier": cosine[noisier],
+            "cosine_same": cosine[same],
+            "share_noisier": noisier,
+            "norm_student": prediction.norm(dim=1),
+            "norm_teacher": target.norm(dim=1),
+            "level_student": student,
+            "level_teacher": teacher,
+        }.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(values.double().sum())
+            self._counts[name] = self._counts.get(name, 0) + len(values)
+
+    def result(self) -> dict[str, float]:
+        """Raises DataError when no token was counted."""
+        if not self._counts.get("cosine"):
+            raise DataError("PairHealth: no counted token")
+        return {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
+
+
+def effective_rank(gram: Tensor) -> float:
+    """exp of the entropy of the singular values of rows (n, D), normalised to sum 1; between 1 and min(n, D).
 
     Roy and Vetterli (2007); as a sign of collapse Garrido et al. (2023, arXiv 2210.02885). Rows are not centred, as in
-    both. Singular values come from the smaller Gram matrix in float64, which is exact to about 1e-8 of the largest. All
-    rows being 0 gives 0.
+    both. All rows being 0 gives 0.
+
+    Args:
+        gram: rows^T rows (D, D) float64, which gives singular values exact to about 1e-8 of the largest.
     """
-    rows = rows.double()
-    gram = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
     values = torch.linalg.eigvalsh(gram)
     # What lies below rounding of the Gram matrix is 0, or its root would be taken for a small singular value.
-    floor = values.max() * max(gram.shape) * torch.finfo(torch.float64).eps
+    floor = values.max() * len(gram) * torch.finfo(torch.float64).eps
     singular = torch.where(values > floor, values, 0.0).sqrt()
     if not singular.sum() > 0:
         return 0.0
@@ -92,29 +133,9 @@ def effective_rank(rows: Tensor) -> float:
     return float((-torch.xlogy(share, share).sum()).exp())
 
 
-def _token_cosine(features: Tensor, counted: Tensor) -> float:
-    """Mean over samples of the mean cosine of distinct pairs: (|sum u|^2 - sum |u|^2) / (n (n - 1)) of unit u."""
-    unit = F.normalize(features, dim=-1).double() * counted[..., None]  # (B, L, D)
-    count = counted.sum(dim=1)  # (B,)
-    pairs = unit.sum(dim=1).square().sum(dim=1) - unit.square().sum(dim=(1, 2))
-    several = count > 1
-    return _mean(pairs[several] / (count * (count - 1))[several])
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.double().mean())
-
-
-def _check(layers, counted, pair, levels) -> None:
+def _check(owner: str, counted: Tensor, **features: Tensor) -> None:
     if counted.ndim != 2 or counted.dtype != torch.bool:
-        raise ShapeError(f"feature_health: counted: expected (B, L) bool, got {tuple(counted.shape)} {counted.dtype}")
-    if not counted.any():
-        raise DataError("feature_health: no counted token")
-    if levels is not None and pair is None:
-        raise DataError("feature_health: levels split the cosine of a pair; give the pair too")
-    for name, features in [*layers.items(), *(("pair", side) for side in pair or ())]:
-        if features.ndim != 3 or features.shape[:2] != counted.shape:
-            raise ShapeError(f"feature_health: {name}: expected {(*counted.shape, 'D')}, got {tuple(features.shape)}")
-    for side in levels or ():
-        if side.shape != counted.shape:
-            raise ShapeError(f"feature_health: levels: expected {tuple(counted.shape)}, got {tuple(side.shape)}")
+        raise ShapeError(f"{owner}: counted: expected (B, L) bool, got {tuple(counted.shape)} {counted.dtype}")
+    for name, values in features.items():
+        if values.ndim != 3 or values.shape[:2] != counted.shape:
+            raise ShapeError(f"{owner}: {name}: expected {(*counted.shape, 'D')}, got {tuple(values.shape)}")

@@ -87,14 +87,14 @@ def linear_probe(
     train_x, train_y = train_x.double(), train_y.to(train_x.device).long()
     move, scale = _standardisation(train_x[fitting])
     x, y = (train_x - move) / scale, train_y
-    found, start = {}, None
+    found, models, start = {}, {}, None
     for l2 in sorted(l2_values, reverse=True):
-        start = fit_logistic(x[fitting], y[fitting], classes, l2, start)  # a stronger penalty's solution is near
+        start = models[l2] = fit_logistic(x[fitting], y[fitting], classes, l2, start)  # a stronger penalty's is near
         found[l2] = float((start.predict(x[validation]) == y[validation]).double().mean())
     best = max(found, key=lambda l2: (found[l2], l2))
 
     move, scale = _standardisation(train_x)
-    model = fit_logistic((train_x - move) / scale, train_y, classes, best)
+    model = fit_logistic((train_x - move) / scale, train_y, classes, best, models[best])
     predictions = model.predict((test_x.to(train_x) - move) / scale).cpu()
     accuracy = float((predictions == test_y.cpu()).double().mean())
     return ProbeResult(accuracy, best, found, predictions, model.gradient)

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.errors import ConfigError, ShapeError, choose, nearest
+from core.errors import ConfigError, choose, nearest
 from core.keys import generator
+from core.trunk.class_conditional import embed_label, only_segment, sincos_table, table_rows
 from core.trunk.ddt_blocks import Block, Condition, FinalLayer, FourierTime, RotaryTable, TokenEmbed
 from core.trunk.features import Features
 from core.trunk.layers import initialise
 from core.trunk.modulation import modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
 from core.trunk.separation import token_order
-from core.trunk.sit import sincos_table
-from core.types import NoiseLevels, Segment, Taps, TokenBatch, TrunkOutput
+from core.types import NoiseLevels, Taps, TokenBatch, TrunkOutput
 
 
 class Size(NamedTuple):
@@ -209,17 +209,18 @@ class DDT(nn.Module):
             ConfigError: a tapped layer does not exist.
         """
         features = Features(taps, self.depth, self.projector, self.projectors)
-        tokens, segment = self._check(noisy, batch)
+        tokens, segment = only_segment("DDT", noisy, batch, self.config.channels)
         order = token_order(levels)
-        tokens, places = order.sort(tokens), order.sort(self._places(segment.ids))
+        tokens, places = order.sort(tokens), order.sort(table_rows("DDT", segment.ids, self.config.grid))
 
         rows = token_rows(order.index, levels.values.shape[1])
         time = self.t_embedder(levels.values)  # (B, K, D)
         s = self.s_embedder(tokens)  # (B, N, D)
         if self.config.pos_embed:
             s = s + F.embedding(places, self.pos_embed[0])
+        label = embed_label(self.y_embedder["embedding_table"], batch)  # (B, D)
         # The published code applies the SiLU here, and each adaLN layer once more.
-        condition = Condition(F.silu(F.silu(time + self._label(batch)[:, None])), rows)
+        condition = Condition(F.silu(F.silu(time + label[:, None])), rows)
         rotation = self.enc_feat_rope(places)
         for layer, block in enumerate(self.blocks[: self.depth], start=1):
             s = block(s, condition, rotation, levels.separate)
@@ -235,33 +236,6 @@ class DDT(nn.Module):
         velocity = self.final_layer(x, condition)  # (B, N, C)
         velocity = velocity.to(torch.promote_types(velocity.dtype, torch.float32))
         return features.output((order.restore(velocity),))
-
-    def _check(self, noisy: tuple[Tensor, ...], batch: TokenBatch) -> tuple[Tensor, Segment]:
-        if len(noisy) != 1 or len(batch.segments) != 1:
-            raise ShapeError(f"DDT: takes exactly one segment, got {len(batch.segments)} and {len(noisy)} noisy ones")
-        (tokens,), (segment,) = noisy, batch.segments
-        wanted = (*segment.x0.shape[:2], self.config.channels)
-        if tuple(tokens.shape) != wanted:
-            raise ShapeError(f"DDT: noisy {segment.modality}: expected {wanted}, got {tuple(tokens.shape)}")
-        if segment.valid is not None:
-            raise ShapeError("DDT: Segment.valid: padding is not supported; make all samples of one length")
-        if batch.context.label is None:
-            raise ShapeError("DDT: Context.label: needed; this trunk is conditioned on classes only")
-        return tokens, segment
-
-    def _places(self, ids: Tensor) -> Tensor:
-        """(B or 1, N) row of each token in the tables of positions: these travel with the tokens."""
-        h, w = ids[..., 1], ids[..., 2]
-        grid = self.config.grid
-        # A column beyond the grid would silently read the next row. On a GPU the look would cost a wait.
-        if ids.device.type == "cpu" and not torch.compiler.is_compiling() and int(ids[..., 1:].max()) >= grid:
-            raise ShapeError(f"DDT: position (h, w) up to {ids[..., 1:].amax((0, 1)).tolist()} outside grid {grid}")
-        return h * grid + w
-
-    def _label(self, batch: TokenBatch) -> Tensor:
-        """(B, D); dropped conditions become the null class, the last row."""
-        label = batch.context.label.masked_fill(batch.context.dropped, self.config.num_classes - 1)
-        return self.y_embedder["embedding_table"](label)
 
 
 def _reset_default(module: nn.Module, seed: int, name: str, only: str | None = None) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.trunk.attention import attend
+from core.trunk.class_conditional import MLP
 from core.trunk.layers import plain_norm
 from core.trunk.modulation import TokenRows, gated_add, modulate
-from core.trunk.sit import MLP
 
 Rotation = tuple[Tensor, Tensor]  # cosine and signed sine, (B or 1, L, 1, head_dim) each
 _THETA = 10_000.0

@@ -59,8 +59,8 @@ def initialise(module: nn.Module, seed: int, standard_deviation: dict[str, float
     """Initialise every parameter by its name, so that adding a part never changes another part's start.
 
     Linear weights are Xavier-uniform and biases zero, as in DiT. `standard_deviation` maps a name's part to the
-    deviation of a normal draw; names that contain a part of `zero` start at zero. One-dimensional weights
-    (norm scales) are left at their constructed value.
+    deviation of a normal draw; names that contain a part of `zero` start at zero. Other one-dimensional weights are
+    the scales of norms and start at 1.
     """
     for name, parameter in module.named_parameters():
         draw = generator(seed, "initialise", name)
@@ -73,3 +73,5 @@ def initialise(module: nn.Module, seed: int, standard_deviation: dict[str, float
             fan_out, fan_in = parameter.shape[0], parameter[0].numel()
             bound = math.sqrt(6.0 / (fan_in + fan_out))
             parameter.copy_((torch.rand(parameter.shape, generator=draw) * 2 - 1) * bound)
+        else:
+            parameter.fill_(1.0)

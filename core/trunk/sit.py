@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.errors import ConfigError, ShapeError, choose, nearest
+from core.errors import ConfigError, choose, nearest
 from core.trunk.attention import attend
+from core.trunk.class_conditional import MLP, embed_label, only_segment, sincos_table, table_rows
 from core.trunk.features import Features
 from core.trunk.layers import TimestepEmbedder, initialise, plain_norm
 from core.trunk.modulation import TokenRows, gated_add, modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
 from core.trunk.separation import token_order
-from core.types import NoiseLevels, Segment, Taps, TokenBatch, TrunkOutput
+from core.types import NoiseLevels, Taps, TokenBatch, TrunkOutput
 
 
 class Size(NamedTuple):
@@ -93,18 +93,6 @@ class SiTConfig:
         return found
 
 
-def sincos_table(width: int, grid: int) -> Tensor:
-    """(1, grid^2, D) float32 positions, row h * grid + w: [sin w, cos w, sin h, cos h], a quarter of D each.
-
-    Angles in float64 and frequencies 10000^(-i / (D/4)), as the MAE and DiT code has it.
-    """
-    frequencies = 1.0 / 10_000 ** (np.arange(width // 4, dtype=np.float64) / (width // 4))
-    angles = np.arange(grid, dtype=np.float64)[:, None] * frequencies
-    axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # (grid, D/2)
-    table = np.concatenate([np.tile(axis, (grid, 1)), np.repeat(axis, grid, axis=0)], axis=1)
-    return torch.from_numpy(table.astype(np.float32))[None]
-
-
 class Attention(nn.Module):
     """Self-attention with biases and without norms of queries and keys."""
 
@@ -117,16 +105,6 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, groups: tuple[int, ...] | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, L, H, head_dim) each
         return self.proj(attend(q, k, v, groups=groups))
-
-
-class MLP(nn.Module):
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 def _adaln(width: int, parts: int) -> nn.Sequential:
@@ -226,14 +204,15 @@ class SiT(nn.Module):
             ConfigError: a tapped layer does not exist.
         """
         features = Features(taps, self.depth, self.projector, self.projectors)
-        tokens, segment = self._check(noisy, batch)
+        tokens, segment = only_segment("SiT", noisy, batch, self.config.channels)
         weight = self.x_embedder["proj"].weight
+        positions = F.embedding(table_rows("SiT", segment.ids, self.config.grid), self.pos_embed[0])  # (B or 1, N, D)
         order = token_order(levels)
-        x = order.sort(self.x_embedder["proj"](tokens.to(weight.dtype)) + self._positions(segment.ids))  # (B, N, D)
+        x = order.sort(self.x_embedder["proj"](tokens.to(weight.dtype)) + positions)  # (B, N, D)
 
         # The published weights know time the other way round: they embed 1 - t, and predict data minus noise.
         time = self.t_embedder(1 - levels.values)  # (B, K, D)
-        condition = time + self._label(batch)[:, None]  # (B, K, D)
+        condition = time + embed_label(self.y_embedder["embedding_table"], batch)[:, None]  # (B, K, D)
 
         rows = token_rows(order.index, levels.values.shape[1])
         for layer, block in enumerate(self.blocks, start=1):
@@ -244,33 +223,6 @@ class SiT(nn.Module):
         out = self._unshuffle(self.final_layer(x, condition, rows))
         velocity = -out.to(torch.promote_types(out.dtype, torch.float32))  # noise minus data
         return features.output((order.restore(velocity),))
-
-    def _check(self, noisy: tuple[Tensor, ...], batch: TokenBatch) -> tuple[Tensor, Segment]:
-        if len(noisy) != 1 or len(batch.segments) != 1:
-            raise ShapeError(f"SiT: takes exactly one segment, got {len(batch.segments)} and {len(noisy)} noisy ones")
-        (tokens,), (segment,) = noisy, batch.segments
-        wanted = (*segment.x0.shape[:2], self.config.channels)
-        if tuple(tokens.shape) != wanted:
-            raise ShapeError(f"SiT: noisy {segment.modality}: expected {wanted}, got {tuple(tokens.shape)}")
-        if segment.valid is not None:
-            raise ShapeError("SiT: Segment.valid: padding is not supported; make all samples of one length")
-        if batch.context.label is None:
-            raise ShapeError("SiT: Context.label: needed; this trunk is conditioned on classes only")
-        return tokens, segment
-
-    def _positions(self, ids: Tensor) -> Tensor:
-        """(B or 1, N, D): positions travel with the tokens, so these may come in any order."""
-        h, w = ids[..., 1], ids[..., 2]
-        grid = self.config.grid
-        # A column beyond the grid would silently read the next row. On a GPU the look would cost a wait.
-        if ids.device.type == "cpu" and not torch.compiler.is_compiling() and int(ids[..., 1:].max()) >= grid:
-            raise ShapeError(f"SiT: position (h, w) up to {ids[..., 1:].amax((0, 1)).tolist()} outside grid {grid}")
-        return F.embedding(h * grid + w, self.pos_embed[0])
-
-    def _label(self, batch: TokenBatch) -> Tensor:
-        """(B, D); dropped conditions become the null class, the last row."""
-        label = batch.context.label.masked_fill(batch.context.dropped, self.config.num_classes - 1)
-        return self.y_embedder["embedding_table"](label)
 
     def _unshuffle(self, out: Tensor) -> Tensor:
         """The head's (p q c) order -> our (c p q), without the half that was once a learned variance."""

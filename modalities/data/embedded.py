@@ -214,9 +214,10 @@ class EmbeddedSource:
             media = draw_video(caption, self.size, self.frames, draws)
         else:
             media = draw_audio(caption, round(self.seconds * self.rate), self.rate, self.octave, draws)
+        name = f"{self.seed}-{index:08d}"
         return Record(
-            key=f"{self.seed}-{index:08d}",
-            origin=f"embedded {self.modality}",
+            key=name,
+            origin=f"embedded {self.modality} {name}",
             media=media,
             captions=(caption,),
             label=caption.removeprefix("a "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from core.errors import nearest
 from modalities.metrics.networks import NetworkConfig
 
 MEASURES = ("velocity", "probe", "knn", "health", "samples")
@@ -16,13 +17,15 @@ class EvaluationSettings:
     """
     Attributes:
         measures: velocity (held-out velocity loss over `times`), probe and knn (class knowledge of every block),
-            health (norms, rank, cosines of features), samples (distances of generated to held-out media).
+            health (norms, rank, cosines of features, and of the run's student and teacher), samples (distances of
+            generated to held-out media). None is all that the data allow: without classes, those that need them are
+            left out, and the result says so. One that is named and cannot be measured is an error.
         heldout: held-out records.
         training: training records that the probe and the neighbours learn from.
         batch: samples at once.
         times: noise levels of the velocity loss.
         feature_time: noise level at which features are taken; class knowledge is best at a low one, not at 0.
-        generated: generated samples; as many held-out records are compared with them.
+        generated: generated samples; as many held-out records are compared with them, so there are never more.
         conditions: heldout (those of the held-out records) or random (classes drawn uniformly, as ADM's and SiT's
             protocol has it).
         networks: feature networks of the distances. A classifier without a path is trained on the training records.
@@ -30,7 +33,7 @@ class EvaluationSettings:
         seed: of all noise and of generation.
     """
 
-    measures: list[str] = field(default_factory=lambda: list(MEASURES))
+    measures: list[str] | None = None
     heldout: int = 2000
     training: int = 5000
     batch: int = 50
@@ -43,10 +46,13 @@ class EvaluationSettings:
     seed: int = 0
 
     def problems(self) -> list[str]:
+        named = MEASURES if self.measures is None else self.measures
         found = [
-            f"measures: {name!r} is not one of {', '.join(MEASURES)}" for name in self.measures if name not in MEASURES
+            f"measures: {name!r} is not one of {', '.join(MEASURES)}.{nearest(name, MEASURES)}"
+            for name in named
+            if name not in MEASURES
         ]
-        if not self.measures:
+        if not named:
             found.append(f"measures: empty; choose from {', '.join(MEASURES)}")
         for name in ("heldout", "training", "batch", "generated", "classifier_steps"):
             if getattr(self, name) < 1:
@@ -58,6 +64,6 @@ class EvaluationSettings:
                 found.append(f"times, feature_time: {time} must lie in [0, 1]; 0 is data, 1 is noise")
         if not self.times:
             found.append("times: empty")
-        if "samples" in self.measures and not self.networks:
+        if "samples" in named and not self.networks:
             found.append("networks: empty; samples are measured by a feature network")
         return found

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core.keys import generator
-from core.noising import NoisingConfig, draw_levels, stack_levels
+from core.noising import NoisingConfig, draw_levels, picked, stack_levels
 from core.schedule import TimeConfig
 
 UNIFORM = TimeConfig()
@@ -38,6 +38,20 @@ def test_exact_mask_picks_the_same_count_every_time():
     student, _ = many(NoisingConfig(kind="dual", mask="exact"), 0.25, count=200)
     assert (student.index.sum(1) == 4).all()
     assert student.index.float().mean(0).std() < 0.06  # and any token may be picked
+
+
+@pytest.mark.parametrize(
+    ("ratio", "length", "count"),
+    [(0.25, 256, 64), (0.1, 256, 26), (0.25, 10, 3), (0.29, 50, 15), (0.5, 7, 4), (0.1, 4, 0), (0.5, 1, 1)],
+)
+def test_an_exact_mask_has_the_nearest_count_and_a_half_goes_up(ratio, length, count):
+    """Python's own round would give 2 of 10, and 14 of 50, whose product is a little below 14.5."""
+    assert picked(ratio, length) == count
+    config = NoisingConfig(kind="dual", mask="exact", attention_separation=True)
+    student, _ = many(config, ratio, length, count=20)
+    assert (student.index.sum(1) == count).all()
+    assert student.separate == (length - count, count)
+    assert many(NoisingConfig(kind="full_masking", mask="exact"), ratio, length, 20)[0].index.sum() == 20 * count
 
 
 def test_teacher_level_is_the_drawn_minimum_even_when_a_group_is_empty():
@@ -79,7 +93,98 @@ def test_given_tokens_share_one_low_level_in_student_and_teacher(kind):
     assert seen[:, 4:].std(dim=1).max() < 1e-6  # the rest of the teacher's sample has one level
 
 
+def test_teacher_of_sra_sees_each_sample_a_little_earlier():
+    """max(0, t - 0.2 u): E[t - t'] = 0.1 but for t < 0.2, where what is below 0 is lost: 0.1 - 0.2^2 / 6 in all."""
+    student, teacher = many(NoisingConfig(teacher="earlier"), 0.25)
+    assert student.index is teacher.index is None
+    assert student.values.shape == teacher.values.shape == (4000, 1)
+    gap = student.values - teacher.values
+    assert ((gap >= 0) & (gap <= 0.2)).all()
+    assert (teacher.values >= 0).all()
+    assert gap.mean().item() == pytest.approx(0.1 - 0.2**2 / 6, abs=0.003)
+    far = gap[student.values > 0.2]
+    assert far.std().item() == pytest.approx(0.2 / 12**0.5, rel=0.05)  # uniform
+    assert abs(torch.corrcoef(torch.stack([far, student.values[student.values > 0.2]]))[0, 1]) < 0.05
+
+
+def test_each_group_has_its_own_earlier_teacher_and_its_own_tokens():
+    config = NoisingConfig(kind="dual", mask="exact", attention_separation=True, teacher="earlier", teacher_gap=0.3)
+    student, teacher = many(config, 0.25, count=2000)
+    assert student.separate == teacher.separate == (12, 4)
+    assert torch.equal(student.index, teacher.index)
+    gap = student.values - teacher.values
+    assert ((gap >= 0) & (gap <= 0.3)).all()
+    assert gap.max() > 0.29
+    free = (student.values > 0.3).all(1)
+    assert abs(torch.corrcoef(gap[free].T)[0, 1]) < 0.1  # of one number for both it would be 1
+    assert abs(torch.corrcoef(student.values.T)[0, 1]) < 0.1
+
+
+def test_separated_groups_with_a_teacher_at_the_minimum():
+    config = NoisingConfig(kind="dual", mask="exact", attention_separation=True)
+    student, teacher = many(config, 0.25, count=50)
+    assert student.separate == (12, 4)
+    assert (teacher.index, teacher.separate) == (None, None)  # one level: nothing to separate
+    assert torch.equal(teacher.values[:, 0], student.values.min(dim=1).values)
+
+
+def test_given_tokens_end_the_separation():
+    given = torch.zeros(16, dtype=torch.bool)
+    given[:4] = True
+    config = NoisingConfig(kind="dual", mask="exact", attention_separation=True, teacher="earlier")
+    for side in many(config, 0.25, count=20, given=given):
+        assert side.separate is None
+        assert (side.index[:, :4] == 2).all()
+        assert (side.per_token(16)[:, :4] == 0).all()
+    student, _ = many(config, 0.25, count=20)
+    assert student.separate == (12, 4)
+
+
+@pytest.mark.parametrize("kind", ["full_masking", "diffusion_forcing"])
+def test_earlier_teacher_of_other_plans_keeps_their_tokens(kind):
+    student, teacher = many(NoisingConfig(kind=kind, teacher="earlier"), 0.25, count=200)
+    gap = student.per_token(16) - teacher.per_token(16)
+    assert ((gap >= 0) & (gap <= 0.2)).all()
+    assert torch.equal(student.index, teacher.index)
+    if kind == "diffusion_forcing":
+        assert gap.std(dim=1).min() > 0  # every token its own
+
+
 def test_options_without_meaning_are_refused():
     problems = NoisingConfig(kind="homogeneous", s_within=0.2, homogeneous_share=2).problems()
     assert len(problems) == 2
     assert "only with 'dual'" in problems[0]
+
+
+SEPARATED = {"kind": "dual", "mask": "exact", "attention_separation": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "dul"}, "kind: 'dul' is not one of homogeneous, dual, full_masking, diffusion_forcing."),
+        ({"kind": "dual", "mask": "exat"}, "mask: 'exat' is not one of bernoulli, exact. Did you mean: 'exact'?"),
+        ({"teacher": "early"}, "teacher: 'early' is not one of min, earlier."),
+        ({"teacher": "earlier", "teacher_gap": 0}, "teacher_gap: 0 must lie in (0, 1]"),
+        ({"teacher": "earlier", "teacher_gap": 1.1}, "teacher_gap: 1.1 must lie in (0, 1]"),
+        ({"teacher_gap": 0.3}, "teacher_gap: 0.3 is not read with teacher 'min'"),
+        ({"mask": "exact"}, "mask: 'exact' is not read with kind 'homogeneous'"),
+        ({"kind": "diffusion_forcing", "mask": "exact"}, "mask: 'exact' is not read with kind 'diffusion_forcing'"),
+        ({"s_within": 0.2}, "s_within: 0.2 has no meaning with kind 'homogeneous'"),
+        ({"kind": "dual", "s_within": 1.2}, "s_within: 1.2 must lie in [0, 1]"),
+        ({"kind": "dual", "homogeneous_share": -0.1}, "homogeneous_share: -0.1 must lie in [0, 1]"),
+        ({**SEPARATED, "mask": "bernoulli"}, "attention_separation: needs mask exact, groups of one size"),
+        ({**SEPARATED, "kind": "full_masking"}, "attention_separation: needs kind dual, two groups to separate"),
+        ({**SEPARATED, "homogeneous_share": 0.5}, "homogeneous_share: 0.5 would put samples of one group"),
+    ],
+)
+def test_refusals(settings, message):
+    (line,) = NoisingConfig(**settings).problems()
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"kind": "full_masking", "mask": "exact"}, {**SEPARATED, "teacher": "earlier", "teacher_gap": 0.3}]
+)
+def test_what_is_allowed(settings):
+    assert NoisingConfig(**settings).problems() == []

@@ -5,11 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from core.alignment.ema_teacher import EmaTeacherConfig
+from core.alignment.dispersive import DispersiveConfig
+from core.alignment.distances import DISTANCES
+from core.alignment.ema_teacher import EmaTeacher, EmaTeacherConfig
+from core.alignment.external import ExternalConfig
+from core.alignment.layer_sync import LayerSyncConfig
 from core.alignment.terms import AlignmentConfig, build_alignment
 from core.noising import Draws
 from core.objective import Objective, noised, total_loss
-from core.types import Context, NoiseLevels, Segment, TokenBatch, TrunkOutput
+from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch, TrunkOutput
 
 B, N, C, D, DEPTH = 3, 6, 4, 5, 10
 
@@ -80,24 +84,34 @@ def test_flow_matching_never_calls_a_teacher():
     assert list(terms) == ["flow/image"]
 
 
-def test_splitting_a_batch_and_adding_the_parts_gives_the_same_loss():
-    """Sums over global counts: accumulation cannot change the loss, whatever the parts' token counts are."""
-    batch, draws, _, _ = example(given=True)
-    objective = Objective(build_alignment(AlignmentConfig(EmaTeacherConfig()), DEPTH))
-    counts = {"image": float(batch.counted().sum())}
+@pytest.mark.parametrize("similarity", DISTANCES)
+def test_splitting_a_batch_and_adding_the_parts_gives_the_same_loss(similarity):
+    """Sums over global counts: accumulation cannot change the loss, whatever the parts' token counts are.
+
+    Not so the dispersive term, which compares samples of a microbatch: tests/core/test_alignment_dispersive.py.
+    """
+    batch, draws, x0, _ = example(given=True)
+    given = batch.segments[0].given.clone()
+    given[0, 3:] = True
+    config = AlignmentConfig(
+        EmaTeacherConfig(similarity=similarity), ExternalConfig(similarity=similarity), LayerSyncConfig()
+    )
+    objective = Objective(build_alignment(config, DEPTH))
+    counts = {"image": float((~given).sum())}
+    features = {"dino": x0 @ torch.ones(C, D, dtype=torch.float64) + torch.arange(D)}
 
     def part(rows):
         segment = batch.segments[0]
         cut = TokenBatch(
-            (Segment("image", segment.x0[rows], segment.ids, given=segment.given[rows]),),
+            (Segment("image", segment.x0[rows], segment.ids, given=given[rows]),),
             Context(batch.context.dropped[rows]),
         )
         levels = NoiseLevels(draws.student.values[rows], draws.student.index[rows])
         cut_draws = Draws((draws.noise[0][rows],), levels, NoiseLevels(draws.teacher.values[rows]))
-        return total_loss(objective(KnownTrunk(0), KnownTrunk(1), cut, cut_draws, counts))
+        seen = {name: value[rows] for name, value in features.items()}
+        return total_loss(objective(KnownTrunk(0), KnownTrunk(1), cut, cut_draws, counts, seen))
 
-    whole = total_loss(objective(KnownTrunk(0), KnownTrunk(1), batch, draws, counts))
-    torch.testing.assert_close(part(slice(0, 1)) + part(slice(1, 3)), whole, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(part(slice(0, 1)) + part(slice(1, 3)), part(slice(0, 3)), atol=1e-6, rtol=1e-6)
 
 
 def test_two_segments_share_one_sequence_of_levels():
@@ -112,14 +126,6 @@ def test_two_segments_share_one_sequence_of_levels():
     torch.testing.assert_close(second, (1 - t) * x0[:, :2, :3] + t * x1[:, :2, :3], atol=1e-12, rtol=0)
 
 
-def test_alignment_layers_must_fit_the_depth():
-    config = EmaTeacherConfig(student_layer=8, teacher_layer=40)
-    assert "got 8, 40, 28" in config.depth_problems(28)[0]
-    assert EmaTeacherConfig().depth_problems(28) == []
-    assert EmaTeacherConfig().layers(28) == (8, 20)
-    assert EmaTeacherConfig().layers(21) == (6, 15)
-
-
 @pytest.mark.parametrize("similarity", ["l1", "l2"])
 def test_ablation_distances(similarity):
     batch, draws, _, _ = example()
@@ -131,3 +137,173 @@ def test_ablation_distances(similarity):
     ] @ teacher.layers[2]
     expected = difference.abs().mean() if similarity == "l1" else difference.square().mean()
     torch.testing.assert_close(terms["align/teacher"].mean().double(), expected, atol=1e-5, rtol=1e-5)
+
+
+class Leaves(nn.Module):
+    """A trunk whose outputs are parameters by name, so that a gradient tells what a loss looked at."""
+
+    def __init__(self, seed, encoders=()):
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+
+        def leaf():
+            return nn.Parameter(torch.randn(B, N, D, generator=draw))
+
+        self.velocity = nn.Parameter(torch.randn(B, N, C, generator=draw))
+        self.raw = nn.ParameterList([leaf() for _ in range(DEPTH)])
+        self.projected = nn.ParameterDict({name: leaf() for name in ("teacher", *encoders)})
+        self.calls = []
+
+    def forward(self, noisy, levels, batch, taps):
+        self.calls.append(taps)
+        self.with_graph = torch.is_grad_enabled()
+        return TrunkOutput(
+            None if taps.stop_after else (self.velocity,),
+            {k: self.raw[k - 1] for k in taps.raw},
+            {name: self.projected[name] for name in taps.projected},
+        )
+
+    def touched(self):
+        """Names of the outputs that have a gradient other than 0."""
+        return {name for name, p in self.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+
+def mean(term):
+    return float(term.mean().detach())
+
+
+ALL = AlignmentConfig(EmaTeacherConfig(), ExternalConfig(), LayerSyncConfig(), DispersiveConfig())
+SECTIONS = {
+    "ema_teacher": ["align/teacher", "teacher_norm"],
+    "external": ["align/dino", "align/siglip"],
+    "layer_sync": ["align/layer_sync"],
+    "dispersive": ["align/dispersive"],
+}
+
+
+def targets(seed=9):
+    draw = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(B, N, D, generator=draw, requires_grad=True) for name in ("dino", "siglip")}
+
+
+def evaluate(alignment, student=None, teacher=None, features=None, counted=None, step=0):
+    """Terms of the float32 example, with features of encoders if external alignment is on."""
+    batch, draws, x0, x1 = example()
+    segment = Segment("image", x0.float(), batch.segments[0].ids, valid=counted)
+    batch = TokenBatch((segment,), batch.context)
+    draws = Draws((x1.float(),), draws.student, draws.teacher)
+    student = Leaves(0, ("dino", "siglip")) if student is None else student
+    features = targets() if features is None and alignment.external else features or {}
+    objective = Objective(build_alignment(alignment, DEPTH))
+    count = float(batch.counted().sum())
+    return objective(student, teacher, batch, draws, {"image": count}, features, step)
+
+
+@pytest.mark.parametrize("name", ["external", "layer_sync", "dispersive"])
+def test_no_teacher_pass_unless_a_term_needs_one(name):
+    teacher = Leaves(1)
+    terms = evaluate(AlignmentConfig(**{name: getattr(ALL, name)}), teacher=teacher)
+    assert teacher.calls == []
+    assert sorted(terms) == sorted(["flow/image", *SECTIONS[name]])
+
+
+def test_terms_share_one_forward_of_each_network_and_add_up():
+    student, teacher = Leaves(0, ("dino", "siglip")), Leaves(1)
+    together = evaluate(ALL, student, teacher)
+    assert len(student.calls) == len(teacher.calls) == 1
+    assert student.calls[0] == Taps(raw=(3, 6, 10), projected={"teacher": 3, "dino": 3, "siglip": 3})
+    assert teacher.calls[0] == Taps(raw=(7,), stop_after=7)
+
+    expected = together["flow/image"].mean()
+    for name, names in SECTIONS.items():
+        alone = evaluate(AlignmentConfig(**{name: getattr(ALL, name)}), student, teacher)
+        for key in names:
+            assert mean(alone[key]) == mean(together[key])
+            expected = expected + alone[key].weight * alone[key].mean()
+    assert set(together) == {"flow/image", *(key for names in SECTIONS.values() for key in names)}
+    assert [together[f"align/{name}"].weight for name in ("teacher", "dino", "layer_sync", "dispersive")] == [
+        0.8,
+        0.25,  # REPA's 0.5 over two encoders
+        0.2,
+        0.25,
+    ]
+    torch.testing.assert_close(total_loss(together), expected)
+
+
+def test_several_teacher_terms_share_one_teacher_forward():
+    class Deeper(EmaTeacher):
+        def __call__(self, seen):
+            return {f"deeper/{name}": term for name, term in super().__call__(seen).items()}
+
+    near, far = EmaTeacherConfig(teacher_layer=5), EmaTeacherConfig(teacher_layer=9)
+    batch, draws, _, _ = example()
+    student, teacher = Leaves(0), Leaves(1)
+    terms = Objective([EmaTeacher(near, DEPTH), Deeper(far, DEPTH)])(student, teacher, batch, draws, {"image": 18.0})
+    assert teacher.calls == [Taps(raw=(5, 9), stop_after=9)]
+    assert {"align/teacher", "deeper/align/teacher"} < set(terms)
+
+
+def test_only_encoders_of_the_steps_modality_are_compared():
+    student = Leaves(0, ("dino", "siglip"))
+    dino = {"dino": targets()["dino"]}
+    terms = evaluate(AlignmentConfig(external=ExternalConfig()), student, features=dino)
+    assert student.calls[0].projected == {"dino": 3}
+    assert sorted(terms) == ["align/dino", "flow/image"]
+    assert terms["align/dino"].weight == 0.5
+    total_loss(terms).backward()
+    assert "projected.siglip" not in student.touched()
+
+
+def test_gradients_reach_the_student_and_nothing_that_is_a_target():
+    student, teacher, features = Leaves(0, ("dino", "siglip")), Leaves(1), targets()
+    total_loss(evaluate(ALL, student, teacher, features)).backward()
+    # raw.2 is layer 3, which LayerSync trains; its target, layer 6, is raw.5; raw.9 is dispersed.
+    assert student.touched() == {
+        "velocity",
+        "raw.2",
+        "raw.9",
+        "projected.teacher",
+        "projected.dino",
+        "projected.siglip",
+    }
+    assert teacher.touched() == set()
+    assert (student.with_graph, teacher.with_graph) == (True, False)  # a teacher's graph would cost memory, unused
+    assert [target.grad for target in features.values()] == [None, None]
+
+
+def test_tokens_that_do_not_count_enter_no_term():
+    counted = torch.ones(B, N, dtype=torch.bool)
+    counted[:, 4:] = False  # padding
+    student, teacher, features = Leaves(0, ("dino", "siglip")), Leaves(1), targets()
+    before = evaluate(ALL, student, teacher, features, counted)
+    total_loss(before).backward()
+    for name, parameter in student.named_parameters():
+        if name in student.touched():
+            assert (parameter.grad[:, 4:] == 0).all(), name
+            assert parameter.grad[:, :4].abs().max() > 0, name
+    with torch.no_grad():
+        for tensor in (*student.parameters(), *teacher.parameters(), *features.values()):
+            tensor[:, 4:] = 1e3
+    after = evaluate(ALL, student, teacher, features, counted)
+    assert {name: mean(term) for name, term in after.items()} == {name: mean(term) for name, term in before.items()}
+    assert mean(evaluate(ALL, student, teacher, features)["flow/image"]) > 10 * mean(after["flow/image"])
+
+
+def test_the_weight_of_a_step():
+    config = AlignmentConfig(EmaTeacherConfig(weight=0.2, hold_steps=10, decade_steps=10))
+    weights = [evaluate(config, teacher=Leaves(1), step=step)["align/teacher"].weight for step in (0, 10, 20)]
+    assert weights == pytest.approx([0.2, 0.2, 0.02])
+
+
+def test_losses_stay_float32_under_autocast():
+    """Features in bfloat16 lose digits before they get here; the losses must not lose more."""
+    student, teacher, features = Leaves(0, ("dino", "siglip")), Leaves(1), targets()
+    for model in (student, teacher):
+        model.to(torch.bfloat16)
+    plain = evaluate(ALL, student, teacher, features)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = evaluate(ALL, student, teacher, features)
+        assert total_loss(inside).dtype == torch.float32
+    for name, term in inside.items():
+        assert term.total.dtype == torch.float32
+        assert mean(term) == mean(plain[name]), name

@@ -27,7 +27,7 @@ OVERRIDES = [
     *("training.optimizer.warmup=0", "training.optimizer.cooldown=0", "training.device=cpu", f"training.steps={STEPS}"),
 ]
 TOLERANCE = 1e-4  # relative; kernels of another CPU round differently
-NAMES = ("step", "modality", "loss", "align", "grad_norm")
+NAMES = ("step", "modality", "loss", "align/teacher", "grad_norm")
 
 
 def measure(folder: Path) -> list[dict]:

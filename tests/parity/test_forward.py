@@ -5,8 +5,8 @@ import hashlib
 import pytest
 import torch
 
+from core.trunk.class_conditional import sincos_table
 from core.trunk.layers import sinusoid
-from core.trunk.sit import sincos_table
 from core.types import NoiseLevels, Taps
 from tests.parity.common import golden, golden_json, image_batch, tiny_trunk, worst
 

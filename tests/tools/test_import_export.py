@@ -193,3 +193,6 @@ def test_an_imported_run_can_be_inspected(released, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "checkpoint 0: intact" in shown
     assert "0 of 4 published" in shown
+    assert main(["inspect", str(tmp_path / "run"), "--digest"]) == 0
+    (teacher,) = digest({"": weights(tmp_path / "run", "teacher")}).values()
+    assert capsys.readouterr().out.splitlines() == ["step 0", f"student {teacher}", f"teacher {teacher}"]

@@ -1,0 +1,49 @@
+"""Open the data of a run; all modalities whose data are missing or unfit are named at once, with what is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from configs.schema import Config
+from core.errors import ConfigError
+from modalities.base import Source
+from modalities.data.selection import SUFFIXES
+from modalities.data.sources import SourceConfig, build_source
+
+
+def open_sources(config: Config, root: Path) -> dict[str, Source]:
+    """modality -> its training records.
+
+    Args:
+        root: what relative paths start from.
+
+    Raises ConfigError with lines for every modality that cannot be opened, DataError for damaged files.
+    """
+    sources: dict[str, Source] = {}
+    problems: list[str] = []
+    for name, stream in config.modalities.streams().items():
+        try:
+            sources[name] = build_source(stream.data, name, root)
+        except ConfigError as error:
+            key = f"modalities.{name}.data"
+            problems += [f"{key}: {line}" for line in error.problems]
+            problems += [f"{key}: {line}" for line in [needed(stream.data, name, key)] if line]
+    if problems:
+        raise ConfigError(problems)
+    return sources
+
+
+def needed(config: SourceConfig, modality: str, key: str) -> str:
+    """What a source of files reads, in words; "" for the kinds that read none themselves."""
+    media = " ".join(SUFFIXES[modality])
+    layouts = {
+        "folder": f"files ({media}) at any depth, whose classes are the names of their folders",
+        "parquet": f"Parquet files with the encoded media in the column {config.media_field or modality!r}",
+        "webdataset": f"uncompressed .tar files in which each record is NAME ({media}) and NAME.json",
+    }
+    if config.kind not in layouts:
+        return ""
+    texts = ""
+    if config.captions == "given" and not config.caption:
+        texts = f", with captions in {' or '.join(config.caption_fields)}"
+    return f"{config.kind} reads {layouts[config.kind]}{texts}. To use another place, set {key}.path=PATH"

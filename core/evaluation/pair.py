@@ -1,0 +1,99 @@
+"""Health of the alignment with the EMA teacher: student and teacher on held-out samples, noised as in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import DataError
+from core.evaluation.health import PairHealth
+from core.evaluation.inputs import keyed_noise
+from core.keys import generator
+from core.noising import NoisingConfig, SampleLevels, draw_levels, stack_levels
+from core.objective import noised
+from core.schedule import TimeConfig
+from core.trunk.projectors import TEACHER
+from core.types import NoiseLevels, Taps, TokenBatch
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """How a run aligns its student with its teacher on one modality.
+
+    Attributes:
+        student: its trunk, in eval mode on the teacher's device.
+        student_layer, teacher_layer: 1-based.
+        noising, time, mask_ratio: what draws the levels.
+        given: (N,) bool, tokens that are given in `given_share` of the samples, with a level in [0, `given_noise`];
+            None for none.
+    """
+
+    student: nn.Module
+    student_layer: int
+    teacher_layer: int
+    noising: NoisingConfig
+    time: TimeConfig
+    mask_ratio: float
+    given: Tensor | None = None
+    given_share: float = 0.0
+    given_noise: float = 0.0
+
+
+@torch.no_grad()
+def pair_health(plan: PairPlan, teacher: nn.Module, batches: Iterable[TokenBatch], seed: int) -> dict[str, float]:
+    """The numbers of `PairHealth`, and of the drawn levels where a sample has two of them, t and s:
+
+    level_gap: mean |t - s|.
+    share_masked: share of the tokens that have s.
+
+    Noise and levels are keyed by (seed, sample key), so the numbers do not depend on the batch size. Batches have one
+    segment. Raises DataError for no batches or no counted token.
+    """
+    health, gaps, masked = PairHealth(), [], []
+    for batch in batches:
+        batch, student_levels, teacher_levels = _as_in_training(plan, batch, seed)
+        noise, length = keyed_noise(batch, seed), sum(batch.lengths)
+        taps = Taps(projected={TEACHER: plan.student_layer}, stop_after=plan.student_layer)
+        seen = plan.student(noised(batch, noise, student_levels), student_levels, batch, taps)
+        taps = Taps(raw=(plan.teacher_layer,), stop_after=plan.teacher_layer)
+        wanted = teacher(noised(batch, noise, teacher_levels), teacher_levels, batch, taps)
+        levels = student_levels.per_token(length), teacher_levels.per_token(length)
+        health.update(seen.projected[TEACHER], wanted.raw[plan.teacher_layer], batch.counted(), *levels)
+        if plan.noising.kind == "dual":
+            gaps.append((student_levels.values[:, 0] - student_levels.values[:, 1]).abs().cpu())
+            masked.append((student_levels.index == 1)[batch.counted()].cpu())
+    found = health.result()
+    if gaps:
+        found["level_gap"] = float(torch.cat(gaps).double().mean())
+        found["share_masked"] = float(torch.cat(masked).double().mean())
+    return found
+
+
+def _as_in_training(plan: PairPlan, batch: TokenBatch, seed: int) -> tuple[TokenBatch, NoiseLevels, NoiseLevels]:
+    """The batch with the tokens that are given, and the levels of student and teacher."""
+    if len(batch.segments) != 1:
+        raise DataError(f"pair_health: samples of one segment are needed, got {len(batch.segments)}")
+    (segment,) = batch.segments
+    sides: list[tuple[SampleLevels, SampleLevels]] = []
+    rows: list[Tensor] = []
+    for key in batch.keys:
+        draw = generator(seed, "evaluation", "levels", segment.modality, key)
+        given = None
+        if plan.given is not None:
+            given = plan.given & (torch.rand((), generator=draw) < plan.given_share)
+            rows.append(given)
+        length = segment.x0.shape[1]
+        sides.append(draw_levels(plan.noising, plan.time, plan.mask_ratio, length, draw, given, plan.given_noise))
+    device = segment.x0.device
+    if rows:
+        batch = replace(batch, segments=(replace(segment, given=torch.stack(rows).to(device)),))
+    student, teacher = (stack_levels(list(side)) for side in zip(*sides, strict=True))
+    return batch, _moved(student, device), _moved(teacher, device)
+
+
+def _moved(levels: NoiseLevels, device: torch.device) -> NoiseLevels:
+    index = None if levels.index is None else levels.index.to(device)
+    return NoiseLevels(levels.values.to(device), index, levels.separate)

@@ -1,0 +1,99 @@
+"""What a training step costs in FLOPs, counted while its networks run on tensors without storage: nothing is computed.
+
+Matrix products, convolutions and attention count 2 FLOPs for a multiplication with its addition; elementwise work does
+not count. Attention counts once, as its two batched products: the fused kernels of a CPU would count as nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from core.objective import Objective
+from core.training.feed import Microbatch
+from modalities.prepare import DevicePrepare
+
+BACKWARD = 2  # a backward pass costs two forward passes
+META = torch.device("meta")
+
+
+def step_flops(
+    objective: Objective, trunk: nn.Module, microbatch: Microbatch, prepare: DevicePrepare | None = None
+) -> dict[str, int]:
+    """FLOPs of one microbatch. A wrong shape raises here. The modules that are given stay as they are.
+
+    Args:
+        trunk: the student; the teacher is another one of it.
+        microbatch: as the feed gives it, on the CPU.
+        prepare: completes the microbatch on the device, or None.
+
+    Returns:
+        student: forward and backward, of the backward pass twice the forward. teacher: forward, to the layer where it
+        stops. encoders: what `prepare` runs: frozen encoders, and the encoding half of an autoencoder. total: their
+        sum.
+    """
+    moved, encoders = microbatch.to(META), 0
+    if prepare is not None:
+        targets, encoders = _encoded(prepare, microbatch)
+        moved = replace(moved, targets=targets)
+    empty = without_storage(trunk)
+    counters = {name: FlopCounterMode(display=False) for name in ("student", "teacher")}
+
+    def counted(name: str):
+        def forward(*arguments):
+            with counters[name]:
+                return empty(*arguments)
+
+        return forward
+
+    objective(counted("student"), counted("teacher"), moved.batch, moved.draws, moved.counts, moved.targets)
+    student, teacher = (counters[name].get_total_flops() for name in ("student", "teacher"))
+    found = {"student": (1 + BACKWARD) * student, "teacher": teacher, "encoders": encoders}
+    return found | {"total": sum(found.values())}
+
+
+def _encoded(prepare: DevicePrepare, microbatch: Microbatch) -> tuple[dict[str, Tensor], int]:
+    """(targets on the meta device, FLOPs of preparing the microbatch).
+
+    Autocast knows no meta device, and an autoencoder that is copied leaves its weights behind. So the modules
+    themselves run, on fake tensors; an encoder that looks at values, which these lack, really runs.
+    """
+    if prepare.adapters[microbatch.modality].has_weights:
+        prepare.adapters[microbatch.modality].load_weights()  # now, since what is made among fake tensors is fake
+    encoders = prepare.encoders.get(microbatch.modality, {}).values()
+    device = next((parameter.device for encoder in encoders for parameter in encoder.parameters()), torch.device("cpu"))
+    moved = microbatch.to(device)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            targets, flops = _count(prepare, moved)
+    except DataDependentOutputException:
+        targets, flops = _count(prepare, moved)
+    return {name: torch.empty(target.shape, device=META) for name, target in targets.items()}, flops
+
+
+def _count(prepare: DevicePrepare, microbatch: Microbatch) -> tuple[dict[str, Tensor], int]:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        targets = prepare(microbatch).targets
+    return targets, counter.get_total_flops()
+
+
+def without_storage(module: nn.Module) -> nn.Module:
+    """A copy on the meta device; no weight is copied on the way."""
+    with _CopiesToMeta():
+        return copy.deepcopy(module)
+
+
+class _CopiesToMeta(TorchFunctionMode):
+    """A tensor's deep copy becomes an empty one. A parameter's asks for a clone of its data."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if function in (Tensor.__deepcopy__, Tensor.clone):
+            return arguments[0].to(META)
+        return function(*arguments, **(keywords or {}))
