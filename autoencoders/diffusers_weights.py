@@ -34,9 +34,8 @@ def read_diffusers(
     cls = diffusers_class(kind, class_name)
     subfolder, config = _find_config(kind, path, cls, other_layout)
     if config.get("_class_name") != class_name:
-        raise ConfigError(
-            f"autoencoder.path: {path!r} holds {config.get('_class_name')}, kind {kind!r} needs {class_name}"
-        )
+        other = config.get("_class_name") or f"a model of type {config.get('model_type')!r}"
+        raise ConfigError(f"autoencoder.path: {path!r} holds {other}, kind {kind!r} needs {class_name}")
     where = f"{path}/{subfolder}" if subfolder else path
     try:
         network, report = cls.from_pretrained(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -82,6 +85,25 @@ def located(path: str | None, root: Path) -> str | None:
     return str(root / path) if path and (root / path).exists() else path
 
 
+def load_autoencoders(adapters: dict[str, ModalityAdapter]) -> None:
+    """Read the weights of all that have some. Raises ConfigError where they are missing or do not fit."""
+    for name, adapter in adapters.items():
+        with named("autoencoder", f"modalities.{name}.media.autoencoder"):
+            adapter.load_weights()
+
+
+@contextmanager
+def named(part: str, key: str) -> Iterator[None]:
+    """Errors about a part, which calls itself `part`, under the key of its section in the configuration."""
+    try:
+        yield
+    except ConfigError as error:
+        fields_of = rf"(?<![\w./]){part}\.(?=(kind|path|layer|resample|precision|posterior)\b)"
+        raise ConfigError(re.sub(fields_of, f"{key}.", line) for line in error.problems) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}: {error}") from error
+
+
 def build_encoders(config: Config, adapters: dict[str, ModalityAdapter], root: Path) -> dict[str, dict[str, Encoder]]:
     """modality -> target name -> frozen encoder. Raises ConfigError where weights are missing or do not fit."""
     encoders: dict[str, dict[str, Encoder]] = {}
@@ -91,7 +113,8 @@ def build_encoders(config: Config, adapters: dict[str, ModalityAdapter], root: P
         stride = adapter.autoencoder.spec.stride[0]
         for name, entry in stream.encoders.items():
             entry = replace(entry, path=located(entry.path, root))
-            encoder = build_encoder(entry, modality, size, adapter.grid(), stride, rate)
+            with named("encoder", f"modalities.{modality}.encoders.{name}"):
+                encoder = build_encoder(entry, modality, size, adapter.grid(), stride, rate)
             encoders.setdefault(modality, {})[f"{modality}_{name}"] = encoder
     return encoders
 
@@ -140,13 +163,19 @@ def build_class_trunk(
     """SiT or DDT: pictures of one size, conditioned on classes."""
     kind = config.trunk.kind
     if set(adapters) != {"image"} or config.condition.kind != "label":
-        raise ConfigError(f"trunk.kind: {kind!r} needs the image modality alone and condition.kind: label")
+        raise ConfigError(
+            f"trunk.kind: {kind!r} needs the image modality alone and condition.kind: label; this run has "
+            f"{', '.join(adapters)} and condition.kind: {config.condition.kind}. Trunk mmdit takes any"
+        )
     (_, rows, columns), wanted = adapters["image"].grid(), getattr(config.trunk, kind)
     channels = adapters["image"].channels
-    if (rows, columns, channels, len(labels) + 1) != (wanted.grid, wanted.grid, wanted.channels, wanted.num_classes):
+    fitting = {"grid": rows, "channels": channels, "num_classes": len(labels) + 1}
+    wrong = [f"trunk.{kind}.{name}={value}" for name, value in fitting.items() if getattr(wanted, name) != value]
+    if wrong or rows != columns:
         raise ConfigError(
             f"trunk.{kind}: grid {wanted.grid}, channels {wanted.channels}, num_classes {wanted.num_classes} do not "
-            f"fit the data: grid {rows} x {columns}, channels {channels}, {len(labels)} classes + 1 null"
+            f"fit the data: grid {rows} x {columns}, channels {channels}, {len(labels)} classes + 1 null. "
+            + (f"Set {' '.join(wrong)}" if rows == columns else f"{kind} needs square pictures")
         )
     return CLASS_TRUNKS[kind](wanted, config.seed, projectors)
 
@@ -218,6 +247,7 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
     device = config.training.torch_device()
     for adapter in adapters.values():
         adapter.to(device)
+    load_autoencoders(adapters)
     whitening = known_whitening(Path(config.run), adapters) or measure_all(config, streams)
     encoders = build_encoders(config, adapters, root)
     projectors = projector_specs(config, encoders)

@@ -23,7 +23,9 @@ METHODS: dict[str, dict] = {
         "noising": {"kind": "homogeneous"},
         "alignment": {"external": {"weight": 0.5, "similarity": "cosine", "projector": "repa"}},
     },
-    # arXiv 2505.02831: the EMA teacher at t - 0.2 u; smooth-L1 and the weight schedule of the published numbers.
+    # arXiv 2505.02831: the EMA teacher at t - 0.2 u; smooth-L1 and the weight schedule of the published numbers at
+    # 256 x 256. The authors now advise a cosine of weight 0.5 (README, note 1): alignment.ema_teacher={weight: 0.5,
+    # similarity: cosine, hold_steps: 0, decade_steps: 0}.
     "sra": {
         "noising": {"kind": "homogeneous", "teacher": "earlier", "teacher_gap": 0.2},
         "alignment": {
@@ -40,7 +42,7 @@ METHODS: dict[str, dict] = {
         "noising": {"kind": "homogeneous"},
         "alignment": {"layer_sync": {"weight": 0.2, "similarity": "cosine"}},
     },
-    # arXiv 2506.09027: features of different samples are pushed apart; nothing is aligned.
+    # arXiv 2506.09027: features of different samples are pushed apart, nothing is aligned. As in the released code.
     "dispersive": {
         "noising": {"kind": "homogeneous"},
         "alignment": {"dispersive": {"weight": 0.25, "variant": "infonce_l2"}},
@@ -50,7 +52,8 @@ METHODS: dict[str, dict] = {
         "noising": {"kind": "dual", "mask": "bernoulli", "teacher": "min"},
         "alignment": {"ema_teacher": {"weight": 0.8, "similarity": "cosine"}},
     },
-    # arXiv 2607.02508: groups of exact size that do not see each other, each with its own earlier teacher.
+    # arXiv 2607.02508: groups of exact size that do not see each other, each with its own earlier teacher. The cosine
+    # is per token; what the released code computes is similarity=cosine_over_tokens.
     "self_flow_as": {
         "noising": {
             "kind": "dual",

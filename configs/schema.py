@@ -17,6 +17,7 @@ from modalities.audio import AudioConfig
 from modalities.conditions import ConditionConfig
 from modalities.data.sources import SourceConfig
 from modalities.encoders import EncoderConfig
+from modalities.encoders.build import FAMILIES
 from modalities.evaluation.settings import EvaluationSettings
 from modalities.image import ImageConfig
 from modalities.video import VideoConfig
@@ -155,7 +156,7 @@ class Config:
     def problems(self) -> list[str]:
         found = []
         for name, stream in self.modalities.streams().items():
-            found += [f"modalities.{name}.{line}" for line in self._stream_problems(stream)]
+            found += [f"modalities.{name}.{line}" for line in self._stream_problems(name, stream)]
         if self.noising.teacher != "min" and self.alignment.ema_teacher is None:
             found.append(f"noising.teacher: {self.noising.teacher!r} is not read without alignment.ema_teacher")
         if self.alignment.ema_teacher is not None and self.training.ema.decay == 0:
@@ -164,7 +165,7 @@ class Config:
             )
         return found
 
-    def _stream_problems(self, stream: StreamConfig) -> list[str]:
+    def _stream_problems(self, name: str, stream: StreamConfig) -> list[str]:
         """What does not fit between one modality and the rest."""
         found, accumulate = [], max(self.training.accumulate, 1)
         if stream.batch % accumulate:
@@ -172,11 +173,12 @@ class Config:
         elif self.alignment.dispersive is not None and stream.batch // accumulate < 2:
             found.append("batch: alignment.dispersive needs 2 or more samples in a microbatch (batch / accumulate)")
         if self.noising.kind == "dual" and stream.time.buckets:
-            found.append(f"time.buckets: {stream.time.buckets} makes t and s agree; not with noising.kind dual")
+            found.append(f"time.buckets: {stream.time.buckets} makes t and s agree; not with noising.kind dual, only 0")
         if self.noising.attention_separation and getattr(stream, "first_frame_share", 0) > 0:
             found.append("first_frame_share: a given frame would belong to no group; not with attention_separation")
         if self.alignment.external is not None and not stream.encoders:
-            found.append("encoders: empty; alignment.external needs one: {dinov2: {kind: dinov2, path: FOLDER}}")
+            kind = next(kind for kind, family in FAMILIES.items() if name in family.modalities)
+            found.append(f"encoders: empty; alignment.external needs one: {{{kind}: {{kind: {kind}, path: FOLDER}}}}")
         if self.alignment.external is None and stream.encoders:
             found.append(f"encoders: {', '.join(stream.encoders)} are not read without alignment.external")
         return found

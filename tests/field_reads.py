@@ -23,12 +23,7 @@ BLIND_MODULES = ("dataclasses", "copy", "pickle", "omegaconf", "core.training.co
 def unread_fields(config: Any, action: Callable[[Any], Any]) -> set[str]:
     """Dotted names of the leaves of `config`, a tree of dataclasses, that `action(config)` does not read."""
     paths = {id(section): path for path, section in _sections(config, "")}
-    leaves = {
-        f"{path}{field.name}"
-        for path, section in _sections(config, "")
-        for field in dataclasses.fields(section)
-        if not list(_sections(getattr(section, field.name), ""))
-    }
+    leaves = leaf_fields(config)
     read: set[str] = set()
     read_of_copies: set[tuple[type, str]] = set()  # dataclasses.replace and the like make sections we cannot place
 
@@ -61,6 +56,16 @@ def unread_fields(config: Any, action: Callable[[Any], Any]) -> set[str]:
     for path, section in _sections(config, ""):
         read |= {f"{path}{name}" for cls, name in read_of_copies if cls is type(section)}
     return leaves - read
+
+
+def leaf_fields(config: Any) -> set[str]:
+    """Dotted names of all fields of a tree of dataclasses that hold no section; an absent section (None) is a leaf."""
+    return {
+        f"{path}{field.name}"
+        for path, section in _sections(config, "")
+        for field in dataclasses.fields(section)
+        if not list(_sections(getattr(section, field.name), ""))
+    }
 
 
 def _blind(frame: FrameType | None) -> bool:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import shlex
+import sys
+from collections import Counter
 from pathlib import Path
 
-from core.errors import ConfigError
-from tools.study.plan import Run, load_study, plan
+from core.errors import ConfigError, NotFiniteError, SelfFlowError, nearest
+from tools.study.cost import Cost, cost
+from tools.study.plan import Run, Study, load_study, plan, refuse
 from tools.study.report import write_report
-from tools.study.run import flops, measure, train
+from tools.study.run import measure, train
 
 EXAMPLES = """examples:
-  selfflow compare configs/studies/tiny.yaml
-  selfflow compare configs/studies/*.yaml --out runs/studies
-  selfflow compare configs/studies/cifar10.yaml --arms vanilla,self_flow --seeds 0       one of several terminals
+  selfflow compare configs/studies/tiny.yaml                   a first look: two minutes, data drawn in code
+  selfflow compare configs/studies/cifar10.yaml configs/studies/digits.yaml --out runs/studies
+  selfflow compare configs/studies/cifar10.yaml --arms vanilla,Self-Flow --seeds 0       one of several terminals
   selfflow compare configs/studies/cifar10.yaml --report-only
+  selfflow compare configs/studies/tiny.yaml --out runs/longer --set settings=[training.steps=600]
 
 Runs stand in OUT/STUDY/ARM/seed-SEED and are ordinary run folders. The same command resumes what was interrupted and
 skips what is done; --arms and --seeds share a study among several machines or terminals. OUT/STUDY/report.md,
@@ -43,32 +49,79 @@ def add_parser(subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    for path in options.studies:
-        study = load_study(path, options.set)
-        out = options.out / path.stem
+    for package in ("matplotlib", "scipy"):  # not found to be missing after a night of training
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"compare: its report needs the package {package}: pip install -e '.[plots]'")
+    if twice := [name for name, times in Counter(path.stem for path in options.studies).items() if times > 1]:
+        raise ConfigError(f"compare: two studies named {twice[0]} would share the folder {options.out / twice[0]}")
+    planned = []
+    for path in options.studies:  # all of them before the first is trained
+        study, out = load_study(path, options.set), options.out / path.stem
         runs = plan(study, path, out)
-        for chosen in [] if options.report_only else choose_runs(runs, options.arms, options.seeds):
-            print(f"{path.stem}: {chosen.arm}, seed {chosen.seed}", flush=True)
-            if not train(chosen):
-                print(f"stopped; the same command goes on with {chosen.folder}")
+        chosen = [] if options.report_only else choose_runs(runs, study, options.arms, options.seeds)
+        planned.append((path, study, out, runs, chosen, costs(study, chosen)))
+    code = 0
+    for path, study, out, runs, chosen, known in planned:
+        for arm, counted in known.items():
+            counted.save(out / arm)
+        for number, one in enumerate(chosen, start=1):
+            print(f"{path.stem}: {one.arm}, seed {one.seed} ({number} of {len(chosen)})", flush=True)
+            try:
+                finished = train(one)
+            except NotFiniteError as error:  # a result, too; the others go on
+                print(f"{one.arm}, seed {one.seed} is given up: {error}", file=sys.stderr)
+                code = 1
+                continue
+            if not finished:
+                print(f"stopped; the same command goes on with {one.folder}")
                 return 1
-            measure(chosen, study.along, out)
-        started = [one for one in runs if (one.folder / "config.yaml").exists()]
-        cost = {one.arm: flops(one) for one in started if one.seed == started[0].seed}
-        missing = [arm for arm in study.arms if arm not in cost]
-        if missing:
-            print(f"{path.stem}: no report yet; no run of {', '.join(missing)}")
-            continue
-        print(f"{path.stem}: {write_report(study, started, cost, out)}")
-    return 0
+            measure(one, study.along, out)
+        print(f"report: {report(study, runs, out, command(options, path))}")
+    return code
 
 
-def choose_runs(runs: list[Run], arms: str | None, seeds: str | None) -> list[Run]:
+def report(study: Study, runs: list[Run], out: Path, command: str) -> Path:
+    """Of the runs that were started. Raises ConfigError where there is none."""
+    started = [one for one in runs if (one.folder / "config.yaml").exists()]
+    if not started:
+        raise ConfigError(f"nothing to report; no run stands in {out}")
+    saved = {one.arm: Cost.load(out / one.arm) for one in started}
+    known = {arm: counted for arm, counted in saved.items() if counted}
+    known |= costs(study, [one for one in started if one.arm not in known])
+    return write_report(study, started, known, out, command)
+
+
+def choose_runs(runs: list[Run], study: Study, arms: str | None, seeds: str | None) -> list[Run]:
     """Those that the command line asks for. Raises ConfigError for an arm or seed that the study does not have."""
-    known_arms, known_seeds = {one.arm for one in runs}, {str(one.seed) for one in runs}
-    wanted_arms = known_arms if arms is None else set(arms.split(","))
-    wanted_seeds = known_seeds if seeds is None else set(seeds.split(","))
-    for option, wanted, known in (("--arms", wanted_arms, known_arms), ("--seeds", wanted_seeds, known_seeds)):
-        if unknown := sorted(wanted - known):
-            raise ConfigError(f"{option}: {', '.join(unknown)} not in the study; it has {', '.join(sorted(known))}")
-    return [one for one in runs if one.arm in wanted_arms and str(one.seed) in wanted_seeds]
+    chosen = runs
+    for option, text, known, of in (
+        ("--arms", arms, list(study.arms), lambda one: one.arm),
+        ("--seeds", seeds, [str(seed) for seed in study.seeds], lambda one: str(one.seed)),
+    ):
+        wanted = known if text is None else [name.strip() for name in text.split(",")]
+        if wrong := [name for name in wanted if name not in known]:
+            named = ", ".join(known)
+            raise ConfigError(f"{option}: {name!r} is not one of {named}.{nearest(name, known)}" for name in wrong)
+        chosen = [one for one in chosen if of(one) in wanted]
+    return chosen
+
+
+def costs(study: Study, runs: list[Run]) -> dict[str, Cost]:
+    """arm -> cost of its first run. Raises ConfigError for arms that cannot be trained or measured."""
+    found: dict[str, Cost] = {}
+    wrong: dict[str, SelfFlowError] = {}
+    for one in runs:
+        if one.arm in found or one.arm in wrong:
+            continue
+        try:
+            found[one.arm] = cost(one, study.along)
+        except SelfFlowError as error:
+            wrong[one.arm] = error
+    refuse(wrong, study)
+    return found
+
+
+def command(options: argparse.Namespace, path: Path) -> str:
+    """What repeats the whole study."""
+    changed = [part for override in options.set for part in ("--set", override)]
+    return shlex.join(["selfflow", "compare", str(path), "--out", str(options.out), *changed])

@@ -27,9 +27,11 @@ from configs.build import (
 )
 from configs.schema import Config
 from core.alignment.terms import build_alignment
+from core.errors import ConfigError
 from core.objective import Objective
 from core.schedule import TimeConfig
 from core.training.feed import Microbatch
+from modalities.base import ModalityAdapter
 from modalities.data.loader import StepDataset
 from tools.flops import step_flops
 
@@ -45,17 +47,20 @@ def describe(config: Config, root: Path) -> str:
     encoders = build_encoders(config, adapters, root)
     with torch.device("meta"):
         trunk = build_trunk(config, adapters, labels, projector_specs(config, encoders))
-    whitening = measure_all(config, streams)
+    missing = missing_weights(adapters)
+    ready = {name: stream for name, stream in streams.items() if name not in missing}
+    whitening = measure_all(config, ready)
     dataset = build_dataset(config, streams, whitening, labels)
     objective = Objective(build_alignment(config.alignment, trunk.depth))
-    prepare = device_prepare(adapters, whitening, encoders, torch.device("cpu"))
+    prepare = device_prepare({name: adapters[name] for name in ready}, whitening, encoders, torch.device("cpu"))
 
     lines = [f"method {config.method}, seed {config.seed}, {config.training.steps} steps, {len(labels)} classes"]
     shares = sum(entry.share for entry in config.modalities.streams().values())
     for name, entry in config.modalities.streams().items():
         adapter = adapters[name]
         microbatch = first_microbatch(dataset, name)
-        flops = config.training.accumulate * step_flops(objective, trunk, microbatch, prepare)["total"]
+        counted = step_flops(objective, trunk, microbatch, prepare if name in ready else None)
+        flops = config.training.accumulate * counted["total"]
         tokens = prod(adapter.grid())
         lines += [
             f"{name}",
@@ -65,6 +70,8 @@ def describe(config: Config, root: Path) -> str:
             f"  times     {time_text(entry.time)}; mask ratio {entry.mask_ratio:g}; loss weight {entry.loss_weight:g}",
             f"  compute   about {flops / 1e9:,.1f} GFLOP a step (matrix products and attention)",
         ]
+        if name in missing:
+            lines.append(f"  warning: cannot train, and its encoders are not counted: {missing[name]}")
     sizes = parameters_by_part(trunk)
     total = sum(sizes.values())
     lines += [f"parameters {total:,}", *(f"  {part:20} {size:>14,}" for part, size in sizes.items())]
@@ -73,6 +80,17 @@ def describe(config: Config, root: Path) -> str:
     if warning := config.training.ema.warning(config.training.steps):
         lines.append(f"warning: {warning}")
     return "\n".join(lines)
+
+
+def missing_weights(adapters: dict[str, ModalityAdapter]) -> dict[str, str]:
+    """modality -> why its autoencoder's weights cannot be read. Grid and channels are known without them."""
+    found = {}
+    for name, adapter in adapters.items():
+        try:
+            adapter.load_weights()
+        except ConfigError as error:
+            found[name] = " ".join(str(error).split())
+    return found
 
 
 def first_microbatch(dataset: StepDataset, modality: str) -> Microbatch:
@@ -92,8 +110,12 @@ def parameters_by_part(trunk: nn.Module) -> dict[str, int]:
 def time_text(config: TimeConfig) -> str:
     """p(t) in words."""
     text = config.kind if config.kind == "uniform" else f"{config.kind}(mean {config.mean:g}, std {config.std:g})"
+    if (config.low, config.high) != (0, 1):
+        text += f" in [{config.low:g}, {config.high:g}]"
     if config.shift != 1:
         text += f", shift {config.shift:g}"
     if config.high_noise_share:
         text += f", {config.high_noise_share:.0%} in [{config.high_noise_low:g}, 1]"
+    if config.buckets:
+        text += f", {config.buckets} values"
     return text

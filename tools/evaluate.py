@@ -201,7 +201,7 @@ def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfi
     """A sample file for the ADM evaluator: uniformly random classes, which is its usual protocol."""
     if "image" not in streams:
         raise ConfigError(f"--npz: holds pictures, and this run has {', '.join(streams)}")
-    if not loaded.generator.conditions.labels:
+    if loaded.config.condition.kind != "label":
         raise ConfigError("--npz: holds pictures of random classes, and this run is conditioned on text")
     settings, sampler = streams["image"].evaluation, streams["image"].sampling
     conditions = random_classes(loaded.generator, settings.seed, settings.generated)

@@ -65,7 +65,8 @@ class EmaTeacherConfig:
         student, teacher = self.layers(depth)
         if 1 <= student < teacher <= depth:
             return []
-        return [f"need 1 <= student_layer < teacher_layer <= depth, got {student}, {teacher}, {depth}"]
+        usual = "left out, they are {} and {}".format(*EmaTeacherConfig().layers(depth))
+        return [f"need 1 <= student_layer < teacher_layer <= depth, got {student}, {teacher}, {depth}; {usual}"]
 
     def weight_at(self, step: int) -> float:
         """Factor of the term after `step` steps.

@@ -44,7 +44,8 @@ class LayerSyncConfig:
         layer, target = self.layers(depth)
         if 1 <= layer < target <= depth:
             return []
-        return [f"need 1 <= layer < target_layer <= depth, got {layer}, {target}, {depth}"]
+        usual = "left out, they are {} and {}".format(*LayerSyncConfig().layers(depth))
+        return [f"need 1 <= layer < target_layer <= depth, got {layer}, {target}, {depth}; {usual}"]
 
 
 class LayerSync:

@@ -87,14 +87,14 @@ def linear_probe(
     train_x, train_y = train_x.double(), train_y.to(train_x.device).long()
     move, scale = _standardisation(train_x[fitting])
     x, y = (train_x - move) / scale, train_y
-    found, models, start = {}, {}, None
+    found, start = {}, None
     for l2 in sorted(l2_values, reverse=True):
-        start = models[l2] = fit_logistic(x[fitting], y[fitting], classes, l2, start)  # a stronger penalty's is near
+        start = fit_logistic(x[fitting], y[fitting], classes, l2, start)  # a stronger penalty's solution is near
         found[l2] = float((start.predict(x[validation]) == y[validation]).double().mean())
     best = max(found, key=lambda l2: (found[l2], l2))
 
     move, scale = _standardisation(train_x)
-    model = fit_logistic((train_x - move) / scale, train_y, classes, best, models[best])
+    model = fit_logistic((train_x - move) / scale, train_y, classes, best)
     predictions = model.predict((test_x.to(train_x) - move) / scale).cpu()
     accuracy = float((predictions == test_y.cpu()).double().mean())
     return ProbeResult(accuracy, best, found, predictions, model.gradient)
@@ -104,15 +104,22 @@ def fit_logistic(x: Tensor, y: Tensor, classes: int, l2: float, start: Logistic 
     """Minimum of mean cross-entropy + l2 / 2 |weight|^2, found by full-batch L-BFGS from 0 or from `start`.
 
     The bias has no penalty. x (N, D) float64, y (N,) integer.
+
+    Features of a network are so correlated that L-BFGS would take hundreds of steps. It therefore moves along the
+    principal axes of x, each scaled by the curvature there (of a guess that is sure of nothing): the same minimum, in a
+    tenth of the steps.
     """
-    weight = x.new_zeros(x.shape[1], classes) if start is None else start.weight.clone()
+    variance, axes = torch.linalg.eigh(x.T @ x / len(x))  # (D,), (D, D)
+    scale = (variance.clamp(min=0) / classes + l2).sqrt()[:, None]  # (D, 1)
+    turned = x @ axes / scale.T  # (N, D)
+    moved = x.new_zeros(x.shape[1], classes) if start is None else scale * (axes.T @ start.weight)
     bias = x.new_zeros(classes) if start is None else start.bias.clone()
-    parameters = [weight.requires_grad_(), bias.requires_grad_()]
+    parameters = [moved.requires_grad_(), bias.requires_grad_()]
     optimiser = torch.optim.LBFGS(
         parameters,
         max_iter=MAX_ITERATIONS,
         max_eval=2 * MAX_ITERATIONS,
-        tolerance_grad=GRADIENT_TOLERANCE,
+        tolerance_grad=GRADIENT_TOLERANCE / max(1.0, float(scale.max()) * len(scale) ** 0.5),
         tolerance_change=0.0,  # stop by the gradient alone, which tells how far the minimum is
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -121,14 +128,14 @@ def fit_logistic(x: Tensor, y: Tensor, classes: int, l2: float, start: Logistic 
     def loss() -> Tensor:
         optimiser.zero_grad()
         with torch.enable_grad():
-            value = F.cross_entropy(x @ weight + bias, y) + l2 / 2 * weight.square().sum()
+            value = F.cross_entropy(turned @ moved + bias, y) + l2 / 2 * (moved / scale).square().sum()
         value.backward()
         return value
 
     optimiser.step(loss)
     loss()
-    gradient = max(float(parameter.grad.abs().max()) for parameter in parameters)
-    return Logistic(weight.detach(), bias.detach(), gradient)
+    gradient = max(float((axes @ (scale * moved.grad)).abs().max()), float(bias.grad.abs().max()))  # as of the weight
+    return Logistic(axes @ (moved.detach() / scale), bias.detach(), gradient)
 
 
 @torch.no_grad()

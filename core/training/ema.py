@@ -23,10 +23,10 @@ class EmaConfig:
         horizon = round(1 / (1 - self.decay))
         if horizon <= steps / 5:
             return None
-        fitting = 1 - 5 / steps if steps > 5 else 0.0
+        fitting = f" A decay of {1 - 5 / steps:.4g} or less fits." if steps > 5 else ""
         return (
             f"ema.decay {self.decay} averages over {horizon} steps, more than a fifth of the {steps} steps of "
-            f"this run: the teacher will lag behind. A decay of {fitting:.4g} or less fits."
+            f"this run: the teacher will lag behind.{fitting}"
         )
 
 

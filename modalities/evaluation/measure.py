@@ -28,6 +28,7 @@ from core.evaluation.inputs import noisy_inputs
 from core.evaluation.pair import pair_health
 from core.evaluation.probes import knn_accuracy, linear_probe
 from core.evaluation.velocity import velocity_loss_curve
+from core.keys import key
 from core.types import Taps, TokenBatch
 from modalities.evaluation.heldout import Reader, token_batch
 from modalities.evaluation.samples import samples
@@ -92,8 +93,10 @@ def class_knowledge(
     subject: Subject, settings: EvaluationSettings, measures: list[str], warnings: list[str]
 ) -> dict[str, float]:
     """Accuracies of features at one noise level without the condition, which would tell the class."""
-    train, train_y = _features(subject, subject.training, settings.training, settings)
-    test, test_y = _features(subject, subject.heldout, settings.heldout, settings)
+    # Not the same noise on both sides: it is keyed by the record's key, and a folder of held-out records may hold
+    # "cat/1.png" just as the other one does. Equal noise would then give the class away.
+    train, train_y = _features(subject, subject.training, settings.training, settings, key(settings.seed, "training"))
+    test, test_y = _features(subject, subject.heldout, settings.heldout, settings, settings.seed)
     for name, labels in (("training", train_y), ("held-out", test_y)):
         if without := int((labels < 0).sum()):
             warnings.append(f"probe, knn: {without} {name} records are left out: not of a class of the training data")
@@ -116,7 +119,7 @@ def class_knowledge(
 
 
 def _features(
-    subject: Subject, reader: Reader, count: int, settings: EvaluationSettings
+    subject: Subject, reader: Reader, count: int, settings: EvaluationSettings, seed: int
 ) -> tuple[dict[int, Tensor], Tensor]:
     """layer -> (n, D) mean over the tokens; (n,) classes, -1 for none."""
     labels: list[Tensor] = []
@@ -129,7 +132,7 @@ def _features(
 
     trunk = subject.model.trunk
     layers = range(1, trunk.depth + 1)
-    return block_features(trunk, unconditional(), layers, settings.feature_time, settings.seed), torch.cat(labels)
+    return block_features(trunk, unconditional(), layers, settings.feature_time, seed), torch.cat(labels)
 
 
 @torch.no_grad()

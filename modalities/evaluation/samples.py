@@ -31,6 +31,7 @@ from core.evaluation.manifold import density_coverage, precision_recall
 from core.evaluation.statistics import FeatureStatistics, RankDeficientWarning, frechet_distance
 from core.keys import generator, key
 from core.sampler import SamplerConfig
+from modalities.evaluation.heldout import Reader
 from modalities.evaluation.settings import EvaluationSettings
 from modalities.evaluation.subject import Subject, trained_here
 from modalities.generation import Generator, generate
@@ -195,7 +196,7 @@ def own_classifier(subject: Subject, settings: EvaluationSettings, folder: Path)
     return network
 
 
-def _classified(reader, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _classified(reader: Reader, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     for records in reader.records(CLASSIFIER_RECORDS, batch):
         known = records.labels >= 0
         if known.any():

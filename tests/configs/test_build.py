@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
-import sys
-import tarfile
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 import configs
-from configs.build import build_trainer, context_config, free_on_resume, load_run
+from configs.build import build_trainer, context_config, free_on_resume
 from configs.load import load_config
 from configs.methods import METHODS
 from core.errors import ConfigError
-from core.training.config import to_plain
-from modalities.data.sources import build_source
-from modalities.generation import generate
-from tests.field_reads import unread_fields
-from tests.modalities.making import numbered, picture_bytes
 from tests.tools.tiny import CONFIG
 
 RECIPES = sorted(Path(configs.__file__).parent.glob("*.yaml"))
@@ -105,117 +93,3 @@ def test_labels_need_classes(tmp_path):
     trainer = build_trainer(config, tmp_path)
     assert len(trainer.extra["labels"]) == 216
     assert trainer.extra["labels"] == sorted(trainer.extra["labels"])
-
-
-def train_and_generate(folder: Path):
-    """Use a configuration as `selfflow train` and `selfflow generate` do, for a few steps."""
-
-    def action(config) -> None:
-        config.run = str(folder / "run")
-        build_trainer(config, folder).fit()
-        loaded = load_run(folder / "run")
-        asked = loaded.generator.conditions.labels or ["a cat"]
-        for name, stream in loaded.config.modalities.streams().items():
-            list(generate(loaded.generator, name, asked[:1], stream.sampling, seed=0))
-
-    return action
-
-
-def open_data(folder: Path):
-    return lambda config: build_source(config.modalities.image.data, "image", folder).read(0)
-
-
-def media_files(folder: Path) -> None:
-    """The same two pictures as a folder, a Parquet file and a tar."""
-    (folder / "photos").mkdir()
-    table = {"image": [], "text": [], "kind": [], "group": []}
-    with tarfile.open(folder / "photos.tar", "w") as tar:
-        for index, pixels in enumerate(numbered(8, 8, 8)):
-            data, fields = picture_bytes(pixels), {"text": f"level {index}", "kind": "grey", "group": str(index)}
-            for name, content in ((f"{index}.png", data), (f"{index}.json", json.dumps(fields).encode())):
-                (folder / "photos" / name).write_bytes(content)
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-            for name, value in {"image": data, **fields}.items():
-                table[name].append(value)
-    parquet.write_table(pa.table(table), folder / "photos.parquet")
-
-
-NAMES = ("image", "video", "audio")
-SELECTED = "caption_fields: [text], where: {kind: grey}, split: train, holdout: 0.3, holdout_key: group"
-DATA = "modalities.image.data="
-PLAIN = ["modalities.image.data.size=16", "modalities.image.data.count=100000"]  # other kinds refuse other values
-# One use for each branch that reads settings of its own: (configuration, overrides, how it is used).
-USES = {
-    "joint": (CONFIG, [f"modalities.{name}.sampling.guidance=2" for name in NAMES], train_and_generate),
-    "other times": (
-        CONFIG,
-        [
-            *(f"modalities.{name}.time={{kind: logit_normal, high_noise_share: 0.5}}" for name in NAMES),
-            *("noising.s_within=0.2", "training.optimizer.warmup=2", "training.optimizer.cooldown=2"),
-            *("modalities.video.data.frames=2", "modalities.video.media.short=repeat_last"),  # shorter than a clip
-            "modalities.audio.media.seconds=0.4",
-            *("modalities.image.sampling.solver=sde", "modalities.video.sampling.solver=heun"),
-            "modalities.audio.sampling.solver=dopri5",
-            *("logging.wandb=offline", "modalities.image.media.crop=pad", "modalities.video.media.crop=random"),
-        ],
-        train_and_generate,
-    ),
-    "sit": (SIT, [], train_and_generate),
-    "folder": (CONFIG, [*PLAIN, f"{DATA}{{kind: folder, path: photos, caption_default: x, {SELECTED}}}"], open_data),
-    "caption": (CONFIG, [*PLAIN, f"{DATA}{{kind: folder, path: photos, caption: grey}}"], open_data),
-    "parquet": (
-        CONFIG,
-        [*PLAIN, f"{DATA}{{kind: parquet, path: photos.parquet, media_field: image, label_field: kind, {SELECTED}}}"],
-        open_data,
-    ),
-    "webdataset": (
-        CONFIG,
-        [*PLAIN, f"{DATA}{{kind: webdataset, path: photos.tar, members: '*.png', {SELECTED}}}"],
-        open_data,
-    ),
-    "concat": (CONFIG, [*PLAIN, f"{DATA}{{kind: concat, parts: {{one: {{kind: embedded, repeat: 2}}}}}}"], open_data),
-}
-
-
-def test_every_setting_is_read_by_something(tmp_path, monkeypatch):
-    class Tracker:  # the package itself is slow to start and is tested elsewhere
-        __spec__ = ModuleSpec("wandb", None)
-
-        @staticmethod
-        def init(**given):
-            return Tracker()
-
-        def log(self, values, step):
-            pass
-
-        def finish(self):
-            pass
-
-    monkeypatch.setitem(sys.modules, "wandb", Tracker)
-    unread: dict[str, bool] = {}
-    for name, (path, overrides, use) in USES.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        media_files(folder)
-        config = load_config(path, overrides)
-        found = unread_fields(config, use(folder))
-        for leaf in leaves(to_plain(config)):
-            # All modalities have one class of settings; what one of them reads, the class needs.
-            general = re.sub(r"^modalities\.\w+\.(data|time|sampling)\.(parts\.one\.)?", r"\1.", leaf)
-            unread[general] = unread.get(general, True) and leaf in found
-    # Read where it is chosen, in the file and on the command line: configs/methods.py.
-    assert unread.pop("method")
-    # A section, not a leaf, where it is not empty; its own leaves were looked at.
-    assert unread.pop("data.parts")
-    assert [leaf for leaf, never in unread.items() if never] == []
-    assert len(unread) > 100
-
-
-def leaves(config: dict, prefix: str = "") -> set[str]:
-    found = set()
-    for name, value in config.items():
-        section = isinstance(value, dict) and value and name != "where"
-        found |= leaves(value, f"{prefix}{name}.") if section else {f"{prefix}{name}"}
-    return found

@@ -150,8 +150,8 @@ PLAIN = to_plain(load_config(CONFIG, ["run=folder"]))
 FREE_LEAVES = {
     name
     for name in leaves(PLAIN)
-    if name.startswith(("run", "logging.", "modalities."))
-    and (not name.startswith("modalities.") or ".sampling." in name)
+    if name.startswith(("run", "logging."))
+    or (name.startswith("modalities.") and name.split(".")[2] in ("sampling", "heldout", "evaluation"))
 } | {f"training.{name}" for name in ("steps", "save_every", "keep", "device", "workers", "data_limit")}
 
 

@@ -95,6 +95,36 @@ def test_dry_run_of_the_paper_size_needs_no_memory_for_it(capsys):
     assert 6.0e8 < int(total.split()[1].replace(",", "")) < 6.6e8
 
 
+def test_dry_run_does_without_the_weights_of_an_autoencoder_and_says_that_they_are_missing(tmp_path, capsys):
+    pytest.importorskip("diffusers", reason="the autoencoders with weights need diffusers")
+    media = "modalities.image.media={size: [32], patch: null, autoencoder: {kind: sd_vae, path: nowhere}}"
+    assert main(["train", str(CONFIG), "--dry-run", media]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert any("1 x 2 x 2 (t, h, w) of 16 channels" in line for line in shown)
+    (warning,) = [line for line in shown if "autoencoder.path: 'nowhere'" in line]
+    assert warning.startswith("  warning: ")
+    assert sum("GFLOP" in line for line in shown) == 3
+    assert main(["train", str(CONFIG), f"run={tmp_path / 'run'}", media]) == 2  # training itself needs them
+    assert "autoencoder.path: 'nowhere'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [
+        ("kind: uniform, high: 0.999", "uniform in [0, 0.999]; mask"),
+        ("kind: logit_normal, shift: 2, buckets: 1000", "logit_normal(mean 0, std 1), shift 2, 1000 values; mask"),
+        (
+            "kind: plateau_logit_normal, high_noise_share: 0.02",
+            "plateau_logit_normal(mean 0, std 1), 2% in [0.95, 1]; ",
+        ),
+    ],
+)
+def test_dry_run_says_how_times_are_drawn(time, words, capsys):
+    assert main(["train", str(SIT), "--dry-run", "method=flow_matching", f"modalities.image.time={{{time}}}"]) == 0
+    assert f"  times     {words}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("method", ["flow_matching", "self_flow"])
 @pytest.mark.parametrize("config", [CONFIG, SIT])
 def test_every_method_trains_on_every_trunk(method, config, tmp_path):

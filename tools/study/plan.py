@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.load import load_config
 from configs.schema import Config
-from core.errors import ConfigError
+from core.errors import ConfigError, SelfFlowError, nearest
 from core.training.config import load
 from modalities.evaluation.settings import MEASURES
 
@@ -46,16 +48,27 @@ class Study:
             found.append("config: names the training configuration of all arms")
         if len(self.arms) < 2:
             found.append(f"arms: {len(self.arms)}; a comparison needs two or more")
+        for name in self.arms:
+            if not name.strip() or name.strip(".") == "" or re.search(r"[/\\,|:]", name):
+                found.append(f"arms: {name!r} is the name of a folder and of --arms; without / \\ , | and :")
+        for override in [*self.settings, *(line for lines in self.arms.values() for line in lines)]:
+            if override.partition("=")[0].strip() in ("run", "seed"):
+                found.append(f"settings, arms: {override!r} is set by the study itself; its seeds are `seeds`")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             found.append(f"seeds: {self.seeds} must be one or more different numbers")
         if self.evaluate_every < 1:
             found.append(f"evaluate_every: {self.evaluate_every} must be at least 1")
-        found += [f"along: {name!r} is not one of {', '.join(MEASURES)}" for name in self.along if name not in MEASURES]
+        for name in self.along:
+            if name not in MEASURES:
+                found.append(f"along: {name!r} is not one of {', '.join(MEASURES)}.{nearest(name, MEASURES)}")
         for name, better in self.metrics.items():
             if better not in BETTER:
-                found.append(f"metrics.{name}: {better!r} is not one of {', '.join(BETTER)}")
+                found.append(f"metrics: {name}: {better!r} is not one of {', '.join(BETTER)}")
         if not self.metrics:
             found.append("metrics: empty; name at least one value of `selfflow evaluate`")
+        for name in self.labels:
+            if name not in self.metrics:
+                found.append(f"labels: {name!r} is not one of the metrics.{nearest(name, self.metrics)}")
         return found
 
 
@@ -73,7 +86,7 @@ class Run:
         return Path(self.config.run)
 
 
-def load_study(path: Path, overrides: list[str]) -> Study:
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Raises ConfigError with all problems of the file."""
     return load(Study, path, overrides)
 
@@ -84,23 +97,41 @@ def plan(study: Study, path: Path, out: Path) -> list[Run]:
     Raises ConfigError, before anything is trained, for an arm whose settings are wrong.
     """
     config_path = (path.parent / study.config).resolve()
-    runs, wrong = [], []
+    runs: list[Run] = []
+    wrong: dict[str, SelfFlowError] = {}
     for seed in study.seeds:
         for arm, overrides in study.arms.items():
-            folder = out / arm / f"seed-{seed}"
-            own = [f"run={folder}", f"seed={seed}", *study.settings, *overrides]
-            try:
-                config = load_config(config_path, own)
-            except ConfigError as error:
-                wrong += [f"arms.{arm}: {line}" for line in error.problems if f"arms.{arm}: {line}" not in wrong]
+            if arm in wrong:
                 continue
+            try:
+                config = load_config(config_path, [*study.settings, *overrides])
+            except ConfigError as error:
+                wrong[arm] = error
+                continue
+            config.run, config.seed = str(out / arm / f"seed-{seed}"), seed
             every = min(study.evaluate_every, config.training.steps)
             config.training.save_every = every
             config.training.keep = max(2, config.training.steps // every + 2)
             runs.append(Run(arm, seed, config, config_path.parent))
-    if wrong:
-        raise ConfigError(wrong)
+    if not wrong and len({run.config.training.steps for run in runs}) > 1:
+        steps = {run.arm: run.config.training.steps for run in runs}
+        raise ConfigError(f"training.steps: {steps} differ; all arms of a study have the same budget")
+    refuse(wrong, study)
     return runs
+
+
+def refuse(wrong: Mapping[str, SelfFlowError], study: Study) -> None:
+    """Raise one ConfigError for all arms that cannot be; what is wrong with every arm is said once."""
+    arms_of: dict[str, list[str]] = {}
+    for arm, error in wrong.items():
+        for line in getattr(error, "problems", [str(error)]):
+            line = line.replace("command line '", "setting '", 1)  # of the study's file, not of the command
+            arms_of.setdefault(line, []).append(arm)
+    if arms_of:
+        raise ConfigError(
+            f"{'every arm' if len(arms) == len(study.arms) else f'arms.{arms[0]}' if len(arms) == 1 else arms}: {line}"
+            for line, arms in arms_of.items()
+        )
 
 
 def evaluation_steps(config: Config) -> list[int]:

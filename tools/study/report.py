@@ -3,133 +3,210 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from core.errors import nearest
 from core.training.records import read_lines
+from tools.study.cost import PARTS_OF_A_STEP, Cost
+from tools.study.figures import draw
 from tools.study.plan import Run, Study
-from tools.study.run import results
-from tools.study.summary import Results, difference, over_seeds, verdict
+from tools.study.run import evaluations, values
+from tools.study.summary import Estimate, Results, difference, over_seeds, verdict
 
 
-def write_report(study: Study, runs: list[Run], flops: dict[str, dict[str, float]], out: Path) -> Path:
-    """results.json, report.md and one figure for each metric in `out`; returns the Markdown file."""
-    found: Results = {arm: {} for arm in study.arms}
-    seconds: dict[str, list[float]] = {arm: [] for arm in study.arms}
-    networks: dict[str, str] = {}
-    for run in runs:
-        found[run.arm][run.seed] = results(run)
-        seconds[run.arm] += [entry["seconds"] for entry in read_lines(run.folder / "timings.jsonl")]
-        for path in sorted((run.folder / "evaluation").glob("step-*.json")):
-            networks |= json.loads(path.read_text())["networks"]
-    times = {arm: statistics.median(values) for arm, values in seconds.items() if values}
-    out.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class Found:
+    """What the runs of a study say.
+
+    Attributes:
+        steps: of every run.
+        results: values of the evaluations.
+        costs: by arm.
+        seconds: arm -> median of a training step.
+        about: what a reader needs to know to repeat the numbers, by name.
+        warnings: of the measurements.
+    """
+
+    steps: int
+    results: Results
+    costs: dict[str, Cost]
+    seconds: dict[str, float]
+    about: dict[str, str]
+    warnings: list[str]
+
+
+def write_report(study: Study, runs: list[Run], costs: dict[str, Cost], out: Path, command: str) -> Path:
+    """results.json, report.md and one figure for each metric in `out`; returns the Markdown file.
+
+    Args:
+        runs: that were started, of any arms and seeds of the study.
+        command: what repeats them.
+    """
+    found = collect(runs, costs, command)
     plain = {
         "title": study.title,
+        "steps": found.steps,
         "seeds": study.seeds,
         "arms": study.arms,
-        "results": found,
-        "flops_per_step": flops,
-        "median_seconds_per_step": times,
-        "networks": networks,
-        "machine": {"python": platform.python_version(), "torch": torch.__version__, "processor": processor()},
+        "about": found.about,
+        "costs": {arm: asdict(one) for arm, one in costs.items()},
+        "median_seconds_per_step": found.seconds,
+        "results": found.results,
+        "summary": summary(study, found),
+        "warnings": found.warnings,
     }
     (out / "results.json").write_text(json.dumps(plain, indent=1) + "\n")
-    figures = draw(study, found, flops, out)
+    figures = draw(study, found.results, {arm: one.flops["total"] for arm, one in costs.items()}, out)
     path = out / "report.md"
-    path.write_text("\n".join(markdown(study, runs, found, flops, times, networks, figures)) + "\n")
+    path.write_text("\n".join(markdown(study, found, figures)) + "\n")
     return path
 
 
-def markdown(
-    study: Study,
-    runs: list[Run],
-    found: Results,
-    flops: dict[str, dict[str, float]],
-    times: dict[str, float],
-    networks: dict[str, str],
-    figures: list[str],
-) -> list[str]:
-    reference, last = next(iter(study.arms)), runs[0].config.training.steps
-    lines = [f"# {study.title or study.config}", "", study.about, ""]
-    lines += [
-        f"{len(study.seeds)} seeds, {last} steps. Values are means over seeds with 95 % intervals (Student's t); "
-        f"differences are to `{reference}`, seed by seed: arms of one seed share initial weights, data and noise.",
-        "",
-        *(f"Network of the sample distances ({kind}): {name}." for kind, name in networks.items()),
-        "",
-        "| arm | FLOPs of a step, relative | seconds of a step, relative | settings |",
-        "|---|---|---|---|",
-    ]
-    for arm, overrides in study.arms.items():
-        shown = ", ".join(f"`{override}`" for override in overrides)
-        lines.append(f"| {arm} | {_ratio(flops, arm, reference)} | {_ratio_of(times, arm, reference)} | {shown} |")
+def collect(runs: list[Run], costs: dict[str, Cost], command: str) -> Found:
+    """Everything that lies in the folders of the runs."""
+    results: Results = {arm: {} for arm in dict.fromkeys(run.arm for run in runs)}
+    seconds: dict[str, list[float]] = {arm: [] for arm in results}
+    measured: dict[str, dict[str, Any]] = {}
+    starts, warnings = [], []
+    for run in runs:
+        results[run.arm][run.seed] = values(run)
+        seconds[run.arm] += [entry["seconds"] for entry in read_lines(run.folder / "timings.jsonl")]
+        starts += json.loads((run.folder / "run.json").read_text())["starts"]
+        for by_modality in evaluations(run).values():
+            for modality, result in by_modality.items():
+                measured.setdefault(modality, {}).update(result if result["networks"] else {})
+                warnings += result["warnings"]
+    about = {"command": f"`{command}`"}
+    about |= {modality: text for cost in costs.values() for modality, text in cost.data.items()}
+    for modality, result in measured.items():
+        about[modality] += sampling_text(result)
+    about["machine"] = machine()
+    for name in ("python", "torch"):
+        about[name] = _all(start["versions"][name] for start in starts)
+    about["commit"] = _all(
+        start.get("commit", "unknown")[:12] + (" with changes" if start.get("dirty") else "") for start in starts
+    )
+    times = {arm: statistics.median(each) for arm, each in seconds.items() if each}
+    return Found(runs[0].config.training.steps, results, costs, times, about, list(dict.fromkeys(warnings)))
+
+
+def sampling_text(result: dict[str, Any]) -> str:
+    """Of an evaluation with samples."""
+    if not result:
+        return ""
+    settings, sampler = result["settings"], result["sampler"]
+    return (
+        f"; {settings['generated']:,} samples ({sampler['solver']}, {sampler['steps']} steps, guidance "
+        f"{sampler['guidance']:g}) and as many held-out records through {', '.join(result['networks'].values())}; "
+        f"other measures on {result['records']['heldout']['used']:,} held-out records"
+    )
+
+
+def summary(study: Study, found: Found) -> dict[str, dict[str, dict[str, Any]]]:
+    """metric -> arm -> value and difference to the first arm, at the last step."""
+    reference, told = next(iter(study.arms)), {}
     for metric, better in study.metrics.items():
-        lines += ["", f"## {study.labels.get(metric, metric)} ({better} is better)", ""]
-        lines += [f"| arm | seeds | at step {last} | minus {reference} | |", "|---|---|---|---|---|"]
-        for arm in study.arms:
-            value = over_seeds(found, arm, last, metric)
+        for arm in found.results:
+            value = over_seeds(found.results, arm, found.steps, metric)
             if value is None:
                 continue
-            change = None if arm == reference else difference(found, arm, reference, last, metric)
-            said = "" if arm == reference else verdict(change, better)
-            lines.append(f"| {arm} | {value.count} | {value.text()} | {change.text() if change else ''} | {said} |")
-    return lines + [line for name in figures for line in ("", f"![{name}]({name})")]
+            entry = told.setdefault(metric, {}).setdefault(arm, {"value": asdict(value)})
+            if arm != reference and reference in found.results:
+                change = difference(found.results, arm, reference, found.steps, metric)
+                entry |= {"difference": change and asdict(change), "verdict": verdict(change, better)}
+    return told
 
 
-def draw(study: Study, found: Results, flops: dict[str, dict[str, float]], out: Path) -> list[str]:
-    """One figure per metric that was measured along the way: by steps and by FLOPs. Returns their file names."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    drawn = []
+def markdown(study: Study, found: Found, figures: dict[str, str]) -> list[str]:
+    reference, told = next(iter(study.arms)), summary(study, found)
+    lines = [f"# {study.title or study.config}", "", study.about.strip(), ""]
+    lines += [f"- {name}: {text}" for name, text in found.about.items()]
+    compared = sum("verdict" in entry for by_arm in told.values() for entry in by_arm.values())
+    lines += [
+        "",
+        f"{found.steps:,} steps of each arm with each of {len(study.seeds)} seeds. Values are means over seeds with "
+        "95 % intervals (Student's t). Differences are taken seed by seed: arms of one seed share initial weights, "
+        f"data and noise. *better* and *worse*: the interval of the difference to `{reference}` leaves out 0; "
+        f"*unclear*: it does not. By chance alone about one in twenty leaves it out; {compared} are shown.",
+        *missing(study, found),
+        *cost_table(study, found),
+    ]
     for metric, better in study.metrics.items():
-        curves = {}
-        for arm in study.arms:
-            steps = sorted({step for by_step in found[arm].values() for step in by_step})
-            points = [(step, over_seeds(found, arm, step, metric)) for step in steps]
-            points = [(step, value) for step, value in points if value is not None]
-            if len(points) > 1:
-                curves[arm] = points
-        if not curves:
+        lines += ["", f"## {study.labels.get(metric, metric)} ({better} is better)", ""]
+        if metric not in told:
+            lines.append(absent(metric, found))
             continue
-        figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
-        for arm, points in curves.items():
-            mean = [value.mean for _, value in points]
-            half = [value.half or 0.0 for _, value in points]
-            low, high = ([m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
-            for axis, unit in zip(axes, (1.0, flops[arm]["total"]), strict=True):
-                x = [step * unit for step, _ in points]
-                (line,) = axis.plot(x, mean, marker="o", markersize=3, label=arm)
-                axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        axes[0].set(xlabel="optimizer steps", ylabel=f"{study.labels.get(metric, metric)} ({better} is better)")
-        axes[1].set(xlabel="training FLOPs, teacher and encoders counted")
-        axes[0].legend(fontsize=8)
-        for axis in axes:
-            axis.grid(alpha=0.3)
-        figure.tight_layout()
-        name = metric.replace("/", "-").replace("=", "") + ".png"
-        figure.savefig(out / name, dpi=130)
-        pyplot.close(figure)
-        drawn.append(name)
-    return drawn
+        lines += [f"| arm | seeds | at step {found.steps} | minus {reference} | |", "|---|---:|---:|---:|---|"]
+        for arm, entry in told[metric].items():
+            value, change = Estimate(**entry["value"]), entry.get("difference")
+            shown = Estimate(**change).text() if change else ""
+            lines.append(f"| {arm} | {value.count} | {value.text()} | {shown} | {entry.get('verdict', '')} |")
+        if metric in figures:
+            lines += ["", f"![{study.labels.get(metric, metric)}]({figures[metric]})"]
+    if found.warnings:
+        lines += ["", "## Warnings of the measurements", "", *(f"- {line}" for line in found.warnings)]
+    return lines
 
 
-def processor() -> str:
-    """The GPU's name, or the CPU's."""
+def missing(study: Study, found: Found) -> list[str]:
+    """A paragraph about runs without a result at the last step."""
+    without = [
+        f"{arm} seed {seed}"
+        for arm in study.arms
+        for seed in study.seeds
+        if found.steps not in found.results.get(arm, {}).get(seed, {})
+    ]
+    return ["", f"**Not finished:** {', '.join(without)}."] if without else []
+
+
+def absent(metric: str, found: Found) -> str:
+    """A line about a metric that no run has at the last step."""
+    names = {
+        name
+        for by_seed in found.results.values()
+        for by_step in by_seed.values()
+        for name in by_step.get(found.steps, {})
+    }
+    return f"No run has a value of the name `{metric}` at the last step.{nearest(metric, sorted(names))}"
+
+
+def cost_table(study: Study, found: Found) -> list[str]:
+    """FLOPs and time of an average step."""
+    arms = [arm for arm in study.arms if arm in found.costs]
+    first = found.costs[arms[0]].flops["total"]
+    lines = ["", "## Cost of a step", ""]
+    lines += ["GFLOP of matrix products, convolutions and attention, counted; seconds are medians as the runs went, "]
+    lines[-1] += f"beside whatever else the machine did. *relative*: to `{arms[0]}`."
+    lines += ["", f"| arm | parameters | {' | '.join(PARTS_OF_A_STEP)} | relative | seconds | relative | settings |"]
+    lines.append(f"|---|{'---:|' * (len(PARTS_OF_A_STEP) + 4)}---|")
+    for arm in arms:
+        cost, seconds, base = found.costs[arm], found.seconds.get(arm), found.seconds.get(arms[0])
+        flops = " | ".join(f"{cost.flops[part] / 1e9:.4g}" for part in PARTS_OF_A_STEP)
+        timing = f"{seconds:.3g}" if seconds else ""
+        ratio = f"{seconds / base:.2f}" if seconds and base else ""
+        settings = ", ".join(f"`{override}`" for override in study.arms[arm])
+        relative = f"{cost.flops['total'] / first:.2f}"
+        lines.append(f"| {arm} | {cost.parameters:,} | {flops} | {relative} | {timing} | {ratio} | {settings} |")
+    return lines
+
+
+def machine() -> str:
+    """The GPU, or the processor."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return platform.processor() or platform.machine()
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    processor, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    return f"{os.cpu_count()} x {processor}, threads: {torch.get_num_threads()}, {platform.system()}"
 
 
-def _ratio(flops: dict[str, dict[str, float]], arm: str, reference: str) -> str:
-    return f"{flops[arm]['total'] / flops[reference]['total']:.2f}"
-
-
-def _ratio_of(times: dict[str, float], arm: str, reference: str) -> str:
-    return f"{times[arm] / times[reference]:.2f}" if arm in times and reference in times else ""
+def _all(texts) -> str:
+    return ", ".join(dict.fromkeys(texts))

@@ -8,25 +8,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-9  # values closer than this, relative, are equal
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """mean over `count` seeds; half: half the width of the 95 % interval (Student's t), None for one seed."""
+    """mean over `count` seeds; half: half the width of the 95 % interval (Student's t).
+
+    half is None for one seed, and for equal values: accuracies over a few hundred records repeat, which says nothing
+    about their spread.
+    """
 
     mean: float
     half: float | None
     count: int
 
     def text(self) -> str:
-        shown = f"{self.mean:.4g}"
-        return shown if self.half is None else f"{shown} ± {self.half:.2g}"
+        """Mean ± half width, both to the decimal of the half width's second figure."""
+        if self.half is None or not math.isfinite(self.half):
+            return f"{self.mean:.4g}"
+        decimals = max(0, 1 - math.floor(math.log10(self.half)))
+        return f"{self.mean:.{decimals}f} ± {self.half:.{decimals}f}"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and interval of independent values."""
     mean, count = statistics.fmean(values), len(values)
-    if count < 2:
+    if count < 2 or max(values) - min(values) <= ROUNDING * max(map(abs, values)):
         return Estimate(mean, None, count)
     from scipy.stats import t
 
@@ -54,7 +62,7 @@ def difference(results: Results, arm: str, reference: str, step: int, metric: st
 
 
 def verdict(found: Estimate | None, better: str) -> str:
-    """better, worse, or unclear where the interval of a difference holds 0."""
-    if found is None or found.half is None or abs(found.mean) <= found.half:
+    """better, worse, or unclear: no interval, or one that holds 0."""
+    if found is None or found.half is None or not abs(found.mean) > found.half:
         return "unclear"
     return "better" if (found.mean < 0) == (better == "lower") else "worse"

@@ -1,0 +1,189 @@
+"""Every setting of the schema is read by something: one that nothing reads is a promise that nothing keeps."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+import tarfile
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+pytest.importorskip("transformers", reason="encoders and RAE need transformers")
+pytest.importorskip("diffusers", reason="the autoencoders with weights need diffusers")
+
+from configs.build import build_trainer, load_run
+from configs.load import load_config
+from modalities.data.sources import build_source
+from modalities.generation import generate
+from tests.autoencoders.small import save
+from tests.field_reads import leaf_fields, unread_fields
+from tests.modalities.making import numbered, picture_bytes
+from tests.tools.small_weights import encoder_settings, save_encoders, save_rae
+from tests.tools.tiny import CONFIG
+from tools.evaluate import evaluate_run
+
+SIT, RAE = CONFIG.with_name("tiny_sit.yaml"), CONFIG.with_name("tiny_rae.yaml")
+
+
+def trains(config: Any, folder: Path) -> None:
+    """A few steps, as `selfflow train` makes them."""
+    config.run = str(folder / "run")
+    build_trainer(config, folder).fit()
+
+
+def generates(config: Any, folder: Path) -> None:
+    trains(config, folder)
+    loaded = load_run(folder / "run")
+    asked = loaded.generator.conditions.labels or ["a cat"]
+    for name, stream in loaded.config.modalities.streams().items():
+        list(generate(loaded.generator, name, asked[:1], stream.sampling, seed=0))
+
+
+def is_evaluated(config: Any, folder: Path) -> None:
+    trains(config, folder)
+    evaluate_run(load_run(folder / "run"), config.modalities.image, "image", folder / "evaluation")
+
+
+def opens_data(config: Any, folder: Path) -> None:
+    build_source(config.modalities.image.data, "image", folder).read(0)
+
+
+NAMES = ("image", "video", "audio")
+ONE_STEP = "training.steps=1"
+SELECTED = "caption_fields: [text], where: {kind: grey}, split: train, holdout: 0.3, holdout_key: group"
+DATA = "modalities.image.data="
+PLAIN = ["modalities.image.data.size=16", "modalities.image.data.count=100000"]  # other kinds refuse other values
+EVALUATION = (
+    "{measures: [velocity, probe, knn, health, samples], heldout: 12, training: 24, batch: 12, times: [0.5], "
+    "generated: 6, classifier_steps: 2}"
+)
+# One use for each branch that reads settings of its own: (configuration, overrides, how it is used).
+USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
+    "joint": (CONFIG, [f"modalities.{name}.sampling.guidance=2" for name in NAMES], generates),
+    "other times": (
+        CONFIG,
+        [
+            *(f"modalities.{name}.time={{kind: logit_normal, high_noise_share: 0.5}}" for name in NAMES),
+            *("noising.s_within=0.2", "training.optimizer.warmup=2", "training.optimizer.cooldown=2"),
+            *("modalities.video.data.frames=2", "modalities.video.media.short=repeat_last"),  # shorter than a clip
+            "modalities.audio.media.seconds=0.4",
+            *("modalities.image.sampling.solver=sde", "modalities.video.sampling.solver=heun"),
+            "modalities.audio.sampling.solver=dopri5",
+            *("logging.wandb=offline", "modalities.image.media.crop=pad", "modalities.video.media.crop=random"),
+        ],
+        generates,
+    ),
+    "sit": (SIT, [], generates),
+    "ddt on rae": (RAE, ["modalities.image.media.autoencoder.path=rae", ONE_STEP], trains),
+    "autoencoder": (
+        CONFIG,
+        ["modalities.image.media={size: [32], patch: null, autoencoder: {kind: sd_vae, path: vae}}", ONE_STEP],
+        trains,
+    ),
+    "repa": (CONFIG, ["method=repa", *encoder_settings(Path(), *NAMES), ONE_STEP], trains),
+    "sra": (CONFIG, ["method=sra", ONE_STEP], trains),
+    "layersync": (CONFIG, ["method=layersync", ONE_STEP], trains),
+    "dispersive": (CONFIG, ["method=dispersive", ONE_STEP], trains),
+    "hinge": (CONFIG, ["method=dispersive", "alignment.dispersive.variant=hinge", ONE_STEP], trains),
+    "separation": (CONFIG, ["method=self_flow_as", "modalities.video.first_frame_share=0", ONE_STEP], trains),
+    "evaluation": (
+        SIT,
+        [f"modalities.image.evaluation={EVALUATION}", "modalities.image.heldout={size: 8, count: 60, seed: 1}"],
+        is_evaluated,
+    ),
+    "folder": (CONFIG, [*PLAIN, f"{DATA}{{kind: folder, path: photos, caption_default: x, {SELECTED}}}"], opens_data),
+    "caption": (CONFIG, [*PLAIN, f"{DATA}{{kind: folder, path: photos, caption: grey}}"], opens_data),
+    "parquet": (
+        CONFIG,
+        [*PLAIN, f"{DATA}{{kind: parquet, path: photos.parquet, media_field: image, label_field: kind, {SELECTED}}}"],
+        opens_data,
+    ),
+    "webdataset": (
+        CONFIG,
+        [*PLAIN, f"{DATA}{{kind: webdataset, path: photos.tar, members: '*.png', {SELECTED}}}"],
+        opens_data,
+    ),
+    "concat": (CONFIG, [*PLAIN, f"{DATA}{{kind: concat, parts: {{one: {{kind: embedded, repeat: 2}}}}}}"], opens_data),
+}
+# All modalities have one class of these settings; what one of them reads, the class needs.
+SHARED = [
+    (re.compile(r"^modalities\.\w+\.(?:data|heldout)(?:\.parts\.one)?\b"), "data"),
+    (re.compile(r"^modalities\.\w+\.encoders\.\w+\b"), "encoders.NAME"),
+    (re.compile(r"^modalities\.\w+\.(encoders|time|sampling|evaluation|media\.autoencoder)\b"), r"\1"),
+]
+
+
+def general(leaf: str) -> str:
+    """The name of a setting without its modality, where all modalities share it."""
+    for pattern, name in SHARED:
+        leaf, changed = pattern.subn(name, leaf)
+        if changed:
+            break
+    return leaf
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """The same two pictures as a folder, a Parquet file and a tar; small weights of encoders and autoencoders."""
+    folder = tmp_path_factory.mktemp("place")
+    save_encoders(folder)
+    save_rae(folder / "rae")
+    save("sd_vae", folder / "vae")
+    (folder / "photos").mkdir()
+    table = {"image": [], "text": [], "kind": [], "group": []}
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        for index, pixels in enumerate(numbered(8, 8, 8)):
+            data, fields = picture_bytes(pixels), {"text": f"level {index}", "kind": "grey", "group": str(index)}
+            for name, content in ((f"{index}.png", data), (f"{index}.json", json.dumps(fields).encode())):
+                (folder / "photos" / name).write_bytes(content)
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+            for name, value in {"image": data, **fields}.items():
+                table[name].append(value)
+    parquet.write_table(pa.table(table), folder / "photos.parquet")
+    return folder
+
+
+class Tracker:
+    """In place of wandb, which is slow to start and is tested elsewhere."""
+
+    __spec__ = ModuleSpec("wandb", None)
+
+    @staticmethod
+    def init(**given):
+        return Tracker()
+
+    def log(self, values, step):
+        pass
+
+    def finish(self):
+        pass
+
+
+def test_every_setting_is_read_by_something(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Tracker)
+    unread: dict[str, bool] = {}
+    for name, (path, overrides, use) in USES.items():
+        config = load_config(path, overrides)
+        folder = place / name
+        folder.mkdir()
+        for other in place.iterdir():
+            if other.name not in USES:
+                (folder / other.name).symlink_to(other)
+        leaves = leaf_fields(config)
+        found = unread_fields(config, lambda config, use=use, folder=folder: use(config, folder))
+        for leaf in leaves:
+            unread[general(leaf)] = unread.get(general(leaf), True) and leaf in found
+    # Sections that are left out of some uses; the leaves that they have in others were looked at.
+    sections = {"data.parts"} | {name for name in unread if any(other.startswith(f"{name}.") for other in unread)}
+    assert sorted(name for name, never in unread.items() if never and name not in sections) == []
+    assert len(unread) > 200

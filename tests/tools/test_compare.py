@@ -1,0 +1,428 @@
+"""selfflow compare on a study of seconds: what it trains, skips, resumes, refuses, and every number of its report."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from scipy import stats
+
+from core.errors import ConfigError
+from core.training.records import read_lines
+from tests.tools.small_weights import encoder_settings, save_encoders
+from tests.tools.tiny import CONFIG, published, result
+from tools.cli import main
+from tools.compare import costs
+from tools.study.plan import load_study, plan
+from tools.study.summary import Estimate, difference, estimate, over_seeds, verdict
+
+STUDY = """
+title: Two arms
+about: A study of seconds.
+config: base.yaml
+seeds: [0, 5]
+evaluate_every: 2
+along: [velocity]
+arms:
+  plain: [method=flow_matching]
+  Self-Flow: [method=self_flow]
+metrics: {velocity/mean: lower, knn/best: higher}
+labels: {velocity/mean: held-out loss}
+"""
+BASE = f"""
+base: {CONFIG.with_name("tiny_sit.yaml")}
+modalities:
+  image:
+    heldout: {{size: 8, seed: 1, count: 40}}
+    evaluation: {{measures: [velocity, knn], heldout: 40, training: 60, times: [0.2, 0.8]}}
+"""
+
+
+def write(folder: Path, **replaced: str) -> Path:
+    """The study's files, lines that begin with a key of `replaced` exchanged."""
+    text = STUDY
+    for key, line in replaced.items():
+        text = re.sub(rf"(?m)^ *{key}:.*$", lambda _, line=line: line, text)
+    (folder / "base.yaml").write_text(BASE)
+    (folder / "small.yaml").write_text(text)
+    return folder / "small.yaml"
+
+
+def compare(study: Path, out: Path, *options: str) -> int:
+    return main(["compare", str(study), "--out", str(out), *options])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Path]:
+    """(study, out) of a whole study; to be read, or copied."""
+    folder = tmp_path_factory.mktemp("study")
+    study, out = write(folder), folder / "out"
+    assert compare(study, out) == 0
+    return study, out
+
+
+def runs(out: Path) -> dict[tuple[str, int], Path]:
+    return {(arm, seed): out / "small" / arm / f"seed-{seed}" for arm in ("plain", "Self-Flow") for seed in (0, 5)}
+
+
+def measured(out: Path, arm: str, seed: int, step: int, metric: str) -> float:
+    path = runs(out)[arm, seed] / "evaluation" / f"step-{step:08d}-image.json"
+    return json.loads(path.read_text())["values"][metric]
+
+
+def test_every_run_is_an_ordinary_run_folder_with_its_evaluations(finished):
+    for folder in runs(finished[1]).values():
+        assert published(folder) == [2, 4]
+        assert [entry["step"] for entry in read_lines(folder / "metrics.jsonl")] == [1, 2, 3, 4]
+        along, last = (
+            json.loads((folder / "evaluation" / f"step-0000000{step}-image.json").read_text()) for step in (2, 4)
+        )
+        assert along["measures"] == ["velocity"]
+        assert last["measures"] == ["velocity", "knn"]
+
+
+def test_arms_of_a_seed_share_their_start_and_seeds_do_not(finished, tmp_path):
+    """The first loss of plain flow matching in both arms would be the same; another seed's is another."""
+    study = write(tmp_path)
+    study.write_text(study.read_text().replace("method=self_flow]", "method=layersync]"))
+    assert compare(study, tmp_path / "out") == 0
+    folder = tmp_path / "out" / "small"
+    first = {
+        (arm, seed): read_lines(folder / arm / f"seed-{seed}" / "metrics.jsonl")[0]["flow/image"]
+        for arm in ("plain", "Self-Flow")
+        for seed in (0, 5)
+    }
+    assert first["plain", 0] == first["Self-Flow", 0]
+    assert first["plain", 5] == first["Self-Flow", 5]
+    assert first["plain", 0] != first["plain", 5]
+
+
+def test_the_report_has_the_numbers_of_the_evaluations(finished):
+    _, out = finished
+    told = json.loads((out / "small" / "results.json").read_text())
+    text = (out / "small" / "report.md").read_text()
+    for metric, better in {"velocity/mean": "lower", "knn/best": "higher"}.items():
+        values = {arm: [measured(out, arm, seed, 4, metric) for seed in (0, 5)] for arm in ("plain", "Self-Flow")}
+        for arm, pair in values.items():
+            entry = told["summary"][metric][arm]
+            assert entry["value"]["count"] == 2
+            assert entry["value"]["mean"] == pytest.approx(sum(pair) / 2)
+            if pair[0] != pair[1]:  # of two values the interval is t (1 degree of freedom) times half their distance
+                assert entry["value"]["half"] == pytest.approx(12.7062 * abs(pair[0] - pair[1]) / 2, rel=1e-4)
+            assert [told["results"][arm][seed]["4"][metric] for seed in ("0", "5")] == pair
+        changes = [ours - plain for ours, plain in zip(values["Self-Flow"], values["plain"], strict=True)]
+        entry = told["summary"][metric]["Self-Flow"]
+        assert entry["difference"]["mean"] == pytest.approx(sum(changes) / 2)
+        clear = abs(sum(changes)) > 12.7062 * abs(changes[0] - changes[1]) > 1e-6
+        word = ("better" if (sum(changes) < 0) == (better == "lower") else "worse") if clear else "unclear"
+        assert entry["verdict"] == word
+    shown = Estimate(**told["summary"]["velocity/mean"]["Self-Flow"]["difference"]).text()
+    assert re.search(rf"\| Self-Flow \| 2 \| .* \| {re.escape(shown)} \| \w+ \|", text)
+    assert "## held-out loss (lower is better)" in text
+    assert "## knn/best (higher is better)" in text
+    assert "Not finished" not in text
+
+
+def test_the_report_says_how_to_repeat_it(finished):
+    study, out = finished
+    text = (out / "small" / "report.md").read_text()
+    about = json.loads((out / "small" / "results.json").read_text())["about"]
+    assert text.startswith("# Two arms\n\nA study of seconds.\n")
+    assert f"- command: `selfflow compare {study} --out {out}`" in text
+    assert "- image: embedded, 60 records to train on and 40 held out" in text
+    assert set(about) == {"command", "image", "machine", "python", "torch", "commit"}
+    assert all(about.values())
+
+
+def test_costs_are_counted_and_are_the_axis_of_the_figure(finished, monkeypatch):
+    from tools.study import figures
+
+    study, out = finished
+    told = json.loads((out / "small" / "results.json").read_text())
+    plain, ours = (told["costs"][arm] for arm in ("plain", "Self-Flow"))
+    assert plain["flops"]["teacher"] == 0
+    assert ours["flops"]["teacher"] > 0.1 * ours["flops"]["student"]
+    for cost in (plain, ours):
+        parts = cost["flops"]
+        assert parts["total"] == parts["student"] + parts["teacher"] + parts["encoders"]
+        # 6 FLOPs for each weight of a block and each token: the smallest sum that a count could give
+        assert parts["student"] > 6 * 4 * 4 * 3 * 12 * 32 * 32
+    assert ours["parameters"] > plain["parameters"]  # its projector
+    text = (out / "small" / "report.md").read_text()
+    assert f"| {plain['parameters']:,} |" in text
+    assert f"| {ours['flops']['total'] / plain['flops']['total']:.2f} |" in text
+
+    drawn = []
+    from matplotlib.axes import Axes
+
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda axes, x, *rest, **named: drawn.append(x) or plot(axes, x, *rest, **named))
+    results = {
+        arm: {int(seed): {int(step): values for step, values in by_step.items()} for seed, by_step in by_seed.items()}
+        for arm, by_seed in told["results"].items()
+    }
+    flops = {arm: cost["flops"]["total"] for arm, cost in told["costs"].items()}
+    name = figures.draw(load_study(study), results, flops, out)["velocity/mean"]
+    assert drawn == [
+        [2, 4],
+        [2 * flops["plain"], 4 * flops["plain"]],
+        [2, 4],
+        [2 * flops["Self-Flow"], 4 * flops["Self-Flow"]],
+    ]
+    assert name == "velocity-mean.png"
+
+
+def test_encoders_are_part_of_the_cost_and_missing_ones_are_refused(tmp_path, capsys):
+    pytest.importorskip("transformers", reason="REPA's encoders need transformers")
+    save_encoders(tmp_path)
+    (encoder,) = encoder_settings(tmp_path, "image")
+    study = write(tmp_path)
+    study.write_text(study.read_text().replace("[method=self_flow]", json.dumps(["method=repa", encoder])))
+    loaded = load_study(study)
+    counted = costs(loaded, plan(loaded, study, tmp_path / "out" / "small"))
+    plain, repa = (counted[arm].flops for arm in ("plain", "Self-Flow"))
+    assert plain["encoders"] == repa["teacher"] == 0
+    assert repa["encoders"] > 0
+    assert repa["total"] == repa["student"] + repa["encoders"]
+
+    shutil.rmtree(tmp_path / "image")
+    assert compare(study, tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert "arms.Self-Flow: modalities.image.encoders.dinov2.path: " in message
+    assert not (tmp_path / "out").exists()
+    assert compare(study, tmp_path / "out", "--arms", "plain", "--seeds", "0") == 0  # a machine without the weights
+
+
+def test_figures_are_pictures_with_curves(finished):
+    _, out = finished
+    drawn = list((out / "small").glob("*.png"))
+    assert [path.name for path in drawn] == ["velocity-mean.png"]  # k-NN was measured at the end only
+    assert "![held-out loss](velocity-mean.png)" in (out / "small" / "report.md").read_text()
+    with Image.open(drawn[0]) as picture:
+        assert min(picture.size) > 300
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
+
+
+def test_a_second_run_trains_and_measures_nothing(finished, tmp_path):
+    study, out = finished
+    shutil.copytree(out, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("seed-*/**/*") if path.is_file()}
+    assert len(before) > 40
+    assert compare(study, tmp_path / "out") == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_what_is_missing_is_made_again_and_is_the_same(finished, tmp_path):
+    study, out = finished
+    shutil.copytree(out, tmp_path / "out")
+    cut, unmeasured = (runs(tmp_path / "out")[arm] for arm in (("Self-Flow", 5), ("plain", 0)))
+    shutil.rmtree(cut / "checkpoints" / "step-00000004")
+    shutil.rmtree(cut / "evaluation")
+    (unmeasured / "evaluation" / "step-00000004-image.json").unlink()
+    assert compare(study, tmp_path / "out", "--report-only") == 0
+    text = (tmp_path / "out" / "small" / "report.md").read_text()
+    assert "**Not finished:** plain seed 0, Self-Flow seed 5." in text
+    assert compare(study, tmp_path / "out") == 0
+    assert len(read_lines(cut / "timings.jsonl")) == 6  # two steps were done twice
+    for place, folder in runs(out).items():
+        assert result(runs(tmp_path / "out")[place]) == result(folder)
+    old, new = (json.loads((folder / "small" / "results.json").read_text()) for folder in (out, tmp_path / "out"))
+    assert new["results"] == old["results"]
+    assert new["summary"] == old["summary"]
+
+
+def test_other_measuring_settings_measure_again_without_training(finished, tmp_path):
+    study, out = finished
+    shutil.copytree(out, tmp_path / "out")
+    assert compare(study, tmp_path / "out", "--set", "settings=[modalities.image.evaluation.heldout=20]") == 0
+    for place, folder in runs(tmp_path / "out").items():
+        assert len(read_lines(folder / "timings.jsonl")) == 4
+        value = measured(tmp_path / "out", *place, 4, "velocity/mean")
+        assert value != measured(out, *place, 4, "velocity/mean")
+    assert "heldout=20" in (tmp_path / "out" / "small" / "report.md").read_text()
+
+
+def test_arms_and_seeds_share_a_study(tmp_path):
+    study, out = write(tmp_path), tmp_path / "out"
+    assert compare(study, out, "--arms", "Self-Flow", "--seeds", "5") == 0
+    assert [path for path in runs(out).values() if path.exists()] == [runs(out)["Self-Flow", 5]]
+    text = (out / "small" / "report.md").read_text()
+    assert "**Not finished:** plain seed 0, plain seed 5, Self-Flow seed 0." in text
+    assert re.search(r"\| Self-Flow \| 1 \| [\d.]+ \|  \|  \|", text)
+    assert compare(study, out, "--arms", "plain, Self-Flow", "--seeds", "5") == 0
+    text = (out / "small" / "report.md").read_text()
+    assert re.search(r"\| Self-Flow \| 1 \| [\d.]+ \| -?[\d.e-]+ \| unclear \|", text)  # one seed has no interval
+
+
+def test_a_report_needs_neither_data_nor_more_training(finished, tmp_path, capsys):
+    study, out = finished
+    shutil.copytree(out, tmp_path / "out")
+    (tmp_path / "out" / "small" / "report.md").unlink()
+    assert (
+        compare(
+            study,
+            tmp_path / "out",
+            "--report-only",
+            "--set",
+            "settings=[modalities.image.data.path=gone,"
+            "modalities.image.data.kind=folder,modalities.image.data.size=16,modalities.image.data.count=100000]",
+        )
+        == 0
+    )
+    assert (tmp_path / "out" / "small" / "report.md").exists()
+    assert compare(study, tmp_path / "nothing", "--report-only") == 2
+    assert "nothing to report; no run stands in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--arms", "plain,self_flow"],
+            "--arms: 'self_flow' is not one of plain, Self-Flow. Did you mean: 'Self-Flow'?",
+        ),
+        (["--seeds", "0,1"], "--seeds: '1' is not one of 0, 5."),
+        (["--set", "sedes=[1]"], "sedes: unknown key; allowed: title, about, config"),
+        (["--set", "seeds=[1, 1]"], "seeds: [1, 1] must be one or more different numbers"),
+        (["--set", "along=[velocty]"], "along: 'velocty' is not one of velocity, probe"),
+        (["--set", "arms.plain=[method=flow_maching]"], "arms.plain: setting 'method=flow_maching': method: "),
+        (["--set", "arms.plain=[method=flow_maching]"], "Did you mean: 'flow_matching'?"),
+        (["--set", "settings=[training.steps=0]"], "every arm: setting 'training.steps=0': training.steps: 0 must be"),
+        (["--set", "arms.plain=[training.steps=8]"], "{'plain': 8, 'Self-Flow': 4} differ"),
+        (["--set", "arms.plain=[seed=8]"], "'seed=8' is set by the study itself"),
+        (["--set", "arms={a/b: [], c: []}"], "'a/b' is the name of a folder"),
+        (["--set", "metrics={velocity/mean: less}"], "metrics: velocity/mean: 'less' is not one of lower, higher"),
+        (["--set", "labels={velocity/maen: loss}"], "labels: 'velocity/maen' is not one of the metrics. Did you mean"),
+        (["--set", "settings=[modalities.image.heldout=null]"], "every arm: modalities.image.heldout: not set"),
+        (
+            ["--set", "arms.Self-Flow=[alignment.ema_teacher.student_layer=3]"],
+            "arms.Self-Flow: alignment.ema_teacher: ",
+        ),
+        (
+            ["--set", "along=[samples]", "--set", 'settings=["modalities.image.evaluation.networks=[]"]'],
+            "networks: empty",
+        ),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_trained(options, expected, tmp_path, capsys):
+    study = write(tmp_path)
+    assert compare(study, tmp_path / "out", *options) == 2
+    shown = capsys.readouterr().err
+    assert expected in shown
+    assert shown.startswith("error: ")
+    assert "Traceback" not in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_second_study_is_checked_before_the_first_is_trained(tmp_path, capsys):
+    study = write(tmp_path)
+    (tmp_path / "other.yaml").write_text(STUDY.replace("method=self_flow", "method=self_flwo"))
+    assert main(["compare", str(study), str(tmp_path / "other.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert "Did you mean: 'self_flow'?" in capsys.readouterr().err
+    assert main(["compare", str(study), str(study), "--out", str(tmp_path / "out")]) == 2
+    assert "two studies named small" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_arm_that_diverges_is_given_up_and_named_and_the_others_go_on(tmp_path, capsys):
+    study, out = (
+        write(tmp_path, plain="  plain: [method=flow_matching, training.optimizer.lr=1.0e30]"),
+        tmp_path / "out",
+    )
+    assert compare(study, out) == 1
+    assert "plain, seed 0 is given up: " in capsys.readouterr().err
+    text = (out / "small" / "report.md").read_text()
+    assert "**Not finished:** plain seed 0, plain seed 5." in text
+    assert published(runs(out)["Self-Flow", 5]) == [2, 4]
+
+
+def test_a_metric_that_no_run_has_is_named_with_its_neighbour(finished, tmp_path):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "out")
+    study = write(tmp_path, metrics="metrics: {velocity/mean: lower, knn/bets: higher}")
+    assert compare(study, tmp_path / "out", "--report-only") == 0
+    shown = (tmp_path / "out" / "small" / "report.md").read_text()
+    assert "No run has a value of the name `knn/bets` at the last step. Did you mean: 'knn/best'?" in shown
+
+
+def test_the_study_for_a_first_look_is_small_and_right():
+    path = Path(main.__code__.co_filename).parents[1] / "configs" / "studies" / "tiny.yaml"
+    study = load_study(path)
+    assert len(study.arms) * len(study.seeds) <= 6
+    assert list(study.labels) == list(study.metrics)
+
+
+# The numbers
+
+
+def test_an_interval_is_students():
+    values = [1.0, 2.5, 3.0, 7.0]
+    found = estimate(values)
+    low, high = stats.t.interval(0.95, 3, loc=statistics.fmean(values), scale=stats.sem(values))
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    assert found.count == 4
+    assert estimate([0.0, 2.0]).half == pytest.approx(math.tan(0.95 * math.pi / 2))  # Cauchy's quantile; sem is 1
+    assert estimate([4.0]) == Estimate(4.0, None, 1)
+    assert estimate([0.1, 0.3 - 0.2, 0.1]).half is None  # equal but for rounding
+
+
+def test_differences_are_paired_by_seed_and_their_interval_is_that_of_the_paired_test():
+    """Seeds differ by 10, arms by about 1: only pairs can tell."""
+    reference, ours = {0: 10.0, 1: 20.0, 2: 30.0, 3: 40.0}, {0: 9.1, 1: 18.9, 2: 29.2, 3: 38.8}
+    results = {
+        "a": {seed: {4: {"loss": value}} for seed, value in reference.items()},
+        "b": {seed: {4: {"loss": value}} for seed, value in ours.items()},
+    }
+    found = difference(results, "b", "a", 4, "loss")
+    paired = stats.ttest_rel(list(ours.values()), list(reference.values())).confidence_interval(0.95)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((paired.low, paired.high))
+    assert verdict(found, "lower") == "better"
+    assert verdict(found, "higher") == "worse"
+    assert over_seeds(results, "b", 4, "loss").half > 10 * found.half
+    assert over_seeds(results, "b", 2, "loss") is None
+    del results["a"][3], results["b"][0]
+    assert difference(results, "b", "a", 4, "loss").count == 2
+    results["a"] = {}
+    assert difference(results, "b", "a", 4, "loss") is None
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (Estimate(-1.0, 0.9, 3), "better"),
+        (Estimate(-1.0, 1.0, 3), "unclear"),
+        (Estimate(1.0, 0.5, 3), "worse"),
+        (Estimate(-1.0, None, 1), "unclear"),
+        (Estimate(math.nan, math.nan, 3), "unclear"),
+        (None, "unclear"),
+    ],
+)
+def test_verdicts(found, expected):
+    assert verdict(found, "lower") == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (Estimate(0.81234, 0.0123, 3), "0.812 ± 0.012"),
+        (Estimate(-12.345, 3.21, 3), "-12.3 ± 3.2"),
+        (Estimate(1234.5, 210.0, 3), "1234 ± 210"),
+        (Estimate(0.81234, None, 1), "0.8123"),
+    ],
+)
+def test_values_are_shown_to_the_second_figure_of_their_interval(found, expected):
+    assert found.text() == expected
+
+
+def test_a_study_that_compares_nothing_is_refused(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("title: nothing\n")
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    assert len(caught.value.problems) == 3  # config, arms, metrics

@@ -1,0 +1,300 @@
+"""selfflow evaluate from the command line: every measure of every modality, what is refused, and sample files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.build import aligned_pair, load_run
+from core.training.checkpoint import CheckpointStore
+from modalities.metrics.base import Features
+from modalities.metrics.inception import Inception
+from tests.modalities.making import picture_bytes
+from tests.modalities.test_metrics_inception import weights
+from tests.tools.tiny import CONFIG, STEPS, train
+from tools.cli import main
+
+MEDIA = {"image": "size: 8", "video": "size: 8, frames: 3", "audio": "seconds: 0.3"}
+HELDOUT = [f"modalities.{name}.heldout={{kind: embedded, count: 40, seed: 9, {more}}}" for name, more in MEDIA.items()]
+SIT = CONFIG.with_name("tiny_sit.yaml")
+
+
+def few(*names: str) -> list[str]:
+    wanted = ["heldout=20", "training=40", "generated=12", "classifier_steps=4", "times=[0.3,0.8]"]
+    return [f"modalities.{name}.evaluation.{setting}" for name in names for setting in wanted]
+
+
+FEW = few(*MEDIA)
+
+
+def evaluate(run: Path, *options: str) -> int:
+    return main(["evaluate", "--run", str(run), "--device", "cpu", *options])
+
+
+def results(folder: Path) -> dict[str, dict]:
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("step-*.json"))]
+    return {result["modality"]: result for result in found}
+
+
+@pytest.fixture(scope="module")
+def sit_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sit") / "run"
+    assert train(folder, HELDOUT[0], config=SIT) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("measured")
+    assert evaluate(tiny_run, *HELDOUT, *FEW, "--out", str(out)) == 0
+    return out
+
+
+def test_all_measures_of_all_modalities(measured):
+    found = results(measured)
+    assert set(found) == set(MEDIA)
+    for name, result in found.items():
+        values = result["values"]
+        assert all(isinstance(value, float) and np.isfinite(value) for value in values.values())
+        assert {"velocity/mean", "velocity/t=0.3", "probe/layer=3", "probe/best", "knn/best"} <= set(values)
+        assert {"health/norm/layer=1", "health/align_cosine", "health/align_cosine_noisier"} <= set(values)
+        assert {f"samples/classifier/{kind}" for kind in ("FD (small classifier)", "KID", "coverage")} <= set(values)
+        assert not any("FID" in key or key.endswith("/IS") for key in values)
+        assert (result["step"], result["method"], result["weights"]) == (STEPS, "self_flow", "ema")
+        assert result["records"] == {
+            "heldout": {"available": 40, "used": 20, "unusable": 0},
+            "training": {"available": 60, "used": 60, "unusable": 0},
+        }
+        assert result["networks"]["classifier"].startswith(f"small classifier trained on embedded {name} data")
+        assert any("12 samples for 128 features" in line for line in result["warnings"])
+        assert result["settings"]["measures"] is None
+        assert result["measures"] == ["velocity", "probe", "knn", "health", "samples"]
+    shares = {name: result["values"]["health/align_share_masked"] for name, result in found.items()}
+    assert shares["video"] < 0.2 < shares["image"] < 0.35 < shares["audio"]  # mask ratios 0.1, 0.25, 0.5
+
+
+def test_another_run_gives_the_same_numbers_its_own_classifier_included(measured, tiny_run, tmp_path):
+    assert evaluate(tiny_run, "--modality", "image", HELDOUT[0], *few("image"), "--out", str(tmp_path)) == 0
+    assert results(tmp_path)["image"] == results(measured)["image"]
+
+
+@pytest.mark.parametrize("name", ["video", "audio"])
+def test_another_batch_size_gives_the_same_numbers(name, measured, tiny_run, tmp_path):
+    for file in measured.glob("classifier-*"):
+        shutil.copy(file, tmp_path)
+    options = ["--modality", name, *HELDOUT, *few(name), "--batch", "7", "--out", str(tmp_path)]
+    assert evaluate(tiny_run, *options) == 0
+    result, other = results(measured)[name], results(tmp_path)[name]
+    assert other["settings"]["batch"] == 7
+    assert other["values"] == pytest.approx(result["values"], rel=1e-4, abs=1e-5)
+    assert other["warnings"] == result["warnings"]
+
+
+def test_a_label_run_is_measured_from_its_own_settings_and_shown(sit_run, capsys):
+    assert evaluate(sit_run, *few("image"), "modalities.image.evaluation.conditions=random") == 0
+    shown = capsys.readouterr().out
+    result = results(sit_run / "evaluation")["image"]
+    for expected in (
+        "image, step 4, self_flow",
+        "classifier: small classifier trained on embedded image data, held-out accuracy",
+        "heldout records: 20 of 40, 0 unusable",
+        "warning: samples/classifier/FD (small classifier): 12 samples for 128 features",
+        f"results in {sit_run / 'evaluation'}",
+    ):
+        assert expected in shown
+    for name, value in result["values"].items():
+        assert any(line.split()[-1] == f"{value:.5g}" for line in shown.splitlines() if line.strip().startswith(name))
+
+
+def test_the_pair_is_the_student_beside_its_ema(sit_run):
+    loaded = load_run(sit_run, device="cpu")
+    pair, store = aligned_pair(loaded, "image"), CheckpointStore(sit_run / "checkpoints")
+    for part, trunk in (("student", pair.student), ("teacher", loaded.generator.trunk)):
+        stored = store.load_weights(4, part)
+        assert all(torch.equal(value, stored[name]) for name, value in trunk.state_dict().items())
+    assert (pair.student_layer, pair.teacher_layer, pair.mask_ratio) == (1, 2, 0.25)
+    assert not torch.equal(store.load_weights(4, "student")["x_embedder.proj.weight"], stored["x_embedder.proj.weight"])
+
+
+def test_a_run_without_alignment_has_no_pair(tmp_path):
+    run = tmp_path / "run"
+    assert train(run, "training.steps=1", "method=flow_matching", HELDOUT[0], config=SIT) == 0
+    assert aligned_pair(load_run(run, device="cpu"), "image") is None
+    assert evaluate(run, "modalities.image.evaluation.measures=[health]", *few("image")) == 0
+    values = results(run / "evaluation")["image"]["values"]
+    assert "health/norm/layer=1" in values
+    assert not any("align" in name for name in values)
+
+
+def test_modalities_without_held_out_records_are_left_out_unless_asked_for(tiny_run, tmp_path, capsys):
+    only = ["modalities.image.evaluation.measures=[velocity]", *few("image"), "--out", str(tmp_path)]
+    assert evaluate(tiny_run, HELDOUT[0], *only) == 0
+    assert "audio is left out: modalities.audio.heldout is not set" in capsys.readouterr().err
+    assert set(results(tmp_path)) == {"image"}
+    for asked in ([], ["--modality", "audio"]):
+        assert evaluate(tiny_run, *asked) == 2
+        assert ".heldout: not set; name records that were not trained on" in capsys.readouterr().err
+
+
+def photos(folder: Path, count: int, start: int = 0, damaged: bool = False) -> str:
+    """Pictures with captions beside them, all of one folder, so of no classes."""
+    folder.mkdir()
+    for index in range(start, start + count):
+        pixels = np.full((8, 8, 3), 5 * index, dtype=np.uint8)
+        (folder / f"{index}.png").write_bytes(picture_bytes(pixels))
+        (folder / f"{index}.txt").write_text(f"grey {index}")
+    if damaged:
+        (folder / "damaged.png").write_bytes(b"no picture")
+        (folder / "damaged.txt").write_text("damaged")
+    return f"{{kind: folder, path: {folder}}}"
+
+
+def test_data_without_classes_do_not_stop_the_other_modalities(tiny_run, tmp_path, capsys):
+    heldout, data = photos(tmp_path / "val", 8, start=20, damaged=True), photos(tmp_path / "train", 9)
+    embedded = ["modalities.image.data.size=16", "modalities.image.data.count=100000"]  # a folder refuses other values
+    own = [f"modalities.image.heldout={heldout}", f"modalities.image.data={data}", *embedded, HELDOUT[2], *FEW]
+    own.append("modalities.audio.evaluation.measures=[knn]")
+    assert evaluate(tiny_run, *own, "--out", str(tmp_path / "out")) == 0
+    found = results(tmp_path / "out")
+    assert found["image"]["measures"] == ["velocity", "health"]
+    assert found["image"]["records"]["heldout"] == {"available": 9, "used": 8, "unusable": 1}
+    warnings = found["image"]["warnings"]
+    assert [line.split(":")[0] for line in warnings[:3]] == [f"{m} is left out" for m in ("probe", "knn", "samples")]
+    assert "1 held-out records cannot be used; the first:" in warnings[3]
+    assert "damaged.png" in warnings[3]
+    assert found["audio"]["values"]["knn/best"] > 0
+    named = "modalities.image.evaluation.measures=[velocity,probe]"
+    capsys.readouterr()
+    assert evaluate(tiny_run, *own, named, "--out", str(tmp_path / "named")) == 2
+    assert "measures: probe: needs classes, and the image data have one class" in capsys.readouterr().err
+    assert not (tmp_path / "named").exists()  # refused before audio was measured
+
+
+def test_records_that_were_trained_on_are_refused_before_anything_is_measured(tiny_run, tmp_path, capsys):
+    same = "modalities.audio.heldout={kind: embedded, count: 60, seconds: 0.3}"
+    assert evaluate(tiny_run, HELDOUT[0], same, *FEW, "--out", str(tmp_path / "out")) == 2
+    message = capsys.readouterr().err
+    assert "modalities.audio.heldout: holds records that the run is trained on: they are the same 60" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["trunk.mmdit.width=64"], "trunk.mmdit.width: the run keeps what it was trained with; only modalities.NAME."),
+        (["modalities.image.evaluatoin.seed=1"], "Did you mean: 'evaluation'?"),
+        (["modalities.image.media.patch=2"], "modalities.image.media.patch: the run keeps what it was trained with"),
+        (["modalities.image.evaluation.measures=[fid]"], "'fid' is not one of velocity, probe, knn, health, samples"),
+        (["--batch", "0"], "--batch: 0 must be at least 1"),
+        (["--step", "5"], "no checkpoint of step 5"),
+        (["--samples", "x.npz", "--reference", "y.npz", "--inception", "z"], "--run: not together with --samples"),
+        (["--npz", "x.npz"], "--npz: holds pictures of random classes, and this run is conditioned on text"),
+        (
+            [HELDOUT[0], "modalities.image.evaluation.networks=[{kind: inception, path: nowhere.pth}]"],
+            "feature network inception: no usable weights at 'nowhere.pth' (there is no such file)",
+        ),
+    ],
+)
+def test_a_wrong_request_is_one_clear_error(options, expected, tiny_run, tmp_path, capsys):
+    assert evaluate(tiny_run, *options, "--out", str(tmp_path / "out")) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "Traceback" not in message
+
+
+def test_a_run_that_was_moved_is_still_measured(sit_run, tmp_path):
+    shutil.copytree(sit_run, tmp_path / "moved", ignore=shutil.ignore_patterns("evaluation"))
+    assert evaluate(tmp_path / "moved", "modalities.image.evaluation.measures=[health]", *few("image")) == 0
+    assert "health/align_cosine" in results(tmp_path / "moved" / "evaluation")["image"]["values"]
+
+
+def test_sample_files_are_what_the_evaluator_of_adm_reads(sit_run, tmp_path, capsys):
+    settings = ["modalities.image.evaluation.generated=30", "--batch", "7"]
+    assert evaluate(sit_run, "--npz", str(tmp_path / "samples"), *settings) == 0
+    assert f"30 pictures in {tmp_path / 'samples.npz'}" in capsys.readouterr().out
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file.files == ["arr_0"]
+        pictures = file["arr_0"]
+    assert (pictures.shape, pictures.dtype) == ((30, 8, 8, 3), np.uint8)
+    assert len(np.unique(pictures.reshape(30, -1), axis=0)) > 1
+    assert evaluate(sit_run, "--npz", str(tmp_path / "again.npz"), settings[0]) == 0
+    assert np.array_equal(np.load(tmp_path / "again.npz")["arr_0"], pictures)
+
+
+def reference(path: Path, network, pictures: np.ndarray) -> dict[str, np.ndarray]:
+    """A file with numpy's statistics, as ADM computes those it publishes."""
+    features = network(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    found = {}
+    for short, rows in (("", features.pool), ("_s", features.spatial)):
+        found[f"mu{short}"] = rows.double().numpy().mean(axis=0)
+        found[f"sigma{short}"] = np.cov(rows.double().numpy(), rowvar=False)
+    np.savez(path, arr_0=pictures, **found)
+    return found
+
+
+def measure_files(tmp_path: Path, inception: Path | str) -> dict:
+    files = ["--samples", str(tmp_path / "samples.npz"), "--reference", str(tmp_path / "reference.npz")]
+    assert main(["evaluate", *files, "--inception", str(inception), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    return json.loads((tmp_path / "samples.json").read_text())
+
+
+class Colours(torch.nn.Module):
+    """In place of Inception, whose 2048 features take half a minute of linear algebra."""
+
+    name, kind, distance = "mean colours", "inception", "FID"
+
+    def __init__(self, path: str):
+        super().__init__()
+
+    def forward(self, media):
+        pool = media.mean((2, 3))
+        return Features(pool, media[:, :2].mean((2, 3)), pool)
+
+
+@pytest.mark.parametrize("shift", [0, 20])
+def test_a_sample_file_against_a_reference_with_a_known_answer(shift, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("modalities.evaluation.sample_files.Inception", Colours)
+    shapes = {"mu": (3,), "sigma": (3, 3), "mu_s": (2,), "sigma_s": (2, 2)}
+    monkeypatch.setattr("modalities.metrics.adm.STATISTICS", shapes)
+    pictures = np.random.default_rng(0).integers(0, 230, (70, 8, 8, 3), dtype=np.uint8)
+    reference(tmp_path / "reference.npz", Colours(""), pictures)
+    np.savez(tmp_path / "samples.npz", pictures + np.uint8(shift))
+    result = measure_files(tmp_path, "any")
+    moved = (shift / 127.5) ** 2  # of every channel's mean; the covariance stays
+    assert result["values"]["FID"] == pytest.approx(3 * moved, rel=1e-4, abs=1e-9)
+    assert result["values"]["sFID"] == pytest.approx(2 * moved, rel=1e-4, abs=1e-9)
+    for name in ("precision", "recall"):
+        assert result["values"][name] == 1 if shift == 0 else result["values"][name] < 0.5
+    assert 1 <= result["values"]["IS"] <= 3
+    assert result["warnings"] == []
+    assert "sFID" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_inception_itself_on_a_sample_file_of_the_references_own_pictures(tmp_path):
+    torch.save(weights(), tmp_path / "random.pth")
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    found = reference(tmp_path / "reference.npz", Inception(str(tmp_path / "random.pth")), pictures)
+    np.savez(tmp_path / "samples.npz", pictures)
+    result = measure_files(tmp_path, tmp_path / "random.pth")
+    for name, sigma in (("FID", found["sigma"]), ("sFID", found["sigma_s"])):
+        assert result["values"][name] == pytest.approx(0, abs=1e-5 * np.trace(sigma))
+    assert result["values"]["precision"] == result["values"]["recall"] == 1
+    assert any("FID: 6 samples for 2048 features" in line for line in result["warnings"])
+
+
+def test_sample_files_need_all_three_files(tmp_path, capsys):
+    assert main(["evaluate", "--samples", str(tmp_path / "a.npz")]) == 2
+    assert "--reference: needed" in capsys.readouterr().err
+    assert main(["evaluate", "--reference", str(tmp_path / "a.npz")]) == 2
+    assert "--samples: needed" in capsys.readouterr().err
+    assert main(["evaluate"]) == 2
+    assert "--run: names the run folder" in capsys.readouterr().err
+    files = ["--samples", str(tmp_path / "a.npz"), "--reference", str(tmp_path / "b.npz"), "--inception", "weights"]
+    assert main(["evaluate", *files]) == 2
+    assert "b.npz: not an .npz file" in capsys.readouterr().err
