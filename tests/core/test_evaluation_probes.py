@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from core.errors import DataError, ShapeError
 from core.evaluation.probes import fit_logistic, knn_accuracy, linear_probe
@@ -59,6 +60,22 @@ def test_a_start_from_elsewhere_ends_at_the_same_minimum():
     cold = fit_logistic(x, y, 3, 1e-2)
     warm = fit_logistic(x, y, 3, 1e-2, start=fit_logistic(x, y, 3, 1.0))
     torch.testing.assert_close(warm.weight, cold.weight, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("l2", [1e-1, 1e-5])
+def test_correlated_features_reach_the_minimum_too(l2):
+    """As a network's: a few strong directions, many weak ones, and one that is constant. The gradient is autograd's."""
+    draw = torch.Generator().manual_seed(3)
+    strength = torch.logspace(0, -4, 40, dtype=torch.float64)
+    x = torch.randn(300, 40, generator=draw, dtype=torch.float64) * strength
+    x = x @ torch.linalg.qr(torch.randn(40, 40, generator=draw, dtype=torch.float64)).Q
+    x, y = torch.cat([x - x.mean(0), torch.zeros(300, 1).double()], dim=1), torch.randint(4, (300,), generator=draw)
+    found = fit_logistic(x, y, 4, l2)
+    weight, bias = found.weight.clone().requires_grad_(), found.bias.clone().requires_grad_()
+    (F.cross_entropy(x @ weight + bias, y) + l2 / 2 * weight.square().sum()).backward()
+    gradient = max(float(weight.grad.abs().max()), float(bias.grad.abs().max()))
+    assert found.gradient == pytest.approx(gradient, abs=1e-9)
+    assert gradient < 1e-6
 
 
 def test_separable_classes_are_found_and_random_labels_are_not():
