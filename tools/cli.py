@@ -41,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SelfFlowError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # training handles it itself, and finishes its step first
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 import configs
-from configs.build import build_trainer, load_run
+from configs.build import build_trainer
 from configs.load import load_config
+from configs.runs import load_run
 from core.errors import ConfigError
 from modalities.files import index_video, probe_audio, read_audio, read_frames, read_image
 from modalities.readback import accuracy, check

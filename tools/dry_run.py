@@ -14,17 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from configs.build import (
-    build_adapters,
-    build_dataset,
-    build_encoders,
-    build_streams,
-    build_trunk,
-    class_names,
-    device_prepare,
-    measure_all,
-    projector_specs,
-)
+from configs.build import build_dataset, build_streams, class_names, measure_all
+from configs.networks import build_adapters, build_encoders, build_trunk, device_prepare, projector_specs
 from configs.schema import Config
 from core.alignment.terms import build_alignment
 from core.errors import ConfigError

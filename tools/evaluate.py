@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from configs.build import LoadedRun, aligned_pair, evaluation_subject, load_run
+from configs.runs import LoadedRun, aligned_pair, evaluation_subject, load_run
 from configs.schema import Config, StreamConfig
 from core.errors import ConfigError, nearest
 from core.training.config import load

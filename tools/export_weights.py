@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from configs.build import checkpoint_store, load_run
+from configs.runs import checkpoint_store, load_run
 from core.trunk.foreign import KINDS, export_weights
 
 EXAMPLES = f"""examples:

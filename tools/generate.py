@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from configs.build import LoadedRun, load_run
+from configs.runs import LoadedRun, load_run
 from core.errors import ConfigError
 from core.keys import generator
 from core.sampler import SOLVERS, SamplerConfig

@@ -8,18 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from autoencoders.base import Whitening
-from configs.build import (
-    build_adapters,
-    build_encoders,
-    build_streams,
-    build_trunk,
-    checkpoint_extra,
-    class_names,
-    free_on_resume,
-    measure_all,
-    projector_specs,
-)
+from configs.build import build_streams, checkpoint_extra, class_names, free_on_resume, measure_all
 from configs.load import load_config
+from configs.networks import build_adapters, build_encoders, build_trunk, projector_specs
 from configs.schema import Config
 from core.errors import ConfigError, DataError
 from core.training.checkpoint import CheckpointStore

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from configs.build import ADAPTERS, checkpoint_store
+from configs.networks import ADAPTERS
+from configs.runs import checkpoint_store
 from core.errors import ConfigError, DataError
 from core.training.checkpoint import PARTS, CheckpointStore, digest
 from core.training.config import read_plain

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from configs.build import build_trainer, is_finished
+from configs.build import build_trainer
 from configs.load import load_config
+from configs.runs import is_finished
 from core.errors import ConfigError
 from core.training.config import to_yaml
 

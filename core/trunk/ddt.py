@@ -118,13 +118,6 @@ class DDTConfig:
         return found
 
 
-def table_names(config: DDTConfig) -> tuple[str, ...]:
-    """Names in the state dict of tables that follow from the config. All other entries are learned, or, like the
-    frequencies `t_embedder.W`, were drawn once: weights mean nothing without them."""
-    rotary = tuple(f"{part}_feat_rope.freqs_{kind}" for part in ("enc", "dec") for kind in ("cos", "sin"))
-    return ("pos_embed", *rotary) if config.pos_embed else rotary
-
-
 _NO_TAPS = Taps()
 _NO_PROJECTORS: Mapping[str, ProjectorSpec] = MappingProxyType({})
 

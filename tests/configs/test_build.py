@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import configs
-from configs.build import build_trainer, context_config, free_on_resume
+from configs.build import build_trainer, free_on_resume
 from configs.load import load_config
 from configs.methods import METHODS
+from configs.networks import context_config
 from core.errors import ConfigError
 from tests.tools.tiny import CONFIG
 

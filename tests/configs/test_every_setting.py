@@ -19,8 +19,9 @@ from pyarrow import parquet
 pytest.importorskip("transformers", reason="encoders and RAE need transformers")
 pytest.importorskip("diffusers", reason="the autoencoders with weights need diffusers")
 
-from configs.build import build_trainer, load_run
+from configs.build import build_trainer
 from configs.load import load_config
+from configs.runs import load_run
 from modalities.data.sources import build_source
 from modalities.generation import generate
 from tests.autoencoders.small import save

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import configs
-from configs.build import build_adapters, build_trunk, projector_specs
 from configs.load import load_config
 from configs.methods import METHODS
+from configs.networks import build_adapters, build_trunk, projector_specs
 from configs.schema import Config
 from core.errors import ConfigError
 from core.keys import generator

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.build import LoadedRun, load_run
+from configs.runs import LoadedRun, load_run
 from core.sampler import SamplerConfig
 from modalities.generation import Known, generate
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.build import aligned_pair, load_run
+from configs.runs import aligned_pair, load_run
 from core.training.checkpoint import CheckpointStore
 from modalities.metrics.base import Features
 from modalities.metrics.inception import Inception

@@ -8,8 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoders.base import Whitening
-from configs.build import build_adapters, build_dataset, build_streams, build_trunk, class_names, projector_specs
+from configs.build import build_dataset, build_streams, class_names
 from configs.load import load_config
+from configs.networks import build_adapters, build_trunk, projector_specs
 from core.alignment.ema_teacher import EmaTeacher, EmaTeacherConfig
 from core.alignment.terms import build_alignment
 from core.keys import generator

@@ -8,20 +8,16 @@ from pathlib import Path
 
 import torch
 
-from configs.build import (
-    LoadedRun,
+from configs.build import build_dataset, build_streams, class_names, known_whitening, measure_all
+from configs.networks import (
     build_adapters,
-    build_dataset,
     build_encoders,
-    build_streams,
     build_trunk,
-    class_names,
     device_prepare,
-    known_whitening,
     load_autoencoders,
-    measure_all,
     projector_specs,
 )
+from configs.runs import LoadedRun
 from core.alignment.terms import build_alignment
 from core.errors import ConfigError
 from core.objective import Objective
