@@ -189,12 +189,16 @@ def test_encoders_are_part_of_the_cost_and_missing_ones_are_refused(tmp_path, ca
 
 def test_figures_are_pictures_with_curves(finished):
     _, out = finished
-    drawn = list((out / "small").glob("*.png"))
-    assert [path.name for path in drawn] == ["velocity-mean.png"]  # k-NN was measured at the end only
-    assert "![held-out loss](velocity-mean.png)" in (out / "small" / "report.md").read_text()
-    with Image.open(drawn[0]) as picture:
-        assert min(picture.size) > 300
-        assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
+    drawn = sorted((out / "small").glob("*.png"))
+    names = ["differences.png", "velocity-mean.png"]  # k-NN was measured at the end only, and has no curve
+    assert [path.name for path in drawn] == names
+    report = (out / "small" / "report.md").read_text()
+    assert "![held-out loss](velocity-mean.png)" in report
+    assert "](differences.png)" in report
+    for path in drawn:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 200
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
 
 
 def test_a_second_run_trains_and_measures_nothing(finished, tmp_path):

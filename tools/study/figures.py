@@ -1,4 +1,4 @@
-"""One figure for each metric that was measured along the way: by steps and by FLOPs."""
+"""Figures of a study: each metric by steps and by FLOPs, and all differences to the first arm at the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tools.study.plan import Study
-from tools.study.summary import Estimate, Results, over_seeds
+from tools.study.summary import Estimate, Results, difference, over_seeds
 
 
 def curves(results: Results, metric: str) -> dict[str, list[tuple[int, Estimate]]]:
@@ -56,3 +56,42 @@ def draw(study: Study, results: Results, flops: dict[str, float], out: Path) -> 
         figure.savefig(out / drawn[metric], dpi=130)
         pyplot.close(figure)
     return drawn
+
+
+def draw_differences(study: Study, results: Results, step: int, out: Path) -> str | None:
+    """Every arm minus the first, with intervals, one panel for each metric; the file's name, None without pairs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    reference, *others = study.arms
+    if reference not in results:
+        return None
+    panels = {}
+    for metric in study.metrics:
+        found = {arm: difference(results, arm, reference, step, metric) for arm in others if arm in results}
+        found = {arm: change for arm, change in found.items() if change is not None}
+        if found:
+            panels[metric] = found
+    if not panels:
+        return None
+    size = (2.6 * len(panels) + 1.2, 0.35 * len(others) + 1.4)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for axis, (metric, found) in zip(axes[0], panels.items(), strict=True):
+        axis.axvline(0, color="grey", linewidth=0.8)
+        for place, arm in enumerate(others):
+            if arm in found:
+                axis.errorbar(found[arm].mean, place, xerr=found[arm].half, fmt="o", markersize=4, capsize=3)
+        axis.set_title(f"{study.labels.get(metric, metric)}\n({study.metrics[metric]} is better)", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.locator_params(axis="x", nbins=4)
+        axis.grid(alpha=0.3, axis="x")
+    axes[0][0].set_yticks(range(len(others)), others, fontsize=8)
+    axes[0][0].invert_yaxis()
+    figure.suptitle(f"minus {reference}, at step {step}", fontsize=9)
+    figure.tight_layout()
+    name = "differences.png"
+    figure.savefig(out / name, dpi=130)
+    pyplot.close(figure)
+    return name

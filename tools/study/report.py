@@ -15,7 +15,7 @@ import torch
 from core.errors import nearest
 from core.training.records import read_lines
 from tools.study.cost import PARTS_OF_A_STEP, Cost
-from tools.study.figures import draw
+from tools.study.figures import draw, draw_differences
 from tools.study.plan import Run, Study
 from tools.study.run import evaluations, values
 from tools.study.summary import Estimate, Results, difference, over_seeds, verdict
@@ -64,8 +64,9 @@ def write_report(study: Study, runs: list[Run], costs: dict[str, Cost], out: Pat
     }
     (out / "results.json").write_text(json.dumps(plain, indent=1) + "\n")
     figures = draw(study, found.results, {arm: one.flops["total"] for arm, one in costs.items()}, out)
+    differences = draw_differences(study, found.results, found.steps, out)
     path = out / "report.md"
-    path.write_text("\n".join(markdown(study, found, figures)) + "\n")
+    path.write_text("\n".join(markdown(study, found, figures, differences)) + "\n")
     return path
 
 
@@ -124,7 +125,7 @@ def summary(study: Study, found: Found) -> dict[str, dict[str, dict[str, Any]]]:
     return told
 
 
-def markdown(study: Study, found: Found, figures: dict[str, str]) -> list[str]:
+def markdown(study: Study, found: Found, figures: dict[str, str], differences: str | None) -> list[str]:
     reference, told = next(iter(study.arms)), summary(study, found)
     lines = [f"# {study.title or study.config}", "", study.about.strip(), ""]
     lines += [f"- {name}: {text}" for name, text in found.about.items()]
@@ -137,6 +138,7 @@ def markdown(study: Study, found: Found, figures: dict[str, str]) -> list[str]:
         f"*unclear*: it does not. By chance alone about one in twenty leaves it out; {compared} are shown.",
         *missing(study, found),
         *cost_table(study, found),
+        *(["", f"![Differences to {reference}]({differences})"] if differences else []),
     ]
     for metric, better in study.metrics.items():
         lines += ["", f"## {study.labels.get(metric, metric)} ({better} is better)", ""]
