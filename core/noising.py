@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from core.errors import choose, nearest
+from core.errors import ConfigError, choose, nearest
 from core.schedule import TimeConfig, sample_times
 from core.types import NoiseLevels
 
@@ -30,8 +30,8 @@ class NoisingConfig:
         s_within: with dual, draw s uniformly in [t - s_within, t] instead of from p(t); 0 means off.
         homogeneous_share: with dual, share of samples where s = t.
         attention_separation: with dual, tokens attend only to tokens of their own level (arXiv 2607.02508); needs
-            mask exact, so that every sample of a batch has groups of the same size. Modalities whose samples may have
-            given tokens are not separated, since tokens to be made have to see the given ones.
+            mask exact, so that every sample of a batch has groups of the same size. Refused for samples with given
+            tokens, which belong to no group and have to be seen by both.
         teacher: min (Self-Flow: all tokens at the cleanest level) or earlier (SRA: each level t becomes
             max(0, t - teacher_gap u), u uniform in [0, 1], drawn for each level).
         teacher_gap: of `earlier`; SRA and arXiv 2607.02508 have 0.2.
@@ -175,17 +175,22 @@ def draw_levels(
         mask_ratio: R_M, share of tokens that the mask picks.
         given: (L,) bool, conditioning tokens; student and teacher both see them at one level drawn uniformly
             in [0, given_noise], whatever the plan says.
+
+    Raises:
+        ConfigError: given tokens under attention separation.
     """
     student = choose("noising.kind", config.kind, _PLANS)(config, time, mask_ratio, length, generator)
     teacher = choose("noising.teacher", config.teacher, TEACHERS)(config, student, generator)
     if given is None:
         return student, teacher
+    if student.separate is not None:
+        raise ConfigError("noising.attention_separation: given tokens belong to no group; not with given tokens")
     level = torch.rand(1, generator=generator) * given_noise
     return _with_given(student, given, level), _with_given(teacher, given, level)
 
 
 def _with_given(levels: SampleLevels, given: Tensor, level: Tensor) -> SampleLevels:
-    """One more level, for the given tokens. Then nothing is separated: what is made has to see what is given."""
+    """One more level, for the given tokens."""
     index = torch.zeros(len(given), dtype=torch.long) if levels.index is None else levels.index
     return SampleLevels(torch.cat([levels.values, level]), torch.where(given, len(levels.values), index))
 

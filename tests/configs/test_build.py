@@ -57,6 +57,7 @@ def test_a_method_is_a_row_under_the_users_own_settings(tmp_path):
         (["method=self_flow_as", "noising.mask=bernoulli"], "attention_separation: needs mask exact"),
         (["method=self_flow_as", "noising.kind=homogeneous"], "attention_separation: needs kind dual"),
         (["method=self_flow_as", "noising.homogeneous_share=0.2"], "would put samples of one group among"),
+        (["method=self_flow_as", "modalities.video.first_frame_share=0.5"], "a given frame would belong to no group"),
         (["modalities.image.mask_ratio=0"], "mask_ratio: 0.0 must lie in (0, 0.5]"),
     ],
 )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from core.errors import ConfigError
 from core.keys import generator
 from core.noising import NoisingConfig, draw_levels, picked, stack_levels
 from core.schedule import TimeConfig
@@ -128,14 +129,13 @@ def test_separated_groups_with_a_teacher_at_the_minimum():
     assert torch.equal(teacher.values[:, 0], student.values.min(dim=1).values)
 
 
-def test_given_tokens_end_the_separation():
+@pytest.mark.parametrize("teacher", ["min", "earlier"])
+def test_given_tokens_are_refused_beside_separation_instead_of_ending_it_silently(teacher):
     given = torch.zeros(16, dtype=torch.bool)
     given[:4] = True
-    config = NoisingConfig(kind="dual", mask="exact", attention_separation=True, teacher="earlier")
-    for side in many(config, 0.25, count=20, given=given):
-        assert side.separate is None
-        assert (side.index[:, :4] == 2).all()
-        assert (side.per_token(16)[:, :4] == 0).all()
+    config = NoisingConfig(kind="dual", mask="exact", attention_separation=True, teacher=teacher)
+    with pytest.raises(ConfigError, match="attention_separation: given tokens belong to no group"):
+        many(config, 0.25, count=1, given=given)
     student, _ = many(config, 0.25, count=20)
     assert student.separate == (12, 4)
 
