@@ -43,6 +43,8 @@ from modalities.metrics.pretrained import Clip, clip_score
 CLASSIFIER_RECORDS = 50_000  # training records that a classifier learns from, at most: 150 MB of pictures in memory
 FEWEST = 6  # samples: density counts the 5 nearest others
 
+SCORE_CHUNK = 5000  # samples of one inception score, whose mean is reported (the ADM evaluator)
+
 
 def samples(
     subject: Subject,
@@ -116,7 +118,7 @@ def compare(network: FeatureNetwork, real: Features, made: Features, seed: int) 
     found |= precision_recall(real.pool, made.pool)._asdict()
     found |= density_coverage(real.pool, made.pool)._asdict()
     if made.logits is not None:
-        score = inception_score(made.logits.softmax(1), splits=min(10, max(1, least // 100)))
+        score = inception_score(made.logits.softmax(1), splits=-(-len(made.logits) // SCORE_CHUNK))
         found["IS" if network.kind == "inception" else "class score"] = score.mean
     return found, warnings
 
