@@ -22,6 +22,19 @@ from core.types import Segment
 
 
 @dataclass(frozen=True)
+class StoredLatents:
+    """Raw latents that `selfflow encode` stored in place of media.
+
+    Attributes:
+        mean: (N, C) float32, of the posterior.
+        deviation: (N, C) float32 of an encoder that predicts a distribution, or None.
+    """
+
+    mean: Tensor
+    deviation: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """One sample as a data source gives it.
 
@@ -29,20 +42,22 @@ class Record:
         key: unique and stable within its source; also keys the sample's randomness.
         origin: the file (and the member or row in it), for messages.
         media: encoded bytes, a path, or a decoded array: uint8 (H, W, 3) for an image, uint8 (T, H, W, 3) for a
-            video, float32 (samples, channels) in [-1, 1] for audio.
+            video, float32 (samples, channels) in [-1, 1] for audio; or latents.
         suffix: lower-case file suffix of encoded media, such as ".png".
         captions: zero or more texts.
         label: class name, or None.
         rate: frames or samples per second of a decoded array, else None.
+        text: stored features (S, Dc) of every caption, without padding; () where they are computed when needed.
     """
 
     key: str
     origin: str
-    media: bytes | Path | np.ndarray
+    media: bytes | Path | np.ndarray | StoredLatents
     suffix: str = ""
     captions: tuple[str, ...] = ()
     label: str | None = None
     rate: float | None = None
+    text: tuple[Tensor, ...] = ()
 
 
 class Source(Protocol):
@@ -91,6 +106,9 @@ class ModalityAdapter(Protocol):
         without it the posterior's mean.
         """
 
+    def posterior(self, media: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, *media) -> mean and deviation (B, N, C) float32 of the encoder's posterior, or (tokens, None)."""
+
     def decode(self, tokens: Tensor) -> Tensor:
         """The inverse of `encode` without noise; media on the device of `tokens`."""
 
@@ -124,6 +142,9 @@ class AutoencoderAdapter:
 
     def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.autoencoder.encode(media, noise)
+
+    def posterior(self, media: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.autoencoder.posterior(media)
 
     def decode(self, tokens: Tensor) -> Tensor:
         return self.autoencoder.decode(tokens, self.size)

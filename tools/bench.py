@@ -15,12 +15,15 @@ from pathlib import Path
 
 import torch
 
+from configs.load import load_config
 from core.errors import ConfigError, nearest
 from tools.benchmark import sections
+from tools.benchmark.data import data_rows
 from tools.benchmark.measure import Row, in_own_process
 from tools.benchmark.peer import Peer
 from tools.benchmark.sides import Setup, trunk_problem
 
+DATA_ROUNDS = 3  # readings of every number of workers
 SECTIONS = ("step", "sampling", "tokens", "batch", "overhead")
 H200_BF16 = 989.0  # dense bfloat16 TFLOP/s of an H100 or H200 SXM, from NVIDIA's data sheet
 
@@ -29,6 +32,7 @@ EXAMPLES = """examples:
   selfflow bench --peer Self-Flow --json bench.json          beside a checkout of the official repository (needs timm)
   selfflow bench --only step,overhead --rounds 30            fewer sections, more rounds
   selfflow bench --device cuda --precision bf16 --compile --trunk mmdit:625M --batch 32
+  selfflow bench --data configs/real_small.yaml --workers 0 1 2    samples/s of the data, and where time goes
 
 sections:
   step      a Self-Flow training step against flow matching, and against a plain loop on the official class
@@ -36,6 +40,7 @@ sections:
   tokens    time of a step as a sample grows
   batch     time per image and peak memory as the batch grows, each in a process of its own
   overhead  the share of a step that is not the two network passes
+  data      with --data: samples/s by number of loader processes, and what a sample's time is spent on
   trunk     with --trunk: tokens/s, model FLOPs per second and their share of the peak, memory
 
 Sides are run in turn, A B A B; a ratio is the median over the rounds of the two times of one round. With --peer, losses
@@ -72,6 +77,10 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--peak-tflops", type=float, help=f"of the device, for --trunk (default on cuda with bf16: {H200_BF16:g})"
     )
+    parser.add_argument("--data", type=Path, metavar="CONFIG", help="configuration whose data are read")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of --data: changes a setting")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="of section data (default 0 1 2)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of section data: of every reading (default 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="settings, machine and all raw times")
     parser.set_defaults(run=run)
 
@@ -111,6 +120,9 @@ def jobs(
     if peak is None and setup.device == "cuda" and setup.precision == "bf16":
         peak = H200_BF16
     found = {name: job for name, job in known.items() if name in chosen}
+    if "data" in chosen:
+        config, root = load_config(options.data, options.set), options.data.parent
+        found["data"] = lambda: data_rows(config, root, options.workers, options.seconds, DATA_ROUNDS)
     if "trunk" in chosen:
         for name in options.trunk:
             arguments = (setup, name, options.text_tokens, peak)
@@ -119,16 +131,18 @@ def jobs(
 
 
 def chosen_sections(options: argparse.Namespace) -> list[str]:
-    """Those of --only; else those of --trunk alone, or all that need no --trunk."""
+    """Those of --only; else those of --trunk and --data alone, or all that need neither."""
+    given = {"trunk": bool(options.trunk), "data": bool(options.data)}
     if options.only is None:
-        return ["trunk"] if options.trunk else list(SECTIONS)
-    chosen, allowed = options.only.split(","), [*SECTIONS, "trunk"]
+        return [name for name, there in given.items() if there] or list(SECTIONS)
+    chosen, allowed = options.only.split(","), [*SECTIONS, *given]
     wrong = [name for name in chosen if name not in allowed]
     if wrong:
         lines = (f"--only: {name!r} is not one of {', '.join(allowed)}.{nearest(name, allowed)}" for name in wrong)
         raise ConfigError(lines)
-    if ("trunk" in chosen) != bool(options.trunk):
-        raise ConfigError("--only: section trunk and --trunk KIND:SIZE need each other")
+    for name, value in (("trunk", "KIND:SIZE"), ("data", "CONFIG")):
+        if (name in chosen) != given[name]:
+            raise ConfigError(f"--only: section {name} and --{name} {value} need each other")
     return chosen
 
 
@@ -140,6 +154,9 @@ def option_problems(options: argparse.Namespace) -> list[str]:
         if count < 1 or math.isqrt(count) ** 2 != count
     ]
     found += [f"--batches: {size} must be at least 1" for size in options.batches if size < 1]
+    found += [f"--workers: {count} must not be negative" for count in options.workers if count < 0]
+    if not options.seconds > 0:
+        found.append(f"--seconds: {options.seconds} must be above 0")
     if options.text_tokens < 0:
         found.append(f"--text-tokens: {options.text_tokens} must not be negative")
     if options.peak_tflops is not None and not options.peak_tflops > 0:

@@ -37,6 +37,7 @@ class Microbatch:
         media: (B, *media) clean media, where the training device computes something from it.
         posterior: (B, N, C) unit normals for an autoencoder that samples its latents.
         targets: name -> (B, L, D') features of frozen encoders, added on the training device.
+        texts: B captions whose features a frozen text encoder adds to the context on the training device, or ().
     """
 
     modality: str
@@ -47,6 +48,7 @@ class Microbatch:
     media: Tensor | None = None
     posterior: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Microbatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

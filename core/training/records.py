@@ -5,6 +5,7 @@ run.json        for every start: time, command, versions, commit; and the finger
 metrics.jsonl   one line per step, deterministic: an interrupted and resumed run has the same bytes as a whole one
 timings.jsonl   one line per step, wall-clock; steps that were done twice are there twice
 checkpoints/    see core/training/checkpoint.py
+run.lock        held by the process that trains here, see core/training/lock.py
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import yaml
 
 from core.errors import ConfigError
 from core.training.config import read_plain, refuse_changes
+from core.training.lock import FolderLock
 from core.training.trackers import LoggingConfig, Trackers
 
 FLUSH_SECONDS = 2.0  # how old a line may get before others can see it
@@ -38,8 +40,8 @@ class RunFolder:
     checkpoint never knows of a step that metrics.jsonl does not.
     """
 
-    def __init__(self, path: Path, trackers: Trackers):
-        self.path, self.trackers = Path(path), trackers
+    def __init__(self, path: Path, trackers: Trackers, lock: FolderLock):
+        self.path, self.trackers, self._lock = Path(path), trackers, lock
         self._files: dict[str, TextIO] = {}
         self._flushed = time.monotonic()
 
@@ -64,12 +66,15 @@ class RunFolder:
 
     @staticmethod
     def open(path: Path, config: dict, fingerprints: dict[str, str], free: set[str]) -> RunFolder:
-        """Create the folder, or open that of an existing run to resume it. Arguments and errors are those of `check`,
-        except that `config` may have a section `logging`, a LoggingConfig."""
+        """Create the folder, or open that of an existing run to resume it, and hold it until `close`.
+
+        Arguments and errors are those of `check`, except that `config` may have a section `logging`, a LoggingConfig,
+        and that a folder in which another process trains is refused."""
         RunFolder.check(path, config, fingerprints, free)
         path = Path(path)
-        known = _read_json(path / "run.json")
         path.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(path)
+        known = _read_json(path / "run.json")
         starts = [*known.get("starts", []), _start()]
         identity = known.get("id", os.urandom(4).hex())
         _replace(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120))
@@ -77,7 +82,7 @@ class RunFolder:
             path / "run.json",
             json.dumps({"id": identity, "data": fingerprints, "starts": starts}, indent=1) + "\n",
         )
-        return RunFolder(path, Trackers(LoggingConfig(**config.get("logging", {})), path, config, identity))
+        return RunFolder(path, Trackers(LoggingConfig(**config.get("logging", {})), path, config, identity), lock)
 
     def write_metrics(self, metrics: dict[str, float | str]) -> None:
         """Deterministic values of a step: `step` (finished steps) and what was computed, never a time or a rate."""
@@ -103,9 +108,10 @@ class RunFolder:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Flush, and end the trackers. The folder can be written to again afterwards."""
+        """Flush, end the trackers, and let others train in the folder."""
         self.close_files()
         self.trackers.close()
+        self._lock.release()
 
     def close_files(self) -> None:
         self.flush()

@@ -5,12 +5,15 @@ import json
 import math
 import statistics
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from core.errors import ConfigError, SelfFlowError
 from tools import bench
+from tools.benchmark import data
 from tools.benchmark.measure import in_own_process, peak_memory, ratio_row, side_by_side
 from tools.benchmark.peer import Peer
 from tools.benchmark.sections import check_losses, sampling_rows, sit_trainer, step_flops
@@ -18,6 +21,7 @@ from tools.benchmark.sides import HEADS, Setup, build_sit, sit_config, trunk_con
 
 TINY = ["--size", "tiny", "--grid", "3", "--batch", "2", "--rounds", "2", "--warmup", "1", "--steps", "3"]
 TINY += ["--threads", "1", "--tokens", "4", "16", "--batches", "2"]
+CONFIG = Path(__file__).parent / "tiny.yaml"
 SETUP = Setup("tiny", batch=2, grid=3, rounds=2, warmup=0, steps=6, threads=1)
 
 # Our trunk behind the official interface, and the official sampler's formulas (in its own time, data at 1).
@@ -178,8 +182,37 @@ def test_all_wrong_options_at_once(tmp_path):
 def test_unknown_sections():
     with pytest.raises(ConfigError, match=r"'steps' is not one of .* Did you mean: 'step'"):
         run("--only", "steps")
-    with pytest.raises(ConfigError, match="need each other"):
-        run("--only", "trunk")
+    for section in ("trunk", "data"):
+        with pytest.raises(ConfigError, match="need each other"):
+            run("--only", section)
+
+
+def test_data_of_a_configuration(tmp_path):
+    """Rates of both numbers of workers and four stages for every modality; nothing is left behind in the data set."""
+    run(
+        *("--data", CONFIG, "--workers", 0, 1, "--seconds", 0.05, "--json", tmp_path / "b.json"),
+        *("--set", "modalities.image.batch=3"),
+    )
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    found = {}
+    for row in rows:
+        found.setdefault(row["section"], []).append((row["what"], row["unit"]))
+    assert set(found) == {"data image", "data video", "data audio"}
+    stages = [(what, "ms") for what in data.STAGES.values()]
+    for of_modality in found.values():
+        assert of_modality == [*stages, ("in this process", "samples/s"), ("1 worker", "samples/s")]
+    assert all(row["value"] > 0 for row in rows)
+
+
+def test_the_stages_of_a_sample_are_told_apart():
+    class Slow:
+        def read(self, index):
+            time.sleep(0.02)
+            return index
+
+    timed = data.Timed(Slow(), "read")
+    assert timed.read(3) == 3
+    assert 0.02 <= timed.seconds < 0.5
 
 
 def test_sides_are_run_in_turn_and_paired_by_round():

@@ -1,0 +1,118 @@
+"""How fast samples come from a run's data: per modality and number of workers, and what a sample's time is spent on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from configs.build import build_dataset, build_streams, class_names, measure_all
+from configs.networks import build_adapters
+from configs.schema import Config
+from core.training.mixing import ModalityMix
+from modalities.data.loader import StepDataset, StepFeed
+from tools.benchmark.measure import Row, Times, median_row
+
+STAGES = {
+    "read": "a record, read",
+    "load": "its media, decoded and resized or resampled",
+    "draw": "its caption, times, mask and noise",
+    "collate": "its tokens, and the batch",
+}
+SAMPLES = 50  # of which the stages are timed, one by one
+WARMUP = 2  # microbatches of every number of workers that do not count: workers start, caches fill
+
+
+def data_rows(config: Config, root: Path, workers: list[int], seconds: float, rounds: int) -> list[Row]:
+    """Rows `data NAME` for every modality of a configuration; nothing is trained and no autoencoder with weights runs.
+
+    Args:
+        root: what relative paths start from.
+        workers: numbers of loader processes.
+        seconds: how long each of them is watched in a round.
+    """
+    adapters = build_adapters(config, root)
+    streams = build_streams(config, adapters, root)
+    labels = class_names(streams)
+    whitening = measure_all(config, {n: stream for n, stream in streams.items() if not adapters[n].has_weights})
+    dataset = build_dataset(config, streams, whitening, labels)
+    rows = []
+    for name in streams:
+        alone = only(dataset, name)
+        section = f"data {name}"
+        rows += stage_rows(section, alone, name)
+        for count in workers:
+            what = "in this process" if count == 0 else f"{count} worker{'s' * (count > 1)}"
+            rates = [samples_per_second(alone, count, seconds) for _ in range(rounds)]
+            rows.append(median_row(section, what, rates, "samples/s", {}))
+    return rows
+
+
+def only(dataset: StepDataset, modality: str) -> StepDataset:
+    """The same data with steps of one modality alone."""
+    mix = ModalityMix(dataset.seed, {modality: 1.0}, {modality: dataset.mix.global_batch[modality]})
+    settings = (dataset.whitening, dataset.noising, dataset.conditions, dataset.accumulate)
+    return StepDataset(dataset.seed, mix, {modality: dataset.streams[modality]}, *settings)
+
+
+def samples_per_second(dataset: StepDataset, workers: int, seconds: float) -> float:
+    """Samples that a StepFeed hands over in a second, once it runs; at least one microbatch is counted."""
+    count, started = 0, 0.0
+    steps = StepFeed(dataset, workers).steps(0, 2**40)
+    for step, microbatches in steps:
+        if step == WARMUP - 1:
+            started = time.perf_counter()
+        elif step >= WARMUP:
+            count += sum(microbatch.batch.size for microbatch in microbatches)
+            if time.perf_counter() - started > seconds:
+                break
+    elapsed = time.perf_counter() - started
+    steps.close()
+    return count / elapsed
+
+
+def stage_rows(section: str, dataset: StepDataset, modality: str) -> list[Row]:
+    """Milliseconds of a sample in this process, by what they are spent on. Unusable records are stepped over."""
+    stream = dataset.streams[modality]
+    source, adapter = Timed(stream.source, "read"), Timed(stream.adapter, "load")
+    dataset.streams[modality] = replace(stream, source=source, adapter=adapter)
+    times: Times = {stage: [] for stage in STAGES}
+    for position in range(SAMPLES):
+        source.seconds = adapter.seconds = 0.0
+        started = time.perf_counter()
+        sample = dataset.sample(modality, position, [])
+        drawn = time.perf_counter()
+        dataset.collate(modality, [sample], ())
+        times["read"].append(source.seconds)
+        times["load"].append(adapter.seconds)
+        times["draw"].append(drawn - started - source.seconds - adapter.seconds)
+        times["collate"].append(time.perf_counter() - drawn)
+    dataset.streams[modality] = stream
+    return [
+        median_row(section, what, [1000 * spent for spent in times[stage]], "ms", {stage: times[stage]})
+        for stage, what in STAGES.items()
+    ]
+
+
+class Timed:
+    """Another object, of which the time inside one method is summed in `seconds`."""
+
+    def __init__(self, inner: object, method: str):
+        self._inner, self._method, self.seconds = inner, method, 0.0
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __getattr__(self, name: str):
+        found = getattr(self._inner, name)
+        if name != self._method:
+            return found
+
+        def timed(*arguments):
+            started = time.perf_counter()
+            try:
+                return found(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - started
+
+        return timed
