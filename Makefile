@@ -1,9 +1,12 @@
-# The commands of the README. PYTHON may name any Python from 3.11 to 3.13.
+# The commands of the README. PYTHON may name any Python from 3.11 to 3.13, PYTEST adds options to pytest.
 PYTHON ?= python3
+PYTEST ?=
 RUN ?= runs/quickstart
 STAMP := .venv/.ready
+STAMP_FULL := .venv-full/.ready
+FFMPEG := $(CURDIR)/.venv-full/ffmpeg
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test setup-full test-full clean
 
 setup: $(STAMP)
 
@@ -15,10 +18,19 @@ demo: setup
 	.venv/bin/selfflow demo run=$(RUN)
 
 test: setup
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(PYTEST)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 
+setup-full: $(STAMP_FULL)
+
+$(STAMP_FULL): pyproject.toml constraints-full.txt scripts/setup_env.py
+	$(PYTHON) scripts/setup_env.py --full
+	@touch $(STAMP_FULL)
+
+test-full: setup-full
+	LD_LIBRARY_PATH="$(FFMPEG)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" .venv-full/bin/python -m pytest $(PYTEST)
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-full build *.egg-info

@@ -22,6 +22,40 @@ from core.errors import DataError, ShapeError
 Size = tuple[int, int, int]
 
 
+class Moments:
+    """Mean and variance of every channel over any number of latents, accumulated in float64.
+
+    Attributes:
+        count: tokens so far.
+        mean: (C,) float64 of these; a scalar 0 before the first.
+        squares: (C,) float64, sum of the squared differences from the mean.
+    """
+
+    def __init__(self, count: int = 0, mean: Tensor | None = None, squares: Tensor | None = None):
+        self.count = count
+        self.mean = torch.zeros(()) if mean is None else mean
+        self.squares = torch.zeros(()) if squares is None else squares
+
+    def add(self, latents: Tensor) -> None:
+        """Latents (..., N, C). Raises DataError for values that are not finite."""
+        tokens = latents.detach().to("cpu", torch.float64).flatten(0, -2)  # (B N, C)
+        if not bool(tokens.isfinite().all()):
+            raise DataError("whitening: the latents hold values that are not finite")
+        count = tokens.shape[0]
+        self.merge(Moments(count, tokens.mean(dim=0), tokens.var(dim=0, unbiased=False) * count))
+
+    def merge(self, other: Moments) -> None:
+        """Those of both sets (Chan, Golub, LeVeque 1979): no cancellation."""
+        total = self.count + other.count
+        if total == 0:
+            return
+        difference = other.mean - self.mean
+        self.mean = self.mean + difference * (other.count / total)
+        self.squares = self.squares + other.squares
+        self.squares = self.squares + difference.square() * (self.count * other.count / total)
+        self.count = total
+
+
 @dataclass(frozen=True)
 class Whitening:
     """Shift and scale, of every channel or of every token's channels, that give latents mean 0 and deviation 1.
@@ -45,34 +79,29 @@ class Whitening:
 
     @classmethod
     def from_latents(cls, latents: Iterable[Tensor], floor: float = 0.01) -> Whitening:
-        """Statistics over all tokens of an iterable of raw latents (B, N, C), accumulated in float64.
+        """Statistics over all tokens of an iterable of raw latents (B, N, C); see `from_moments`."""
+        moments = Moments()
+        for batch in latents:
+            moments.add(batch)
+        return cls.from_moments(moments, floor)
+
+    @classmethod
+    def from_moments(cls, moments: Moments, floor: float = 0.01) -> Whitening:
+        """Statistics of latents.
 
         A channel that hardly varies would be blown up to the loudness of the others, together with its rounding
         errors, so a std is at least `floor` times the root mean square of all of them.
 
         Raises:
-            DataError: no latents, values that are not finite, or latents that are all equal.
+            DataError: no latents, or latents that are all equal.
         """
-        count = 0
-        mean = squares = torch.zeros(())
-        for batch in latents:
-            tokens = batch.detach().to("cpu", torch.float64).flatten(0, -2)  # (B N, C)
-            if not bool(tokens.isfinite().all()):
-                raise DataError("whitening: the latents hold values that are not finite")
-            # Statistics of this part, merged with those so far (Chan, Golub, LeVeque 1979): no cancellation.
-            total = count + tokens.shape[0]
-            difference = tokens.mean(dim=0) - mean
-            mean = mean + difference * (tokens.shape[0] / total)
-            squares = squares + tokens.var(dim=0, unbiased=False) * tokens.shape[0]
-            squares = squares + difference.square() * (count * tokens.shape[0] / total)
-            count = total
-        if count == 0:
+        if moments.count == 0:
             raise DataError("whitening: there are no latents to measure")
-        variance = squares / count
+        variance = moments.squares / moments.count
         lowest = floor * variance.mean().sqrt()
         if not lowest > 0:
-            raise DataError(f"whitening: all {count} latent tokens are equal, so there is nothing to learn")
-        return cls(mean.float(), variance.sqrt().clamp_min(lowest).float())
+            raise DataError(f"whitening: all {moments.count} latent tokens are equal, so there is nothing to learn")
+        return cls(moments.mean.float(), variance.sqrt().clamp_min(lowest).float())
 
     def whiten(self, latents: Tensor) -> Tensor:
         """Raw (..., N, C) -> whitened (..., N, C), same dtype."""
@@ -125,11 +154,23 @@ class Autoencoder(Protocol):
     def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, *media), and noise (B, N, C) where `posterior_noise` -> raw latents (B, N, C) float32."""
 
+    def posterior(self, media: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, *media) -> mean and deviation (B, N, C) float32 of the posterior; no deviation where it is a point.
+
+        `encode` with noise is mean + deviation * noise.
+        """
+
     def decode(self, latents: Tensor, size: Size) -> Tensor:
         """Raw latents (B, N, C) -> (B, *media) of that size."""
 
     def to(self, device: torch.device | str) -> Any:
         """Work on this device from now on; returns the autoencoder itself."""
+
+    def digest(self) -> str:
+        """A checksum of the weights, equal for equal weights in files of any layout; "" without weights."""
+
+    def expect(self, digest: str) -> None:
+        """Raise CheckpointError when weights of another digest are read."""
 
     def load(self) -> nn.Module | None:
         """Read the weights now instead of at first use. Raises ConfigError when they are missing or others."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from core.errors import CheckpointError, ConfigError
+from core.optional import need
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 Constants = dict[str, tuple[Any, Any]]  # what the kind is -> (what the weights are, what they must be)
@@ -68,15 +69,14 @@ def refuse_others(kind: str, path: str, constants: Constants) -> None:
 
 def diffusers_class(kind: str, name: str) -> Any:
     """A class of the diffusers library. Raises ConfigError where it is not installed or too old."""
+    without = "The kinds pixels, space_time_pixels and mdct work"
+    diffusers = need("diffusers", f"autoencoder.kind: {kind!r}", without)
     try:
-        import diffusers
-
         return getattr(diffusers, name)
-    except (ImportError, AttributeError, RuntimeError) as error:
+    except (ImportError, AttributeError, RuntimeError) as error:  # it imports its parts when they are asked for
         raise ConfigError(
-            f"autoencoder.kind: {kind!r} needs the package diffusers, version 0.37 or newer (pip install "
-            f"'diffusers>=0.37' transformers): {first_line(error)}. The kinds pixels, space_time_pixels and mdct work "
-            "without it"
+            f"autoencoder.kind: {kind!r} needs {name} of diffusers 0.37 or newer, with transformers: "
+            f"{first_line(error)}. {without} without it"
         ) from error
 
 

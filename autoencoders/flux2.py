@@ -12,13 +12,34 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders.base import LatentSpec, Size, Whitening, image_grid
-from autoencoders.diffusers_weights import Constants, read_diffusers
+from autoencoders.diffusers_weights import Constants
+from autoencoders.ldm_layout import ldm_name, ldm_settings
 from autoencoders.patches import patchify, to_maps, to_tokens, unpatchify
 from autoencoders.pretrained import Kind
+from autoencoders.published import Layout, State, count, read_network
 
 SPEC = LatentSpec(channels=128, stride=(1, 16, 16))
 SIDE = 2  # of the square of inner cells that is one cell here
 EPSILON = 1e-4
+
+
+def _settings(state: State) -> dict[str, Any]:
+    settings = ldm_settings(state)
+    widths = tuple(
+        state[f"decoder.up.{level}.block.0.conv2.weight"].shape[0] for level in range(count(state, "decoder.up."))
+    )
+    if widths != settings["block_out_channels"]:  # a decoder made smaller
+        settings["decoder_block_out_channels"] = widths
+    return settings
+
+
+def _name(name: str, settings: dict[str, Any]) -> str:
+    outer = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}
+    part, _, rest = name.partition(".")
+    return f"{outer[part]}.{rest}" if part in outer else ldm_name(name, settings)
+
+
+LAYOUT = Layout(("ae.safetensors",), "AutoencoderKLFlux2", _settings, _name)
 
 
 def _grid(size: Size) -> Size:
@@ -36,7 +57,7 @@ def _constants(config: Any) -> Constants:
 
 
 def _read(path: str) -> nn.Module:
-    return read_diffusers("flux2", path, "AutoencoderKLFlux2", _constants)
+    return read_network("flux2", path, LAYOUT, _constants)
 
 
 def _encode(network: Any, media: Tensor) -> Tensor:
@@ -64,4 +85,5 @@ FLUX2 = Kind(
     decode=_decode,
     whitening=_whitening,
     posterior="mean",
+    overlap=16,
 )

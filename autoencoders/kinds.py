@@ -32,7 +32,12 @@ def autoencoder_problems(config: AutoencoderConfig, modality: str) -> list[str]:
         allowed = ", ".join(KINDS[modality])
         return [f"autoencoder.kind: {config.kind!r} is not one of {allowed}.{nearest(config.kind, KINDS[modality])}"]
     kind, found = KINDS[modality][config.kind], []
-    reads = {"path": kind is not None, "precision": kind is not None, "posterior": bool(kind and kind.posterior)}
+    reads = {
+        "path": kind is not None,
+        "precision": kind is not None,
+        "posterior": bool(kind and kind.posterior),
+        "tile": bool(kind and kind.overlap),
+    }
     for name, read in reads.items():
         if not read and getattr(config, name) is not None:
             found.append(
@@ -44,7 +49,21 @@ def autoencoder_problems(config: AutoencoderConfig, modality: str) -> list[str]:
         value = getattr(config, name)
         if reads[name] and value is not None and value not in allowed:
             found.append(f"autoencoder.{name}: {value!r} is not one of {', '.join(allowed)}.{nearest(value, allowed)}")
+    if reads["tile"] and config.tile is not None:
+        found += _tile_problems(kind, config.tile)
     return found
+
+
+def _tile_problems(kind: Kind, tile: int) -> list[str]:
+    axis = kind.cut_axes[0]
+    unit, stride = "samples" if axis == 0 else "pixels", kind.spec.stride[axis]
+    lowest = 2 * kind.overlap * stride
+    if isinstance(tile, int) and not isinstance(tile, bool) and tile >= lowest and tile % stride == 0:
+        return []
+    near = ""
+    if isinstance(tile, int) and tile > lowest:
+        near = f"; the nearest: {tile // stride * stride} or {(tile // stride + 1) * stride}"
+    return [f"autoencoder.tile: {tile!r} is not a multiple of {stride} {unit} from {lowest} up{near}"]
 
 
 def build_pretrained(kind: Kind, config: AutoencoderConfig, size: Size, patch: int | None = None) -> Autoencoder:

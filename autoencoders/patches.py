@@ -63,6 +63,12 @@ class Patched:
     def load(self) -> nn.Module | None:
         return self.inner.load()
 
+    def digest(self) -> str:
+        return self.inner.digest()
+
+    def expect(self, digest: str) -> None:
+        self.inner.expect(digest)
+
     def grid(self, size: Size) -> Size:
         _, rows, columns = self.spec.stride
         h, w = divide("height", size[1], rows), divide("width", size[2], columns)
@@ -75,6 +81,11 @@ class Patched:
             check_latents("noise of the posterior", noise, tokens, self.spec.channels)
             noise = unpatchify(noise, cells, self.patch)
         return patchify(self.inner.encode(media, noise), cells, self.patch)
+
+    def posterior(self, media: Tensor) -> tuple[Tensor, Tensor | None]:
+        cells = self.inner.grid(media_size(media))
+        mean, deviation = self.inner.posterior(media)
+        return tuple(None if part is None else patchify(part, cells, self.patch) for part in (mean, deviation))
 
     def decode(self, latents: Tensor, size: Size) -> Tensor:
         check_latents("Patched", latents, self.grid(size), self.spec.channels)

@@ -28,6 +28,7 @@ from autoencoders.base import LatentSpec, Size, Whitening
 from autoencoders.diffusers_weights import Constants, diffusers_class, first_line, read_diffusers, refuse_others
 from autoencoders.pretrained import Kind
 from core.errors import CheckpointError, ConfigError, ShapeError
+from core.optional import need
 
 SPEC = LatentSpec(channels=768, stride=(1, 16, 16))
 SIDE = 256  # pixels of a picture
@@ -120,16 +121,15 @@ def read_published(folder: Path) -> nn.Module:
 def _read_encoder(folder: Path) -> nn.Module:
     """DINOv2 with registers, its last layer norm without scale and shift."""
     place = folder / "encoder"
+    transformers = need("transformers", "autoencoder.kind: 'rae'", "The kinds pixels, space_time_pixels and mdct work")
     try:
-        from transformers import Dinov2WithRegistersModel
-
-        encoder, report = Dinov2WithRegistersModel.from_pretrained(
+        encoder, report = transformers.Dinov2WithRegistersModel.from_pretrained(
             str(place) if place.is_dir() else ENCODER_ON_THE_HUB, output_loading_info=True
         )
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"autoencoder.path: kind 'rae' needs {ENCODER_ON_THE_HUB} (config.json and model.safetensors) in {place}, "
-            f"or a way to the hub, and the package transformers: {first_line(error)}"
+            f"or a way to the hub: {first_line(error)}"
         ) from error
     if report["missing_keys"]:
         raise CheckpointError(f"{place}: these weights lack {', '.join(sorted(report['missing_keys'])[:3])}")

@@ -1,6 +1,7 @@
 """The image autoencoder of Stable Diffusion, whose latents SiT, REPA and the released Self-Flow model are trained on.
 
 8 x 8 pixels become a cell of 4 channels; training sees samples of the posterior times 0.18215 (REPA's train.py).
+The authors' files (CompVis) do not hold that number: those of SDXL, which has another one, look the same.
 """
 
 from __future__ import annotations
@@ -11,12 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders.base import LatentSpec, Size, Whitening, image_grid
-from autoencoders.diffusers_weights import Constants, read_diffusers
+from autoencoders.diffusers_weights import Constants
+from autoencoders.ldm_layout import ldm_name, ldm_settings
 from autoencoders.patches import to_maps, to_tokens
 from autoencoders.pretrained import Kind
+from autoencoders.published import Layout, read_network
 
 SPEC = LatentSpec(channels=4, stride=(1, 8, 8))
 SCALE = 0.18215
+LAYOUT = Layout(
+    files=(
+        "vae-ft-mse-840000-ema-pruned.safetensors",
+        "vae-ft-mse-840000-ema-pruned.ckpt",
+        "vae-ft-ema-560000-ema-pruned.safetensors",
+        "vae-ft-ema-560000-ema-pruned.ckpt",
+    ),
+    class_name="AutoencoderKL",
+    settings=ldm_settings,
+    name=ldm_name,
+    prefix="first_stage_model.",  # in a file of all of Stable Diffusion
+    ignored=("loss.", "model_ema.decay", "model_ema.num_updates"),
+)
 
 
 def _grid(size: Size) -> Size:
@@ -33,7 +49,7 @@ def _constants(config: Any) -> Constants:
 
 
 def _read(path: str) -> nn.Module:
-    return read_diffusers("sd_vae", path, "AutoencoderKL", _constants)
+    return read_network("sd_vae", path, LAYOUT, _constants)
 
 
 def _encode(network: Any, media: Tensor) -> Tensor:
@@ -60,4 +76,5 @@ SD_VAE = Kind(
     whitening=_whitening,
     posterior="sample",
     patch=2,
+    overlap=32,
 )

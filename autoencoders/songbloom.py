@@ -1,7 +1,7 @@
 """The audio autoencoder of SongBloom (`stable_audio_1920_vae`): 1920 stereo samples at 48 kHz become 64 channels.
 
 25 tokens a second. Its latents are not scaled by their publishers, so the training data is measured; they take samples
-of the posterior (stable-audio-tools' bottleneck does not know the mean).
+of the posterior, whose deviation is softplus(scale) + 1e-4 (SongBloom/models/vae_frontend/bottleneck.py, vae_sample).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from autoencoders.base import LatentSpec, Size, divide
 from autoencoders.diffusers_weights import Constants, read_diffusers
 from autoencoders.patches import to_maps, to_tokens
 from autoencoders.pretrained import Kind
+from autoencoders.songbloom_original import SETTINGS, WEIGHTS, find_original, read_original
 
 SPEC = LatentSpec(channels=64, stride=(1920, 1, 1))
 SAMPLE_RATE = 48_000
 CHANNELS = 2
+REACH = 9  # cells that a cell of the result depends on at each side: 6.3 in the encoder, 8.3 in the decoder
 
 
 def _grid(size: Size) -> Size:
@@ -30,6 +32,7 @@ def _constants(config: Any) -> Constants:
     return {
         "audio_channels": (config.audio_channels, CHANNELS),
         "sampling_rate": (config.sampling_rate, SAMPLE_RATE),
+        "odd downsampling_ratios": ([ratio for ratio in config.downsampling_ratios if ratio % 2], []),
         "samples per token": (prod(config.downsampling_ratios), SPEC.stride[0]),
         "decoder_input_channels": (config.decoder_input_channels, SPEC.channels),
         "encoder_hidden_size": (config.encoder_hidden_size, 2 * SPEC.channels),  # mean and deviation
@@ -37,7 +40,10 @@ def _constants(config: Any) -> Constants:
 
 
 def _read(path: str) -> nn.Module:
-    return read_diffusers("songbloom", path, "AutoencoderOobleck", _constants)
+    if original := find_original(path):
+        return read_original("songbloom", *original)
+    layout = f"or a folder with {SETTINGS} and {WEIGHTS}, as SongBloom publishes them"
+    return read_diffusers("songbloom", path, "AutoencoderOobleck", _constants, layout)
 
 
 def _encode(network: Any, media: Tensor) -> Tensor:
@@ -63,4 +69,5 @@ SONGBLOOM = Kind(
     decode=_decode,
     whitening=_whitening,
     posterior="sample",
+    overlap=4 * REACH,  # a quarter of it is thrown away at each side
 )

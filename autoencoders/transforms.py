@@ -29,6 +29,15 @@ class WeightFree:
     def load(self) -> None:
         return None
 
+    def digest(self) -> str:
+        return ""
+
+    def expect(self, digest: str) -> None:
+        pass
+
+    def posterior(self, media: Tensor) -> tuple[Tensor, None]:
+        return self.encode(media), None
+
     def refuse_noise(self, noise: Tensor | None) -> None:
         if noise is not None:
             raise ShapeError(f"{type(self).__name__} predicts no distribution, so it takes no noise")

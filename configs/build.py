@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from autoencoders.base import Whitening
+from configs.latents import check_latents, latent_digests, text_digest
 from configs.networks import (
     ADAPTERS,
     build_adapters,
     build_encoders,
+    build_text_encoder,
     build_trunk,
     device_prepare,
+    encoding_adapters,
     load_autoencoders,
     projector_specs,
 )
@@ -25,7 +28,7 @@ from core.training.mixing import ModalityMix
 from core.training.records import RunFolder
 from core.training.trainer import Trainer
 from core.trunk.projectors import ProjectorSpec
-from modalities.base import ModalityAdapter
+from modalities.base import ModalityAdapter, Source
 from modalities.conditions import Conditions
 from modalities.data.loader import StepDataset, StepFeed, Stream, measure_whitening
 
@@ -47,12 +50,18 @@ def free_on_resume(config: Config) -> set[str]:
     return FREE_ON_RESUME | (set() if config.training.optimizer.cooldown else {"training.steps"})
 
 
-def build_streams(config: Config, adapters: dict[str, ModalityAdapter], root: Path) -> dict[str, Stream]:
-    """Open every data source. `root` is what relative paths start from."""
-    streams, sources = {}, open_sources(config, root)
+def build_streams(
+    config: Config, adapters: dict[str, ModalityAdapter], root: Path, sources: dict[str, Source] | None = None
+) -> dict[str, Stream]:
+    """Open every data source, or take the opened ones. `root` is what relative paths start from.
+
+    Raises ConfigError also for stored latents that do not fit the configuration.
+    """
+    streams, sources = {}, open_sources(config, root) if sources is None else sources
+    check_latents(config, sources, adapters, root)
     for name, entry in config.modalities.streams().items():
-        given = given_tokens(entry, adapters[name])
-        keep = adapters[name].has_weights or bool(entry.encoders)
+        given = given_tokens(entry, adapters[name]) | {"caption_choice": entry.data.caption_choice}
+        keep = not entry.data.holds_latents and (adapters[name].has_weights or bool(entry.encoders))
         streams[name] = Stream(sources[name], adapters[name], entry.time, entry.mask_ratio, keep_media=keep, **given)
     return streams
 
@@ -106,14 +115,20 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
     device = config.training.torch_device()
     for adapter in adapters.values():
         adapter.to(device)
-    load_autoencoders(adapters)
+    load_autoencoders(encoding_adapters(config, adapters))
     whitening = known_whitening(Path(config.run), adapters) or measure_all(config, streams)
     encoders = build_encoders(config, adapters, root)
     projectors = projector_specs(config, encoders)
     trunk = build_trunk(config, adapters, labels, projectors)
     dataset = build_dataset(config, streams, whitening, labels)
+    text, sources = build_text_encoder(config, root), {name: stream.source for name, stream in streams.items()}
+    if text is not None:
+        text.expect(text_digest(config, sources))
+        if not dataset.stores_text():
+            text.to(device).load()
     entries = config.modalities.streams()
     extra = checkpoint_extra(config, root, labels, adapters, whitening, projectors)
+    extra |= {"autoencoders": latent_digests(sources), "text": text_digest(config, sources)}
     return Trainer(
         config.training,
         trunk,
@@ -122,7 +137,7 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
         RunFolder.open(*identity),  # the first thing that is written: everything else fits
         {name: entry.loss_weight for name, entry in entries.items()},
         extra,
-        device_prepare(adapters, whitening, encoders, device),
+        device_prepare(adapters, whitening, encoders, device, text),
     )
 
 
@@ -136,13 +151,15 @@ def checkpoint_extra(
 ) -> dict:
     """What is stored in every checkpoint beside the tensors; `load_run` needs no more.
 
-    Whitening that comes with an autoencoder's weights stays with them: it can be megabytes.
+    Whitening that comes with an autoencoder's weights stays with them: it can be megabytes. Where the data are latents,
+    no weights are read, and it is stored too.
     """
+    published = {name for name, a in encoding_adapters(config, adapters).items() if a.whitening is not None}
     return {
         "config": to_plain(config),
         "root": str(root.resolve()),
         "labels": labels,
-        "whitening": {name: values.to_dict() for name, values in whitening.items() if adapters[name].whitening is None},
+        "whitening": {name: values.to_dict() for name, values in whitening.items() if name not in published},
         "projectors": {name: [spec.kind, spec.out] for name, spec in projectors.items()},
     }
 
@@ -172,4 +189,4 @@ def known_whitening(run: Path, adapters: dict[str, ModalityAdapter]) -> dict[str
 def stored_whitening(extra: dict, adapters: dict[str, ModalityAdapter]) -> dict[str, Whitening]:
     """Measured statistics of a checkpoint, and those published with an autoencoder's weights."""
     stored = {name: Whitening.from_dict(values) for name, values in extra["whitening"].items()}
-    return {name: stored.get(name, adapter.whitening) for name, adapter in adapters.items()}
+    return stored | {name: adapter.whitening for name, adapter in adapters.items() if name not in stored}

@@ -25,6 +25,7 @@ from modalities.conditions import ConditionConfig
 from modalities.encoders import Encoder, build_encoder
 from modalities.image import ImageAdapter, ImageConfig
 from modalities.prepare import DevicePrepare
+from modalities.text import TextEncoder
 from modalities.video import VideoAdapter, VideoConfig
 
 # modality -> (its settings, what they build)
@@ -59,6 +60,11 @@ def load_autoencoders(adapters: dict[str, ModalityAdapter]) -> None:
             adapter.load_weights()
 
 
+def encoding_adapters(config: Config, adapters: dict[str, ModalityAdapter]) -> dict[str, ModalityAdapter]:
+    """Those that encode in training; the data of the other modalities are latents already."""
+    return {name: adapters[name] for name, s in config.modalities.streams().items() if not s.data.holds_latents}
+
+
 @contextmanager
 def named(part: str, key: str) -> Iterator[None]:
     """Errors about a part, which calls itself `part`, under the key of its section in the configuration."""
@@ -84,6 +90,12 @@ def build_encoders(config: Config, adapters: dict[str, ModalityAdapter], root: P
                 encoder = build_encoder(entry, modality, size, adapter.grid(), stride, rate)
             encoders.setdefault(modality, {})[f"{modality}_{name}"] = encoder
     return encoders
+
+
+def build_text_encoder(config: Config, root: Path) -> TextEncoder | None:
+    """The frozen text encoder of a run, not read yet; None for labels and the byte-level encoder."""
+    entry = config.condition.encoder
+    return None if entry is None else TextEncoder(entry, located(entry.path, root), located(entry.tokenizer, root))
 
 
 def projector_specs(config: Config, encoders: dict[str, dict[str, Encoder]]) -> dict[str, ProjectorSpec]:
@@ -151,6 +163,8 @@ def context_config(condition: ConditionConfig, classes: int) -> ContextConfig:
     """How the trunk reads what `Conditions` makes."""
     if condition.kind == "label":
         return ContextConfig(kind="labels", num_classes=classes)
+    if condition.encoder is not None:
+        return ContextConfig(kind="features", feature_dim=condition.encoder.channels())
     rows, words = condition.text.vocabulary, condition.text.max_words
     return ContextConfig(kind="tokens", vocabulary=rows, words=words, encoder_depth=condition.encoder_depth)
 
@@ -160,9 +174,10 @@ def device_prepare(
     whitening: dict[str, Whitening],
     encoders: dict[str, dict[str, Encoder]],
     device: torch.device,
+    text: TextEncoder | None = None,
 ) -> DevicePrepare | None:
     """What completes microbatches on the device, or None when the loader does all of it."""
-    if not encoders and not any(adapter.has_weights for adapter in adapters.values()):
+    if not encoders and text is None and not any(adapter.has_weights for adapter in adapters.values()):
         return None
     moved = {m: {name: encoder.to(device) for name, encoder in by_name.items()} for m, by_name in encoders.items()}
-    return DevicePrepare(adapters, whitening, moved)
+    return DevicePrepare(adapters, whitening, moved, None if text is None else text.to(device))

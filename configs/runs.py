@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from configs.build import free_on_resume, given_tokens, stored_whitening
-from configs.networks import build_adapters, build_trunk
+from configs.networks import build_adapters, build_text_encoder, build_trunk
 from configs.schema import Config, StreamConfig
 from core.errors import CheckpointError, ConfigError
 from core.evaluation.pair import PairPlan
@@ -37,23 +37,38 @@ class LoadedRun:
     folder: Path
 
 
-def load_run(path: Path, step: int | None = None, device: str = "auto") -> LoadedRun:
-    """The teacher (EMA) of a run's newest or given checkpoint, with everything stored beside it."""
+def load_run(path: Path, step: int | None = None, device: str = "auto", text_encoder: str | None = None) -> LoadedRun:
+    """The teacher (EMA) of a run's newest or given checkpoint, with everything stored beside it.
+
+    Args:
+        text_encoder: folder or name of the run's frozen text encoder and its tokenizer, where that is not what the run
+            was trained with.
+    """
     store, step = checkpoint_store(path, step)
     extra = store.extra(step)
     config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), extra["config"]))
     config.training.device = device
+    if text_encoder is not None:
+        if config.condition.encoder is None:
+            raise ConfigError(f"--text-encoder: {path} was trained without condition.encoder")
+        place = Path(text_encoder).expanduser()
+        config.condition.encoder.path = str(place.resolve()) if place.exists() else text_encoder
+        config.condition.encoder.tokenizer = ""
     target = config.training.torch_device()
     adapters = build_adapters(config, Path(extra["root"]))
     projectors = {name: ProjectorSpec(*spec) for name, spec in extra["projectors"].items()}
     trunk = build_trunk(config, adapters, extra["labels"], projectors)
     trunk.load_state_dict(store.load_weights(step, "teacher"))
     trunk = trunk.to(target).eval().requires_grad_(False)
-    for adapter in adapters.values():
+    for name, adapter in adapters.items():
         adapter.to(target)
+        adapter.autoencoder.expect(extra.get("autoencoders", {}).get(name, ""))
     whitening = stored_whitening(extra, adapters)
     conditions = Conditions(config.condition, extra["labels"])
-    generator = Generator(trunk, adapters, whitening, conditions, target)
+    text = build_text_encoder(config, Path(extra["root"]))
+    if text is not None:
+        text.to(target).expect(extra.get("text", ""))
+    generator = Generator(trunk, adapters, whitening, conditions, target, text)
     return LoadedRun(config, generator, step, Path(extra["root"]), Path(path))
 
 
@@ -85,7 +100,10 @@ def evaluation_subject(loaded: LoadedRun, stream: StreamConfig, modality: str) -
         )
     heldout, training = (build_source(source, modality, loaded.root) for source in (stream.heldout, stream.data))
     classes, seed = training.labels(), stream.evaluation.seed
-    readers = [Reader(loaded.generator, modality, source, classes, seed) for source in (heldout, training)]
+    readers = [
+        Reader(loaded.generator, modality, source, classes, seed, config.caption_choice)
+        for source, config in ((heldout, stream.heldout), (training, stream.data))
+    ]
     rate = getattr(stream.media, "sample_rate", None)
     name = Path(stream.data.path).name or f"{stream.data.kind} {modality} data"
     return Subject(loaded.generator, modality, *readers, stream.sampling, rate, name)

@@ -179,6 +179,11 @@ class Config:
         if self.alignment.external is not None and not stream.encoders:
             kind = next(kind for kind, family in FAMILIES.items() if name in family.modalities)
             found.append(f"encoders: empty; alignment.external needs one: {{{kind}: {{kind: {kind}, path: FOLDER}}}}")
+        if stream.data.holds_latents and stream.encoders:
+            found.append(
+                f"encoders: {', '.join(stream.encoders)} look at media, and data of stored latents hold none; train on "
+                "the media, or with a method without frozen encoders, such as self_flow or sra"
+            )
         if self.alignment.external is None and stream.encoders:
             found.append(f"encoders: {', '.join(stream.encoders)} are not read without alignment.external")
         return found

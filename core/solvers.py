@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ConfigError
+from core.optional import need
 
 MAX_STEPS = 10_000  # of dopri5 between two times of the grid; torchdiffeq itself would go on for ever
 
@@ -86,13 +87,7 @@ def dopri5(atol: float, rtol: float, land: bool = True) -> Integrate:
     def integrate(
         velocity_at: VelocityAt, x: State, times: list[float], draws: Callable[[int], State]
     ) -> Iterator[State]:
-        try:
-            from torchdiffeq import odeint
-        except ImportError as error:
-            raise ConfigError(
-                "solver: 'dopri5' needs the package torchdiffeq, which is not installed (pip install torchdiffeq); "
-                "all other solvers work without it"
-            ) from error
+        odeint = need("torchdiffeq", "solver: 'dopri5'", "All other solvers work").odeint
         grid = torch.tensor(times, dtype=torch.float64, device=x[0].device)
         try:
             path = odeint(

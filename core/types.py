@@ -21,6 +21,11 @@ def _expect(owner: str, name: str, value: Tensor | None, shape: tuple[int, ...])
         raise ShapeError(f"{owner}.{name}: expected shape {shape}, got {tuple(value.shape)}")
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether looking at its values costs no wait: on a CPU, and neither traced nor without storage (a subclass)."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def map_tensors(item, function: Callable[[Tensor], Tensor]):
     """`function` applied to every tensor inside nested frozen dataclasses, tuples and None."""
     if isinstance(item, Tensor):
@@ -173,7 +178,7 @@ class NoiseLevels:
                     f"of tokens, {wanted} in all"
                 )
             # Other counts would separate the wrong tokens. Where levels are drawn, looking costs no wait for a GPU.
-            if self.index.device.type == "cpu" and not torch.compiler.is_compiling():
+            if has_values(self.index):
                 counts = torch.stack([(self.index == level).sum(dim=1) for level in range(len(self.separate))], dim=1)
                 wrong = (counts != torch.tensor(self.separate)).any(dim=1).nonzero().flatten().tolist()
                 if wrong:

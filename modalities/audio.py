@@ -18,7 +18,15 @@ from autoencoders.songbloom import CHANNELS, SAMPLE_RATE
 from autoencoders.transforms import Mdct
 from core.errors import ConfigError, DataError, ShapeError, nearest
 from modalities.base import AutoencoderAdapter, Record
-from modalities.files import AudioInfo, probe_audio, read_audio, resample, write_audio
+from modalities.media.sound import (
+    RESAMPLERS,
+    AudioInfo,
+    load_torchaudio,
+    probe_audio,
+    read_audio,
+    resample,
+    write_audio,
+)
 
 SHORT = ("pad", "refuse")
 MARGIN = 0.1  # seconds read on both sides of a window, for the resampler's filter
@@ -36,6 +44,7 @@ class AudioConfig:
             ceil(samples / hop) + 1 tokens. Read by mdct only, as the next one.
         exponent: amplitude compression of the coefficients, in (0, 1], 0.5 where left out; 1 is none.
         short: pad a sound that is shorter than a window with silence behind it, or refuse it.
+        resampler: soxr, or torchaudio where that is installed.
     """
 
     sample_rate: int = 4000
@@ -45,6 +54,7 @@ class AudioConfig:
     hop: int | None = None
     exponent: float | None = None
     short: str = "pad"
+    resampler: str = "soxr"
 
     def problems(self) -> list[str]:
         found = autoencoder_problems(self.autoencoder, "audio")
@@ -64,6 +74,9 @@ class AudioConfig:
                 found.append(f"exponent: {exponent} must lie in (0, 1]")
         if self.short not in SHORT:
             found.append(f"short: {self.short!r} is not one of {', '.join(SHORT)}.{nearest(self.short, SHORT)}")
+        if self.resampler not in RESAMPLERS:
+            close = nearest(self.resampler, RESAMPLERS)
+            found.append(f"resampler: {self.resampler!r} is not one of {', '.join(RESAMPLERS)}.{close}")
         return found
 
     def _pretrained_problems(self, kind: Kind) -> list[str]:
@@ -102,6 +115,8 @@ class AudioAdapter(AutoencoderAdapter):
     def __init__(self, config: AudioConfig):
         if found := config.problems():
             raise ConfigError(found)
+        if config.resampler == "torchaudio":
+            load_torchaudio()  # or say now that it is missing, not in a loader's worker
         self.config = config
         self.samples = config.samples()
         size = self.samples, 1, 1
@@ -150,7 +165,7 @@ class AudioAdapter(AutoencoderAdapter):
         samples = self._mix(samples, record.origin)
         first = before * self.config.sample_rate // info.rate  # exact: `start` and `margin` are multiples of `unit`
         kept = min(self.samples, math.ceil(count * self.config.sample_rate / info.rate))
-        sound = resample(samples, info.rate, self.config.sample_rate)[first : first + kept]
+        sound = resample(samples, info.rate, self.config.sample_rate, self.config.resampler)[first : first + kept]
         return torch.tensor(sound.T, dtype=torch.float32)
 
     def _mix(self, samples: np.ndarray, origin: str) -> np.ndarray:

@@ -33,6 +33,10 @@ class StoredLatents:
     mean: Tensor
     deviation: Tensor | None = None
 
+    def sample(self, noise: Tensor | None) -> Tensor:
+        """(N, C): the mean, or with standard normal noise (N, C) a sample of the posterior."""
+        return self.mean if noise is None else self.mean + self.deviation * noise
+
 
 @dataclass(frozen=True)
 class Record:
@@ -61,7 +65,10 @@ class Record:
 
 
 class Source(Protocol):
-    """Random access to records. `read` raises DataError for a record that cannot be used."""
+    """Random access to records. `read` raises DataError for a record that cannot be used.
+
+    A source whose samples are cheap to read only in blocks also has `blocks() -> modalities.data.order.Blocks | None`.
+    """
 
     def __len__(self) -> int: ...
 
@@ -98,6 +105,9 @@ class ModalityAdapter(Protocol):
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         """Media tensor of one sample (float32, fixed shape). Raises DataError for an unfit record."""
+
+    def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
+        """One sample's media as training sees it: changed at random where the config asks for it."""
 
     def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, *media) -> (B, N, C) float32 tokens, not whitened, on the device of `media`.
@@ -139,6 +149,9 @@ class AutoencoderAdapter:
 
     def ids(self) -> Tensor:
         return grid_ids(self.grid())
+
+    def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
+        return media
 
     def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.autoencoder.encode(media, noise)

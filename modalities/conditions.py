@@ -1,10 +1,13 @@
 """From a record's captions or label to a Context, and the decision to drop it.
 
-The decision is drawn once per sample and stored in the Context, so that student and teacher always agree.
+The decision is drawn once per sample and stored in the Context, so that student and teacher always agree. Features of a
+frozen text encoder are stored beside the captions, or computed later, on the training device: until then a Context
+lacks them, and `texts` names what is still to be encoded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,33 +16,52 @@ from torch import Tensor
 from core.errors import ConfigError, DataError, nearest
 from core.types import Context
 from modalities.base import Record
-from modalities.text import TextConfig, collate_text
+from modalities.data.captions import choose_caption
+from modalities.text import TextConfig, TextEncoderConfig, collate_text
+from modalities.text.encoder import feature_dtype
 
 
 @dataclass
 class ConditionConfig:
     """
     Attributes:
-        kind: text (captions through the built-in byte-level encoder) or label (class names of the data).
+        kind: text (captions) or label (class names of the data).
         dropout: share of samples whose condition is dropped in training, for guidance.
         encoder_depth: self-attention blocks of the byte-level encoder, which is trained with the trunk.
-        text: how text becomes rows of its table.
+        text: how the byte-level encoder turns text into rows of its table.
+        encoder: a frozen text encoder in place of the byte-level one, which needs no download; null for none.
     """
 
     kind: str = "text"
     dropout: float = 0.1
     encoder_depth: int = 1
     text: TextConfig = field(default_factory=TextConfig)
+    encoder: TextEncoderConfig | None = None
 
     def problems(self) -> list[str]:
         found = []
         if self.kind not in ("text", "label"):
             found.append(f"kind: {self.kind!r} is not one of text, label")
+        if self.kind == "label" and self.encoder is not None:
+            found.append("encoder: is not read with kind 'label'; set kind: text, or encoder: null")
         if not 0 <= self.dropout < 1:
             found.append(f"dropout: {self.dropout} must lie in [0, 1)")
         if self.encoder_depth < 0:
             found.append(f"encoder_depth: {self.encoder_depth} must not be negative")
         return found
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one sample is conditioned on.
+
+    Attributes:
+        text: a caption, or the name of a class.
+        features: (S, Dc) that are stored for the caption, or None.
+    """
+
+    text: str
+    features: Tensor | None = field(default=None, compare=False)
 
 
 class Conditions:
@@ -52,25 +74,111 @@ class Conditions:
         self.config, self.labels = config, labels
         self._index = {label: i for i, label in enumerate(labels)}
 
-    def draw(self, record: Record, generator: torch.Generator) -> tuple[str, bool]:
-        """The condition of a sample (one of its captions at random, or its label) and whether it is dropped."""
-        choice, dropped = torch.rand(2, generator=generator).tolist()
+    def draw(self, record: Record, generator: torch.Generator, choice: str | None = None) -> tuple[Prompt, bool]:
+        """The condition of a sample (one of its captions at random, or its label) and whether it is dropped.
+
+        Args:
+            choice: a name of `CAPTION_CHOICES` in place of a random caption.
+
+        Raises DataError for a record without a caption or with an unknown label, and for stored features that do not
+        fit.
+        """
+        place, dropped = torch.rand(2, generator=generator).tolist()
+        if choice is not None:
+            return self.chosen(record, choice), dropped < self.config.dropout
+        return self._prompt(record, lambda captions: int(place * len(captions))), dropped < self.config.dropout
+
+    def chosen(self, record: Record, choice: str | None = None) -> Prompt:
+        """The condition of a record in evaluation: its label, or the longest caption, unless another is chosen.
+
+        Raises as `draw`.
+        """
+        return self._prompt(record, lambda captions: choose_caption(captions, choice or "longest"))
+
+    def _prompt(self, record: Record, place_of: Callable[[tuple[str, ...]], int]) -> Prompt:
+        """The label, or the caption at the place that is chosen among all."""
         if self.config.kind == "label":
             if record.label not in self._index:
-                raise DataError(f"{record.origin}: label {record.label!r} is not among the {len(self.labels)} classes")
-            condition = record.label
-        elif not record.captions:
+                raise DataError(
+                    f"{record.origin}: label {record.label!r} is not among the {len(self.labels)} classes of the run"
+                )
+            return Prompt(record.label)
+        if not record.captions:
             raise DataError(f"{record.origin}: has no caption")
-        else:
-            condition = record.captions[int(choice * len(record.captions))]
-        return condition, dropped < self.config.dropout
+        place = place_of(record.captions)
+        text, encoder = record.captions[place], self.config.encoder
+        if encoder is None or not record.text:
+            return Prompt(text)
+        if len(record.text) != len(record.captions):
+            raise DataError(
+                f"{record.origin}: {len(record.captions)} captions, but stored features of {len(record.text)}"
+            )
+        features = record.text[place]
+        if features.ndim != 2 or features.shape[1] != encoder.channels():
+            raise DataError(
+                f"{record.origin}: stored text features of shape {tuple(features.shape)}, but condition.encoder.width "
+                f"is {encoder.channels()}"
+            )
+        if not torch.isfinite(features).all():
+            raise DataError(f"{record.origin}: its stored text features hold NaN or infinite values")
+        return Prompt(text, features)
 
-    def context(self, conditions: list[str], dropped: Tensor) -> Context:
-        """Texts or class names -> Context. Raises ConfigError for an unknown class name."""
+    def context(self, prompts: Sequence[str | Prompt], dropped: Tensor) -> Context:
+        """Texts or class names -> Context. With a frozen text encoder it holds what is stored, `texts` says what lacks.
+
+        Raises ConfigError for an unknown class name.
+        """
+        if self.config.encoder is not None:
+            return self._stored(prompts, dropped)
+        names = [_text(prompt) for prompt in prompts]
         if self.config.kind == "text":
-            tokens, valid = collate_text(conditions, self.config.text)
+            tokens, valid = collate_text(names, self.config.text)
             return Context(dropped, tokens=tokens, valid=valid)
-        for name in conditions:
+        for name in names:
             if name not in self._index:
                 raise ConfigError(f"class {name!r} is not one of the run's classes.{nearest(name, self.labels)}")
-        return Context(dropped, label=torch.tensor([self._index[name] for name in conditions]))
+        return Context(dropped, label=torch.tensor([self._index[name] for name in names]))
+
+    def texts(self, prompts: Sequence[str | Prompt], dropped: Tensor) -> tuple[str | None, ...]:
+        """By sample, what a frozen text encoder must add to `context`; None where nothing, () without an encoder.
+
+        A dropped sample needs nothing: the trunk puts its learned null token there.
+        """
+        if self.config.encoder is None:
+            return ()
+        return tuple(
+            None if out or _features(prompt) is not None else _text(prompt)
+            for prompt, out in zip(prompts, dropped.tolist(), strict=True)
+        )
+
+    def blank(self, context: Context) -> Context:
+        """A context of the size that a completed one has, without content: for those who look at shapes alone."""
+        encoder = self.config.encoder
+        if encoder is None:
+            return context
+        batch = context.dropped.shape[0]
+        tokens = torch.zeros((), dtype=feature_dtype(encoder)).expand(batch, encoder.length(), encoder.channels())
+        return Context(context.dropped, tokens=tokens, valid=torch.ones(tokens.shape[:2], dtype=torch.bool))
+
+    def _stored(self, prompts: Sequence[str | Prompt], dropped: Tensor) -> Context:
+        """The stored features of the samples that are not dropped, padded to the longest of them."""
+        features = [_features(prompt) for prompt in prompts]
+        rows = {i: found for i, found in enumerate(features) if found is not None and not dropped[i]}
+        if not rows:
+            return Context(dropped)
+        encoder = self.config.encoder
+        longest = min(max(len(row) for row in rows.values()), encoder.length())
+        tokens = torch.zeros(len(features), longest, encoder.channels(), dtype=feature_dtype(encoder))
+        valid = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+        for i, row in rows.items():
+            length = min(len(row), longest)
+            tokens[i, :length], valid[i, :length] = row[:length].to(tokens.dtype), True
+        return Context(dropped, tokens=tokens, valid=valid)
+
+
+def _text(prompt: str | Prompt) -> str:
+    return prompt.text if isinstance(prompt, Prompt) else prompt
+
+
+def _features(prompt: str | Prompt) -> Tensor | None:
+    return prompt.features if isinstance(prompt, Prompt) else None

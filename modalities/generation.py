@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,20 +11,32 @@ from torch import Tensor, nn
 
 from autoencoders.base import Whitening
 from core.sampler import SamplerConfig, initial_noise, sample
-from core.types import TokenBatch
+from core.types import Context, TokenBatch
 from modalities.base import ModalityAdapter, make_segment
-from modalities.conditions import Conditions
+from modalities.conditions import Conditions, Prompt
+from modalities.text import TextEncoder
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A trunk with everything around it that turns its tokens into media."""
+    """A trunk with everything around it that turns its tokens into media.
+
+    Attributes:
+        text: the frozen text encoder of the run, read when a prompt needs it; None where it has none.
+    """
 
     trunk: nn.Module
     adapters: dict[str, ModalityAdapter]
     whitening: dict[str, Whitening]
     conditions: Conditions
     device: torch.device
+    text: TextEncoder | None = None
+
+    def context(self, prompts: Sequence[str | Prompt]) -> Context:
+        """The prompts as the trunk reads them, none dropped."""
+        dropped = torch.zeros(len(prompts), dtype=torch.bool)
+        context = self.conditions.context(prompts, dropped)
+        return context if self.text is None else self.text.complete(context, self.conditions.texts(prompts, dropped))
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class Known:
 def generate(
     model: Generator,
     modality: str,
-    prompts: list[str],
+    prompts: Sequence[str | Prompt],
     config: SamplerConfig,
     seed: int,
     known: Known | None = None,
@@ -69,8 +81,7 @@ def generate(
             x0 = whitening.whiten(tokens).expand(len(chunk), -1, -1).contiguous()
             given = known.given[None].expand(len(chunk), -1)
         segment = make_segment(adapter, x0, given)
-        context = model.conditions.context(chunk, torch.zeros(len(chunk), dtype=torch.bool))
-        batch = TokenBatch((segment,), context, keys)
+        batch = TokenBatch((segment,), model.context(chunk), keys)
         noise = tuple(part.to(model.device) for part in initial_noise(seed, batch))
         tick = None if progress is None else partial(_tick, progress, len(chunk))
         (tokens,) = sample(model.trunk, batch.to(model.device), noise, config, seed=seed, progress=tick)

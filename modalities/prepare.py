@@ -1,4 +1,5 @@
-"""What a microbatch gets on the training device: latents of autoencoders with weights, features of frozen encoders."""
+"""What a microbatch gets on the training device: latents of autoencoders with weights, features of frozen
+encoders of media and text."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from autoencoders.base import Whitening
 from core.training.feed import Microbatch
 from modalities.base import ModalityAdapter
 from modalities.encoders import Encoder
+from modalities.text import TextEncoder
 
 
 class DevicePrepare:
@@ -18,6 +20,7 @@ class DevicePrepare:
     Args:
         adapters, whitening: by modality.
         encoders: modality -> target name -> frozen encoder, on the device of the microbatches.
+        text: completes the contexts, on the same device; None where they are complete.
     """
 
     def __init__(
@@ -25,16 +28,20 @@ class DevicePrepare:
         adapters: Mapping[str, ModalityAdapter],
         whitening: Mapping[str, Whitening],
         encoders: Mapping[str, Mapping[str, Encoder]],
+        text: TextEncoder | None = None,
     ):
-        self.adapters, self.whitening, self.encoders = adapters, whitening, encoders
+        self.adapters, self.whitening, self.encoders, self.text = adapters, whitening, encoders, text
 
     @torch.no_grad()
     def __call__(self, microbatch: Microbatch) -> Microbatch:
         modality, media = microbatch.modality, microbatch.media
-        if self.adapters[modality].has_weights:
+        if media is not None and self.adapters[modality].has_weights:
             tokens = self.adapters[modality].encode(media, microbatch.posterior)  # (B, N, C)
             (segment,) = microbatch.batch.segments
             segment = replace(segment, x0=self.whitening[modality].whiten(tokens.float()))
             microbatch = replace(microbatch, batch=replace(microbatch.batch, segments=(segment,)))
+        if self.text is not None:
+            context = self.text.complete(microbatch.batch.context, microbatch.texts)
+            microbatch = replace(microbatch, batch=replace(microbatch.batch, context=context), texts=())
         targets = {name: encoder(media) for name, encoder in self.encoders.get(modality, {}).items()}
         return replace(microbatch, media=None, posterior=None, targets=targets)

@@ -14,8 +14,11 @@ from autoencoders.kinds import build_pretrained, pretrained_kind
 from autoencoders.transforms import SpaceTimePixels
 from core.errors import ConfigError, DataError, nearest
 from modalities.base import AutoencoderAdapter, Record
-from modalities.files import index_video, read_frames, read_image, write_video
-from modalities.image import PIXEL_PATCH, fit_frames, frame_problems, height_and_width
+from modalities.image import PIXEL_PATCH, fit_frames, flip_at_random, frame_problems, height_and_width
+from modalities.media.pictures import read_image
+from modalities.media.video import index_video, read_frames
+from modalities.media.video_decoders import DECODERS
+from modalities.media.writing import write_video
 
 SHORT = ("refuse", "repeat_last")
 
@@ -24,7 +27,7 @@ SHORT = ("refuse", "repeat_last")
 class VideoConfig:
     """
     Attributes:
-        size, patch, crop, background, min_size: as of ImageConfig.
+        size, patch, crop, background, min_size, flip: as of ImageConfig.
         frames: of a clip; 1 + a multiple of `patch_frames` with `first_frame_alone`, else a multiple of it; 1 + a
             multiple of 4 for wan22.
         fps: frames per second; a slower file shows frames more than once.
@@ -32,6 +35,7 @@ class VideoConfig:
         patch_frames: frames in one token, 2 where left out. Read without an autoencoder only, as the next one.
         first_frame_alone: the first tokens hold the first frame only (default), so that it can be given.
         short: refuse a file with fewer frames than a clip, or repeat_last to fill up with its last frame.
+        backend: pyav, decord or torchcodec decode; the same frames from all (`media.video.read_frames`).
     """
 
     size: list[int] = field(default_factory=lambda: [16, 16])
@@ -45,6 +49,8 @@ class VideoConfig:
     background: list[int] = field(default_factory=lambda: [255, 255, 255])
     min_size: int = 0
     short: str = "refuse"
+    flip: bool = False
+    backend: str = "pyav"
 
     def problems(self) -> list[str]:
         found = frame_problems(self, "video", self.frames)
@@ -68,6 +74,9 @@ class VideoConfig:
             )
         if self.short not in SHORT:
             found.append(f"short: {self.short!r} is not one of {', '.join(SHORT)}.{nearest(self.short, SHORT)}")
+        if self.backend not in DECODERS:
+            allowed = ", ".join(DECODERS)
+            found.append(f"backend: {self.backend!r} is not one of {allowed}.{nearest(self.backend, DECODERS)}")
         return found
 
     def blocks(self) -> tuple[int, bool]:
@@ -105,8 +114,11 @@ class VideoAdapter(AutoencoderAdapter):
         room = max(0.0, index.seconds - config.frames / config.fps)
         wanted = index.shown(room * torch.rand((), generator=generator).item(), config.fps, config.frames)
         wanted = np.pad(wanted, (0, config.frames - len(wanted)), mode="edge")
-        pixels = read_frames(record.media, record.origin, index, wanted)
-        return fit_frames(pixels, config, record.origin, generator)
+        frames = read_frames(record.media, record.origin, index, wanted, config.backend)
+        return fit_frames(frames, config, record.origin, generator, aspect=index.aspect)
+
+    def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
+        return flip_at_random(media, generator) if self.config.flip else media
 
     def load_first_frame(self, record: Record, generator: torch.Generator) -> Tensor:
         """A picture as the first frame of a clip (T, 3, H, W); the later frames, to be generated, repeat it."""

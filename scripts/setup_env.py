@@ -3,10 +3,14 @@
 A torch that is already there is kept: one in .venv, or one in the Python that runs this script, from 2.11 to 2.13 (the
 range of pyproject.toml). Otherwise pip takes the version of constraints.txt, which is a CPU build wherever pip's
 configuration offers one.
+
+With --full it creates .venv-full instead, with every optional package at the versions of constraints-full.txt. That
+environment stands alone: torchvision and torchaudio need the torch they were built against.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -16,9 +20,6 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
-PYTHON = BIN / ("python.exe" if sys.platform == "win32" else "python")
 OLDEST, NEWEST = (3, 11), (3, 13)
 EXTRAS = "media,data,models,ode,plots,log,dev"
 TORCH = ((2, 11), (2, 13))
@@ -44,22 +45,51 @@ def constraints(version: str | None) -> str:
     return "\n".join(f"torch=={version}" if line.startswith("torch==") else line for line in lines)
 
 
+def link_ffmpeg(packages: Path, out: Path) -> None:
+    """Links to the FFmpeg libraries inside PyAV, under the names by which torchcodec looks for FFmpeg.
+
+    Wheels rename the libraries they bring: libavutil.so.60 is libavutil-5809ad29.so.60.26.102 there. Their own
+    dependencies keep such names and are looked for in the same folder, so all of them are linked. For systems that have
+    no FFmpeg; `make test-full` lets the loader look into `out`.
+    """
+    out.mkdir(exist_ok=True)
+    for file in packages.glob("av.libs/*.so*"):
+        names = [file.name]
+        if parts := re.fullmatch(r"(lib(?:av|sw)[a-z]+)-\w+(\.so\.\d+)[\d.]*", file.name):
+            names.append("".join(parts.groups()))
+        for name in names:
+            (out / name).unlink(missing_ok=True)
+            (out / name).symlink_to(file)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="create .venv-full with every optional package")
+    full = parser.parse_args().full
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        seen = sysconfig.get_python_version()
-        sys.exit(f"selfflow needs Python 3.11 to 3.13; this is {seen}. Try: make setup PYTHON=python3.12")
-    outer = torch_version(Path(sys.executable))
-    if not PYTHON.exists():
-        print(f"creating {VENV}", flush=True)
-        venv.create(VENV, with_pip=True, system_site_packages=fits(outer))
-    have = torch_version(PYTHON)
-    print(f"torch: {f'keeping the installed {have}' if fits(have) else 'to be installed'}", flush=True)
+        seen, command = sysconfig.get_python_version(), "make setup-full" if full else "make setup"
+        sys.exit(f"selfflow needs Python 3.11 to 3.13; this is {seen}. Try: {command} PYTHON=python3.12")
+    folder = ROOT / (".venv-full" if full else ".venv")
+    windows = sys.platform == "win32"
+    bin_ = folder / ("Scripts" if windows else "bin")
+    python = bin_ / ("python.exe" if windows else "python")
+    outer = None if full else torch_version(Path(sys.executable))
+    if not python.exists():
+        print(f"creating {folder}", flush=True)
+        venv.create(folder, with_pip=True, system_site_packages=fits(outer))
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write(constraints(have) + "\n")
+        if full:
+            file.write((ROOT / "constraints-full.txt").read_text())
+        else:
+            have = torch_version(python)
+            print(f"torch: {f'keeping the installed {have}' if fits(have) else 'to be installed'}", flush=True)
+            file.write(constraints(have) + "\n")
         file.flush()
-        command = [PYTHON, "-m", "pip", "install", "-q", "-c", file.name, "-e", f"{ROOT}[{EXTRAS}]"]
-        subprocess.run(command, check=True)
-    print(f"ready: torch {torch_version(PYTHON)}, {BIN / 'selfflow'} --help", flush=True)
+        wanted = f"{ROOT}[{EXTRAS},full]" if full else f"{ROOT}[{EXTRAS}]"
+        subprocess.run([python, "-m", "pip", "install", "-q", "-c", file.name, "-e", wanted], check=True)
+    if full and sys.platform == "linux":
+        link_ffmpeg(Path(sysconfig.get_path("purelib", "venv", vars={"base": str(folder)})), folder / "ffmpeg")
+    print(f"ready: torch {torch_version(python)}, {bin_ / 'selfflow'} --help", flush=True)
 
 
 if __name__ == "__main__":

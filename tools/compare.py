@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from core.errors import ConfigError, NotFiniteError, SelfFlowError, nearest
+from core.optional import missing
 from tools.study.cost import Cost, cost
 from tools.study.plan import Run, Study, load_study, plan, refuse
 from tools.study.report import write_report
@@ -51,7 +52,7 @@ def add_parser(subparsers) -> None:
 def run(options: argparse.Namespace) -> int:
     for package in ("matplotlib", "scipy"):  # not found to be missing after a night of training
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"compare: its report needs the package {package}: pip install -e '.[plots]'")
+            raise ConfigError(missing(package, "compare: its report", "Training and `selfflow evaluate` work"))
     if twice := [name for name, times in Counter(path.stem for path in options.studies).items() if times > 1]:
         raise ConfigError(f"compare: two studies named {twice[0]} would share the folder {options.out / twice[0]}")
     planned = []

@@ -1,101 +1,146 @@
 """selfflow train --dry-run: open the data, build the trunk, check every shape, and say what a run would cost.
 
-Nothing is written. The trunk has no storage (torch's meta device), so that a model larger than this machine can be
-looked at.
+Nothing is written or fetched, and no weight has storage (torch's meta device): a model larger than this machine can be
+looked at, before there are data and weights. What is not there is named, and what was not counted for it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from itertools import count
 from math import prod
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from configs.build import build_dataset, build_streams, class_names, measure_all
-from configs.networks import build_adapters, build_encoders, build_trunk, device_prepare, projector_specs
-from configs.schema import Config
-from core.alignment.terms import build_alignment
-from core.errors import ConfigError
-from core.objective import Objective
+from configs.schema import Config, StreamConfig
 from core.schedule import TimeConfig
-from core.training.feed import Microbatch
-from modalities.base import ModalityAdapter
-from modalities.data.loader import StepDataset
-from tools.flops import step_flops
+from tools.flops import network_flops
+from tools.memory import STATE, microbatch_bytes, saved_bytes, state_bytes
+from tools.plan import Plan, Step, make_plan
 
-# float32 numbers kept for each parameter: weight, gradient, EMA, and AdamW's two moments.
-NUMBERS_PER_PARAMETER = 5
+DEVICES = (1, 8, 64)
+GIB = 2**30
 
 
 def describe(config: Config, root: Path) -> str:
-    """What `config` would train. Raises the errors that training would raise before its first step."""
-    adapters = build_adapters(config, root)
-    streams = build_streams(config, adapters, root)
-    labels = class_names(streams)
-    encoders = build_encoders(config, adapters, root)
-    with torch.device("meta"):
-        trunk = build_trunk(config, adapters, labels, projector_specs(config, encoders))
-    missing = missing_weights(adapters)
-    ready = {name: stream for name, stream in streams.items() if name not in missing}
-    whitening = measure_all(config, ready)
-    dataset = build_dataset(config, streams, whitening, labels)
-    objective = Objective(build_alignment(config.alignment, trunk.depth))
-    prepare = device_prepare({name: adapters[name] for name in ready}, whitening, encoders, torch.device("cpu"))
+    """What `config` would train, one fact a line; `root` is what relative paths start from.
 
-    lines = [f"method {config.method}, seed {config.seed}, {config.training.steps} steps, {len(labels)} classes"]
-    shares = sum(entry.share for entry in config.modalities.streams().values())
-    for name, entry in config.modalities.streams().items():
-        adapter = adapters[name]
-        microbatch = first_microbatch(dataset, name)
-        counted = step_flops(objective, trunk, microbatch, prepare if name in ready else None)
-        flops = config.training.accumulate * counted["total"]
-        tokens = prod(adapter.grid())
-        lines += [
-            f"{name}",
-            f"  records   {len(streams[name].source):,}, drawn in {entry.share / shares:.0%} of the steps",
-            f"  tokens    {' x '.join(map(str, adapter.grid()))} (t, h, w) of {adapter.channels} channels: "
-            f"{tokens:,} a sample, {tokens * entry.batch:,} a step of {entry.batch} samples",
-            f"  times     {time_text(entry.time)}; mask ratio {entry.mask_ratio:g}; loss weight {entry.loss_weight:g}",
-            f"  compute   about {flops / 1e9:,.1f} GFLOP a step (matrix products and attention)",
-        ]
-        if name in missing:
-            lines.append(f"  warning: cannot train, and its encoders are not counted: {missing[name]}")
-    sizes = parameters_by_part(trunk)
-    total = sum(sizes.values())
-    lines += [f"parameters {total:,}", *(f"  {part:20} {size:>14,}" for part, size in sizes.items())]
-    memory = total * 4 * NUMBERS_PER_PARAMETER / 2**20
-    lines.append(f"memory    {memory:,.0f} MiB for weights, gradients, EMA and optimizer; activations come on top")
+    Raises the errors that training would raise before its first step, but for data and weights that are not there.
+    """
+    plan = make_plan(config, root)
+    lines = [f"method {config.method}, seed {config.seed}, {config.training.steps:,} steps"]
+    if config.condition.kind == "label":
+        lines[0] += f", {len(plan.labels):,} classes"
+    streams = config.modalities.streams()
+    shares = {name: entry.share / sum(each.share for each in streams.values()) for name, entry in streams.items()}
+    flops: dict[str, int] = {}
+    memory: dict[str, int] = {}
+    for name, entry in streams.items():
+        step = plan.step(name)
+        counted = network_flops(plan.objective, plan.trunk, step.microbatch) | step.frozen
+        counted = {part: config.training.accumulate * count for part, count in counted.items()}
+        flops[name] = sum(counted.values())
+        device = "cpu" if config.training.device == "cpu" else "cuda"
+        memory[name] = microbatch_bytes(step.microbatch) + saved_bytes(
+            plan.objective, plan.trunk, step.microbatch, config.training.precision, device
+        )
+        lines += [name, *(f"  {line}" for line in modality_lines(plan, name, entry, step, shares[name]))]
+        lines.append(f"  compute   {compute_text(counted)}")
+        lines += [f"  not there {missing_text(part, step)}" for part in step.missing]
+    if len(streams) > 1:
+        mean = sum(shares[name] * flops[name] for name in streams)
+        lines.append(f"mean step {flops_text(mean)}, by the shares of the modalities")
+    lines += parameter_lines(plan.trunk)
+    lines += memory_lines(plan.trunk, memory, config)
     if warning := config.training.ema.warning(config.training.steps):
         lines.append(f"warning: {warning}")
     return "\n".join(lines)
 
 
-def missing_weights(adapters: dict[str, ModalityAdapter]) -> dict[str, str]:
-    """modality -> why its autoencoder's weights cannot be read. Grid and channels are known without them."""
-    found = {}
-    for name, adapter in adapters.items():
-        try:
-            adapter.load_weights()
-        except ConfigError as error:
-            found[name] = " ".join(str(error).split())
-    return found
+def modality_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share: float) -> list[str]:
+    """Data, tokens and times of a modality."""
+    adapter, context = plan.adapters[name], step.microbatch.batch.context
+    tokens = prod(adapter.grid())
+    words, wide = (1, 0) if context.tokens is None else (context.tokens.shape[1], context.tokens.is_floating_point())
+    channels = f" of {context.tokens.shape[2]:,} channels" if wide else ""
+    lines = [f"records   {len(plan.dataset.streams[name].source):,}, drawn in {share:.0%} of the steps"]
+    if name in plan.absent:
+        reason, *hints = plan.absent[name]
+        lines = [f"data      not there: {reason}", *(f"          {hint}" for hint in hints)]
+        lines.append(f"          drawn in {share:.0%} of the steps")
+    return [
+        *lines,
+        f"tokens    {' x '.join(map(str, adapter.grid()))} (t, h, w) of {adapter.channels} channels: "
+        f"{tokens:,} a sample, {tokens * entry.batch:,} a step of {entry.batch} samples",
+        f"condition {words:,} token{'s' * (words != 1)}{channels} a sample",
+        f"times     {time_text(entry.time)}; mask ratio {entry.mask_ratio:g}; loss weight {entry.loss_weight:g}",
+    ]
 
 
-def first_microbatch(dataset: StepDataset, modality: str) -> Microbatch:
-    """The first one that training would see of a modality."""
-    step = next(step for step in count() if dataset.mix.modality(step) == modality)
-    return dataset[step * dataset.accumulate]
+def compute_text(counted: dict[str, int]) -> str:
+    """FLOPs of a step and of its parts."""
+    names = {"text encoder": "text encoder at most"}  # captions of the greatest length
+    parts = ", ".join(f"{names.get(part, part)} {flops_text(count)}" for part, count in counted.items() if count)
+    return f"about {flops_text(sum(counted.values()))} a step (matrix products, convolutions, attention): {parts}"
 
 
-def parameters_by_part(trunk: nn.Module) -> dict[str, int]:
-    """Parameters of each child of the trunk."""
+def missing_text(part: str, step: Step) -> str:
+    """Which frozen network has no weights here, and whether its work is part of the count."""
+    work = "its published size is counted" if part in step.frozen else "its work is not counted"
+    return f"{part} ({work}): {step.missing[part]}"
+
+
+def flops_text(count: float) -> str:
+    return f"{count / 1e12:,.1f} TFLOP" if count >= 1e12 else f"{count / 1e9:,.3f} GFLOP"
+
+
+def parameter_lines(trunk: nn.Module) -> list[str]:
+    """Parameters of the student, by child of the trunk."""
     sizes: Counter[str] = Counter()
     for name, parameter in trunk.named_parameters():
         sizes[name.partition(".")[0]] += parameter.numel()
-    return dict(sizes)
+    return [f"parameters {sizes.total():,}", *(f"  {part:20} {size:>14,}" for part, size in sizes.items())]
+
+
+def memory_lines(trunk: nn.Module, kept: dict[str, int], config: Config) -> list[str]:
+    """What lies on each of several devices.
+
+    Args:
+        kept: modality -> bytes of a microbatch and of what its forward pass keeps.
+    """
+    parameters = sum(parameter.numel() for parameter in trunk.parameters())
+    largest = max(kept, key=kept.__getitem__)
+    samples = config.modalities.streams()[largest].batch // config.training.accumulate
+    state = {
+        "replicated": [state_bytes(parameters)] * len(DEVICES),
+        "sharded": [state_bytes(parameters, devices) for devices in DEVICES],
+    }
+    rows = [("devices", [f"{devices:,}" for devices in DEVICES])]
+    for name, sizes in state.items():
+        rows.append((f"state, {name}", [size_text(size) for size in sizes]))
+        rows.append((f"with activations, {name}", [size_text(size + kept[largest]) for size in sizes]))
+    each = ", ".join(f"{name} {size_text(size)}" for name, size in kept.items())
+    return [
+        "memory on each device",
+        f"  state     {state_bytes(1)} bytes a parameter, float32: {', '.join(STATE)}",
+        f"  activations {each}; the largest counts ({largest}, {samples} samples, {config.training.precision})",
+        *(f"  {name:28}{''.join(f'{value:>13}' for value in values)}" for name, values in rows),
+        "  Activations are a microbatch and what its forward pass keeps for the backward pass, without torch.compile. "
+        "Buffers that live shorter, frozen networks, and workspaces of libraries come on top.",
+        f"  Sharded as FSDP2 does it, a device also gathers the weights of the block that it computes (up to "
+        f"{largest_block(trunk):,} parameters). This version trains on one device and does not shard: 8 and 64 devices "
+        "are arithmetic, each with a batch of its own.",
+    ]
+
+
+def largest_block(trunk: nn.Module) -> int:
+    """Parameters of the largest member of a list of modules."""
+    blocks = [block for module in trunk.modules() if isinstance(module, nn.ModuleList) for block in module]
+    return max((sum(parameter.numel() for parameter in block.parameters()) for block in blocks), default=0)
+
+
+def size_text(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{1024 * size / GIB:,.2f} MiB"
 
 
 def time_text(config: TimeConfig) -> str:

@@ -59,6 +59,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--modality", choices=("image", "video", "audio"), help="only this one")
     parser.add_argument("--batch", type=int, help="samples at once; changes no number beyond float rounding")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--text-encoder", help="folder or hub name of the run's text encoder, where the run names none")
     parser.add_argument("--out", type=Path, help="folder of the results (default RUN/evaluation)")
     files = parser.add_argument_group("sample files of the ADM evaluator")
     files.add_argument("--npz", type=Path, help="write generated pictures of random classes here, and measure nothing")
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     if options.folder is None:
         raise ConfigError("--run: names the run folder to evaluate; or give --samples and --reference")
     check_overrides(options.overrides)
-    loaded = load_run(options.folder, options.step, options.device)
+    loaded = load_run(options.folder, options.step, options.device, options.text_encoder)
     config: Config = load(Config, options.folder / "config.yaml", options.overrides)
     streams = config.modalities.streams()
     if options.batch is not None:

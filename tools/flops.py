@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core.objective import Objective
 from core.training.feed import Microbatch
+from core.types import map_tensors
 from modalities.prepare import DevicePrepare
 
 BACKWARD = 2  # a backward pass costs two forward passes
@@ -39,10 +40,13 @@ def step_flops(
         stops. encoders: what `prepare` runs: frozen encoders, and the encoding half of an autoencoder. total: their
         sum.
     """
-    moved, encoders = microbatch.to(META), 0
-    if prepare is not None:
-        targets, encoders = _encoded(prepare, microbatch)
-        moved = replace(moved, targets=targets)
+    completed, encoders = complete(microbatch, prepare)
+    found = network_flops(objective, trunk, completed) | {"encoders": encoders}
+    return found | {"total": sum(found.values())}
+
+
+def network_flops(objective: Objective, trunk: nn.Module, completed: Microbatch) -> dict[str, int]:
+    """FLOPs of student and teacher as in `step_flops`, for a completed microbatch on the meta device."""
     empty = without_storage(trunk)
     counters = {name: FlopCounterMode(display=False) for name in ("student", "teacher")}
 
@@ -53,35 +57,46 @@ def step_flops(
 
         return forward
 
-    objective(counted("student"), counted("teacher"), moved.batch, moved.draws, moved.counts, moved.targets)
+    objective(
+        counted("student"), counted("teacher"), completed.batch, completed.draws, completed.counts, completed.targets
+    )
     student, teacher = (counters[name].get_total_flops() for name in ("student", "teacher"))
-    found = {"student": (1 + BACKWARD) * student, "teacher": teacher, "encoders": encoders}
-    return found | {"total": sum(found.values())}
+    return {"student": (1 + BACKWARD) * student, "teacher": teacher}
 
 
-def _encoded(prepare: DevicePrepare, microbatch: Microbatch) -> tuple[dict[str, Tensor], int]:
-    """(targets on the meta device, FLOPs of preparing the microbatch).
+def complete(microbatch: Microbatch, prepare: DevicePrepare | None) -> tuple[Microbatch, int]:
+    """(what `prepare` makes of a microbatch, on the meta device; the FLOPs of it).
 
     Autocast knows no meta device, and an autoencoder that is copied leaves its weights behind. So the modules
     themselves run, on fake tensors; an encoder that looks at values, which these lack, really runs.
     """
-    if prepare.adapters[microbatch.modality].has_weights:
+    if prepare is None:
+        return microbatch.to(META), 0
+    if microbatch.media is not None and prepare.adapters[microbatch.modality].has_weights:
         prepare.adapters[microbatch.modality].load_weights()  # now, since what is made among fake tensors is fake
     encoders = prepare.encoders.get(microbatch.modality, {}).values()
     device = next((parameter.device for encoder in encoders for parameter in encoder.parameters()), torch.device("cpu"))
     moved = microbatch.to(device)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            targets, flops = _count(prepare, moved)
+            completed, flops = _count(prepare, moved)
     except DataDependentOutputException:
-        targets, flops = _count(prepare, moved)
-    return {name: torch.empty(target.shape, device=META) for name, target in targets.items()}, flops
+        completed, flops = _count(prepare, moved)
+    # The draws are those of the real microbatch: `prepare` leaves them, and their checks look at values.
+    batch = map_tensors(completed.batch, on_meta)
+    targets = {name: on_meta(target) for name, target in completed.targets.items()}
+    return replace(microbatch.to(META), batch=batch, targets=targets, media=None, posterior=None), flops
 
 
-def _count(prepare: DevicePrepare, microbatch: Microbatch) -> tuple[dict[str, Tensor], int]:
+def on_meta(tensor: Tensor) -> Tensor:
+    """An empty tensor of the same shape and dtype, on the meta device."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
+
+
+def _count(prepare: DevicePrepare, microbatch: Microbatch) -> tuple[Microbatch, int]:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        targets = prepare(microbatch).targets
-    return targets, counter.get_total_flops()
+        completed = prepare(microbatch)
+    return completed, counter.get_total_flops()
 
 
 def without_storage(module: nn.Module) -> nn.Module:

@@ -17,8 +17,8 @@ from core.keys import generator
 from core.sampler import SOLVERS, SamplerConfig
 from core.sde import DIFFUSION_FORMS, LAST_STEPS
 from modalities.base import Record
-from modalities.files import write_grid
 from modalities.generation import Known, generate
+from modalities.media.writing import write_grid
 
 EXAMPLES = """examples:
   selfflow generate image --run runs/quickstart --prompt "a red circle" --number 4
@@ -50,6 +50,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8, help="samples at once (default 8)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--text-encoder", help="folder or hub name of the run's text encoder, where the run names none")
     sampler = parser.add_argument_group("sampler (defaults: the run's modalities.MODALITY.sampling)")
     sampler.add_argument("--solver", choices=tuple(SOLVERS))
     sampler.add_argument("--steps", type=int)
@@ -75,7 +76,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    loaded = load_run(options.folder, options.step, options.device)
+    loaded = load_run(options.folder, options.step, options.device, options.text_encoder)
     streams = loaded.config.modalities.streams()
     if options.modality not in streams:
         raise ConfigError(f"{options.folder} was not trained on {options.modality}; it has {', '.join(streams)}")

@@ -15,33 +15,45 @@ from core.training.config import read_plain
 from core.training.records import read_lines
 from modalities.base import Source
 from modalities.data.sources import SourceConfig, build_source
+from tools.encoded import encoded_folders, inspect_encoded
 
 EXAMPLES = """examples:
   selfflow inspect runs/quickstart                        the run: method, steps, losses, checkpoints, bad records
   selfflow inspect runs/quickstart --digest               one checksum each of student, teacher and optimizer
   selfflow inspect runs/quickstart --step 2000 --digest   of an older checkpoint
   selfflow inspect photos --data image                    a folder, a .parquet or a .tar as training would read it
+  selfflow inspect latents --verify                       what `selfflow encode` stored: every shard and every sample
+  selfflow inspect latents/image --decode 8 --out look    the same, and a few samples decoded to files
 """
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "inspect",
-        help="look at a run folder, a checkpoint or data",
+        help="look at a run folder, a checkpoint, data or encoded data",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, help="run folder or data")
+    parser.add_argument("path", type=Path, help="run folder, data, or what `selfflow encode` wrote")
     parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
     parser.add_argument("--digest", action="store_true", help="checksums of student, teacher and optimizer")
     parser.add_argument("--data", choices=tuple(ADAPTERS), help="read the path as data of this modality")
     parser.add_argument("--number", type=int, default=5, help="records to show (default 5)")
+    encoded = parser.add_argument_group("encoded data")
+    encoded.add_argument("--verify", action="store_true", help="check every shard and every sample by its checksum")
+    encoded.add_argument("--decode", type=int, metavar="N", help="decode N samples, spread over all, to files in --out")
+    encoded.add_argument("--out", type=Path, metavar="FOLDER", help="of the decoded files")
+    encoded.add_argument("--autoencoder", metavar="PATH", help="its weights, where they have moved")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     if options.data:
         print("\n".join(describe_data(options.path, options.data, options.number)))
+    elif folders := encoded_folders(options.path):
+        return inspect_encoded(folders, options)
+    elif options.verify or options.decode is not None:
+        raise ConfigError(f"{options.path} holds no encoded data; --verify and --decode look at what `encode` wrote")
     elif not (options.path / "config.yaml").exists():
         raise ConfigError(f"{options.path} is no run folder (it has no config.yaml); for data add --data MODALITY")
     else:

@@ -15,7 +15,8 @@ EXAMPLES = """examples:
   selfflow train configs/quickstart.yaml run=runs/first
   selfflow train configs/quickstart.yaml run=runs/plain method=flow_matching
   selfflow train configs/quickstart.yaml run=runs/small training.steps=200 modalities.image.batch=16
-  selfflow train configs/real_small.yaml --dry-run          check everything, build everything, train nothing
+  selfflow train configs/real_small.yaml --dry-run          check everything, train nothing, say what it would cost
+  selfflow train configs/joint_625m.yaml --dry-run          the same, before there are data, weights or a GPU
 
 The same command on an existing run folder resumes it, bit for bit. SIGTERM and Ctrl-C finish the step, publish a
 checkpoint and leave.
@@ -32,7 +33,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("config", type=Path, help="YAML file of the experiment")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
-    parser.add_argument("--dry-run", action="store_true", help="open the data, build the model, make one batch, leave")
+    parser.add_argument("--dry-run", action="store_true", help="check data, shapes and model, print parameters, FLOPs and memory, leave")
     parser.set_defaults(run=run)
 
 

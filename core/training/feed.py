@@ -37,7 +37,8 @@ class Microbatch:
         media: (B, *media) clean media, where the training device computes something from it.
         posterior: (B, N, C) unit normals for an autoencoder that samples its latents.
         targets: name -> (B, L, D') features of frozen encoders, added on the training device.
-        texts: B captions whose features a frozen text encoder adds to the context on the training device, or ().
+        texts: B captions whose features a frozen text encoder adds to the context on the training device, None for a
+            sample that needs none; or ().
     """
 
     modality: str
@@ -48,7 +49,7 @@ class Microbatch:
     media: Tensor | None = None
     posterior: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
-    texts: tuple[str, ...] = ()
+    texts: tuple[str | None, ...] = ()
 
     def to(self, device: torch.device) -> Microbatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

@@ -186,11 +186,11 @@ def _start() -> dict[str, Any]:
         "command": sys.argv,
         "versions": versions,
         "machine": f"{platform.system()} {platform.machine()}",
-        **_commit(),
+        **commit(),
     }
 
 
-def _commit() -> dict[str, Any]:
+def commit() -> dict[str, Any]:
     """Commit of the checkout that this file lies in, and whether it differs from it; nothing outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

@@ -62,11 +62,18 @@ class UserSettings:
         self.problems += over.problems
 
 
+# Sections that begin anew when another kind is named: what is set for one kind of data is refused by another. With
+# the kind of a section that names none.
+ANEW = {"data": "embedded", "heldout": "embedded"}
+
+
 def merge(under: dict, over: dict) -> dict:
-    """A new dict: `over` on top of `under`, nested dicts key by key."""
+    """A new dict: `over` on top of `under`, nested dicts key by key; but see ANEW."""
     merged = dict(under)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        if both and key in ANEW and "kind" in value and value["kind"] != merged[key].get("kind", ANEW[key]):
+            both = False
         merged[key] = merge(merged[key], value) if both else value
     return merged
 

@@ -7,8 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from core.errors import ConfigError
+from core.optional import missing
 
 WANDB = ("off", "offline", "online")
+EVERYTHING = "metrics.jsonl has everything"
 
 
 @dataclass
@@ -31,17 +33,10 @@ class LoggingConfig:
         if self.wandb not in WANDB:
             found.append(f"wandb: {self.wandb!r} is not one of {', '.join(WANDB)}")
         elif self.wandb != "off" and find_spec("wandb") is None:
-            found.append(_missing("wandb", "wandb", "off"))
+            found.append(missing("wandb", f"wandb: {self.wandb!r}", EVERYTHING))
         if self.tensorboard and find_spec("tensorboard") is None:
-            found.append(_missing("tensorboard", "tensorboard", "false"))
+            found.append(missing("tensorboard", "tensorboard: true", EVERYTHING))
         return found
-
-
-def _missing(setting: str, package: str, off: str) -> str:
-    return (
-        f"{setting}: the package {package} is not installed; `pip install -e .[log]` installs it, and with "
-        f"{setting}: {off} metrics.jsonl still has everything"
-    )
 
 
 class Trackers:

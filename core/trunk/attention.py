@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.errors import ConfigError, nearest
+from core.optional import need
+
+SDPA = "The default 'sdpa' gives the same results and works"
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
@@ -18,7 +19,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-    from xformers.ops import memory_efficient_attention  # optional, and only for CUDA
+    from xformers.ops import memory_efficient_attention  # `attention_problem` tells of its absence in time
 
     bias = None
     if key_mask is not None:
@@ -34,11 +35,14 @@ BACKENDS = {"sdpa": _sdpa, "xformers": _xformers}
 
 
 def attention_problem(backend: str) -> str | None:
-    """Why this backend cannot be used here, or None."""
+    """Why this backend cannot be used in this installation, or None."""
     if backend not in BACKENDS:
         return f"{backend!r} is not one of {', '.join(BACKENDS)}.{nearest(backend, BACKENDS)}"
-    if backend == "xformers" and importlib.util.find_spec("xformers") is None:
-        return "'xformers' is not installed; install the xformers package (CUDA only), or use 'sdpa'"
+    if backend == "xformers":
+        try:
+            need("xformers.ops", "'xformers'", SDPA)
+        except ConfigError as error:
+            return str(error)
     return None
 
 
@@ -63,10 +67,12 @@ def attend(
         (B, T, H * head_dim).
 
     Raises:
-        ConfigError: the backend is unknown or its package is missing.
+        ConfigError: the backend is unknown, or has no kernel for this device.
     """
-    if backend != "sdpa" and (problem := attention_problem(backend)):
-        raise ConfigError(f"attention: {problem}")
+    if backend not in BACKENDS:
+        raise ConfigError(f"attention: {attention_problem(backend)}")
+    if backend == "xformers" and not q.is_cuda:
+        raise ConfigError(f"attention: 'xformers' has kernels for CUDA only, not for {q.device.type}. {SDPA} there")
     if groups is not None:
         parts = zip(*(x.split(list(groups), dim=1) for x in (q, k, v)), strict=True)
         masks = [None] * len(groups) if key_mask is None else key_mask.split(list(groups), dim=1)

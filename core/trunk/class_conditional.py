@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.errors import ShapeError
-from core.types import Segment, TokenBatch
+from core.types import Segment, TokenBatch, has_values
 
 
 def sincos_table(width: int, grid: int) -> Tensor:
@@ -52,7 +52,7 @@ def table_rows(trunk: str, ids: Tensor, grid: int) -> Tensor:
     """(B or 1, N) row of each token in tables of grid^2 positions: ids travel with the tokens, in any order."""
     h, w = ids[..., 1], ids[..., 2]
     # A column beyond the grid would silently read the next row. On a GPU the look would cost a wait.
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and int(ids[..., 1:].max()) >= grid:
+    if has_values(ids) and int(ids[..., 1:].max()) >= grid:
         raise ShapeError(f"{trunk}: position (h, w) up to {ids[..., 1:].amax((0, 1)).tolist()} outside grid {grid}")
     return h * grid + w
 

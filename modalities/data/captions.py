@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import ConfigError, DataError
 
 CAPTIONS = ("given", "label", "none")
+CAPTION_CHOICES = ("longest", "middle", "first")
 
 _LOOKED_AT = 32  # records tried when a source is built
 
@@ -55,6 +56,15 @@ class CaptionRule:
             f"{origin}: no caption; needed: {looked}, or `caption_default` for records without one, "
             f"or `captions: none` (there are: {', '.join(sorted(map(str, fields))) or 'no fields'})"
         )
+
+
+def choose_caption(captions: Sequence[str], choice: str) -> int:
+    """The place of one of several captions, by a name of `CAPTION_CHOICES`; the earliest of those of one length."""
+    if choice == "first":
+        return 0
+    lengths = [len(caption) for caption in captions]
+    wanted = max(lengths) if choice == "longest" else sorted(lengths)[(len(lengths) - 1) // 2]
+    return lengths.index(wanted)
 
 
 def clean(value: object, origin: str) -> tuple[str, ...]:

@@ -22,9 +22,10 @@ from core.schedule import TimeConfig
 from core.training.feed import Microbatch, Rejected
 from core.training.mixing import ModalityMix
 from core.types import Context, TokenBatch
-from modalities.base import ModalityAdapter, Record, Source, make_segment
-from modalities.conditions import Conditions
-from modalities.data.order import record_at
+from modalities.base import ModalityAdapter, Record, Source, StoredLatents, make_segment
+from modalities.conditions import Conditions, Prompt
+from modalities.data.order import Order
+from modalities.data.stored import merged_statistics, stored_manifests
 
 MAX_REPLACEMENTS = 64  # bad records in a row before the data is called unusable
 
@@ -37,6 +38,7 @@ class Stream:
         given_share: share of samples whose leading tokens (`given`) are conditioning.
         given: (N,) bool, the tokens given in those samples (a video's first frame), or None.
         given_noise: their level is uniform in [0, given_noise].
+        caption_choice: which of several captions, a name of `CAPTION_CHOICES`; None draws one.
         keep_media: microbatches carry the media, for what the training device computes from it.
     """
 
@@ -47,6 +49,7 @@ class Stream:
     given: Tensor | None = None
     given_share: float = 0.0
     given_noise: float = 0.0
+    caption_choice: str | None = None
     keep_media: bool = False
 
 
@@ -54,12 +57,14 @@ class Stream:
 class _Sample:
     """One sample with its randomness.
 
-    `given` is None where the stream never gives tokens, `posterior` where the autoencoder is not stochastic.
+    `given` is None where the stream never gives tokens, `posterior` where the autoencoder is not stochastic. Of `media`
+    and `latents` (N, C) raw, drawn from their posterior, a source has one.
     """
 
     key: str
-    media: Tensor
-    condition: str
+    media: Tensor | None
+    latents: Tensor | None
+    condition: Prompt
     dropped: bool
     noise: Tensor
     posterior: Tensor | None
@@ -88,6 +93,7 @@ class StepDataset(Dataset):
     ):
         self.seed, self.mix, self.streams, self.whitening = seed, mix, streams, whitening
         self.noising, self.conditions, self.accumulate = noising, conditions, accumulate
+        self.orders = {name: Order(stream.source, seed, name) for name, stream in streams.items()}
 
     def __getitem__(self, item: int) -> Microbatch:
         step, micro = divmod(item, self.accumulate)
@@ -103,12 +109,16 @@ class StepDataset(Dataset):
         for modality in self.streams:
             self.sample(modality, 0, [])
 
+    def stores_text(self) -> bool:
+        """Whether the first sample of every modality carries stored features of a text encoder."""
+        return all(self.sample(modality, 0, []).condition.features is not None for modality in self.streams)
+
     def sample(self, modality: str, position: int, rejected: list[Rejected]) -> _Sample:
         """The sample at a position; unusable records are noted in `rejected` and stepped over."""
         stream = self.streams[modality]
         bad = []
         for taken in range(position, position + MAX_REPLACEMENTS):
-            epoch, index = record_at(taken, len(stream.source), self.seed, modality)
+            epoch, index = self.orders[modality].at(taken)
             record = None
             try:
                 record = stream.source.read(index)
@@ -131,9 +141,10 @@ class StepDataset(Dataset):
         def rng(purpose: str) -> torch.Generator:
             return generator(self.seed, adapter.modality, epoch, record.key, purpose)
 
-        media = load_media(stream, record, epoch, self.seed)
+        stored = record.media if isinstance(record.media, StoredLatents) else None
+        media = None if stored else load_media(stream, record, epoch, self.seed)
         length = adapter.ids().shape[0]
-        condition, dropped = self.conditions.draw(record, rng("condition"))
+        condition, dropped = self.conditions.draw(record, rng("condition"), stream.caption_choice)
         given = None
         if stream.given is not None and stream.given_share > 0:
             chosen = torch.rand((), generator=rng("given")) < stream.given_share
@@ -144,21 +155,25 @@ class StepDataset(Dataset):
         shape = (length, adapter.channels)
         noise = torch.randn(shape, generator=rng("noise"))
         posterior = torch.randn(shape, generator=rng("posterior")) if adapter.posterior_noise else None
-        return _Sample(record.key, media, condition, dropped, noise, posterior, given, *levels)
+        latents = stored.sample(posterior) if stored else None
+        return _Sample(record.key, media, latents, condition, dropped, noise, posterior, given, *levels)
 
     def collate(self, modality: str, samples: list[_Sample], rejected: tuple[Rejected, ...]) -> Microbatch:
         stream = self.streams[modality]
-        media = torch.stack([sample.media for sample in samples])
         noise = torch.stack([sample.noise for sample in samples])  # (B, N, C)
-        if stream.adapter.has_weights:  # the training device encodes (modalities/prepare.py); until then, no data
+        stored = samples[0].latents is not None
+        media = None if stored else torch.stack([sample.media for sample in samples])
+        if stored:
+            x0 = self.whitening[modality].whiten(torch.stack([sample.latents for sample in samples]))
+        elif stream.adapter.has_weights:  # the training device encodes (modalities/prepare.py); until then, no data
             x0 = torch.zeros_like(noise)
         else:
             x0 = self.whitening[modality].whiten(stream.adapter.encode(media))
         given = None if samples[0].given is None else torch.stack([sample.given for sample in samples])
         segment = make_segment(stream.adapter, x0, given)
-        context: Context = self.conditions.context(
-            [sample.condition for sample in samples], torch.tensor([sample.dropped for sample in samples])
-        )
+        prompts = [sample.condition for sample in samples]
+        dropped = torch.tensor([sample.dropped for sample in samples])
+        context: Context = self.conditions.context(prompts, dropped)
         batch = TokenBatch((segment,), context, tuple(sample.key for sample in samples))
         draws = Draws(
             (noise,),
@@ -166,9 +181,12 @@ class StepDataset(Dataset):
             stack_levels([sample.teacher for sample in samples]),
         )
         counts = {modality: float(segment.counted().sum())}
-        posterior = None if samples[0].posterior is None else torch.stack([sample.posterior for sample in samples])
+        posterior = None
+        if samples[0].posterior is not None and not stored:
+            posterior = torch.stack([sample.posterior for sample in samples])
         kept = media if stream.keep_media else None
-        return Microbatch(modality, batch, draws, counts, rejected, kept, posterior)
+        texts = self.conditions.texts(prompts, dropped)
+        return Microbatch(modality, batch, draws, counts, rejected, kept, posterior, texts=texts)
 
 
 class StepFeed:
@@ -196,7 +214,7 @@ class StepFeed:
                         raise item
                 yield step, prepared
         finally:
-            del microbatches  # ends the workers now; one that a traceback keeps alive can block the program's exit
+            end_workers(microbatches)
 
 
 class _ErrorsAsItems(Dataset):
@@ -215,10 +233,19 @@ class _ErrorsAsItems(Dataset):
 def load_media(stream: Stream, record: Record, epoch: int, seed: int) -> Tensor:
     """Media of a record, as training loads it in that epoch. Raises DataError, also for values that are not finite."""
     draw = generator(seed, stream.adapter.modality, epoch, record.key, "media")
-    media = stream.adapter.load(record, draw)
+    media = stream.adapter.augment(stream.adapter.load(record, draw), draw)
     if not torch.isfinite(media).all():
         raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
     return media
+
+
+def end_workers(batches: Iterator) -> None:
+    """End the workers of a DataLoader's iterator now, whoever still holds it.
+
+    A traceback that passed through it does, and the workers, deaf to SIGTERM, would then block the program's exit.
+    """
+    if end := getattr(batches, "_shutdown_workers", None):  # there is none without workers
+        end()
 
 
 def _prepare_worker(_worker: int) -> None:
@@ -229,14 +256,17 @@ def _prepare_worker(_worker: int) -> None:
 
 
 def measure_whitening(stream: Stream, seed: int, count: int = 256) -> Whitening:
-    """The adapter's published statistics, or those of the first `count` usable samples of epoch 0."""
+    """Those stored with latents, the adapter's published ones, or those of the first `count` usable samples."""
+    if manifests := stored_manifests(stream.source):
+        return merged_statistics(manifests)
     if stream.adapter.whitening is not None:
         return stream.adapter.whitening
 
     def tokens() -> Iterator[Tensor]:
         found, first_error = 0, None
+        order = Order(stream.source, seed, stream.adapter.modality)
         for position in range(len(stream.source)):
-            epoch, index = record_at(position, len(stream.source), seed, stream.adapter.modality)
+            epoch, index = order.at(position)
             try:
                 media = load_media(stream, stream.source.read(index), epoch, seed)
             except DataError as error:

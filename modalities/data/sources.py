@@ -8,13 +8,20 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
+
 from core.errors import ConfigError, nearest
 from modalities.base import Record, Source
-from modalities.data.captions import CAPTIONS, CaptionRule
+from modalities.data.cache import parse_size
+from modalities.data.captions import CAPTION_CHOICES, CAPTIONS, CaptionRule
 from modalities.data.embedded import EmbeddedSource
 from modalities.data.folder import FolderSource
+from modalities.data.latents import LatentsSource
+from modalities.data.mds_source import MdsSource
+from modalities.data.order import Blocks, blocks_of
 from modalities.data.parquet import ParquetSource
 from modalities.data.selection import SPLITS, Selection, digest, locate
+from modalities.data.stored import Manifest, stored_manifests
 from modalities.data.webdataset import WebdatasetSource
 
 
@@ -23,10 +30,16 @@ class SourceConfig:
     """Where the records of one modality come from.
 
     Attributes:
-        kind: embedded (drawn in code), folder (media files), parquet, webdataset (tars), or concat (of `parts`).
+        kind: embedded (drawn in code), folder (media files), parquet, webdataset (tars), latents (what `selfflow
+            encode` stored), mds (shards of mosaicml-streaming), or concat (of `parts`).
         path: of the folder, of the Parquet files, or of the tars; a folder of such files; wildcards are allowed
-            (`shards/*.tar`). Relative to the configuration file.
-        media_field: parquet: column of the encoded media; "" is the name of the modality.
+            (`shards/*.tar`). Relative to the configuration file. latents, mds: one folder, or the URL of one,
+            such as s3://bucket/folder.
+        cache: latents, mds: folder for copies of remote shards; "" is one of the user's cache directory.
+        cache_limit: latents, mds: what the cache may take, such as 100gb; "" is no limit.
+        shuffle_blocks: parquet, webdataset, mds, latents: row groups, tars or shards that are read at a time; records
+            are shuffled within about that many, which also take turns in another order each epoch.
+        media_field: parquet, mds: column of the encoded media; "" is the name of the modality.
         members: webdataset: pattern that the media's path inside the tar must match, such as
             `videos/*/episode_*.mp4`; "" takes all of the modality's suffixes.
         captions: given (fields beside the media, see `caption_fields`), label (the class name is the caption; in a
@@ -35,8 +48,12 @@ class SourceConfig:
             lines of a .txt beside the media count as the field "caption".
         caption: one caption for all records, in place of the above.
         caption_default: caption of records that have none; "" sets such records aside as unusable.
+        caption_choice: which of several captions is used: longest, middle (of median length) or first. null is the
+            paper's: a random one in every epoch of training, the most detailed in evaluation, taken to be the longest.
+            Where a field holds it, name that one in `caption_fields` instead. Of a concat, not of its parts.
         label_field: column or JSON field of the class; a folder's classes are the names of its folders.
-        where: field -> value that a record must have, such as {style: noto}; compared as text.
+        where: field -> value that a record must have, such as {style: noto}; compared as text. Not with mds, whose
+            fields are known only after reading all records.
         split: train or test, a side of the hold-out; or all.
         holdout: share held out for test, by a hash of the record's key or of `holdout_key`.
         holdout_key: field whose equal values stay on one side; "" is the record's key.
@@ -47,12 +64,16 @@ class SourceConfig:
 
     kind: str = "embedded"
     path: str = ""
+    cache: str = ""
+    cache_limit: str = ""
+    shuffle_blocks: int = 16
     media_field: str = ""
     members: str = ""
     captions: str = "given"
     caption_fields: list[str] = field(default_factory=lambda: ["caption", "captions"])
     caption: str = ""
     caption_default: str = ""
+    caption_choice: str | None = None
     label_field: str = ""
     where: dict[str, str] = field(default_factory=dict)
     split: str = "all"
@@ -77,19 +98,29 @@ class SourceConfig:
             f"{entry.name}: {getattr(self, entry.name)!r} is not read by kind {self.kind!r}; it reads "
             f"{', '.join(sorted(_READS[self.kind]))}"
             for entry in fields(self)
-            if entry.name not in (*_READS[self.kind], "kind", "repeat")
+            if entry.name not in (*_READS[self.kind], "kind", "repeat", "caption_choice")
             and getattr(self, entry.name) != getattr(default, entry.name)
         ]
         if "path" in _READS[self.kind] and not self.path:
             found.append(f"path: empty, kind {self.kind!r} needs one")
+        if self.cache_limit:
+            found += _size_problems(self.cache_limit)
         if self.captions not in CAPTIONS:
             found.append(
                 f"captions: {self.captions!r} is not one of {', '.join(CAPTIONS)}.{nearest(self.captions, CAPTIONS)}"
             )
         if self.captions == "given" and not self.caption and not self.caption_fields:
             found.append("caption_fields: empty; name a field, or set `captions: none` or a constant `caption`")
-        if self.captions == "label" and self.kind in ("parquet", "webdataset") and not self.label_field:
+        if self.captions == "label" and self.kind in ("parquet", "webdataset", "mds") and not self.label_field:
             found.append("label_field: empty, `captions: label` needs it")
+        if self.caption_choice not in (None, *CAPTION_CHOICES):
+            hint = nearest(self.caption_choice, CAPTION_CHOICES)
+            found.append(f"caption_choice: {self.caption_choice!r} is not one of {', '.join(CAPTION_CHOICES)}.{hint}")
+        found += [
+            f"parts.{name}.caption_choice: is not read there; set the one of the concat"
+            for name, part in self.parts.items()
+            if part.caption_choice is not None
+        ]
         if self.split not in SPLITS:
             found.append(f"split: {self.split!r} is not one of {', '.join(SPLITS)}.{nearest(self.split, SPLITS)}")
         if not 0 <= self.holdout < 1:
@@ -98,19 +129,43 @@ class SourceConfig:
             found.append(f"split: {self.split!r} with holdout {self.holdout:g}; set both, or neither")
         if self.holdout_key and self.split == "all":
             found.append(f"holdout_key: {self.holdout_key!r} without a split; set split and holdout too")
+        if self.shuffle_blocks < 1:
+            found.append(f"shuffle_blocks: {self.shuffle_blocks} must be at least 1")
         if self.repeat < 1:
             found.append(f"repeat: {self.repeat} must be at least 1")
         if self.kind == "concat" and not self.parts:
             found.append("parts: empty, kind 'concat' needs at least one")
+        if len({part.holds_latents for part in self.parts.values()}) > 1:
+            stored = ", ".join(name for name, part in self.parts.items() if part.holds_latents)
+            found.append(f"parts: {stored} hold latents and the others media; one source has one of the two")
         return found + [f"parts.{name}.{line}" for name, part in self.parts.items() for line in part.problems()]
 
+    @property
+    def holds_latents(self) -> bool:
+        """Its records have stored latents in place of media."""
+        return self.kind == "latents" or any(part.holds_latents for part in self.parts.values())
 
-_SELECTION = {"captions", "caption_fields", "caption", "caption_default", "where", "split", "holdout", "holdout_key"}
+
+def _size_problems(limit: str) -> list[str]:
+    try:
+        parse_size(limit)
+    except ConfigError as error:
+        return [f"cache_limit: {line}" for line in error.problems]
+    return []
+
+
+_CAPTIONS = {"captions", "caption_fields", "caption", "caption_default"}
+_SELECTION = {"where", "split", "holdout", "holdout_key"}
 _READS: dict[str, set[str]] = {
     "embedded": {"size", "count", "seed", "frames", "rate", "seconds", "octave"},
-    "folder": {"path", *_SELECTION},
-    "parquet": {"path", "media_field", "label_field", *_SELECTION},
-    "webdataset": {"path", "members", "label_field", *_SELECTION},
+    "folder": {"path", *_CAPTIONS, *_SELECTION},
+    "parquet": {"path", "media_field", "label_field", "shuffle_blocks", *_CAPTIONS, *_SELECTION},
+    "webdataset": {"path", "members", "label_field", "shuffle_blocks", *_CAPTIONS, *_SELECTION},
+    "mds": {
+        *("path", "media_field", "label_field", "shuffle_blocks", "cache", "cache_limit", "split", "holdout"),
+        *_CAPTIONS,
+    },
+    "latents": {"path", "cache", "cache_limit", "shuffle_blocks"},
     "concat": {"parts"},
 }
 
@@ -161,6 +216,29 @@ class ConcatSource:
     def labels(self) -> list[str]:
         return sorted({label for _, part, turn in self.runs if turn == 0 for label in part.labels()})
 
+    def blocks(self) -> Blocks | None:
+        """Those of the parts; a part without any is cut into blocks as large as the others' and scattered."""
+        found = [blocks_of(part) for _, part, _ in self.runs]
+        known = [one for one in found if one is not None]
+        if not known:
+            return None
+        typical = max(1, int(np.median(np.concatenate([one.sizes for one in known]))))
+        sizes, scattered, start = [], [], 0
+        for (_, part, _), one in zip(self.runs, found, strict=True):
+            if one is None:
+                scattered.append((start, start + len(part)))
+                pieces = -(-len(part) // typical)
+                sizes.append(np.diff(np.arange(pieces + 1) * len(part) // max(1, pieces)))
+            else:
+                scattered += [(start + low, start + high) for low, high in one.scattered]
+                sizes.append(one.sizes)
+            start += len(part)
+        return Blocks(np.concatenate(sizes), max(one.window for one in known), tuple(scattered))
+
+    def stored(self) -> list[Manifest]:
+        """Of the folders of latents among the parts."""
+        return [manifest for _, part, turn in self.runs if turn == 0 for manifest in stored_manifests(part)]
+
     def fingerprint(self) -> str:
         return digest("concat", *(f"{name}#{turn}:{part.fingerprint()}" for name, part, turn in self.runs))
 
@@ -190,7 +268,34 @@ def _parquet(config: SourceConfig, modality: str, root: Path) -> Source:
 
 def _webdataset(config: SourceConfig, modality: str, root: Path) -> Source:
     paths = locate(config.path, root, ".tar")
-    return WebdatasetSource(paths, modality, config.members, config.label_field, _rule(config), _selection(config))
+    return WebdatasetSource(
+        paths,
+        modality,
+        config.members,
+        config.label_field,
+        _rule(config),
+        _selection(config),
+        config.shuffle_blocks,
+    )
+
+
+def _latents(config: SourceConfig, modality: str, root: Path) -> Source:
+    path = config.path if "://" in config.path else root / Path(config.path).expanduser()
+    cache = str(root / Path(config.cache).expanduser()) if config.cache else None
+    return LatentsSource(path, modality, cache, config.cache_limit or None, config.shuffle_blocks)
+
+
+def _mds(config: SourceConfig, modality: str, root: Path) -> Source:
+    return MdsSource(
+        config.path if "://" in config.path else root / Path(config.path).expanduser(),
+        config.media_field or modality,
+        config.label_field,
+        _rule(config),
+        _selection(config),
+        root / Path(config.cache).expanduser() if config.cache else None,
+        config.cache_limit or None,
+        config.shuffle_blocks,
+    )
 
 
 def _concat(config: SourceConfig, modality: str, root: Path) -> Source:
@@ -204,5 +309,7 @@ _BUILD: dict[str, Callable[[SourceConfig, str, Path], Source]] = {
     "folder": _folder,
     "parquet": _parquet,
     "webdataset": _webdataset,
+    "latents": _latents,
+    "mds": _mds,
     "concat": _concat,
 }

@@ -13,8 +13,25 @@ import torch
 from torch import nn
 
 from core.errors import CheckpointError, ConfigError
+from core.optional import need
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+@dataclass(frozen=True)
+class Role:
+    """How messages speak of an encoder: its section in the configuration, its files, and what works without it."""
+
+    key: str
+    files: str
+    without: str
+
+
+ALIGNMENT = Role(
+    "encoder",
+    "config.json, model.safetensors and preprocessor_config.json",
+    "Every alignment but the external one works",
+)
 
 
 @dataclass(frozen=True)
@@ -25,28 +42,31 @@ class Folder:
         path: the folder, or the name on the hub.
         settings: of config.json.
         preprocessor: of preprocessor_config.json or video_preprocessor_config.json; empty where there is none.
+        role: what the model is for.
     """
 
     path: str
     settings: dict[str, Any]
     preprocessor: dict[str, Any]
+    role: Role = ALIGNMENT
 
 
-def open_folder(kind: str, path: str, example: str) -> Folder:
+def open_folder(kind: str, path: str, example: str, role: Role = ALIGNMENT) -> Folder:
     """Read the two small JSON files of a model.
 
     Args:
         example: a published model of the kind, for messages.
+        role: for messages.
 
     Raises:
         ConfigError: transformers is not installed, or there is no model there.
         CheckpointError: a file is not JSON.
     """
-    _import_transformers(kind)
+    _import_transformers(kind, role)
     try:
         settings = _read_json(path, "config.json")
     except OSError as error:
-        raise ConfigError(missing(kind, path, example, error)) from error
+        raise ConfigError(missing(kind, path, example, error, role)) from error
     preprocessor: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         try:
@@ -54,36 +74,44 @@ def open_folder(kind: str, path: str, example: str) -> Folder:
             break
         except OSError:  # optional: the family's published constants take its place
             continue
-    return Folder(path, settings, preprocessor)
+    return Folder(path, settings, preprocessor, role)
 
 
 def load_network(
-    kind: str, folder: Folder, class_name: str, example: str, unused: Sequence[str] = (), config: Any = None
+    kind: str,
+    folder: Folder,
+    class_name: str,
+    example: str,
+    unused: Sequence[str] = (),
+    config: Any = None,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """The network of a transformers class in float32, every tensor of it from the weight file.
+    """The network of a transformers class, every tensor of it from the weight file.
 
     Args:
         unused: beginnings of the names of tensors in the file that the class has no use for (a text tower, a head).
         config: replaces the folder's config.json.
+        dtype: of the network's weights.
 
     Raises:
         ConfigError: no transformers with such a class, or no weights there.
         CheckpointError: tensors are missing, left over, or of another shape.
     """
-    transformers = _import_transformers(kind)
+    transformers = _import_transformers(kind, folder.role)
     if not hasattr(transformers, class_name):
         raise ConfigError(
-            f"encoder.kind: {kind!r} needs transformers 4.57 or newer; {transformers.__version__} has no {class_name}"
+            f"{folder.role.key}.kind: {kind!r} needs transformers 4.57 or newer; {transformers.__version__} has no "
+            f"{class_name}"
         )
     given = {} if config is None else {"config": config}
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # its table of unused tensors is checked below
     try:
         network, report = getattr(transformers, class_name).from_pretrained(
-            folder.path, dtype=torch.float32, output_loading_info=True, **given
+            folder.path, dtype=dtype, output_loading_info=True, **given
         )
     except OSError as error:
-        raise ConfigError(missing(kind, folder.path, example, error)) from error
+        raise ConfigError(missing(kind, folder.path, example, error, folder.role)) from error
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{folder.path}: these weights do not fit a {class_name}: {_first_line(error)}"
@@ -103,34 +131,34 @@ def load_network(
     return network
 
 
-def missing(kind: str, path: str, example: str, error: Exception) -> str:
+def missing(kind: str, path: str, example: str, error: Exception, role: Role = ALIGNMENT) -> str:
     return (
-        f"encoder.path: {path!r} cannot be read: {_first_line(error)}. Kind {kind!r} needs a folder with config.json, "
-        f"model.safetensors and preprocessor_config.json, as published for {example}, or that name where the Hugging "
-        "Face hub can be reached. Every alignment but the external one works without it"
+        f"{role.key}.path: {path!r} cannot be read: {_first_line(error)}. Kind {kind!r} needs a folder with "
+        f"{role.files}, as published for {example}, or that name where the Hugging Face hub can be reached. "
+        f"{role.without} without it"
     )
 
 
-def _import_transformers(kind: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ConfigError(
-            f"encoder.kind: {kind!r} needs the package transformers, version 4.57 or newer (pip install "
-            "'transformers>=4.57'). Every alignment but the external one works without it"
-        ) from error
-    return transformers
+def find_file(path: str, name: str) -> str:
+    """Where a file of a folder, or of a name on the hub, lies. Raises OSError where it cannot be had."""
+    if Path(path).is_dir():
+        file = Path(path) / name
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no {name}")
+        return str(file)
+    if not HUB_NAME.fullmatch(path):  # not worth asking the hub, which is retried for half a minute without a network
+        raise FileNotFoundError("there is no such folder")
+    from transformers.utils import cached_file
+
+    return cached_file(path, name)
+
+
+def _import_transformers(kind: str, role: Role) -> Any:
+    return need("transformers", f"{role.key}.kind: {kind!r}", role.without)
 
 
 def _read_json(path: str, name: str) -> dict[str, Any]:
-    if Path(path).is_dir():
-        file = str(Path(path) / name)
-    elif HUB_NAME.fullmatch(path):
-        from transformers.utils import cached_file
-
-        file = cached_file(path, name)
-    else:  # not worth asking the hub, which is retried for half a minute where there is no network
-        raise FileNotFoundError("there is no such folder")
+    file = find_file(path, name)
     try:
         with open(file, encoding="utf-8") as text:
             values = json.load(text)

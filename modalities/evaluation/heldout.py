@@ -11,8 +11,9 @@ from torch import Tensor
 from core.errors import DataError
 from core.keys import generator
 from core.types import TokenBatch
-from modalities.base import Record, Source, make_segment
-from modalities.data.order import record_at
+from modalities.base import Record, Source, StoredLatents, make_segment
+from modalities.conditions import Prompt
+from modalities.data.order import Order
 from modalities.generation import Generator
 
 
@@ -21,15 +22,15 @@ class Records:
     """Loaded records of one batch.
 
     Attributes:
-        media: (B, *media).
+        media: (B, *media), or the means (B, N, C) of a source of latents.
         labels: (B,) place of each record's class among the reader's, -1 where it has none of these.
-        conditions: class name or caption of each, as a prompt.
+        conditions: class name, or the most detailed caption, of each.
         keys: of the records.
     """
 
-    media: Tensor
+    media: Tensor | StoredLatents
     labels: Tensor
-    conditions: list[str]
+    conditions: list[Prompt]
     keys: tuple[str, ...]
 
 
@@ -40,14 +41,24 @@ class Reader:
         model: whose adapter loads the media, and whose conditions the records must have.
         classes: names that labels are counted in. Held-out and training records share one list, since their sources
             need not have the same classes.
+        choice: which of several captions, a name of `CAPTION_CHOICES`; None is the longest.
 
     Attributes:
         unusable: index in the source -> why, of the records met so far.
         used: most records that one pass has found.
     """
 
-    def __init__(self, model: Generator, modality: str, source: Source, classes: list[str], seed: int):
+    def __init__(
+        self,
+        model: Generator,
+        modality: str,
+        source: Source,
+        classes: list[str],
+        seed: int,
+        choice: str | None = None,
+    ):
         self.model, self.modality, self.source, self.classes, self.seed = model, modality, source, classes, seed
+        self.choice = choice
         self.unusable: dict[int, str] = {}
         self.used = 0
         self._place = {name: place for place, name in enumerate(classes)}
@@ -57,7 +68,7 @@ class Reader:
 
     def records(self, count: int, batch: int) -> Iterator[Records]:
         """Up to `count` of them. Raises DataError when not one can be used."""
-        held: list[tuple[Record, Tensor, str]] = []
+        held: list[tuple[Record, Tensor, Prompt]] = []
         found = 0
         for index in self._order():
             if index in self.unusable:
@@ -97,42 +108,39 @@ class Reader:
         return found
 
     def _order(self) -> Iterator[int]:
-        size = len(self.source)
-        return (record_at(position, size, self.seed, self.modality)[1] for position in range(size))
+        order = Order(self.source, self.seed, self.modality)
+        return (order.at(position)[1] for position in range(len(self.source)))
 
-    def _load(self, index: int) -> tuple[Record, Tensor, str]:
+    def _load(self, index: int) -> tuple[Record, Tensor, Prompt]:
         record = self.source.read(index)
-        condition = condition_of(record, self.model)
+        condition = self.model.conditions.chosen(record, self.choice)
+        if isinstance(record.media, StoredLatents):
+            return record, record.media.mean, condition
         draw = generator(self.seed, self.modality, record.key, "evaluation")
         media = self.model.adapters[self.modality].load(record, draw)
         if not torch.isfinite(media).all():
             raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
         return record, media, condition
 
-    def _join(self, held: list[tuple[Record, Tensor, str]]) -> Records:
-        records, media, conditions = zip(*held, strict=True)
+    def _join(self, held: list[tuple[Record, Tensor, Prompt]]) -> Records:
+        records, loaded, conditions = zip(*held, strict=True)
         labels = torch.tensor([self._place.get(record.label, -1) for record in records])
-        return Records(torch.stack(media), labels, list(conditions), tuple(record.key for record in records))
+        media = torch.stack(loaded)
+        if isinstance(records[0].media, StoredLatents):
+            media = StoredLatents(media)
+        return Records(media, labels, list(conditions), tuple(record.key for record in records))
 
 
 def token_batch(model: Generator, modality: str, records: Records) -> TokenBatch:
     """Whitened tokens under the records' own conditions, on the model's device."""
     adapter = model.adapters[modality]
-    device = model.device if adapter.has_weights else torch.device("cpu")
-    tokens = model.whitening[modality].whiten(adapter.encode(records.media.to(device))).cpu()
-    context = model.conditions.context(records.conditions, torch.zeros(len(records.keys), dtype=torch.bool))
+    if isinstance(records.media, StoredLatents):
+        raw = records.media.mean
+    else:
+        raw = adapter.encode(records.media.to(model.device if adapter.has_weights else "cpu"))
+    tokens = model.whitening[modality].whiten(raw).cpu()
+    context = model.context(records.conditions)
     return TokenBatch((make_segment(adapter, tokens),), context, records.keys).to(model.device)
-
-
-def condition_of(record: Record, model: Generator) -> str:
-    """The record's class name, or the longest of its captions: the most detailed one (paper 4)."""
-    if model.conditions.config.kind == "label":
-        if record.label not in model.conditions.labels:
-            raise DataError(f"{record.origin}: label {record.label!r} is not one of the run's")
-        return record.label
-    if not record.captions:
-        raise DataError(f"{record.origin}: has no caption")
-    return max(record.captions, key=len)
 
 
 def shared_records(heldout: Reader, training: Reader, tested: int, trained: int) -> str:

@@ -31,6 +31,7 @@ from core.evaluation.manifold import density_coverage, precision_recall
 from core.evaluation.statistics import FeatureStatistics, RankDeficientWarning, frechet_distance
 from core.keys import generator, key
 from core.sampler import SamplerConfig
+from modalities.conditions import Prompt
 from modalities.evaluation.heldout import Reader
 from modalities.evaluation.settings import EvaluationSettings
 from modalities.evaluation.subject import Subject, trained_here
@@ -56,7 +57,7 @@ def samples(
     """All values of all networks. Raises DataError for fewer than `FEWEST` held-out records."""
     device = subject.model.device
     real: dict[str, list[Features]] = {name: [] for name in networks}
-    conditions: list[str] = []
+    conditions: list[Prompt] = []
     for records in subject.heldout.records(settings.generated, settings.batch):
         conditions += records.conditions
         for name, network in networks.items():
@@ -74,7 +75,7 @@ def samples(
         a, b = (_moved(Features.join(side[name]), device) for side in (real, made))
         values, lines = compare(network, a, b, settings.seed)
         if isinstance(network, Clip):
-            values["CLIP score"] = clip_score(b.pool, network.texts(conditions))
+            values["CLIP score"] = clip_score(b.pool, network.texts([prompt.text for prompt in conditions]))
         found |= {f"samples/{name}/{measure}": value for measure, value in values.items()}
         warnings += [f"samples/{name}/{line}" for line in lines]
     return found
@@ -85,7 +86,7 @@ def generated(
     modality: str,
     sampler: SamplerConfig,
     settings: EvaluationSettings,
-    conditions: list[str],
+    conditions: list[Prompt],
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Tensor]:
     """Batches (B, *media) of samples, one for each condition."""
@@ -94,13 +95,13 @@ def generated(
         yield torch.stack(held)
 
 
-def random_classes(model: Generator, seed: int, count: int) -> list[str]:
+def random_classes(model: Generator, seed: int, count: int) -> list[Prompt]:
     """`count` classes of the run, drawn uniformly."""
     if model.conditions.config.kind != "label":
         raise ConfigError("conditions: random draws classes, and this run is conditioned on text; use heldout")
     names = model.conditions.labels
     picked = torch.randint(len(names), (count,), generator=generator(seed, "evaluation", "classes"))
-    return [names[place] for place in picked.tolist()]
+    return [Prompt(names[place]) for place in picked.tolist()]
 
 
 def compare(network: FeatureNetwork, real: Features, made: Features, seed: int) -> tuple[dict[str, float], list[str]]:

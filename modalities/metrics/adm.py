@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from core.errors import DataError, ShapeError
-from modalities.files import to_bytes, with_suffix
+from modalities.media.opening import with_suffix
+from modalities.media.writing import to_bytes
 
 STATISTICS = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.errors import ConfigError, ShapeError
-from modalities.files import resample
+from core.errors import ShapeError
+from core.optional import need
+from modalities.media.sound import resample
 from modalities.metrics.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -33,6 +35,10 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of openai/CLIP
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def need_transformers(kind: str) -> ModuleType:
+    return need("transformers", f"feature network {kind}", "The networks inception, i3d and classifier work")
+
+
 def from_pretrained(kind: str, name: str, path: str, takes: str):
     """`transformers.<name>.from_pretrained(path)`; a model must find every one of its weights there.
 
@@ -40,10 +46,7 @@ def from_pretrained(kind: str, name: str, path: str, takes: str):
         ConfigError: transformers is not installed.
         CheckpointError: nothing usable at `path`.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ConfigError(f"feature network {kind} needs transformers: pip install transformers ({error})") from error
+    transformers = need_transformers(kind)
     cls = getattr(transformers, name)
     model = issubclass(cls, transformers.PreTrainedModel)
     kwargs = {"output_loading_info": True, "dtype": torch.float32} if model else {}

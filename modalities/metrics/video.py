@@ -28,7 +28,7 @@ from modalities.metrics.base import (
     pick_frames,
     to_levels,
 )
-from modalities.metrics.pretrained import from_pretrained, label
+from modalities.metrics.pretrained import from_pretrained, label, need_transformers
 
 # ViT-g/14 of VideoMAEv2 (videomaev2_finetune.py: vit_giant_patch14_224).
 GIANT = {
@@ -104,8 +104,7 @@ def load_videomae_v2(path: str, shape: dict | None = None) -> tuple[nn.Module, n
     Args:
         shape: VideoMAEConfig fields; `GIANT` unless given (tests use a small one).
     """
-    from transformers import VideoMAEConfig, VideoMAEModel
-
+    transformers = need_transformers("videomae")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -125,9 +124,9 @@ def load_videomae_v2(path: str, shape: dict | None = None) -> tuple[nn.Module, n
         else:
             renamed[name] = value
 
-    config = VideoMAEConfig(**(shape or GIANT))
+    config = transformers.VideoMAEConfig(**(shape or GIANT))
     with torch.device("meta"):
-        model = VideoMAEModel(config)
+        model = transformers.VideoMAEModel(config)
     # transformers 5 keeps the biases of query and value in the linear layers, 4 beside them.
     inside = "encoder.layer.0.attention.attention.query.bias" in model.state_dict()
     for part in ("q", "v"):

@@ -56,3 +56,27 @@ def test_the_posterior_is_the_publishers_unless_set():
     assert not drawn("flux2")
     assert drawn("flux2", posterior="sample")
     assert not drawn("rae")
+
+
+@pytest.mark.parametrize(("kind", "stride", "lowest"), [("sd_vae", 8, 512), ("flux2", 16, 512), ("wan22", 16, 512)])
+def test_tiles_are_whole_cells_and_longer_than_their_overlaps(kind, stride, lowest):
+    modality = "video" if kind == "wan22" else "image"
+
+    def found(tile) -> list[str]:
+        return problems(modality, kind=kind, path="weights", tile=tile)
+
+    assert found(lowest) == found(1024) == []
+    assert found(700) == [
+        f"autoencoder.tile: 700 is not a multiple of {stride} pixels from {lowest} up; the nearest: "
+        f"{700 // stride * stride} or {(700 // stride + 1) * stride}"
+    ]
+    for wrong in (lowest - stride, 0, True, 512.0):
+        assert found(wrong) == [f"autoencoder.tile: {wrong!r} is not a multiple of {stride} pixels from {lowest} up"]
+
+
+def test_a_kind_without_tiles_refuses_them():
+    for kind in ("pixels", "rae"):
+        path = None if kind == "pixels" else "weights"
+        assert problems("image", kind=kind, path=path, tile=512) == [
+            f"autoencoder.tile: 512 is not read by kind {kind!r}; leave it out"
+        ]

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from autoencoders.base import media_size
+from autoencoders.patches import Patched
+from autoencoders.pretrained import digest
 from core.errors import ConfigError, ShapeError
 from core.keys import generator
 from tests.autoencoders.small import SMALL, pretrained, save
@@ -81,6 +83,27 @@ def test_weights_are_frozen_and_never_in_train_mode(kind, folder):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_the_digest_is_of_the_weights_whatever_the_precision(kind, folder, tmp_path):
+    autoencoder = pretrained(kind, folder)
+    seen = autoencoder.digest()
+    assert len(seen) == 32
+    assert pretrained(kind, folder, precision="bf16").digest() == seen
+    assert Patched(autoencoder, 2, (1, 64, 64)).digest() == seen
+    network = autoencoder.load()
+    value = next(value for value in network.state_dict().values() if value.ndim > 1 and value.numel() > 3)
+    value.view(-1)[3] += 1e-3
+    network.save_pretrained(tmp_path)
+    assert pretrained(kind, tmp_path).digest() != seen
+
+
+def test_a_digest_counts_names_and_shapes():
+    weights = {"a": torch.arange(6.0), "b": torch.ones(2, dtype=torch.int64)}
+    assert digest(dict(reversed(weights.items()))) == digest(weights)
+    assert digest({"c": weights["a"], "b": weights["b"]}) != digest(weights)
+    assert digest(weights | {"a": torch.arange(6.0).reshape(2, 3)}) != digest(weights)
+    assert digest(weights | {"a": torch.arange(6.0).bfloat16()}) == digest(weights)
 
 
 def test_a_worker_is_sent_no_weights(kind, folder):

@@ -27,6 +27,7 @@ from modalities.generation import generate
 from tests.autoencoders.small import save
 from tests.field_reads import leaf_fields, unread_fields
 from tests.modalities.making import numbered, picture_bytes
+from tests.modalities.text.small import save_text_encoder
 from tests.tools.small_weights import encoder_settings, save_encoders, save_rae
 from tests.tools.tiny import CONFIG
 from tools.evaluate import evaluate_run
@@ -90,6 +91,14 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
         trains,
     ),
     "repa": (CONFIG, ["method=repa", *encoder_settings(Path(), *NAMES), ONE_STEP], trains),
+    "text encoder": (
+        CONFIG,
+        [
+            "condition.encoder={kind: t5, path: t5, tokenizer: t5, max_tokens: 6, layers: [2], width: 16}",
+            "condition.encoder.precision=fp32",
+        ],
+        generates,
+    ),
     "sra": (CONFIG, ["method=sra", ONE_STEP], trains),
     "layersync": (CONFIG, ["method=layersync", ONE_STEP], trains),
     "dispersive": (CONFIG, ["method=dispersive", ONE_STEP], trains),
@@ -138,6 +147,7 @@ def place(tmp_path_factory) -> Path:
     save_encoders(folder)
     save_rae(folder / "rae")
     save("sd_vae", folder / "vae")
+    save_text_encoder(folder / "t5")
     (folder / "photos").mkdir()
     table = {"image": [], "text": [], "kind": [], "group": []}
     with tarfile.open(folder / "photos.tar", "w") as tar:

@@ -1,10 +1,10 @@
-import importlib.util
+import sys
 
 import pytest
 import torch
 
 from core.errors import ConfigError
-from core.trunk.attention import QKNorm, attend, attention_problem
+from core.trunk.attention import QKNorm, _xformers, attend, attention_problem
 
 
 def plain_attention(q, k, v, key_mask=None):
@@ -54,21 +54,52 @@ def test_unknown_backend_is_refused_with_the_nearest_name():
         attend(q, q, q, backend="sdpaa")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xformers is installed")
-def test_missing_xformers_is_refused_by_name():
-    q = torch.randn(1, 2, 1, 8)
-    with pytest.raises(ConfigError, match="'xformers' is not installed"):
-        attend(q, q, q, backend="xformers")
+def test_missing_xformers_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    monkeypatch.delitem(sys.modules, "xformers.ops", raising=False)
+    assert attention_problem("xformers") == (
+        "'xformers' needs the package xformers, which is not installed: make setup-full (extra full). The default "
+        "'sdpa' gives the same results and works without it"
+    )
     assert attention_problem("sdpa") is None
 
 
+def test_xformers_is_refused_where_it_has_no_kernel():
+    q = torch.randn(1, 2, 1, 8)
+    with pytest.raises(ConfigError, match=r"'xformers' has kernels for CUDA only, not for cpu\. The default 'sdpa'"):
+        attend(q, q, q, backend="xformers")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_xformers_is_called_as_it_wants(masked, dtype, monkeypatch):
+    """Its own checks of a call, for training too, and what its documentation says it computes. Runs on a CPU."""
+    ops = pytest.importorskip("xformers.ops", reason="xformers is not installed (extra `full`)")
+    from xformers.ops.fmha.common import Inputs
+
+    def documented(query, key, value, attn_bias=None):
+        call = Inputs(query, key, value, attn_bias)
+        call.validate_inputs()
+        for kernel in (ops.fmha.cutlass.FwOp, ops.fmha.cutlass.BwOp):
+            # Nothing but that there is no GPU.
+            wrong = [r for r in kernel.not_supported_reasons(call) if "device=cpu" not in r and "GPUs" not in r]
+            assert wrong == []
+        scores = (query * query.shape[-1] ** -0.5).transpose(1, 2) @ key.transpose(1, 2).transpose(-2, -1)
+        scores = scores if attn_bias is None else scores + attn_bias
+        return (scores.softmax(-1) @ value.transpose(1, 2)).transpose(1, 2).contiguous()
+
+    monkeypatch.setattr(ops, "memory_efficient_attention", documented)
+    q, k, v = torch.randn(3, 2, 11, 3, 64, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    mask = torch.arange(11) < torch.tensor([[11], [4]]) if masked else None
+    other = _xformers(q, k, v, mask).flatten(2)
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(other, attend(q, k, v, mask), atol=tolerance, rtol=0)
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or importlib.util.find_spec("xformers") is None,
-    reason="needs a CUDA device and xformers",
-)
 @pytest.mark.parametrize("masked", [False, True])
 def test_xformers_equals_sdpa(masked):
+    pytest.importorskip("xformers.ops", reason="xformers is not installed (extra `full`)")
     q, k, v = torch.randn(3, 2, 11, 3, 64, device="cuda", dtype=torch.bfloat16)
     mask = (torch.arange(11) < torch.tensor([[11], [4]])).cuda() if masked else None
     ours, other = attend(q, k, v, mask), attend(q, k, v, mask, backend="xformers")

@@ -293,3 +293,16 @@ def test_fields_that_nothing_reads_are_found():
     }  # fmt: skip
     assert "seed" in unread_fields(config, lambda config: None)  # nothing is left behind
     assert "seed" in unread_fields(config, lambda config: config.problems())
+
+
+def test_a_section_of_data_begins_anew_when_another_kind_is_named():
+    from core.training.settings import merge
+
+    under = {"image": {"data": {"size": 8, "count": 9}, "time": {"kind": "uniform", "low": 0.1}}}
+    over = {"image": {"data": {"kind": "folder", "path": "p"}, "time": {"kind": "logit_normal"}}}
+    merged = merge(under, over)["image"]
+    assert merged["data"] == {"kind": "folder", "path": "p"}
+    assert merged["time"] == {"kind": "logit_normal", "low": 0.1}
+    assert merge({"data": merged["data"]}, {"data": {"path": "q"}}) == {"data": {"kind": "folder", "path": "q"}}
+    same = merge(under, {"image": {"data": {"kind": "embedded", "count": 3}}})["image"]["data"]
+    assert same == {"kind": "embedded", "size": 8, "count": 3}

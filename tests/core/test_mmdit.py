@@ -233,6 +233,31 @@ def test_padding_has_no_influence():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("separate", [False, True])
+def test_padding_of_text_features_has_no_influence(separate):
+    """Neither its content nor its length, for kept and dropped samples alike, also where groups attend apart."""
+    net = trunk(context=ContextConfig(kind="features", feature_dim=10))
+    noisy, batch = two_segments()
+    levels = dual_levels()
+    if separate:
+        index = (torch.arange(L) < 5).long().expand(B, -1)
+        levels = NoiseLevels(levels.values[:, :2], index, separate=(L - 5, 5))
+    valid = torch.arange(S) < torch.tensor([[S], [3], [1]])
+    short = Context(torch.tensor([False, False, False]), tokens=random(B, S, 10), valid=valid)
+    long = replace(
+        short,
+        tokens=torch.cat([short.tokens.masked_fill(~valid[..., None], float("nan")), random(B, 6, 10) * 1e6], dim=1),
+        valid=torch.cat([valid, torch.zeros(B, 6, dtype=torch.bool)], dim=1),
+    )
+    for change in (lambda c: c, Context.drop_all, lambda c: replace(c, dropped=torch.tensor([True, False, False]))):
+        before, after = (net(noisy, levels, replace(batch, context=change(c))).velocity for c in (short, long))
+        for a, b in zip(before, after, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+    seen = replace(long, valid=torch.ones_like(long.valid), tokens=long.tokens.nan_to_num(0.5))
+    assert not torch.allclose(net(noisy, levels, replace(batch, context=seen)).velocity[0], before[0], atol=1e-3)
+
+
+@torch.no_grad()
 def test_permuting_tokens_with_their_ids_and_levels_permutes_the_output():
     net = trunk()
     x, ids = random(B, L, 6).double(), torch.randint(0, 9, (1, L, 3))

@@ -107,23 +107,23 @@ def test_the_folder_explains_itself_and_notes_every_start(tmp_path):
 
 def test_the_commit_is_noted_in_a_checkout_and_left_out_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "__file__", str(tmp_path / "core" / "training" / "records.py"))
-    assert records._commit() == {}
+    assert records.commit() == {}
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
     try:
         subprocess.run([*git, "init", "-q"], cwd=tmp_path, check=True)
     except FileNotFoundError:
         pytest.skip("git is not installed")
-    assert records._commit() == {}  # no commit yet
+    assert records.commit() == {}  # no commit yet
     (tmp_path / "file").write_text("1")
     subprocess.run([*git, "add", "file"], cwd=tmp_path, check=True)
     subprocess.run([*git, "commit", "-qm", "one"], cwd=tmp_path, check=True)
-    clean = records._commit()
+    clean = records.commit()
     assert len(clean["commit"]) == 40
     assert clean["dirty"] is False
     (tmp_path / "file").write_text("2")
-    assert records._commit() == clean | {"dirty": True}
+    assert records.commit() == clean | {"dirty": True}
     monkeypatch.setenv("PATH", "")
-    assert records._commit() == {}
+    assert records.commit() == {}
 
 
 def test_a_changed_run_is_refused_once_it_has_a_checkpoint(tmp_path):
@@ -159,15 +159,16 @@ def test_logging_settings(monkeypatch):
     ]
     monkeypatch.setattr("core.training.trackers.find_spec", lambda name: None)
     missing = LoggingConfig(wandb="offline", tensorboard=True).problems()
-    assert [line.split(";")[0] for line in missing] == [
-        "wandb: the package wandb is not installed",
-        "tensorboard: the package tensorboard is not installed",
+    assert missing == [
+        f"{setting} needs the package {package}, which is not installed: pip install -e '.[log]'. "
+        "metrics.jsonl has everything without it"
+        for setting, package in (("wandb: 'offline'", "wandb"), ("tensorboard: true", "tensorboard"))
     ]
 
 
 def test_a_tracker_whose_package_is_missing_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr("core.training.trackers.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"logging\.wandb: the package wandb is not installed; `pip install"):
+    with pytest.raises(ConfigError, match=r"logging\.wandb: 'offline' needs the package wandb, .*: pip install"):
         Trackers(LoggingConfig(wandb="offline"), tmp_path, {}, "id")
 
 

@@ -175,7 +175,7 @@ def test_the_grid_does_not_move_the_steps_of_dopri5():
 def test_without_torchdiffeq(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
     noise = (torch.zeros(1, 2, 2),)
-    with pytest.raises(ConfigError, match="pip install torchdiffeq"):
+    with pytest.raises(ConfigError, match=r"package torchdiffeq, .*: pip install -e '\.\[ode\]'\. All other"):
         sample(Field(gaussian(0, 1)), batch_of(1, 2, 2), noise, SamplerConfig("dopri5", 1))
     sample(Field(gaussian(0, 1)), batch_of(1, 2, 2), noise, SamplerConfig("rk4", 1))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -31,13 +33,47 @@ def numbers(levels: np.ndarray) -> list[int]:
     return [round(float(frame.mean()) / STEP) for frame in levels]
 
 
-def video_file(path: Path, pixels: np.ndarray, fps: int = 24, gop: int = 12, **container_options: str) -> Path:
+def gradient(height: int = 20, width: int = 30) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 9, columns * 8, (rows + columns) * 4], axis=-1).astype(np.uint8)
+
+
+def video_file(
+    path: Path,
+    pixels: np.ndarray,
+    fps: int = 24,
+    gop: int = 12,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    milliseconds: Sequence[int] = (),
+    last: int = 0,
+    options: dict[str, str] | None = None,
+    **container_options: str,
+) -> Path:
+    """A video of uint8 (T, H, W, 3).
+
+    Args:
+        milliseconds: the time of every frame; fps where there are none.
+        last: duration of the last packet in frames; 0 leaves it to the container.
+        options: of the codec.
+    """
+    quality = {"libx264": {"crf": "5", "bf": "3"}, "mpeg4": {"qmin": "1", "qmax": "3"}}.get(codec, {})
     with av.open(str(path), "w", options=container_options) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "5", "g": str(gop)})
-        stream.height, stream.width, stream.pix_fmt = pixels.shape[1], pixels.shape[2], "yuv420p"
-        for frame in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+        stream = container.add_stream(codec, rate=fps, options={"g": str(gop), **quality, **(options or {})})
+        stream.height, stream.width, stream.pix_fmt = pixels.shape[1], pixels.shape[2], pixel_format
+        if milliseconds:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        packets = []
+        for i, levels in enumerate(pixels):
+            frame = av.VideoFrame.from_ndarray(levels, format="rgb24")
+            if milliseconds:
+                frame.pts, frame.time_base = milliseconds[i], Fraction(1, 1000)
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        if last:
+            max(packets, key=lambda packet: packet.pts).duration = last
+        for packet in packets:
+            container.mux(packet)
     return path
 
 
@@ -53,7 +89,20 @@ def tone(seconds: float, rate: int, pitch: float = 440.0) -> np.ndarray:
     return (0.5 * np.sin(2 * math.pi * pitch * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
-def sound_bytes(samples: np.ndarray, rate: int, kind: str = "WAV", subtype: str = "PCM_16") -> bytes:
+def sound_bytes(samples: np.ndarray, rate: int, kind: str = "WAV", subtype: str | None = "PCM_16") -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype=subtype)
     return file.getvalue()
+
+
+def sound_file(path: Path, samples: np.ndarray, rate: int, codec: str, **container_options: str) -> Path:
+    """float32 (S, channels) through a codec that libsndfile does not have; the suffix names the container."""
+    layout = ("mono", "stereo")[samples.shape[1] - 1]
+    with av.open(str(path), "w", options=container_options) as container:
+        options = {"aac_pns": "0"} if codec == "aac" else {}  # no noise that its decoders would make up by chance
+        stream = container.add_stream(codec, rate=rate, layout=layout, options=options)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), format="fltp", layout=layout)
+        frame.rate = rate
+        for packet in (*stream.encode(frame), *stream.encode()):
+            container.mux(packet)
+    return path

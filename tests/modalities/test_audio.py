@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from autoencoders.config import AutoencoderConfig
 from core.errors import ConfigError, DataError
 from core.keys import generator
 from modalities.audio import AudioAdapter, AudioConfig
-from modalities.files import probe_audio
+from modalities.media.sound import probe_audio
 from tests.modalities.making import record, sound_bytes, tone
 
 
@@ -20,6 +22,37 @@ def test_any_file_becomes_the_same_tone(rate, kind, subtype):
     assert media.shape == (1, 4000)
     assert media.dtype == torch.float32
     np.testing.assert_allclose(media[0, 100:-100].numpy(), tone(1.0, 4000)[100:-100], atol=2e-3)
+
+
+@pytest.mark.parametrize("wanted", [16_000, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])
+def test_every_rate_keeps_pitch_place_and_loudness(rate, wanted):
+    config = AudioConfig(sample_rate=wanted, seconds=0.5)
+    sound = AudioAdapter(config).load(record(sound_bytes(tone(0.5, rate), rate, "FLAC", "PCM_24")), generator("a"))[0]
+    inside = slice(wanted // 20, -wanted // 20)
+    np.testing.assert_allclose(sound.numpy()[inside], tone(0.5, wanted)[inside], atol=1e-3)
+    assert sound[inside].abs().max() == pytest.approx(0.5, rel=2e-3)
+    assert sound[inside].square().mean().sqrt() == pytest.approx(0.5 / 2**0.5, rel=2e-3)
+
+
+def test_loudness_is_left_alone():
+    """Silence stays as quiet and loud floats as loud as they are in the file, to the bit where the rate is the same."""
+    adapter = AudioAdapter(AudioConfig())
+    for gain in (1e-4, 1.0, 20.0):
+        sound = gain * tone(1.0, 4000)
+        seen = adapter.load(record(sound_bytes(sound, 4000, subtype="FLOAT")), generator("a"))[0].numpy()
+        assert np.array_equal(seen, sound)
+        faster = gain * tone(1.0, 44_100)
+        seen = adapter.load(record(sound_bytes(faster, 44_100, subtype="FLOAT")), generator("a"))[0].numpy()
+        np.testing.assert_allclose(seen[200:-200], sound[200:-200], atol=2e-3 * gain)
+
+
+def test_ten_seconds_of_a_song():
+    config = songbloom(seconds=10)
+    stereo = np.stack([tone(12.0, 44_100, 440), tone(12.0, 44_100, 660)], axis=1)
+    sound = AudioAdapter(config).load(record(sound_bytes(stereo, 44_100)), generator("a"))
+    assert sound.shape == (2, 480_000)
+    assert (sound[:, -1000:].abs().max(dim=1).values > 0.4).all()  # to the end
 
 
 def test_a_window_inside_a_long_file_equals_the_whole_resampled():
@@ -48,8 +81,12 @@ def test_channels_are_mixed_or_doubled():
     assert torch.equal(AudioAdapter(config).load(stereo, generator("a")), torch.tensor(stereo.media.T))
     doubled = AudioAdapter(config).load(mono, generator("a"))
     assert torch.equal(doubled[0], doubled[1])
-    with pytest.raises(DataError, match="4 channels, stereo takes files with 1 or 2"):
-        AudioAdapter(config).load(record(np.ones((4000, 4), np.float32), 4000), generator("a"))
+    surround = np.stack([tone(1.0, 4000, 100 * (i + 1)) for i in range(6)], axis=1)
+    for media in (surround, sound_bytes(surround, 4000, subtype="FLOAT")):
+        with pytest.raises(DataError, match="6 channels, stereo takes files with 1 or 2"):
+            AudioAdapter(config).load(record(media, 4000), generator("a"))
+        mixed = AudioAdapter(AudioConfig()).load(record(media, 4000), generator("a"))
+        np.testing.assert_allclose(mixed[0].numpy(), surround.mean(axis=1), atol=1e-6)
 
 
 def test_a_short_sound_is_padded_or_refused():
@@ -71,6 +108,20 @@ def test_silence_and_values_that_are_not_finite_are_refused():
     broken[2000] = np.nan
     with pytest.raises(DataError, match="folder/file: holds samples that are not finite"):
         adapter.load(record(sound_bytes(broken, 4000, subtype="FLOAT")), generator("a"))
+
+
+def test_files_that_are_damaged_are_refused_and_none_is_silent(tmp_path):
+    """What the files themselves can be is tested with `modalities.media.sound`."""
+    adapter, whole = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5)), tone(3.0, 48_000)
+    flac, mp3 = sound_bytes(whole, 48_000, "FLAC"), sound_bytes(whole, 48_000, "MP3", None)
+    for media in (b"", flac[: len(flac) // 2], mp3[: len(mp3) // 2], flac[:100], b"no sound" * 99, tmp_path / "none"):
+        for i in range(3):
+            with pytest.raises(DataError, match=r"^folder/file: "):
+                adapter.load(record(media), generator("sample", i))
+    infinite = tone(1.0, 8000)
+    infinite[5000] = np.inf
+    with pytest.raises(DataError, match="folder/file: holds samples that are not finite"):
+        AudioAdapter(AudioConfig(sample_rate=8000)).load(record(infinite[:, None], 8000), generator("a"))
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -124,12 +175,29 @@ def test_a_written_sound_has_its_rate(tmp_path):
 
 
 def test_every_problem_of_a_config_is_named():
-    config = AudioConfig(seconds=0.0, channels=3, hop=0, exponent=1.5, short="loop")
-    assert [line.split(":")[0] for line in config.problems()] == ["seconds", "channels", "hop", "exponent", "short"]
+    config = AudioConfig(seconds=0.0, channels=3, hop=0, exponent=1.5, short="loop", resampler="sox")
+    names = ["seconds", "channels", "hop", "exponent", "short", "resampler"]
+    assert [line.split(":")[0] for line in config.problems()] == names
+    assert config.problems()[-1] == "resampler: 'sox' is not one of soxr, torchaudio. Did you mean: 'soxr'?"
     assert AudioConfig(sample_rate=0).problems() == ["sample_rate: 0 must be at least 1 Hz"]
     assert len(AudioConfig(seconds=float("nan")).problems()) == 1
     with pytest.raises(ConfigError, match="channels: 3 is not one of 1"):
         AudioAdapter(config)
+
+
+def test_a_resampler_that_is_not_installed_is_said_before_any_sound_is_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchaudio", None)
+    with pytest.raises(ConfigError, match="resampler: 'torchaudio' needs the package torchaudio"):
+        AudioAdapter(AudioConfig(resampler="torchaudio"))
+
+
+def test_the_resampler_of_the_config_does_the_work():
+    pytest.importorskip("torchaudio", reason="torchaudio is part of the full environment")
+    item = record(sound_bytes(tone(1.0, 44_100), 44_100))
+    one, other = (
+        AudioAdapter(AudioConfig(resampler=name)).load(item, generator("a")) for name in ("soxr", "torchaudio")
+    )
+    assert 0 < (one - other)[:, 200:-200].abs().max() < 1e-3
 
 
 def songbloom(path="nowhere", **settings) -> AudioConfig:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from core.errors import DataError
+from modalities.conditions import Prompt
 from modalities.data.embedded import EmbeddedSource
 from modalities.data.sources import ConcatSource
 from modalities.evaluation.heldout import Reader, shared_records
@@ -49,7 +50,7 @@ def test_records_without_the_runs_condition_are_unusable():
     strange = reader(Memory("a", 6, classes=["red", "yellow"]))
     keys, _ = joined(strange.records(10, 2))
     assert sorted(keys) == ["0", "2", "4"]
-    assert "label 'yellow' is not one of the run's" in strange.unusable[1]
+    assert "label 'yellow' is not among the 4 classes of the run" in strange.unusable[1]
     with pytest.raises(DataError, match=r"not one of 3 records can be used for evaluation; the first: b/\d: damaged"):
         list(reader(Memory("b", 3, broken={0, 1, 2})).records(10, 2))
 
@@ -62,7 +63,7 @@ def test_classes_are_counted_in_one_list_whatever_the_source_has():
 
 def test_a_text_model_gets_the_longest_caption():
     (part,) = reader(Memory("a", 3), kind="text").records(3, 3)
-    assert part.conditions == ["longer caption"] * 3
+    assert part.conditions == [Prompt("longer caption")] * 3
     (batch,) = reader(Memory("a", 3)).batches(3, 3)
     assert batch.context.label is not None
     assert not batch.context.dropped.any()

@@ -92,10 +92,11 @@ def test_as_many_samples_as_there_are_records_and_at_least_six():
 
 
 def test_random_classes_are_uniform_and_only_of_label_runs():
-    found = random_classes(subject(Memory("a", 9), Memory("b", 9)).model, 0, 4000)
+    prompts = random_classes(subject(Memory("a", 9), Memory("b", 9)).model, 0, 4000)
+    found = [prompt.text for prompt in prompts]
     assert set(found) == {*CLASSES, "purple"}
     assert 900 < found.count("red") < 1100
-    assert found[:50] == random_classes(subject(Memory("a", 9), Memory("b", 9)).model, 0, 50)
+    assert prompts[:50] == random_classes(subject(Memory("a", 9), Memory("b", 9)).model, 0, 50)
     with pytest.raises(ConfigError, match="conditioned on text; use heldout"):
         random_classes(subject(Memory("a", 9), Memory("b", 9), kind="text").model, 0, 5)
 

@@ -86,7 +86,7 @@ def test_captions_missing_everywhere_are_refused_when_built(tmp_path):
 def test_missing_empty_and_wrong_paths(animals):
     with pytest.raises(ConfigError, match=r"does not exist.*holds: .*cat.*Did you mean: 'dog'"):
         FolderSource(animals / "dogs", "image")
-    with pytest.raises(ConfigError, match=r"holds no audio file \(\.wav .*found: \.thumbnails, cat"):
+    with pytest.raises(ConfigError, match=r"holds no audio file \(\.wav .*found: cat, dog"):
         FolderSource(animals, "audio")
     with pytest.raises(ConfigError, match=r"notes\.md is a file, a folder is needed"):
         FolderSource(animals / "notes.md", "image")

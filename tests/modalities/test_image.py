@@ -8,8 +8,8 @@ from autoencoders.config import AutoencoderConfig
 from core.errors import ConfigError, DataError, ShapeError
 from core.keys import generator
 from modalities.base import make_segment
-from modalities.files import read_image
-from modalities.image import ImageAdapter, ImageConfig
+from modalities.image import ImageAdapter, ImageConfig, fit_frames
+from modalities.media.pictures import read_image
 from tests.modalities.making import picture_bytes, record
 
 
@@ -82,6 +82,51 @@ def test_a_random_crop_is_a_function_of_its_generator():
     starts = {tuple(crop[0, 0].tolist()) for crop in crops}
     row = (torch.tensor(item.media[0, :, 0]) / 127.5 - 1).tolist()
     assert starts <= {tuple(row[i : i + 16]) for i in range(385)}
+
+
+def test_resizing_is_that_of_pil():
+    for height, width, size in ((360, 640, [192, 341]), (100, 100, [256]), (70, 300, [16, 69])):
+        rows, columns = np.mgrid[:height, :width]
+        smooth = np.stack([rows % 256, columns % 256, (rows + columns) % 256], axis=-1).astype(np.uint8)
+        for pixels in (smooth, noise(height, width)):
+            media = ImageAdapter(ImageConfig(size=size, patch=1)).load(record(pixels), generator("a"))
+            seen = ((media + 1) * 127.5).permute(1, 2, 0).numpy()
+            wide, high = size[-1], size[0]
+            expected = np.asarray(Image.fromarray(pixels).resize((wide, high), Image.Resampling.BICUBIC))
+            assert np.abs(seen - expected).max() < 2.01
+            assert np.abs(seen - expected).mean() < 0.3
+            exact = torch.nn.functional.interpolate(
+                torch.tensor(pixels).permute(2, 0, 1)[None].double(), (high, wide), mode="bicubic", antialias=True
+            )[0].clamp(0, 255)
+            assert np.abs(seen - exact.permute(1, 2, 0).numpy()).mean() < 0.5
+
+
+def test_oblong_pixels_become_square():
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    pixels[10:20, 10:20] = 255  # twice as wide as high on the screen
+    config = ImageConfig(size=[30, 80], patch=1)
+    media = fit_frames([pixels], config, "x", generator("a"), aspect=2.0)[0]
+    assert media.shape == (3, 30, 80)
+    bright = (media[0] > 0).nonzero()
+    assert (bright.amin(dim=0).tolist(), bright.amax(dim=0).tolist()) == ([10, 20], [19, 39])
+    padded = fit_frames([pixels], ImageConfig(size=[40], crop="pad"), "x", generator("a"), aspect=2.0)[0]
+    assert (padded[0] > 0.99).all(dim=1).sum() == 40 - 15  # 15 rows of picture: 30 x 80 became 15 x 40
+
+
+def test_pictures_are_mirrored_in_training_only_and_only_when_asked():
+    item = record(noise(16, 16))
+    plain, adapter = ImageAdapter(ImageConfig(size=[16])), ImageAdapter(ImageConfig(size=[16], flip=True))
+    media = plain.load(item, generator("a"))
+    assert torch.equal(adapter.load(item, generator("a")), media)
+    seen = [adapter.augment(media, generator("sample", i)) for i in range(40)]
+    mirrored = [torch.equal(one, media.flip(-1)) for one in seen]
+    assert all(flipped or torch.equal(one, media) for flipped, one in zip(mirrored, seen, strict=True))
+    assert 10 < sum(mirrored) < 30
+    again = [torch.equal(adapter.augment(media, generator("sample", i)), media.flip(-1)) for i in range(40)]
+    assert again == mirrored
+    draw = generator("sample", 0)
+    assert plain.augment(media, draw) is media
+    assert torch.equal(torch.rand(1, generator=draw), torch.rand(1, generator=generator("sample", 0)))
 
 
 def test_small_pictures_are_refused_only_when_asked():

@@ -6,7 +6,7 @@ from torch import nn
 
 from core.errors import CheckpointError, ConfigError, ShapeError
 from core.keys import generator
-from modalities.files import to_bytes
+from modalities.media.writing import to_bytes
 from modalities.metrics.base import Features, Framewise, pick_frames, to_levels
 from modalities.metrics.classifier import Classifier
 from modalities.metrics.networks import KINDS, NetworkConfig, build_network, kinds_for

@@ -96,10 +96,11 @@ def test_several_files_and_pickling(table, tmp_path):
 
 def test_the_cache_is_bounded(table, monkeypatch):
     monkeypatch.setattr("modalities.data.parquet.CACHE_BYTES", 1)
-    source = ParquetSource([table], "image")
-    for index in (0, 20, 39, 0):
-        assert source.read(index).media == b"picture %d" % index
-    assert len(source._cache) == 1
+    for blocks, kept in ((1, 2), (16, 3)):  # one more than the order reads at a time
+        source = ParquetSource([table], "image", shuffle_blocks=blocks)
+        for index in (0, 20, 39, 0):
+            assert source.read(index).media == b"picture %d" % index
+        assert len(source._cache) == kept
 
 
 def test_wrong_columns_name_those_there_are(table):

@@ -146,3 +146,13 @@ def test_sources_travel_to_the_workers_of_a_loader(media):
     assert list(loader) == here
     assert len(set(here)) == len(here) == 7 + 3 + 20 + 2
     assert ConcatSource({"": source}).read(0).key == here[0]
+
+
+def test_the_choice_among_captions_is_checked():
+    assert "caption_choice: 'long' is not one of longest, middle, first. Did you mean: 'longest'?" in problems(
+        caption_choice="long"
+    )
+    assert problems(caption_choice="middle") == ""
+    part = SourceConfig(caption_choice="first")
+    text = problems(kind="concat", caption_choice="longest", parts={"a": part})
+    assert text == "parts.a.caption_choice: is not read there; set the one of the concat"

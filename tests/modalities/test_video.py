@@ -5,7 +5,7 @@ import torch
 from autoencoders.config import AutoencoderConfig
 from core.errors import ConfigError, DataError
 from core.keys import generator
-from modalities.files import index_video
+from modalities.media.video import index_video
 from modalities.video import VideoAdapter, VideoConfig
 from tests.modalities.making import numbered, numbers, picture_bytes, record, video_file
 
@@ -99,6 +99,86 @@ def test_all_frames_are_cut_at_one_place():
     assert (media == media[:1]).all()
 
 
+def test_all_frames_are_mirrored_together():
+    adapter = VideoAdapter(VideoConfig(flip=True))
+    media = adapter.load(
+        record(np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), np.uint8), rate=8.0), generator()
+    )
+    seen = [adapter.augment(media, generator("sample", i)) for i in range(16)]
+    mirrored = sum(torch.equal(one, media.flip(3)) for one in seen)
+    assert 2 < mirrored < 14
+    assert mirrored + sum(torch.equal(one, media) for one in seen) == 16
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    first = adapter.load_first_frame(record(picture_bytes(pixels)), generator("a"))[0]
+    assert torch.equal(first, torch.tensor(pixels).permute(2, 0, 1) / 127.5 - 1)  # what a user gives is kept
+
+
+@pytest.mark.parametrize("fps", [24, 30, 60])
+def test_the_clips_of_the_paper(tmp_path, fps):
+    """45 frames of 192 pixels at 24 fps (paper, App. A.2), from files of any rate."""
+    count = fps * 2 + 1
+    path = video_file(tmp_path / "a.mp4", ramp(count, 96, 168), fps=fps)
+    adapter = VideoAdapter(VideoConfig(size=[192, 336], frames=45, fps=24.0, patch=16, patch_frames=4))
+    media = adapter.load(record(path), generator("a"))
+    assert media.shape == (45, 3, 192, 336)
+    seen = ((media + 1) * 127.5).mean(dim=(1, 2, 3)).numpy() / 2  # of `ramp`: frame i is of level 2 i
+    steps = np.diff(seen)
+    assert steps.sum() == pytest.approx(44 * fps / 24, abs=1)
+    assert np.abs(steps - fps / 24).max() < 1.5  # each is the last frame that is on screen
+
+
+def ramp(frames: int, height: int, width: int) -> np.ndarray:
+    levels = (2 * np.arange(frames)).clip(0, 255).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3)).copy()
+
+
+def test_a_clip_of_uneven_times_is_what_the_screen_showed(tmp_path):
+    gaps = np.random.default_rng(0).integers(10, 120, 40)
+    times = np.cumsum(gaps) - gaps[0]
+    path = video_file(tmp_path / "a.mp4", numbered(40), milliseconds=[int(time) for time in times])
+    adapter = VideoAdapter(VideoConfig(frames=9, fps=10.0))
+    for i in range(4):
+        seen = frame_numbers(adapter.load(record(path), generator("sample", i)))
+        shown = times[seen] / 1000
+        assert (np.diff(seen) >= 0).all()
+        # A frame is shown from its time on until the next one: 0.8 s pass between the first and the last.
+        assert abs((shown[-1] - shown[0]) - 0.8) < 0.121
+
+
+def test_pixels_that_are_not_square_keep_the_shape_of_the_scene(tmp_path):
+    pixels = np.zeros((9, 48, 64, 3), np.uint8)
+    pixels[:, :, 24:40] = 250  # 16 of 64 columns
+    path = video_file(tmp_path / "a.mp4", pixels, fps=8, options={"x264-params": "sar=2/1"})
+    media = VideoAdapter(VideoConfig(size=[48, 48])).load(record(path), generator("a"))
+    assert (media[0, 0, 24] > 0).sum() == 32  # the screen shows them twice as wide
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord", "torchcodec"])
+def test_workers_and_their_parent_load_the_same_clips(clip, backend):
+    """The parent reads first, as a run does to check its data; then workers that were forked off."""
+    adapter = VideoAdapter(VideoConfig(frames=5, fps=24.0, backend=backend))
+    try:
+        first = adapter.load(record(clip), generator("sample", 0))
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+    class Clips(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, item: int) -> torch.Tensor:
+            return adapter.load(record(clip), generator("sample", item))
+
+    expected = [
+        VideoAdapter(VideoConfig(frames=5, fps=24.0)).load(record(clip), generator("sample", i)) for i in range(8)
+    ]
+    loader = torch.utils.data.DataLoader(
+        Clips(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
+    assert torch.equal(first, expected[0])
+    assert all(torch.equal(one, other) for one, other in zip(loader, expected, strict=True))
+
+
 def test_a_written_clip_has_its_frame_rate(tmp_path):
     adapter = VideoAdapter(VideoConfig(fps=8.0))
     media = adapter.load(record(numbered(9, 16, 16), rate=8.0), generator("a"))
@@ -108,8 +188,9 @@ def test_a_written_clip_has_its_frame_rate(tmp_path):
 
 
 def test_every_problem_of_a_config_is_named():
-    config = VideoConfig(size=[16, 15], frames=8, fps=0.0, short="loop")
-    assert [line.split(":")[0] for line in config.problems()] == ["size", "fps", "frames", "short"]
+    config = VideoConfig(size=[16, 15], frames=8, fps=0.0, short="loop", backend="py_av")
+    assert [line.split(":")[0] for line in config.problems()] == ["size", "fps", "frames", "short", "backend"]
+    assert config.problems()[-1].endswith("is not one of pyav, decord, torchcodec. Did you mean: 'pyav'?")
     assert "frames: 8 is not 1 plus a multiple of patch_frames 2; nearest: 7 or 9" in config.problems()
     assert VideoConfig(frames=0, first_frame_alone=False).problems() == ["frames: 0 must be at least 1"]
     assert VideoConfig(frames=3, patch_frames=4, first_frame_alone=False).problems() == [

@@ -22,8 +22,8 @@ from core.trunk.sit import SiT, SiTConfig
 from core.types import Context, NoiseLevels, Segment, TokenBatch
 from modalities.prepare import DevicePrepare
 from tests.tools.tiny import CONFIG
-from tools.dry_run import first_microbatch
 from tools.flops import step_flops, without_storage
+from tools.plan import first_microbatch
 
 B, N, C, D, LAYERS = 3, 16, 16, 32, 5
 SIT = SiTConfig(width=D, depth=LAYERS, heads=2, grid=4, channels=C, num_classes=6)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modalities.files import index_video, probe_audio, read_audio, read_frames, read_image
+from modalities.media.pictures import read_image
+from modalities.media.sound import probe_audio, read_audio
+from modalities.media.video import index_video, read_frames
 from tests.modalities.making import picture_bytes, sound_bytes, tone
 from tests.tools.tiny import CONFIG, STEPS, published, train
 from tools.cli import main

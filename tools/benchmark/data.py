@@ -11,6 +11,7 @@ from configs.networks import build_adapters
 from configs.schema import Config
 from core.training.mixing import ModalityMix
 from modalities.data.loader import StepDataset, StepFeed
+from modalities.data.stored import stored_manifests
 from tools.benchmark.measure import Row, Times, median_row
 
 STAGES = {
@@ -34,7 +35,8 @@ def data_rows(config: Config, root: Path, workers: list[int], seconds: float, ro
     adapters = build_adapters(config, root)
     streams = build_streams(config, adapters, root)
     labels = class_names(streams)
-    whitening = measure_all(config, {n: stream for n, stream in streams.items() if not adapters[n].has_weights})
+    ready = {n for n, stream in streams.items() if not adapters[n].has_weights or stored_manifests(stream.source)}
+    whitening = measure_all(config, {name: streams[name] for name in ready})
     dataset = build_dataset(config, streams, whitening, labels)
     rows = []
     for name in streams:

@@ -14,6 +14,7 @@ from configs.networks import (
     build_encoders,
     build_trunk,
     device_prepare,
+    encoding_adapters,
     load_autoencoders,
     projector_specs,
 )
@@ -25,9 +26,9 @@ from modalities.conditions import Conditions
 from modalities.evaluation.subject import Subject, trained_here
 from modalities.generation import Generator
 from modalities.metrics.networks import build_network
-from tools.dry_run import first_microbatch
 from tools.evaluate import prepare as prepare_evaluation
 from tools.flops import step_flops
+from tools.plan import first_microbatch
 from tools.study.plan import Run
 
 NAME = "cost.json"
@@ -68,7 +69,7 @@ def cost(run: Run, along: list[str]) -> Cost:
     labels, encoders = class_names(streams), build_encoders(config, adapters, run.root)
     with torch.device("meta"):
         trunk = build_trunk(config, adapters, labels, projector_specs(config, encoders))
-    load_autoencoders(adapters)
+    load_autoencoders(encoding_adapters(config, adapters))
     whitening = known_whitening(run.folder, adapters) or measure_all(config, streams)
     dataset = build_dataset(config, streams, whitening, labels)
     generator = Generator(trunk, adapters, whitening, Conditions(config.condition, labels), device)

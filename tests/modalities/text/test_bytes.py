@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from modalities.text import TextConfig, collate_text, encode_text, split_words, word_rows
+from modalities.text.bytes import TextConfig, collate_text, encode_text, split_words, word_rows
 
 
 @pytest.mark.parametrize(

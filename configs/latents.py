@@ -1,0 +1,150 @@
+"""What stored latents must have in common with the configuration that trains on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from configs.networks import ADAPTERS, build_adapters, named
+from configs.schema import Config, StreamConfig
+from core.errors import ConfigError
+from core.training.config import to_plain
+from modalities.audio import AudioConfig
+from modalities.base import ModalityAdapter, Source
+from modalities.data.stored import Manifest, stored_manifests
+from modalities.text import TextEncoderConfig
+
+# Settings of media that no grid shows, and that change what latents mean.
+MEANING = ("fps", "sample_rate", "exponent")
+
+
+def media_settings(stream: StreamConfig) -> dict[str, Any]:
+    """The section `media` without its autoencoder, with what was left out of an MDCT."""
+    found = to_plain(stream.media)
+    del found["autoencoder"]
+    if isinstance(stream.media, AudioConfig) and stream.media.autoencoder.path is None:
+        found["hop"], found["exponent"] = stream.media.frames()
+    return found
+
+
+def text_settings(config: TextEncoderConfig) -> dict[str, Any]:
+    """What the features of a frozen text encoder depend on, beside its weights."""
+    return {
+        "kind": config.kind,
+        "max_tokens": config.length(),
+        "layers": list(config.taken_layers()),
+        "precision": config.precision,
+        "width": config.channels(),
+    }
+
+
+def check_latents(config: Config, sources: dict[str, Source], adapters: dict[str, ModalityAdapter], root: Path) -> None:
+    """Raise ConfigError for latents of another autoencoder or size, and for text features of another encoder.
+
+    Weights are read, and compared, only where `autoencoder.path` is a local one: training on latents needs none.
+    """
+    problems: list[str] = []
+    for name, stream in config.modalities.streams().items():
+        for manifest in stored_manifests(sources[name]):
+            problems += [f"modalities.{name}.{line}" for line in differences(stream, adapters[name], manifest)]
+            problems += text_differences(config, name, manifest)
+        if len({manifest.autoencoder["digest"] for manifest in stored_manifests(sources[name])}) > 1:
+            problems.append(f"modalities.{name}.data: its parts were encoded with different weights")
+    if not problems:
+        problems += other_weights(config, latent_digests(sources), root)
+    if problems:
+        raise ConfigError([*problems, "Change these settings, or encode the media again with `selfflow encode`."])
+
+
+def latent_digests(sources: dict[str, Source]) -> dict[str, str]:
+    """modality -> digest of the autoencoder of its latents, "" for one without weights; none for sources of media."""
+    stored = {name: stored_manifests(source) for name, source in sources.items()}
+    return {name: manifests[0].autoencoder["digest"] for name, manifests in stored.items() if manifests}
+
+
+def text_digest(config: Config, sources: dict[str, Source]) -> str:
+    """Digest of the text encoder whose stored features are trained on; "" where none are.
+
+    Raises ConfigError where features of different weights lie side by side.
+    """
+    if config.condition.encoder is None:
+        return ""
+    manifests = [manifest for source in sources.values() for manifest in stored_manifests(source)]
+    found = sorted({manifest.text.digest for manifest in manifests if manifest.text is not None})
+    if len(found) > 1:
+        raise ConfigError(
+            f"condition.encoder: the data hold text features of different weights (digests {', '.join(found)}); encode "
+            "all media with one text encoder"
+        )
+    return "".join(found)
+
+
+def differences(stream: StreamConfig, adapter: ModalityAdapter, manifest: Manifest) -> Iterator[str]:
+    """One line for every setting of a modality that is not that of its latents."""
+    autoencoder = stream.media.autoencoder
+    if autoencoder.kind != manifest.autoencoder["kind"]:
+        yield f"media.autoencoder.kind: {autoencoder.kind!r}, and the latents are of {manifest.autoencoder['kind']!r}"
+        return
+    if adapter.grid() != manifest.grid or adapter.channels != manifest.channels:
+        seen, stored = (
+            f"{' x '.join(map(str, grid))} tokens (t, h, w) of {channels} channels"
+            for grid, channels in ((adapter.grid(), adapter.channels), (manifest.grid, manifest.channels))
+        )
+        made = {key: value for key, value in manifest.media.items() if media_settings(stream).get(key) != value}
+        yield f"media: makes {seen}, and the latents are {stored}; they were made with {made}"
+    for key in MEANING:
+        seen, stored = media_settings(stream).get(key), manifest.media.get(key)
+        if seen != stored:
+            yield f"media.{key}: {seen}, and the latents were made with {stored}"
+    if adapter.posterior_noise and not manifest.deviation:
+        yield "media.autoencoder.posterior: 'sample', and the latents were stored without a deviation; set it to mean"
+
+
+def text_differences(config: Config, modality: str, manifest: Manifest) -> list[str]:
+    """Lines for stored text features that are not those of `condition.encoder`. Without an encoder none are read."""
+    if config.condition.encoder is None or manifest.text is None:
+        return []
+    wanted = text_settings(config.condition.encoder)
+    return [
+        f"condition.encoder.{key}: {wanted[key]!r}, and the text features of modalities.{modality}.data were made with "
+        f"{stored!r}"
+        for key, stored in manifest.text.encoder.items()
+        if wanted[key] != stored
+    ]
+
+
+def other_weights(config: Config, digests: dict[str, str], root: Path) -> list[str]:
+    """Lines for autoencoders that are at hand and are not those of the latents."""
+    problems = []
+    for name, adapter in build_adapters(config, root).items():  # others than the run's: these are forgotten again
+        path = adapter.config.autoencoder.path
+        if digests.get(name) and path and Path(path).expanduser().exists():
+            with named("autoencoder", f"modalities.{name}.media.autoencoder"):
+                seen = adapter.autoencoder.digest()
+            if seen != digests[name]:
+                problems.append(
+                    f"modalities.{name}.media.autoencoder.path: the weights at {path} (digest {seen}) are not those of "
+                    f"the latents (digest {digests[name]})"
+                )
+    return problems
+
+
+def stored_adapter(manifest: Manifest, weights: str | None = None) -> ModalityAdapter:
+    """The adapter that the latents of a manifest were made with, to decode them.
+
+    Args:
+        weights: path of the autoencoder's weights, in place of where they were.
+    """
+    settings, make = ADAPTERS[manifest.modality]
+    autoencoder = {name: value for name, value in manifest.autoencoder.items() if name != "digest"}
+    if weights is not None:
+        autoencoder["path"] = weights
+    plain = OmegaConf.merge(OmegaConf.structured(settings), {**manifest.media, "autoencoder": autoencoder})
+    adapter = make(OmegaConf.to_object(plain))
+    with named("autoencoder", "the autoencoder"):
+        adapter.autoencoder.expect(manifest.autoencoder["digest"])
+        adapter.load_weights()
+    return adapter

@@ -1,0 +1,66 @@
+"""Packages that only some settings need: imported when one is used, and one line where one is missing."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from core.errors import ConfigError
+
+# The name it is imported by -> the extra of pyproject.toml that installs it.
+EXTRAS = {
+    "av": "media",
+    "soundfile": "media",
+    "soxr": "media",
+    "pyarrow": "data",
+    "transformers": "models",
+    "diffusers": "models",
+    "torchdiffeq": "ode",
+    "matplotlib": "plots",
+    "scipy": "plots",
+    "wandb": "log",
+    "tensorboard": "log",
+    "torchvision": "full",
+    "torchaudio": "full",
+    "torchcodec": "full",
+    "decord": "full",
+    "streaming": "full",
+    "xformers": "full",
+}
+PACKAGES = {"streaming": "mosaicml-streaming"}  # where pip knows it by another name
+
+
+def need(module: str, asked: str, without: str) -> ModuleType:
+    """An optional package, imported.
+
+    Args:
+        module: as in an import statement; its first part is a key of `EXTRAS`.
+        asked: what needs it, such as "solver: 'dopri5'".
+        without: what works without it, as the beginning of a sentence: "All other solvers work".
+
+    Raises:
+        ConfigError: it is not installed, or cannot be imported (a library that it is linked against is missing).
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ConfigError(missing(module, asked, without, error)) from error
+
+
+def missing(module: str, asked: str, without: str, error: Exception | None = None) -> str:
+    """The line of `need`: what is missing, which extra installs it, what works without it.
+
+    Args:
+        error: of its import; None where it was only looked for, and not found.
+    """
+    name = module.partition(".")[0]
+    extra, package = EXTRAS[name], PACKAGES.get(name, name)
+    absent = error is None or (isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == name)
+    if absent:
+        state = "which is not installed"
+    else:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        state = f"which cannot be imported here ({reason})"
+    # Into the light environment pip would put packages that do not import beside its build of torch.
+    install = "make setup-full (extra full)" if extra == "full" else f"pip install -e '.[{extra}]'"
+    return f"{asked} needs the package {package}, {state}: {install}. {without} without it"

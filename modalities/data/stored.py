@@ -1,0 +1,296 @@
+"""Stored latents: one sample as a row of MDS shards, and the manifest that says what all rows are.
+
+A folder that `selfflow encode` has written for one modality holds
+
+    manifest.json           see `Manifest`; written last, so a folder without it is not finished
+    index.json              of all shards, as mosaicml-streaming reads it
+    part-00000/             the shards of records 0, 1, ... of the source, with an index.json of their own
+    encode.json             the settings that the folder was begun with
+    quarantine.jsonl        records that could not be used
+
+Latents are raw: whitening is applied when they are read, so that statistics can be corrected without encoding again.
+MDS has no checksum of a sample, so every row carries one over all of its columns.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoencoders.base import Moments, Size, Whitening
+from core.errors import ConfigError, DataError
+from modalities.base import Record, Source, StoredLatents
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+DTYPES = ("float16", "float32")
+ABOUT = {"index", "view", "origin", "bytes"}  # of the record in its source, which view, of which media, how large
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What stored features of captions are.
+
+    Attributes:
+        encoder: settings of the frozen text encoder, without its path.
+        path: where its weights were.
+        digest: of its weights.
+        width: Dc, of one token.
+        dtype: bfloat16 or float32, as the encoder computes them, so that nothing is lost.
+    """
+
+    encoder: dict[str, Any]
+    path: str
+    digest: str
+    width: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an encoded folder holds.
+
+    Attributes:
+        format: of rows and manifest, FORMAT.
+        modality: image, video or audio.
+        records, samples, bad: of the source; stored; left out because they could not be used.
+        views: samples of each record, differently cropped or cut.
+        bytes: of all shards.
+        grid, channels: tokens along (t, h, w) of a sample, and C.
+        dtype: of the stored latents.
+        deviation: rows hold the posterior's deviation beside its mean.
+        autoencoder: its section of the configuration, and the `digest` of its weights (None without weights).
+        media: the section `media` of the modality, without the autoencoder.
+        text: of the stored features of captions, None where there are none.
+        whitening: mean and std of every channel, and `measured`: over these samples, or published with the weights.
+        labels: class names, sorted.
+        seed: of crops and windows.
+        source: kind, path and fingerprint of the records.
+        code: version of this program, and its commit where it is a checkout.
+        date: when it was finished.
+        shards: name, samples, bytes and sha256 of each file, in order.
+    """
+
+    modality: str
+    records: int
+    samples: int
+    bad: int
+    views: int
+    bytes: int
+    grid: Size
+    channels: int
+    dtype: str
+    deviation: bool
+    autoencoder: dict[str, Any]
+    media: dict[str, Any]
+    text: TextFeatures | None
+    whitening: dict[str, Any]
+    labels: list[str]
+    seed: int
+    source: dict[str, Any]
+    code: dict[str, Any]
+    date: str
+    shards: list[dict[str, Any]]
+    format: int = FORMAT
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, C) of a sample."""
+        return prod(self.grid), self.channels
+
+    def statistics(self) -> Whitening:
+        return Whitening.from_dict(self.whitening)
+
+    def to_json(self) -> str:
+        """One line for each field."""
+        lines = (
+            f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in asdict(self).items()
+        )
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str, origin: str) -> Manifest:
+        """Raises ConfigError for text that is no manifest of this format."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{origin}: not valid JSON ({error})") from error
+        names = {entry.name for entry in fields(cls)}
+        if not isinstance(values, dict) or values.get("format") != FORMAT or set(values) != names:
+            seen = values.get("format") if isinstance(values, dict) else None
+            raise ConfigError(
+                f"{origin}: not a manifest of format {FORMAT} (its format: {seen!r}); encode the data again"
+            )
+        try:
+            text = None if values["text"] is None else TextFeatures(**values["text"])
+            found = cls(**values | {"grid": tuple(values["grid"]), "text": text})
+            problems = found.problems()
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"{origin}: damaged: {type(error).__name__}: {error}") from error
+        if problems:
+            raise ConfigError([f"{origin}: {line}" for line in problems])
+        return found
+
+    def problems(self) -> list[str]:
+        """Where it contradicts itself."""
+        found = []
+        for name in ("samples", "bytes"):
+            seen = sum(shard[name] for shard in self.shards)
+            if seen != getattr(self, name):
+                found.append(f"{name}: {getattr(self, name)}, but its shards have {seen}")
+        if self.dtype not in DTYPES:
+            found.append(f"dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if len(self.whitening["mean"]) not in (self.channels, prod(self.grid)):
+            found.append(f"whitening: of {len(self.whitening['mean'])} channels, and the latents have {self.channels}")
+        return found
+
+
+def row_columns(shape: tuple[int, int], dtype: str, deviation: bool, text: bool) -> dict[str, str]:
+    """Column -> MDS encoding of a row with latents of `shape` (N, C)."""
+    array = f"ndarray:{dtype}:{shape[0]},{shape[1]}"
+    found = {"key": "str", "captions": "json", "label": "json", "about": "json", "crc": "uint32", "mean": array}
+    found |= {"deviation": array} if deviation else {}
+    return found | ({"text": "bytes", "text_rows": "json"} if text else {})
+
+
+def checksum(row: Mapping[str, Any]) -> int:
+    """CRC-32 over the names and values of all columns but `crc`."""
+    found = 0
+    for name in sorted(row):
+        if name != "crc":
+            value = row[name]
+            if isinstance(value, np.ndarray):
+                value = np.ascontiguousarray(value).tobytes()
+            elif not isinstance(value, bytes):
+                value = json.dumps(value, sort_keys=True).encode()
+            found = zlib.crc32(value, zlib.crc32(name.encode(), found))
+    return found
+
+
+def pack(
+    record: Record, about: dict[str, Any], dtype: str, mean: Tensor, deviation: Tensor | None, text: list[Tensor] | None
+) -> dict[str, Any]:
+    """One row.
+
+    Args:
+        record: with the key that the sample is to have; its media are not looked at.
+        about: where it comes from: origin, view, ...
+        mean, deviation: (N, C) float32.
+        text: features (S, Dc) of every caption, without padding, in the manifest's dtype; None where none are stored.
+
+    Raises ConfigError for a value that float16 cannot hold.
+    """
+    row: dict[str, Any] = {
+        "key": record.key,
+        "captions": list(record.captions),
+        "label": record.label,
+        "about": about,
+        "mean": _as_array(mean, dtype, f"{record.origin}: its latents hold"),
+    }
+    if deviation is not None:
+        row["deviation"] = _as_array(deviation, dtype, f"{record.origin}: the deviation of its latents holds")
+    if text is not None:
+        row["text_rows"] = [len(part) for part in text]
+        row["text"] = b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in text)
+    return row | {"crc": checksum(row)}
+
+
+def _as_array(values: Tensor, dtype: str, what: str) -> np.ndarray:
+    largest = float(values.abs().max())
+    if dtype == "float16" and largest > torch.finfo(torch.float16).max:
+        raise ConfigError(f"{what} {largest:.6g}, and float16 ends at 65504: encode with --dtype float32")
+    return values.numpy().astype(dtype)
+
+
+def unpack(row: Mapping[str, Any], manifest: Manifest, origin: str) -> Record:
+    """A row as a Record with StoredLatents.
+
+    Raises DataError for a row that is damaged, is not what the manifest says, or holds latents that are not finite.
+    """
+    wanted = set(row_columns(manifest.shape, manifest.dtype, manifest.deviation, manifest.text is not None))
+    if set(row) != wanted:
+        raise DataError(
+            f"{origin}: expected the columns {', '.join(sorted(wanted))}, got {', '.join(sorted(map(str, row)))}"
+        )
+    if checksum(row) != int(row["crc"]):
+        raise DataError(f"{origin}: damaged: its checksum does not fit")
+    origin = f"{origin}: {row['key']}"
+    if set(row["about"]) != ABOUT:
+        raise DataError(f"{origin}: expected {', '.join(sorted(ABOUT))} in the column 'about', got {row['about']}")
+    latents = StoredLatents(
+        _as_tensor(row["mean"], manifest, f"{origin}: mean"),
+        _as_tensor(row["deviation"], manifest, f"{origin}: deviation") if manifest.deviation else None,
+    )
+    return Record(
+        key=row["key"],
+        origin=row["about"]["origin"],  # of the media, so that records of two encodings can be told to be the same
+        media=latents,
+        captions=tuple(row["captions"]),
+        label=row["label"],
+        text=() if manifest.text is None else _split_text(row, manifest.text, origin),
+    )
+
+
+def _as_tensor(values: np.ndarray, manifest: Manifest, what: str) -> Tensor:
+    if values.shape != manifest.shape or values.dtype != manifest.dtype:
+        raise DataError(
+            f"{what}: expected {manifest.dtype} {manifest.shape} as the manifest says, "
+            f"got {values.dtype} {tuple(values.shape)}"
+        )
+    found = torch.from_numpy(values.astype(np.float32))  # a copy: the bytes of a shard may not be written to
+    if not bool(found.isfinite().all()):
+        raise DataError(f"{what}: the latents hold NaN or infinite values")
+    return found
+
+
+def _split_text(row: Mapping[str, Any], features: TextFeatures, origin: str) -> tuple[Tensor, ...]:
+    rows, data, dtype = row["text_rows"], row["text"], getattr(torch, features.dtype)
+    if len(rows) != len(row["captions"]) or len(data) != dtype.itemsize * features.width * sum(rows):
+        raise DataError(f"{origin}: the stored text features do not fit its {len(row['captions'])} captions")
+    if not rows:
+        return ()
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(-1, features.width).split(rows)
+
+
+def stored_manifests(source: Source) -> list[Manifest]:
+    """Of every folder of stored latents that a source reads; empty for sources of media."""
+    ask = getattr(source, "stored", None)
+    return ask() if ask else []
+
+
+def merged_statistics(manifests: list[Manifest]) -> Whitening:
+    """The whitening of several folders of one autoencoder: published, or that of all their samples together."""
+    first = manifests[0].statistics()
+    if len(manifests) == 1 or not manifests[0].whitening["measured"]:
+        return first
+    moments = Moments()
+    for manifest in manifests:
+        found, count = manifest.statistics(), manifest.samples * prod(manifest.grid)
+        moments.merge(Moments(count, found.mean.double(), found.std.double().square() * count))
+    return Whitening.from_moments(moments)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises ConfigError for a folder that holds no finished encoding, or a manifest that contradicts itself."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        begun = (folder / "encode.json").is_file()
+        found = sorted(each.parent.name for each in folder.glob(f"*/{MANIFEST}"))
+        hint = (
+            "its encoding is not finished: run the same `selfflow encode` again"
+            if begun
+            else f"it holds {', '.join(found)}: add the modality to the path"
+            if found
+            else "write it with `selfflow encode`"
+        )
+        raise ConfigError(f"path: {folder} has no {MANIFEST}; {hint}")
+    return Manifest.from_json(path.read_text(encoding="utf-8"), str(path))

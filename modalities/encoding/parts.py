@@ -1,0 +1,228 @@
+"""Encoded data in parts of a fixed number of records, each of which is there as a whole or not at all.
+
+A part is written in a folder aside, made durable, and renamed. So a process may be killed at any moment, several may
+work on different parts of one folder, and what is done is what has its final name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import ConfigError, DataError
+from core.optional import need
+from core.training.config import differences
+
+SETTINGS = "encode.json"
+QUARANTINE = "quarantine.jsonl"
+SHARD_BYTES = 1 << 26
+# What the settings are called on the command line, for messages.
+OPTIONS = {"views": "--views", "part": "--part", "dtype": "--dtype", "text": "--text"}
+
+
+def mds_writer() -> type:
+    """mosaicml-streaming's writer. Raises ConfigError where the package is missing."""
+    module = "streaming.base.format.mds.writer"
+    return need(module, "encoded data", "Training on folders, tars and Parquet files works").MDSWriter
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part.
+
+    Attributes:
+        bad: records that could not be used: index, view, key, origin and reason of each.
+        labels: class names, sorted.
+        moments: count, mean and squares of the latents where they are measured, see autoencoders.base.Moments.
+        shards: entries of the part's index.json.
+    """
+
+    number: int
+    samples: int
+    bad: list[dict[str, Any]]
+    labels: list[str]
+    moments: dict[str, Any] | None
+    shards: list[dict[str, Any]]
+
+
+class PartFolder:
+    """The folder of one modality.
+
+    Args:
+        settings: what the parts depend on. An existing folder with other settings is refused, by name.
+        count: parts in all.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], count: int):
+        self.path, self.settings, self.count = path, settings, count
+
+    def open(self) -> None:
+        """Make the folder, or check that it was begun with the same settings. Raises ConfigError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out: {self.path} cannot be made: {error.strerror}") from error
+        file = self.path / SETTINGS
+        if not file.exists():
+            if found := sorted(each.name for each in self.path.iterdir() if not each.name.startswith(".")):
+                raise ConfigError(f"--out: {self.path} is not empty (it holds {', '.join(found[:5])})")
+            aside = self._aside(SETTINGS)
+            write_durably(aside, json.dumps(self.settings, indent=1, ensure_ascii=False) + "\n")
+            try:
+                os.link(aside, file)  # the first of several processes wins; the others compare with it
+            except FileExistsError:
+                pass
+            finally:
+                aside.unlink()
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{file}: not valid JSON ({error}); use another folder") from error
+        if changed := differences(known, json.loads(json.dumps(self.settings))):
+            raise ConfigError(
+                [
+                    f"{OPTIONS.get(key, key)}: {old!r} when {self.path} was begun, {new!r} now"
+                    for key, old, new in changed
+                ]
+                + ["Data are encoded with one set of settings; use another folder."]
+            )
+        self._remove_left_overs()
+
+    def name(self, number: int) -> str:
+        return f"part-{number:05}"
+
+    def missing(self) -> list[int]:
+        """Numbers of the parts that are not there yet."""
+        there = {each.name for each in self.path.iterdir()}
+        return [number for number in range(self.count) if self.name(number) not in there]
+
+    def read(self, number: int) -> Part:
+        folder = self.path / self.name(number)
+        try:
+            about = json.loads((folder / "part.json").read_text(encoding="utf-8"))
+            shards = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
+            return Part(number=number, shards=shards, **about)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder}: damaged ({error}); remove it and encode again to have it made anew") from error
+
+    def start(self, number: int, columns: dict[str, str]) -> PartWriter:
+        return PartWriter(self, number, columns)
+
+    def note_bad(self, bad: Iterable[dict[str, Any]]) -> None:
+        """Append to quarantine.jsonl; one write, so that lines of several processes do not mix."""
+        if lines := "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad):
+            with (self.path / QUARANTINE).open("a", encoding="utf-8") as file:
+                file.write(lines)
+
+    def publish(self, name: str, text: str) -> None:
+        """Write a file of the folder so that a killed process leaves the old one or the new one."""
+        aside = self._aside(name)
+        write_durably(aside, text)
+        os.replace(aside, self.path / name)
+        sync(self.path)
+
+    def _aside(self, name: str) -> Path:
+        return self.path / f".{name}.{platform.node()}-{os.getpid()}"
+
+    def _remove_left_overs(self) -> None:
+        """What killed processes of this machine were writing. Those of others go when everything is done."""
+        for path in self.path.glob(f".*.{platform.node()}-*"):
+            number = path.name.rpartition("-")[2]
+            if number.isdigit() and not is_running(int(number)):
+                remove(path)
+
+    def remove_all_left_overs(self) -> None:
+        for path in self.path.glob(".part-*"):
+            remove(path)
+
+
+class PartWriter:
+    """Writes one part. `finish` publishes it, `abandon` leaves nothing."""
+
+    def __init__(self, folder: PartFolder, number: int, columns: dict[str, str]):
+        self.folder, self.number = folder, number
+        self.aside = folder._aside(folder.name(number))
+        remove(self.aside)
+        self.samples = 0
+        self._writer = mds_writer()(
+            columns=columns, out=str(self.aside), hashes=["sha256"], size_limit=SHARD_BYTES, max_workers=1
+        )
+
+    def add(self, rows: list[dict[str, Any]]) -> int:
+        """Write rows; returns their size in bytes."""
+        before = self._writer.new_shard_size
+        shards = len(self._writer.shards)
+        for row in rows:
+            self._writer.write(row)
+        self.samples += len(rows)
+        full = sum(shard["raw_data"]["bytes"] for shard in self._writer.shards[shards:])
+        return full + self._writer.new_shard_size - before
+
+    def finish(self, bad: list[dict[str, Any]], labels: list[str], moments: dict[str, Any] | None) -> None:
+        self._writer.finish()
+        about = {"samples": self.samples, "bad": bad, "labels": labels, "moments": moments}
+        write_durably(self.aside / "part.json", json.dumps(about, ensure_ascii=False))
+        for path in self.aside.iterdir():
+            sync(path)
+        sync(self.aside)
+        target = self.folder.path / self.folder.name(self.number)
+        try:
+            os.rename(self.aside, target)
+        except OSError:  # another process has made the same part meanwhile, with the same bytes
+            if not target.exists():
+                raise
+            remove(self.aside)
+        sync(self.folder.path)
+
+    def abandon(self) -> None:
+        self._writer.cancel_future_jobs()
+        remove(self.aside)
+
+
+def write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some file systems have no fsync of folders
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,136 @@
+"""Sound files to arrays and back, through soundfile, or PyAV for what libsndfile does not know; resampling.
+
+Loudness is left alone: nothing is normalised, and values beyond 1, which files of floats may hold, are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core import optional
+from core.errors import DataError
+from modalities.media.opening import Media, check_array, decoding, need, open_stream, with_suffix
+from modalities.media.sound_av import PREROLL, probe_container, read_container
+from modalities.media.sound_length import check_length
+
+LOWEST_RATE = 1000  # Hz; less is a damaged header
+SLACK = 0.1  # seconds by which a sound may end before its header says
+RESAMPLERS = ("soxr", "torchaudio")
+UNKNOWN_FORMAT = 1  # error code of libsndfile
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """samples (of one channel), rate in Hz, channels."""
+
+    samples: int
+    rate: int
+    channels: int
+
+
+def probe_audio(media: Media, origin: str, rate: float | None = None) -> AudioInfo:
+    """Length, rate and channels of a sound file, or of a float32 (samples, channels) array at `rate` Hz.
+
+    The length is that which can be read: headers of MP3 files may be wrong by a frame.
+
+    Raises:
+        DataError: not a sound, a damaged one, or one that ends more than `SLACK` seconds before its header says.
+    """
+    if isinstance(media, np.ndarray):
+        check_array(media, origin, 2, np.float32, "(samples, channels)")
+        if not rate or rate != int(rate) or rate < 1:
+            raise DataError(f"{origin}: samples without a whole rate in Hz, got {rate}")
+        return AudioInfo(media.shape[0], int(rate), media.shape[1])
+    with _opened(media, origin) as file:
+        known = (file.frames, file.samplerate, file.channels) if file else probe_container(media, origin)
+        promised, own_rate, channels = known
+        if promised == 0:
+            raise DataError(f"{origin}: the sound has no samples")
+        if own_rate < LOWEST_RATE:
+            raise DataError(f"{origin}: {own_rate} Hz is not the rate of a sound")
+        check_length(media, origin)
+        start = max(0, promised - round(SLACK * own_rate))
+        end = start + len(_read(file, media, origin, start, 2 * (promised - start)))
+    if end == start:
+        raise DataError(f"{origin}: cut short: of {promised} samples, nothing can be read from {start} on")
+    return AudioInfo(end, own_rate, channels)
+
+
+def read_audio(media: Media, origin: str, start: int, count: int) -> np.ndarray:
+    """float32 (count, channels) at the file's own rate, from sample `start` on; integer formats lie in [-1, 1)."""
+    if isinstance(media, np.ndarray):
+        return media[start : start + count]
+    with _opened(media, origin) as file:
+        samples = _read(file, media, origin, start, count)
+    if len(samples) < count:
+        raise DataError(f"{origin}: cut short: {len(samples)} of {count} samples can be read from {start} on")
+    return samples
+
+
+@contextmanager
+def _opened(media: bytes | Path, origin: str) -> Iterator[Any]:
+    """libsndfile's view of a file; None for a format that it does not know."""
+    source, soundfile = open_stream(media, origin), need("soundfile")
+    with decoding(origin, "a sound", soundfile.SoundFileError, TypeError):  # TypeError: the suffix is .raw
+        try:
+            file = soundfile.SoundFile(source)
+        except soundfile.LibsndfileError as error:
+            if error.code != UNKNOWN_FORMAT:
+                raise
+            file = None
+        if file is None:
+            yield None
+        else:
+            with file:
+                yield file
+
+
+def _read(file: Any, media: bytes | Path, origin: str, start: int, count: int) -> np.ndarray:
+    """float32 (at most count, channels)."""
+    if file is None:
+        return read_container(media, origin, start, count)
+    # A frame of an MP3 file may need the bits of earlier ones, without which it is silently wrong.
+    before = min(start, round(PREROLL * file.samplerate)) if file.format == "MP3" else 0
+    if start:
+        file.seek(start - before)
+    return file.read(before + count, dtype="float32", always_2d=True)[before:]
+
+
+def resample(samples: np.ndarray, rate: int, wanted: int, resampler: str = "soxr") -> np.ndarray:
+    """(S, channels) at `rate` -> (about S * wanted / rate, channels) at `wanted`, aligned at sample 0.
+
+    Args:
+        resampler: one of `RESAMPLERS`. Where the sound has nothing above 0.9 of the lower rate's half, they differ by
+            less than 3e-4 of its peak, 0.05 s from its ends and further.
+    """
+    if rate == wanted:
+        return samples
+    if resampler == "torchaudio":
+        functional = load_torchaudio().functional
+        # kaiser_best of the package resampy, whose pass band is the nearest to that of soxr's HQ.
+        window = {"resampling_method": "sinc_interp_kaiser", "lowpass_filter_width": 64, "rolloff": 0.9475937167399596}
+        sound = torch.tensor(samples.T)
+        return functional.resample(sound, rate, wanted, beta=14.769656459379492, **window).T.numpy()
+    return need("soxr").resample(samples, rate, wanted, quality="HQ")
+
+
+def load_torchaudio() -> ModuleType:
+    """Raises ConfigError with one line where it is not installed."""
+    return optional.need("torchaudio", "resampler: 'torchaudio'", "The resampler soxr works")
+
+
+def write_audio(sound: Tensor, path: Path, rate: int) -> Path:
+    """(channels, samples) in [-1, 1], clipped -> 16-bit PCM WAV."""
+    path = with_suffix(Path(path), ".wav")
+    samples = sound.detach().cpu().float().clamp(-1, 1).T.contiguous().numpy()
+    need("soundfile").write(str(path), samples, rate, subtype="PCM_16")
+    return path

@@ -1,0 +1,264 @@
+"""Encoding: the same bytes for any number of workers and after any kill, and nothing that is bad goes unnoticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from multiprocessing.util import _exit_function
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.errors import ConfigError, DataError
+from core.keys import generator
+from modalities.data.latents import LatentsSource
+from modalities.encoding import encode, parts, publish
+from modalities.encoding.encode import Job, encode_parts, load_view
+from tests.modalities.encoding.jobs import Pictures, content, make, part_folder, pictures_job
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Two views of 21 records of which two are damaged, encoded without interruption."""
+    path = tmp_path_factory.mktemp("whole")
+    make(job(), path)
+    return path
+
+
+def job(**changes) -> Job:
+    return pictures_job(**{"source": Pictures(21, broken=(2, 9)), "views": 2} | changes)
+
+
+def test_every_view_of_every_usable_record_is_there_once(whole):
+    source = LatentsSource(whole, "image")
+    records = [source.read(index) for index in range(len(source))]
+    expected = [f"k{index}#{view}" for index in range(21) if index not in (2, 9) for view in range(2)]
+    assert [record.key for record in records] == expected
+    manifest = source.manifest
+    assert (manifest.records, manifest.samples, manifest.bad, manifest.views) == (21, 38, 4, 2)
+    assert manifest.labels == source.labels() == ["a", "b", "c"]
+    lines = [json.loads(line) for line in (whole / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["index"], line["view"]) for line in lines] == [(2, 0), (2, 1), (9, 0), (9, 1)]
+    assert lines[0]["reason"] == "memory/2: damaged"
+
+
+def test_a_view_is_what_training_loads_in_that_epoch(whole):
+    made, source = job(), LatentsSource(whole, "image")
+    for place, view in ((0, 0), (1, 1)):
+        record = made.source.read(0)
+        media = made.adapter.load(record, generator(made.seed, "image", view, "k0", "media"))
+        stored = source.read(place)
+        assert torch.equal(stored.media.mean, made.adapter.encode(media[None])[0])
+        assert (stored.captions, stored.label, stored.origin) == (record.captions, record.label, "memory/0")
+    assert not torch.equal(source.read(0).media.mean, source.read(1).media.mean)
+
+
+def test_measured_statistics_are_those_of_all_samples(whole):
+    source = LatentsSource(whole, "image")
+    tokens = torch.cat([source.read(index).media.mean for index in range(len(source))]).double()
+    found = source.manifest.statistics()
+    torch.testing.assert_close(found.mean, tokens.mean(0).float())
+    torch.testing.assert_close(found.std, tokens.std(0, unbiased=False).float())
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(1, 3), (4, 3), (0, 16)])
+def test_workers_and_batches_change_no_byte(workers, batch, whole, tmp_path):
+    make(job(), tmp_path, workers, batch)
+    assert content(tmp_path) == content(whole)
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(owner, name: str, turn: int, where=lambda *given: True):
+    """Replace a function by one that is killed at its `turn`-th call of those that `where` counts."""
+    real, calls = getattr(owner, name), []
+
+    def call(*given, **named):
+        calls.append(where(*given))
+        if sum(calls) == turn and calls[-1]:
+            killed()
+        return real(*given, **named)
+
+    setattr(owner, name, call)
+
+
+def after(owner, name: str, turn: int, where=lambda *given: True):
+    real, calls = getattr(owner, name), []
+
+    def call(*given, **named):
+        result = real(*given, **named)
+        calls.append(where(*given))
+        if sum(calls) == turn and calls[-1]:
+            killed()
+        return result
+
+    setattr(owner, name, call)
+
+
+def of_part(source, target) -> bool:
+    return "part-" in str(target)
+
+
+def names(wanted: str):
+    return lambda folder, name, text: name == wanted
+
+
+KILLS = {
+    "while the second part is encoded": lambda: before(encode, "_encode", 5),
+    "while a part is written": lambda: after(parts.PartWriter, "add", 2),
+    "when the bad records are noted": lambda: after(parts.PartFolder, "note_bad", 1),
+    "before a part is renamed": lambda: before(parts.os, "rename", 2, of_part),
+    "after a part is renamed": lambda: after(parts.os, "rename", 2, of_part),
+    "when all parts are there": lambda: before(publish.PartFolder, "publish", 1),
+    "between index and manifest": lambda: after(publish.PartFolder, "publish", 1, names("index.json")),
+    "before the manifest": lambda: before(publish.PartFolder, "publish", 1, names("manifest.json")),
+}
+
+
+@pytest.mark.parametrize("point", KILLS)
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(point, whole, tmp_path):
+    child = os.fork()
+    if child == 0:
+        try:
+            KILLS[point]()
+            make(job(), tmp_path)
+        finally:
+            os._exit(70)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (tmp_path / "manifest.json").exists()
+    make(job(), tmp_path)
+    assert content(tmp_path) == content(whole)
+
+
+def test_finished_parts_are_not_made_again(tmp_path, monkeypatch):
+    made = job()
+    folder = part_folder(made, tmp_path)
+    encode_parts(made, folder, [0, 2], 0, 3)
+    assert folder.missing() == [1]
+    read = []
+    monkeypatch.setattr(Pictures, "read", _noting(Pictures.read, read))
+    make(made, tmp_path)
+    assert sorted(set(read)) == list(range(8, 16))
+    read.clear()
+    make(made, tmp_path)
+    assert read == []
+
+
+def _noting(real, read: list[int]):
+    def call(self, index: int):
+        read.append(index)
+        return real(self, index)
+
+    return call
+
+
+def test_shares_together_are_the_whole(whole, tmp_path):
+    made = job()
+    for share in (1, 0):  # the machines need not come in order
+        folder = part_folder(made, tmp_path)
+        encode_parts(made, folder, [number for number in folder.missing() if number % 2 == share], 0, 3)
+    publish.publish(made, part_folder(made, tmp_path), {**_about(whole)})
+    assert content(tmp_path) == content(whole)
+
+
+def _about(path: Path) -> dict:
+    manifest = json.loads((path / "manifest.json").read_text())
+    return {name: manifest[name] for name in ("autoencoder", "media", "source")}
+
+
+def test_too_many_bad_records_end_the_work_and_keep_what_is_done(tmp_path):
+    made = job(limit=3)
+    folder = part_folder(made, tmp_path)
+    with pytest.raises(DataError) as caught:
+        encode_parts(made, folder, folder.missing(), 0, 3)
+    text = str(caught.value)
+    assert "4 samples could not be made, more than training.data_limit 3" in text
+    assert "record 9: memory/9: damaged" in text
+    assert folder.missing() == [1, 2]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    with pytest.raises(DataError):
+        encode_parts(made, folder, folder.missing(), 0, 3, known_bad=2)
+
+
+def test_latents_that_are_not_finite_are_set_aside(tmp_path, monkeypatch):
+    made = pictures_job()
+    real = type(made.adapter).posterior
+
+    def posterior(self, media):
+        mean, deviation = real(self, media)
+        mean = mean.clone()
+        mean[media.flatten(1).mean(1) == media.flatten(1).mean(1).max(), 0, 0] = float("inf")
+        return mean, deviation
+
+    monkeypatch.setattr(type(made.adapter), "posterior", posterior)
+    manifest = make(made, tmp_path, batch=8)
+    assert (manifest.samples, manifest.bad) == (18, 3)
+    line = json.loads((tmp_path / "quarantine.jsonl").read_text().splitlines()[0])
+    assert line["reason"] == f"{line['origin']}: its latents hold NaN or infinite values"
+
+
+def test_values_beyond_half_precision_end_the_work(tmp_path, monkeypatch):
+    made = pictures_job(dtype="float16")
+    monkeypatch.setattr(type(made.adapter), "posterior", lambda self, media: (self.encode(media) * 1e6, None))
+    with pytest.raises(ConfigError, match=r"memory/0: its latents hold .* encode with --dtype float32"):
+        make(made, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encode.json"]
+
+
+def test_a_full_disk_ends_the_work_and_keeps_what_is_done(tmp_path, monkeypatch):
+    made, calls = pictures_job(), []
+
+    def add(self, rows):
+        calls.append(rows)
+        if len(calls) == 5:
+            raise OSError(28, "No space left on device")
+        return real(self, rows)
+
+    real = parts.PartWriter.add
+    monkeypatch.setattr(parts.PartWriter, "add", add)
+    folder = part_folder(made, tmp_path)
+    with pytest.raises(DataError, match=r"cannot be written: .*No space left on device; finished parts are kept"):
+        encode_parts(made, folder, folder.missing(), 0, 3)
+    assert folder.missing() == [1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encode.json", "part-00000"]
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="not one of 3 records can be used; the first: memory/0: damaged"):
+        make(pictures_job(source=Pictures(3, broken=(0, 1, 2))), tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_progress_counts_every_sample_once(tmp_path):
+    made, seen = job(), []
+    folder = part_folder(made, tmp_path)
+    encode_parts(made, folder, folder.missing(), 0, 3, progress=seen.append)
+    assert (sum(done.samples for done in seen), sum(done.bad for done in seen)) == (38, 4)
+    stored = sum(shard["raw_data"]["bytes"] for number in range(3) for shard in folder.read(number).shards)
+    assert 0.5 * stored < sum(done.bytes for done in seen) <= stored  # without the heads of the shards
+
+
+def test_media_that_are_not_finite_are_refused(monkeypatch):
+    made = pictures_job()
+    monkeypatch.setattr(type(made.adapter), "load", lambda *_: torch.full((3, 8, 8), float("nan")))
+    with pytest.raises(DataError, match="memory/1: the decoded media holds NaN"):
+        load_view(made, made.source.read(1), 0)
+
+
+def test_an_unexpected_error_in_a_worker_ends_the_program(tmp_path):
+    """Its workers do not hear SIGTERM: a traceback that holds them must not keep them alive."""
+    child = os.fork()
+    if child == 0:
+        try:
+            Pictures.read = lambda self, index: 1 / 0
+            make(pictures_job(), tmp_path, workers=2)
+        except ZeroDivisionError:
+            _exit_function()  # what the interpreter does at its end: it waits for processes that are left
+            os._exit(0)
+        finally:
+            os._exit(70)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

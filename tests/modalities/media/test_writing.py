@@ -1,0 +1,58 @@
+import av
+import numpy as np
+import pytest
+import torch
+
+from modalities.media.pictures import read_image
+from modalities.media.video import index_video, read_frames
+from modalities.media.writing import write_grid, write_image, write_video
+from tests.modalities.making import gradient, numbered, numbers
+
+
+def test_a_written_picture_is_read_back_exactly(tmp_path):
+    pixels = gradient()
+    media = torch.tensor(pixels).permute(2, 0, 1) / 127.5 - 1
+    path = write_image(media, tmp_path / "deep" / "a.0.5")
+    assert path == tmp_path / "deep" / "a.0.5.png"
+    assert np.array_equal(read_image(path, "x"), pixels)
+    assert write_image(media * 3, tmp_path / "b.png") == tmp_path / "b.png"  # clipped
+    assert np.array_equal(read_image(tmp_path / "b.png", "x")[0, 0], [0, 0, 0])
+
+
+def test_a_grid_holds_every_picture_and_its_label(tmp_path):
+    levels = torch.linspace(-1, 1, 5)
+    images = levels[:, None, None, None].expand(5, 3, 16, 16)
+    plain = read_image(write_grid(images, tmp_path / "plain", columns=3), "x")
+    assert plain.shape == (2 * 132 + 4, 3 * 132 + 4, 3)  # 16 pixels enlarged to 128, gaps of 4
+    for i, level in enumerate([0, 64, 128, 191, 255]):
+        tile = plain[4 + i // 3 * 132 :, 4 + i % 3 * 132 :][:128, :128]
+        assert (tile == level).all()
+    labels = ["red", "größe ✓", "a very long label that does not fit under its picture", "", "last"]
+    labelled = read_image(write_grid(images, tmp_path / "labelled", columns=3, labels=labels), "x")
+    assert labelled.shape == (2 * 146 + 4, 3 * 132 + 4, 3)
+    assert (labelled[4 + 128 : 4 + 142, 4:132] < 128).any()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 31), (300, 401)])
+def test_a_written_clip_plays_back(tmp_path, size):
+    clip = torch.tensor(numbered(9, *size)).permute(0, 3, 1, 2) / 127.5 - 1
+    path = write_video(clip, tmp_path / "clip", fps=7.5)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert float(stream.average_rate) == 7.5
+        assert min(stream.height, stream.width) >= 256
+        assert stream.height % 2 == stream.width % 2 == 0
+        assert stream.codec_context.name == "h264"
+    index = index_video(path, "x")
+    wanted = index.shown(0.0, 7.5, 20)
+    assert numbers(read_frames(path, "x", index, wanted)) == list(range(9))
+
+
+def test_a_clip_is_written_without_h264_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
+    clip = torch.tensor(numbered(5, 16, 16)).permute(0, 3, 1, 2) / 127.5 - 1
+    path = write_video(clip, tmp_path / "clip.mp4", fps=8)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+    index = index_video(path, "x")
+    assert numbers(read_frames(path, "x", index, np.arange(5))) == list(range(5))

@@ -1,0 +1,133 @@
+"""What a step keeps in memory: by hand, against what the allocator really gave out, and as CUDA casts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
+from autoencoders.base import Whitening
+from configs.build import build_dataset, build_streams, class_names
+from configs.load import load_config
+from configs.networks import build_adapters, build_trunk, projector_specs
+from core.alignment.terms import build_alignment
+from core.objective import Objective
+from core.training.feed import Microbatch
+from core.types import Taps, TokenBatch, TrunkOutput
+from tests.tools.test_flops import B, C, N, microbatch
+from tests.tools.tiny import CONFIG
+from tools import memory
+from tools.memory import kept_by_forward, microbatch_bytes, saved_bytes, state_bytes
+from tools.plan import first_microbatch
+
+
+class OneLayer(nn.Module):
+    """The smallest trunk: x W for its only segment."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(C, C, bias=False)
+
+    def forward(self, noisy: tuple[torch.Tensor, ...], levels, batch: TokenBatch, taps: Taps) -> TrunkOutput:
+        return TrunkOutput((self.layer(noisy[0]),))
+
+
+@pytest.mark.parametrize(("precision", "bytes_of_input"), [("fp32", 4), ("bf16", 2)])
+def test_one_layer_by_hand(precision, bytes_of_input):
+    """Of the layer its input, of the square what is squared, of the sum which tokens count (booleans). The weight is
+    not asked for: nobody needs the gradient of the input."""
+    wanted = bytes_of_input * B * N * C + 4 * B * N * C + B * N
+    found = saved_bytes(Objective(), OneLayer(), microbatch(), precision, "cpu")
+    assert wanted <= found <= wanted + 64  # and the numbers of the mean
+
+
+def test_a_microbatch_and_a_state_by_hand():
+    given = microbatch()
+    # Tokens and noise, positions, times of student and teacher, index of the student's, label, dropped.
+    wanted = 2 * 4 * B * N * C + 8 * 3 * N + 4 * B * 3 + 8 * B * N + 8 * B + B
+    assert microbatch_bytes(given) == microbatch_bytes(given.to(torch.device("meta"))) == wanted
+    assert state_bytes(1000) == 20_000  # float32: weight, gradient, two moments, EMA
+    assert state_bytes(1000, 8) == 2500
+    assert state_bytes(3, 64) == 1
+
+
+def trunk_and_microbatch(name: str, folder: Path) -> tuple[nn.Module, Objective, Microbatch]:
+    """A real trunk of a tiny configuration and its microbatch; large enough for single numbers not to matter."""
+    own = {
+        "image": ["modalities.video=null", "modalities.audio=null", "modalities.image.batch=32"],
+        "video": ["modalities.image=null", "modalities.audio=null", "modalities.video.batch=16"],
+        "sit": ["modalities.image.batch=32"],
+    }[name]
+    config = load_config(CONFIG.with_name("tiny_sit.yaml") if name == "sit" else CONFIG, own)
+    adapters = build_adapters(config, folder)
+    streams = build_streams(config, adapters, folder)
+    labels = class_names(streams)
+    whitening = {m: Whitening(torch.zeros(a.channels), torch.ones(a.channels)) for m, a in adapters.items()}
+    trunk = build_trunk(config, adapters, labels, projector_specs(config, {}))
+    dataset = build_dataset(config, streams, whitening, labels)
+    (modality,) = adapters
+    return trunk, Objective(build_alignment(config.alignment, trunk.depth)), first_microbatch(dataset, modality)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["image", "video", "sit"])
+def test_the_count_is_what_the_allocator_gives_out(name, precision, tmp_path):
+    trunk, objective, given = trunk_and_microbatch(name, tmp_path)
+    counted = saved_bytes(objective, trunk, given, precision, "cpu")
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        assert kept_by_forward(objective, trunk, given) == pytest.approx(counted, abs=64)
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),  # anew: it remembers cast weights
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
+    ):
+        terms = objective(trunk, trunk, given.batch, given.draws, given.counts, given.targets)
+    alive = sum(event.self_cpu_memory_usage for event in seen.key_averages())  # given out, and not given back
+    assert counted == pytest.approx(alive, rel=0.03)
+    del terms
+
+
+def test_bf16_and_a_larger_batch_count_and_the_trunk_stays_as_it_is(tmp_path):
+    trunk, objective, given = trunk_and_microbatch("image", tmp_path)
+    before = {name: value.clone() for name, value in trunk.state_dict().items()}
+    sizes = [saved_bytes(objective, trunk, given, precision, "cpu") for precision in ("fp32", "bf16")]
+    assert sizes[1] < sizes[0]
+    assert saved_bytes(objective, trunk, given, "bf16", "cuda") > sizes[1]  # norms in float32
+    assert saved_bytes(objective, trunk, given, "fp32", "cuda") == sizes[0]
+    assert all(torch.equal(value, before[name]) for name, value in trunk.state_dict().items())
+    assert all(parameter.grad is None for parameter in trunk.parameters())
+
+
+def test_casts_of_cuda():
+    listed = Path(torch.__file__).parent / "include" / "ATen" / "autocast_mode.h"
+    if listed.is_file():
+        text = listed.read_text().split("AT_FORALL_FP32(_)")[1].split("AT_FORALL_FP32_SET")[0]
+        assert all(f"_({name})" in text for name in memory.FLOAT32_ON_CUDA - {"rms_norm"})  # which is newer
+    x, weight = torch.randn(2, 4, dtype=torch.bfloat16), torch.randn(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert functional.layer_norm(x, (4,)).dtype == torch.bfloat16
+        with memory._Float32OnCuda():
+            for result in (
+                functional.layer_norm(x, normalized_shape=(4,)),
+                functional.rms_norm(x, (4,)),
+                functional.cosine_similarity(x, x, dim=-1),
+            ):
+                assert result.dtype == torch.float32
+            assert functional.linear(functional.layer_norm(x, (4,)), weight).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_count_is_what_cuda_gives_out(precision, tmp_path):
+    trunk, objective, given = trunk_and_microbatch("image", tmp_path)
+    counted = saved_bytes(objective, trunk, given, precision, "cuda")
+    device = torch.device("cuda")
+    trunk, moved = trunk.to(device), given.to(device)
+    before = torch.cuda.memory_allocated()
+    with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+        terms = objective(trunk, trunk, moved.batch, moved.draws, moved.counts, moved.targets)
+    assert torch.cuda.memory_allocated() - before == pytest.approx(counted, rel=0.1)
+    del terms

@@ -1,0 +1,100 @@
+"""Plans: a step of the shapes that training has, from one sample, and from nothing at all."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import Tensor
+
+from configs.load import load_config
+from core.errors import ConfigError
+from core.types import map_tensors
+from tests.tools.test_standins import ABSENT
+from tests.tools.tiny import CONFIG
+from tools.plan import first_microbatch, make_plan, not_here
+
+SIT = CONFIG.with_name("tiny_sit.yaml")
+
+
+def shapes(microbatch) -> list:
+    found: list[tuple] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append((tuple(tensor.shape), tensor.dtype))
+        return tensor
+
+    for field in fields(microbatch):
+        map_tensors(getattr(microbatch, field.name), note)
+    return found
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_microbatch_of_one_repeated_sample_has_the_shapes_of_the_real_one(accumulate, tmp_path):
+    dataset = make_plan(load_config(CONFIG, [f"training.accumulate={accumulate}"]), tmp_path).dataset
+    seen = set()
+    for item in range(0, 12 * accumulate, accumulate):
+        real = dataset[item]
+        planned = first_microbatch(dataset, real.modality)
+        assert shapes(planned) == shapes(real)
+        assert len(planned.batch.keys) == planned.batch.size == real.batch.size
+        given = planned.batch.segments[0].given
+        assert planned.counts[real.modality] == planned.batch.counted().sum()
+        assert (given is None) == (real.modality != "video")
+        seen.add(real.modality)
+    assert seen == {"image", "video", "audio"}
+
+
+@pytest.mark.parametrize("method", ["self_flow", "self_flow_as", "dispersive"])
+def test_stand_ins_have_the_shapes_of_the_data(method, tmp_path):
+    own = [f"method={method}", "modalities.video.first_frame_share=0"]
+    with_data = make_plan(load_config(CONFIG, own), tmp_path)
+    without = make_plan(load_config(CONFIG, [*own, *ABSENT]), tmp_path)
+    assert (list(with_data.absent), list(without.absent)) == ([], ["image", "video", "audio"])
+    assert [p.shape for p in without.trunk.parameters()] == [p.shape for p in with_data.trunk.parameters()]
+    for name in ("image", "video", "audio"):
+        real, stand_in = with_data.step(name), without.step(name)
+        assert shapes(stand_in.microbatch) == shapes(real.microbatch)
+        assert stand_in.microbatch.batch.segments[0].x0.is_meta
+        assert stand_in.missing == real.missing == {}
+        assert stand_in.frozen == {}
+
+
+def test_classes_without_data_fill_the_table_of_the_trunk(tmp_path):
+    plan = make_plan(load_config(SIT, [ABSENT[0]]), tmp_path)
+    assert len(plan.labels) == len(make_plan(load_config(SIT, []), tmp_path).labels)
+
+
+def test_the_text_encoder_is_never_read_and_stored_features_spare_its_work(tmp_path):
+    encoder = "condition.encoder={kind: t5, path: nobody/nothing, max_tokens: 7, width: 24}"
+    plan = make_plan(load_config(CONFIG, [encoder]), tmp_path)
+    step = plan.step("image")
+    context = step.microbatch.batch.context
+    assert (tuple(context.tokens.shape), context.tokens.dtype) == ((4, 7, 24), torch.bfloat16)
+    assert bool(step.missing) and "nobody/nothing is not on this machine" in step.missing["text encoder"]
+    assert "text encoder" not in step.frozen
+    latents = "modalities.image.data={kind: latents, path: nowhere, size: 16, count: 100000}"
+    step = make_plan(load_config(CONFIG, [encoder, latents]), tmp_path).step("image")
+    assert tuple(step.microbatch.batch.context.tokens.shape) == (4, 7, 24)
+    assert (step.missing, step.frozen) == ({}, {})
+
+
+def test_an_encoder_whose_channels_are_known_need_not_be_there(tmp_path):
+    own = ["method=repa", "modalities.image.encoders.dinov2={kind: dinov2, path: facebook/dinov2-large}"]
+    own += ["modalities.video=null", "modalities.audio=null"]
+    plan = make_plan(load_config(CONFIG, own), tmp_path)
+    step = plan.step("image")
+    assert tuple(step.microbatch.targets["image_dinov2"].shape) == (4, 4, 1024)
+    assert list(step.missing) == ["encoder dinov2"]
+    own[1] = "modalities.image.encoders.dinov2={kind: dinov2, path: nobody/nothing}"
+    with pytest.raises(ConfigError, match="nobody/nothing"):
+        make_plan(load_config(CONFIG, own), tmp_path)
+
+
+def test_only_names_on_the_hub_without_a_copy_would_be_fetched(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub is not installed")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert "owner/name is not on this machine" in not_here("owner/name")
+    (tmp_path / "models--owner--name").mkdir()
+    assert [not_here(path) for path in ("owner/name", "a folder", "/nowhere/at/all", str(tmp_path), "")] == [""] * 5

@@ -1,0 +1,89 @@
+"""Frozen networks of published sizes: the sizes are the published ones, and the counts those of real networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from autoencoders.config import AutoencoderConfig
+from core.errors import ConfigError
+from modalities.text import TextEncoder, TextEncoderConfig
+from tools import published
+from tools.published import AUTOENCODERS, TEXT_ENCODERS, autoencoder_flops, text_flops
+
+MEDIA = {"sd_vae": (2, 3, 32, 32), "flux2": (2, 3, 32, 32), "wan22": (2, 5, 3, 32, 48)}
+MODALITY = {"sd_vae": "image", "flux2": "image", "wan22": "video"}
+
+
+# Parameters in millions: of the published files.
+@pytest.mark.parametrize(("kind", "millions"), [("sd_vae", 83.65), ("flux2", 84.05), ("wan22", 704.69)])
+def test_autoencoders_have_the_published_size(kind, millions):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    name, sizes = AUTOENCODERS[kind]
+    with torch.device("meta"):
+        network = getattr(diffusers, name)(**sizes)
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_the_text_encoder_has_the_published_size():
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    name, sizes = TEXT_ENCODERS["Qwen/Qwen3-4B"]
+    with torch.device("meta"):
+        network = transformers.Qwen3Model(getattr(transformers, name)(**sizes))
+    embedding = network.embed_tokens.weight.numel()
+    whole = sum(parameter.numel() for parameter in network.parameters())
+    assert whole / 1e9 == pytest.approx(4.0, abs=0.05)  # its card: 4.0B, 3.6B without the embedding
+    assert (whole - embedding) / 1e9 == pytest.approx(3.6, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", MEDIA)
+def test_an_autoencoder_counts_as_the_real_one_does(kind, monkeypatch):
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    from autoencoders.kinds import KINDS
+    from tests.autoencoders import small
+
+    network = getattr(small, kind)().eval()
+    sizes = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    monkeypatch.setitem(published.AUTOENCODERS, kind, (type(network).__name__, sizes))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        KINDS[MODALITY[kind]][kind].encode(network, torch.zeros(MEDIA[kind]))
+    found = autoencoder_flops(AutoencoderConfig(kind, "nowhere"), MODALITY[kind], MEDIA[kind])
+    assert found == counter.get_total_flops() > 0
+
+
+def test_kinds_without_known_sizes_count_nothing():
+    assert autoencoder_flops(AutoencoderConfig("songbloom", "nowhere"), "audio", (1, 2, 1920)) is None
+    assert (
+        text_flops(TextEncoder(TextEncoderConfig("qwen3", "nobody/nothing"), "nobody/nothing"), readable=False) is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"), [("t5", []), ("clip", []), ("qwen3", [1, 2]), ("qwen3", [3]), ("umt5", [])]
+)
+def test_a_text_encoder_counts_as_the_real_one_does_from_its_config_alone(kind, layers, tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from tests.modalities.text.small import make_network
+
+    network = make_network(kind, whole=False).eval()
+    network.config.save_pretrained(tmp_path)
+    width = (network.config.hidden_size if kind == "clip" else 16) * max(1, len(layers))
+    config = TextEncoderConfig(kind, str(tmp_path), max_tokens=10, layers=layers, width=width)
+    encoder = TextEncoder(config, str(tmp_path))
+    if layers:
+        del network.layers[max(layers) :]
+    ids = torch.zeros(1, 10, dtype=torch.int64)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(input_ids=ids, attention_mask=torch.ones_like(ids), **dict(encoder.kind.arguments))
+    assert text_flops(encoder, readable=True) == counter.get_total_flops() > 0
+
+
+def test_an_unreadable_config_is_refused(tmp_path: Path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        text_flops(TextEncoder(TextEncoderConfig("t5", str(tmp_path)), str(tmp_path)), readable=True)

@@ -1,0 +1,114 @@
+"""Stand-ins for data that are not there: each can be loaded, and only what is not there gets one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from configs.load import load_config
+from configs.networks import build_adapters
+from core.errors import ConfigError, DataError
+from modalities.base import StoredLatents
+from modalities.data.sources import SourceConfig
+from tests.modalities.making import picture_bytes
+from tests.tools.tiny import CONFIG
+from tools.standins import is_there, open_data, record
+
+ABSENT = [f"modalities.{name}.data={{kind: webdataset, path: nowhere/{name}}}" for name in ("image", "video", "audio")]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ["modalities.image.media.min_size=20"],
+        ["modalities.image.media={size: [8, 12], patch: 4, crop: random}"],
+        ["modalities.audio.media={sample_rate: 8000, seconds: 0.25, channels: 2, hop: 50}"],
+        ["modalities.video.media={size: [12, 8], frames: 5, fps: 23.976, patch: 4, patch_frames: 2, min_size: 16}"],
+    ],
+)
+def test_every_adapter_loads_its_stand_in(own, tmp_path):
+    config = load_config(CONFIG, own)
+    for name, adapter in build_adapters(config, tmp_path).items():
+        stand_in = record(config.modalities.streams()[name], adapter, config.condition, ["a class"])
+        media = adapter.load(stand_in, torch.Generator())
+        tokens = adapter.encode(media[None])
+        assert tokens.shape == (1, adapter.ids().shape[0], adapter.channels)
+        assert tokens.std() > 0
+        assert (stand_in.captions, stand_in.label) == (("",), "a class")
+
+
+def test_stored_latents_come_with_text_features_where_a_frozen_encoder_is_named(tmp_path):
+    latents = "modalities.image.data={kind: latents, path: nowhere, size: 16, count: 100000}"
+    encoder = "condition.encoder={kind: t5, path: nowhere, max_tokens: 7, width: 24}"
+    for own, text in (([latents], ()), ([latents, encoder], ((7, 24),))):
+        config = load_config(CONFIG, own)
+        stand_in = record(
+            config.modalities.image, build_adapters(config, tmp_path)["image"], config.condition, labels=[]
+        )
+        assert isinstance(stand_in.media, StoredLatents)
+        assert stand_in.media.mean.shape == (4, 48)
+        assert stand_in.media.deviation is None  # pixels are not drawn from a posterior
+        assert tuple(tuple(features.shape) for features in stand_in.text) == text
+
+
+def test_only_what_is_not_there_gets_a_stand_in(tmp_path):
+    config = load_config(CONFIG, ABSENT[1:])
+    sources, absent = open_data(config, build_adapters(config, tmp_path), tmp_path)
+    assert list(sources) == ["image", "video", "audio"]
+    assert list(absent) == ["video", "audio"]
+    assert len(sources["image"]) == 60
+    assert len(sources["video"]) == 1
+    reason, hint = absent["video"]
+    assert "nowhere/video does not exist" in reason
+    assert "set modalities.video.data.path=PATH" in hint
+
+
+def test_data_that_are_there_but_unfit_are_refused_with_those_that_are_not(tmp_path):
+    (tmp_path / "empty").mkdir()
+    config = load_config(CONFIG, ["modalities.image.data={kind: folder, path: empty}", ABSENT[1]])
+    with pytest.raises(ConfigError, match="(?s)modalities.image.data: .*empty.*modalities.video.data: .*not exist"):
+        open_data(config, build_adapters(config, tmp_path), tmp_path)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.tar").write_bytes(b"not a tar")
+    config = load_config(CONFIG, ["modalities.image.data={kind: webdataset, path: shards}"])
+    with pytest.raises(DataError, match="a.tar"):
+        open_data(config, build_adapters(config, tmp_path), tmp_path)
+
+
+def test_what_counts_as_there(tmp_path):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "a.tar").write_bytes(b"")
+    there = {
+        "shards": True,
+        "a.tar": True,
+        "nowhere": False,
+        "shards/*.tar": True,  # the folder is: then the pattern is to be looked at
+        "nowhere/*/[ab].tar": False,
+        str(tmp_path / "shards"): True,
+        "s3://bucket/folder": False,
+    }
+    assert {path: is_there(SourceConfig("webdataset", path), tmp_path) for path in there} == there
+    both = {name: SourceConfig("webdataset", name) for name in ("shards", "nowhere")}
+    assert not is_there(SourceConfig("concat", parts=both), tmp_path)
+    assert is_there(SourceConfig("concat", parts={"shards": both["shards"]}), tmp_path)
+    assert is_there(SourceConfig(), tmp_path)  # drawn in code
+
+
+def test_classes_are_those_of_the_data_that_are_there_or_as_many_as_the_trunk_has(tmp_path):
+    sit = CONFIG.with_name("tiny_sit.yaml")
+    config = load_config(sit, [ABSENT[0]])
+    sources, _ = open_data(config, build_adapters(config, tmp_path), tmp_path)
+    assert len(sources["image"].labels()) == config.trunk.sit.num_classes - 1
+    own = ["condition.kind=label", "modalities.video=null", "modalities.audio=null"]
+    config = load_config(CONFIG, [*own, ABSENT[0]])
+    with pytest.raises(ConfigError, match="nowhere/image does not exist"):  # nothing else knows how many
+        open_data(config, build_adapters(config, tmp_path), tmp_path)
+    for label in ("cat", "dog"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        (tmp_path / "set" / label / "1.png").write_bytes(picture_bytes(np.zeros((8, 8, 3), np.uint8)))
+    own = ["condition.kind=label", "modalities.audio=null", ABSENT[1]]
+    config = load_config(CONFIG, [*own, "modalities.image.data={kind: folder, path: set, captions: label}"])
+    sources, absent = open_data(config, build_adapters(config, tmp_path), tmp_path)
+    assert sources["video"].labels() == ["cat", "dog"]
+    assert list(absent) == ["video"]

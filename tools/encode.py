@@ -1,0 +1,126 @@
+"""selfflow encode: media to shards of latents, once, so that training needs neither the media nor the autoencoder."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from contextlib import ExitStack
+from pathlib import Path
+
+from tqdm import tqdm
+
+from configs.encoding import EncodeOptions, Encoding, build_encodings
+from configs.load import load_config
+from core.errors import ConfigError
+from modalities.data.stored import DTYPES
+from modalities.encoding.encode import Progress, encode_parts
+from modalities.encoding.parts import PartFolder, mds_writer
+from modalities.encoding.publish import publish
+
+DEFAULTS = EncodeOptions()
+EXAMPLES = """examples:
+  selfflow encode configs/paper/t2i_flux2.yaml --out /data/latents --workers 8
+  selfflow encode configs/mine.yaml --out latents --modality video --views 4 --workers 16
+  selfflow encode configs/mine.yaml --out latents --share 2/8          one of eight machines that see one folder
+
+Reads modalities.NAME.data, loads and crops as training does, and writes FOLDER/NAME: MDS shards of raw latents with
+captions, labels and checksums, and manifest.json. To train on them:
+
+  selfflow train configs/mine.yaml 'modalities.image.data={kind: latents, path: latents/image}'
+
+The same command goes on where it was interrupted, also after kill -9; a changed setting is refused by name. For data
+on several disks, or machines without a common folder: encode one --share on each, gather the part-* folders in one
+place, and run the command once more there. `selfflow inspect FOLDER` checks the result and decodes a few samples.
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "encode",
+        help="encode media into shards of latents to train on",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, help="YAML file of the experiment")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets a folder for each modality")
+    parser.add_argument("--modality", choices=("image", "video", "audio"), help="only this one")
+    parser.add_argument("--workers", type=int, default=2, help="processes that load media; 0 is none (default 2)")
+    parser.add_argument("--batch", type=int, default=16, help="samples encoded at once (default 16)")
+    parser.add_argument(
+        "--views", type=int, default=DEFAULTS.views, help="random crops or windows of each record (default 1)"
+    )
+    parser.add_argument("--share", default="1/1", metavar="I/N", help="the I-th of N shares of the work (default 1/1)")
+    parser.add_argument("--text", action="store_true", help="store features of condition.encoder for every caption")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=DEFAULTS.dtype, help=f"of the latents (default {DEFAULTS.dtype})"
+    )
+    parser.add_argument(
+        "--part",
+        type=int,
+        default=DEFAULTS.part,
+        help=f"records that are published together: what a kill may cost (default {DEFAULTS.part})",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    share = parse_share(options.share)
+    for name, least in (("workers", 0), ("batch", 1)):
+        if getattr(options, name) < least:
+            raise ConfigError(f"--{name}: {getattr(options, name)} must be at least {least}")
+    mds_writer()  # before anything is loaded: the package may be missing
+    config = load_config(options.config, options.overrides)
+    chosen = EncodeOptions(options.views, options.part, options.dtype, options.text)
+    encodings = build_encodings(config, options.config.parent, chosen, options.modality)
+    for name, encoding in encodings.items():
+        encode(encoding, options.out / name, share, options.workers, options.batch)
+    return 0
+
+
+def encode(encoding: Encoding, path: Path, share: tuple[int, int], workers: int, batch: int) -> None:
+    """Make the missing parts of a share; where then none is missing, publish the whole."""
+    job = encoding.job
+    folder = PartFolder(path, encoding.settings, job.parts)
+    folder.open()
+    missing = [number for number in folder.missing() if number % share[1] == share[0]]
+    known_bad = sum(len(folder.read(number).bad) for number in set(range(job.parts)) - set(folder.missing()))
+    todo = sum(len(job.records(number)) for number in missing) * job.views
+    whole = sum(len(job.records(number)) for number in range(share[0], job.parts, share[1])) * job.views
+    if missing:
+        with ExitStack() as stack:
+            bar = stack.enter_context(
+                tqdm(total=whole, initial=whole - todo, unit="sample", desc=job.modality, dynamic_ncols=True)
+            )
+            encode_parts(job, folder, missing, workers, batch, known_bad, Report(bar, known_bad))
+    if left := len(folder.missing()):
+        print(f"{job.modality}: this share is done; {left} of {job.parts} parts of {path} are missing")
+        return
+    found = publish(job, folder, encoding.about)
+    bad = f", {found.bad} could not be used (listed in {path / 'quarantine.jsonl'})" if found.bad else ""
+    print(
+        f"{job.modality}: {found.samples:,} samples of {found.records:,} records{bad}, {found.bytes / 1e6:,.1f} MB in "
+        f"{len(found.shards)} shards: {path}"
+    )
+
+
+class Report:
+    """Shows progress on a bar: samples, rate and time left are the bar's own; bytes and bad records beside them."""
+
+    def __init__(self, bar: tqdm, bad: int):
+        self.bar, self.bad, self.bytes = bar, bad, 0
+
+    def __call__(self, done: Progress) -> None:
+        self.bad += done.bad
+        self.bytes += done.bytes
+        seconds = max(self.bar.format_dict["elapsed"], 1e-3)
+        self.bar.set_postfix_str(f"{self.bytes / 1e6 / seconds:.1f} MB/s, {self.bad} bad", refresh=False)
+        self.bar.update(done.samples + done.bad)
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """I/N -> (I - 1, N)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigError(f"--share: {text!r} must be I/N with I in 1..N, such as 1/4")
+    return int(found[1]) - 1, int(found[2])
