@@ -85,7 +85,7 @@ class Patched:
     def posterior(self, media: Tensor) -> tuple[Tensor, Tensor | None]:
         cells = self.inner.grid(media_size(media))
         mean, deviation = self.inner.posterior(media)
-        return tuple(None if part is None else patchify(part, cells, self.patch) for part in (mean, deviation))
+        return patchify(mean, cells, self.patch), None if deviation is None else patchify(deviation, cells, self.patch)
 
     def decode(self, latents: Tensor, size: Size) -> Tensor:
         check_latents("Patched", latents, self.grid(size), self.spec.channels)

@@ -86,7 +86,7 @@ class Pretrained:
             if self._expected and digest(network.state_dict()) != self._expected:
                 raise CheckpointError(
                     f"{self.kind.name}: the weights at {self.path!r} (digest {digest(network.state_dict())}) are not "
-                    f"those that the latents of this run were encoded with (digest {self._expected})"
+                    f"those that the latents were encoded with (digest {self._expected})"
                 )
             self._whitening = self.kind.whitening(network)
             self._network = (network.bfloat16() if self.dtype == torch.bfloat16 else network).to(self.device)

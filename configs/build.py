@@ -42,6 +42,7 @@ FREE_ON_RESUME = {
     "training.workers",
     "training.data_limit",
     *(f"modalities.{name}.{part}" for name in ADAPTERS for part in ("heldout", "sampling", "evaluation")),
+    *(f"modalities.{name}.data.{part}" for name in ADAPTERS for part in ("cache", "cache_limit")),
 }
 
 

@@ -140,9 +140,16 @@ def about(job: Job, stream: StreamConfig) -> dict[str, Any]:
     }
 
 
+def local_path(adapter: ModalityAdapter) -> str | None:
+    """Where the weights are: an absolute path, or their name on the hub."""
+    path = adapter.config.autoencoder.path
+    return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+
+
 def autoencoder_settings(stream: StreamConfig, adapter: ModalityAdapter) -> dict[str, Any]:
     """The section of the configuration with what was left out, and the digest of the weights ("" without weights)."""
     found = to_plain(stream.media.autoencoder)
+    found["path"] = local_path(adapter)
     if adapter.has_weights:
         found["precision"] = found["precision"] or "fp32"
         found["posterior"] = "sample" if adapter.posterior_noise else "mean"

@@ -144,7 +144,7 @@ def stored_adapter(manifest: Manifest, weights: str | None = None) -> ModalityAd
         autoencoder["path"] = weights
     plain = OmegaConf.merge(OmegaConf.structured(settings), {**manifest.media, "autoencoder": autoencoder})
     adapter = make(OmegaConf.to_object(plain))
-    with named("autoencoder", "the autoencoder"):
+    with named("autoencoder", "manifest.json: autoencoder"):
         adapter.autoencoder.expect(manifest.autoencoder["digest"])
         adapter.load_weights()
     return adapter

@@ -36,9 +36,11 @@ def open_sources(config: Config, root: Path) -> dict[str, Source]:
 def needed(config: SourceConfig, modality: str, key: str) -> str:
     """What a source of files reads, in words; "" for the kinds that read none themselves."""
     media = " ".join(SUFFIXES[modality])
+    column = f"the encoded media in the column {config.media_field or modality!r}"
     layouts = {
         "folder": f"files ({media}) at any depth, whose classes are the names of their folders",
-        "parquet": f"Parquet files with the encoded media in the column {config.media_field or modality!r}",
+        "parquet": f"Parquet files with {column}",
+        "mds": f"MDS shards and their index.json, with {column}",
         "webdataset": f"uncompressed .tar files in which each record is NAME ({media}) and NAME.json",
     }
     if config.kind not in layouts:

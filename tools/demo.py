@@ -76,6 +76,6 @@ def check_file(modality: str, path: Path, prompt: str) -> dict[str, bool]:
         return check("image", read_image(path, str(path)), prompt)
     if modality == "video":
         index = index_video(path, str(path))
-        return check("video", read_frames(path, str(path), index, np.arange(len(index.pts))), prompt)
+        return check("video", np.stack(read_frames(path, str(path), index, np.arange(len(index.pts)))), prompt)
     info = probe_audio(path, str(path))
     return check("audio", read_audio(path, str(path), 0, info.samples), prompt, info.rate)

@@ -92,7 +92,10 @@ def decode(folder: Path, number: int, out: Path, weights: str | None) -> list[Pa
     Raises ConfigError where the autoencoder's weights are missing, CheckpointError where they are others.
     """
     manifest = read_manifest(folder)
-    adapter = stored_adapter(manifest, weights)
+    try:
+        adapter = stored_adapter(manifest, weights)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, "Where the weights have moved, add --autoencoder PATH"]) from error
     source, files = LatentsSource(folder, manifest.modality), []
     number = min(number, len(source))
     for turn in range(number):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from configs.networks import load_autoencoders
 from configs.runs import LoadedRun, load_run
 from core.errors import ConfigError
 from core.keys import generator
@@ -90,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
     settings = sampler_settings(options, streams[options.modality].sampling)
     out = options.out or options.folder / "generated" / options.modality
     known = known_part(options, loaded)
+    load_autoencoders({options.modality: loaded.generator.adapters[options.modality]})  # missing ones are told at once
     files = generate_files(loaded, options.modality, prompts, settings, options.seed, out, known, options.batch_size)
     print(f"{len(files)} files in {out}")
     return 0

@@ -25,7 +25,7 @@ from configs.networks import (
     located,
     projector_specs,
 )
-from configs.schema import Config
+from configs.schema import Config, ModalitiesConfig
 from core.alignment.terms import build_alignment
 from core.errors import ConfigError
 from core.objective import Objective
@@ -178,7 +178,7 @@ def open_frozen(config: Config, adapters: dict[str, ModalityAdapter], root: Path
             except ConfigError as error:
                 found.missing[name]["autoencoder"] = one_line(error)
         for target, entry in stream.encoders.items():
-            alone = replace(config.modalities, **{name: replace(stream, encoders={target: entry})})
+            alone = ModalitiesConfig(**{name: replace(stream, encoders={target: entry})})
             one = {name: adapters[name]}
             try:
                 refuse_to_fetch(located(entry.path, root))

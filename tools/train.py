@@ -33,7 +33,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("config", type=Path, help="YAML file of the experiment")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
-    parser.add_argument("--dry-run", action="store_true", help="check data, shapes and model, print parameters, FLOPs and memory, leave")
+    parser.add_argument("--dry-run", action="store_true", help="check data, shapes and model, print what a run costs")
     parser.set_defaults(run=run)
 
 

@@ -23,13 +23,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.errors import ConfigError, nearest
-from core.training.settings import Keys, merge, parse_override, read_settings, shown
+from core.training.settings import Keys, UserSettings, merge, parse_override, read_settings, shown
 
 ABSENT = "(not there)"
 
 
 def load(
-    schema: type, path: Path, overrides: list[str] | tuple = (), presets: Callable[[dict], dict] | None = None
+    schema: type,
+    path: Path,
+    overrides: list[str] | tuple = (),
+    presets: Callable[[dict], dict] | None = None,
+    anew: dict[str, str] | None = None,
 ) -> Any:
     """An instance of the dataclass `schema`.
 
@@ -37,13 +41,16 @@ def load(
         path: YAML file. Its top-level key `base: other.yaml` names a file, relative to it, that is merged first.
         overrides: `dotted.key=value`, the value read as YAML.
         presets: given the user's settings (files and overrides), returns settings that lie under them.
+        anew: sections that replace the one under them when they name another kind, see `settings.merge`. The overrides
+            count as one file, so that their order does not matter.
     Raises ConfigError with one line for every problem found: YAML syntax, keys given twice, unknown keys, wrong types,
     numbers that are not finite, and what the `problems()` methods of the dataclasses say.
     """
     path = Path(path)
-    user = read_settings(path)
+    user, given = read_settings(path, anew), UserSettings({}, {}, {}, [])
     for override in overrides:
-        user.add(parse_override(override))
+        given.add(parse_override(override))
+    user.add(given, anew)
     problems = list(user.problems)
     preset = {}
     if presets is not None:

@@ -54,32 +54,34 @@ class UserSettings:
                 return self.where[path[:length]]
         return fallback
 
-    def add(self, over: UserSettings) -> None:
-        """Merge `over` on top: sections key by key, everything else replaced."""
-        self.values = merge(self.values, over.values)
+    def add(self, over: UserSettings, anew: dict[str, str] | None = None) -> None:
+        """Merge `over` on top, see `merge`."""
+        self.values = merge(self.values, over.values, anew)
         self.where |= over.where
         self.text |= over.text
         self.problems += over.problems
 
 
-# Sections that begin anew when another kind is named: what is set for one kind of data is refused by another. With
-# the kind of a section that names none.
-ANEW = {"data": "embedded", "heldout": "embedded"}
+def merge(under: dict, over: dict, anew: dict[str, str] | None = None) -> dict:
+    """A new dict: `over` on top of `under`, nested dicts key by key.
 
-
-def merge(under: dict, over: dict) -> dict:
-    """A new dict: `over` on top of `under`, nested dicts key by key; but see ANEW."""
-    merged = dict(under)
+    Args:
+        anew: name of a section -> the `kind` it has where it names none; such a section replaces the one under it
+            when it names another kind, since what is set for one kind would be refused by the other.
+    """
+    anew, merged = anew or {}, dict(under)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        if both and key in ANEW and "kind" in value and value["kind"] != merged[key].get("kind", ANEW[key]):
+        if both and key in anew and "kind" in value and value["kind"] != merged[key].get("kind", anew[key]):
             both = False
-        merged[key] = merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value, anew) if both else value
     return merged
 
 
-def read_settings(path: Path, above: tuple[Path, ...] = (), named_at: str = "") -> UserSettings:
-    """One file, on top of the file that its `base` names."""
+def read_settings(
+    path: Path, anew: dict[str, str] | None = None, above: tuple[Path, ...] = (), named_at: str = ""
+) -> UserSettings:
+    """One file, on top of the file that its `base` names; `anew` as of `merge`."""
     try:
         source = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -109,8 +111,8 @@ def read_settings(path: Path, above: tuple[Path, ...] = (), named_at: str = "") 
     chain = (*above, path.resolve())
     if (path.parent / base).resolve() in chain:
         raise ConfigError(f"{at}{base} leads back to itself: {' -> '.join(item.name for item in chain)} -> {base}")
-    under = read_settings(path.parent / base, chain, at)
-    under.add(user)
+    under = read_settings(path.parent / base, anew, chain, at)
+    under.add(user, anew)
     return under
 
 

@@ -17,7 +17,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -139,9 +139,12 @@ def read_table(path: Path, suffixes: tuple[str, ...], pattern: str) -> TarTable:
         suffixes: of the media, in lower case.
         pattern: that the media's path inside the tar must match; "" takes all.
 
-    Raises DataError for a file that is no tar, and for two media of one sample.
+    Raises DataError for two media of one sample.
     """
-    members, damage = scan(path)
+    try:
+        members, damage = scan(path)
+    except DataError as error:
+        members, damage = [], str(error)
     media: dict[str, Member] = {}
     beside: dict[str, dict[str, Member]] = {}
     for member in members:
@@ -198,16 +201,25 @@ class TarIndex:
                 bar.update()
         return found
 
-    def load(self, path: Path) -> tuple[Summary, TarTable]:
-        """The table of one tar, from its file or by another scan."""
-        for place in self._places(path):
+    def load(self, path: Path, content: bytes) -> TarTable:
+        """The table of one tar with the digest of its summary, from a file or by another scan.
+
+        Raises DataError where there is no such table any more.
+        """
+        for place in (*self._places(path), None):
             try:
-                return _parse_table(place.read_bytes())
+                summary, table = _parse_table(self._write(path) if place is None else place.read_bytes())
             except (OSError, EOFError, ValueError):
                 continue
-        return self._build(path), self._make(path)
+            if summary.digest == content:
+                return table
+        raise DataError(f"{path}: has changed since it was opened")
 
     def _build(self, path: Path) -> Summary:
+        return _parse_head(self._write(path)).summary
+
+    def _write(self, path: Path) -> bytes:
+        """Scan a tar; the content of its index file, which is also written where that is possible."""
         try:
             state = path.stat()
         except OSError as error:
@@ -220,10 +232,11 @@ class TarIndex:
                 part.write_bytes(data)
                 os.replace(part, place)
             except OSError:
-                part.unlink(missing_ok=True)
+                with suppress(OSError):
+                    part.unlink()
                 continue  # a folder that cannot be written: try the other; without any, each process scans for itself
             break
-        return _parse_head(data).summary
+        return data
 
     def _head(self, path: Path) -> Summary | None:
         """From the index file of a tar, None where there is none that holds for the tar as it is now."""

@@ -102,9 +102,7 @@ class WebdatasetSource:
 
     def _table(self, tar: int) -> TarTable:
         if tar not in self._tables:
-            summary, table = self._index.load(self.paths[tar])
-            if summary.digest != self._digests[tar]:
-                raise DataError(f"{self.paths[tar]}: has changed since it was opened")
+            table = self._index.load(self.paths[tar], self._digests[tar])
             if len(self._tables) >= 2 * self.shuffle_blocks:
                 self._tables.popitem(last=False)
             self._tables[tar] = table

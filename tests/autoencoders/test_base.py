@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from autoencoders.base import Whitening, divide, image_grid, media_size
+from autoencoders.base import Moments, Whitening, divide, image_grid, media_size
 from core.errors import DataError, ShapeError
 from core.keys import generator
 
@@ -18,6 +18,19 @@ def test_statistics_over_uneven_parts_equal_those_of_the_whole():
     tokens = whole.double().flatten(0, 1)
     torch.testing.assert_close(parts.mean, tokens.mean(0).float(), rtol=1e-7, atol=0)
     torch.testing.assert_close(parts.std, tokens.std(0, unbiased=False).float(), rtol=1e-6, atol=0)
+
+
+def test_moments_of_parts_merge_to_those_of_the_whole():
+    whole, merged = latents(9, 4, 3) * 5 - 2, Moments()
+    for part in whole.split([2, 7]):
+        one = Moments()
+        one.add(part)
+        merged.merge(one)
+    merged.merge(Moments())
+    expected = Whitening.from_latents([whole])
+    assert merged.count == 36
+    assert torch.equal(Whitening.from_moments(merged).mean, expected.mean)
+    torch.testing.assert_close(Whitening.from_moments(merged).std, expected.std, rtol=1e-6, atol=0)
 
 
 def test_whitened_latents_have_mean_zero_and_deviation_one():

@@ -7,7 +7,7 @@ import torch
 from autoencoders.base import media_size
 from autoencoders.patches import Patched
 from autoencoders.pretrained import digest
-from core.errors import ConfigError, ShapeError
+from core.errors import CheckpointError, ConfigError, ShapeError
 from core.keys import generator
 from tests.autoencoders.small import SMALL, pretrained, save
 
@@ -156,3 +156,23 @@ def test_the_network_works_on_its_device_and_results_go_where_media_are(kind, fo
     assert there.encode(media.cuda()).device.type == "cuda"
     torch.testing.assert_close(latents, here.encode(media), rtol=2e-2, atol=2e-2)
     assert there.decode(latents, media_size(media)).device.type == "cpu"
+
+
+def test_the_posterior_is_what_noise_is_added_to(kind, folder):
+    autoencoder, media = pretrained(kind, folder), some_media(kind)
+    mean, deviation = autoencoder.posterior(media)
+    assert torch.equal(mean, autoencoder.encode(media))
+    assert (deviation is None) == (autoencoder.kind.posterior is None)
+    if deviation is not None:
+        noise = torch.randn(mean.shape, generator=generator("noise"))
+        assert torch.equal(mean + deviation * noise, autoencoder.encode(media, noise))
+
+
+def test_other_weights_than_expected_are_refused_when_they_are_read(kind, folder):
+    right, wrong = pretrained(kind, folder), pretrained(kind, folder)
+    right.expect(pretrained(kind, folder).digest())
+    right.load()
+    wrong.expect("0123")
+    wrong.grid(media_size(some_media(kind)))  # known without them
+    with pytest.raises(CheckpointError, match=r"are not those that the latents were encoded with \(digest 0123\)"):
+        wrong.load()

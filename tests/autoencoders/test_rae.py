@@ -1,6 +1,7 @@
 """RAE. The golden values were made by the published code with the weights of tests/autoencoders/rae_files.py."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -125,3 +126,9 @@ def test_an_encoder_must_have_all_its_tensors(published, tmp_path):
     save_file(weights, tmp_path / "encoder" / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"these weights lack embeddings.register_tokens"):
         pretrained("rae", tmp_path).load()
+
+
+def test_without_transformers(published, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"kind: 'rae' needs the package transformers, .*'\.\[models\]'"):
+        read_published(published)

@@ -26,6 +26,10 @@ def test_every_recipe_loads_with_every_method(path, method):
     encoders = {"image": "dinov2", "video": "vjepa2", "audio": "mert"} if method == "repa" else {}
     present = {name: kind for name, kind in encoders.items() if name in plain.modalities.streams()}
     overrides = [f"modalities.{name}.encoders.a={{kind: {kind}, path: weights}}" for name, kind in present.items()]
+    if present and any(stream.data.holds_latents for stream in plain.modalities.streams().values()):
+        with pytest.raises(ConfigError, match="a look at media, and data of stored latents hold none"):
+            load_config(path, [f"method={method}", *overrides])
+        return
     config = load_config(path, [f"method={method}", *overrides])
     assert config.noising.kind == METHODS[method]["noising"]["kind"]
     assert config.alignment.present() == list(METHODS[method].get("alignment", {}))

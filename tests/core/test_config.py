@@ -295,14 +295,38 @@ def test_fields_that_nothing_reads_are_found():
     assert "seed" in unread_fields(config, lambda config: config.problems())
 
 
-def test_a_section_of_data_begins_anew_when_another_kind_is_named():
-    from core.training.settings import merge
+@dataclass
+class Part:
+    kind: str = "drawn"
+    path: str = ""
+    size: int = 0
 
-    under = {"image": {"data": {"size": 8, "count": 9}, "time": {"kind": "uniform", "low": 0.1}}}
-    over = {"image": {"data": {"kind": "folder", "path": "p"}, "time": {"kind": "logit_normal"}}}
-    merged = merge(under, over)["image"]
-    assert merged["data"] == {"kind": "folder", "path": "p"}
-    assert merged["time"] == {"kind": "logit_normal", "low": 0.1}
-    assert merge({"data": merged["data"]}, {"data": {"path": "q"}}) == {"data": {"kind": "folder", "path": "q"}}
-    same = merge(under, {"image": {"data": {"kind": "embedded", "count": 3}}})["image"]["data"]
-    assert same == {"kind": "embedded", "size": 8, "count": 3}
+
+@dataclass
+class Parts:
+    data: Part = field(default_factory=Part)
+    time: Part = field(default_factory=Part)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], Part("drawn", "", 8)),
+        (["data.kind=folder", "data.path=p"], Part("folder", "p", 0)),
+        (["data.path=p", "data.kind=folder"], Part("folder", "p", 0)),  # in any order
+        (["data.kind=drawn", "data.path=p"], Part("drawn", "p", 8)),
+        (["data.path=p"], Part("drawn", "p", 8)),
+    ],
+)
+def test_a_section_begins_anew_when_another_kind_is_named(overrides, expected, tmp_path):
+    (tmp_path / "c.yaml").write_text("data: {size: 8}\ntime: {size: 8}\n")
+    config = load(Parts, tmp_path / "c.yaml", [*overrides, "time.kind=folder"], anew={"data": "drawn"})
+    assert config.data == expected
+    assert config.time == Part("folder", "", 8)  # not among those that begin anew
+
+
+def test_a_file_begins_a_section_of_its_base_anew(tmp_path):
+    (tmp_path / "base.yaml").write_text("data: {kind: folder, path: p, size: 8}\n")
+    (tmp_path / "c.yaml").write_text("base: base.yaml\ndata: {kind: drawn, size: 9}\n")
+    assert load(Parts, tmp_path / "c.yaml", anew={"data": "drawn"}).data == Part("drawn", "", 9)
+    assert load(Parts, tmp_path / "c.yaml").data == Part("drawn", "p", 9)

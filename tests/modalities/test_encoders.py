@@ -195,7 +195,9 @@ def test_weights_that_are_not_there(folders, tmp_path):
 
 def test_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match=r"needs the package transformers, .*: pip install -e '\.\[models\]'\. Every alignment"):
+    with pytest.raises(
+        ConfigError, match=r"needs the package transformers, .*: pip install -e '\.\[models\]'\. Every alignment"
+    ):
         build_encoder(EncoderConfig("dinov2", "a/b"), **IMAGE)
 
 

@@ -12,12 +12,13 @@ import torch
 
 from autoencoders.base import Whitening
 from core.errors import DataError
+from core.keys import generator
 from core.noising import NoisingConfig
 from core.schedule import TimeConfig
 from core.training.feed import Microbatch
 from core.training.mixing import ModalityMix
 from modalities.audio import AudioAdapter, AudioConfig
-from modalities.base import Record
+from modalities.base import Record, StoredLatents
 from modalities.conditions import ConditionConfig, Conditions
 from modalities.data.captions import CaptionRule
 from modalities.data.embedded import EmbeddedSource
@@ -257,3 +258,43 @@ def test_workers_end_with_the_loop_even_while_a_traceback_is_kept(usable):
     assert bool(multiprocessing.active_children()) == usable
     steps.close()
     assert multiprocessing.active_children() == []
+
+
+class Encoded:
+    """Stored latents with a deviation, of which record 2 is damaged; noted are the reads."""
+
+    def __init__(self, count: int = 6, deviation: bool = True):
+        self.count, self.deviation = count, deviation
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> Record:
+        if index == 2:
+            raise DataError(f"shard:{index}: damaged: its checksum does not fit")
+        mean, deviation = torch.randn(2, 4, 48, generator=generator("latents", index))
+        stored = StoredLatents(mean, deviation.abs() if self.deviation else None)
+        return Record(f"k{index}", f"photo {index}", stored, captions=("a photo",))
+
+
+def test_stored_latents_are_whitened_in_the_loader_and_carry_no_media():
+    for sampled in (True, False):
+        adapter = ImageAdapter(ImageConfig([8, 8]))
+        adapter.has_weights, adapter.posterior_noise = True, sampled  # as of an autoencoder that is not here
+        whitening = Whitening(torch.full((48,), 2.0), torch.full((48,), 4.0))
+        data = dataset({"image": Stream(Encoded(deviation=sampled), adapter, TimeConfig(), 0.25)})
+        data.whitening = {"image": whitening}
+        data.check()
+        rejected = []
+        for item in range(2):  # positions 0 to 7 of 6 records
+            microbatch = data[item]
+            rejected += microbatch.rejected
+            assert (microbatch.media, microbatch.posterior) == (None, None)
+            (segment,) = microbatch.batch.segments
+            for place, (key, x0) in enumerate(zip(microbatch.batch.keys, segment.x0, strict=True)):
+                stored, epoch = Encoded(deviation=sampled).read(int(key[1:])).media, (4 * item + place) // 6
+                noise = torch.randn(4, 48, generator=generator(0, "image", epoch, key, "posterior"))
+                raw = stored.mean + stored.deviation * noise if sampled else stored.mean
+                assert torch.equal(x0, (raw - 2) / 4)
+        assert rejected
+        assert {entry.reason for entry in rejected} == {"shard:2: damaged: its checksum does not fit"}

@@ -1,9 +1,11 @@
 import pickle
+import sys
 
 import pytest
 
 from core.errors import ConfigError, DataError
 from modalities.data.captions import CaptionRule
+from modalities.data.order import Order
 from modalities.data.parquet import ParquetSource
 from modalities.data.selection import Selection
 
@@ -137,3 +139,57 @@ def test_damaged_files(table, tmp_path):
     with pytest.raises(DataError, match=r"data\.parquet: .*damaged"):
         source.read(39)
     assert source.read(0).media == b"picture 0"
+
+
+def test_of_several_files_a_damaged_one_costs_a_record_that_says_so(table, tmp_path):
+    for name in ("a.parquet", "b.parquet"):
+        (tmp_path / name).write_bytes(table.read_bytes())
+    (tmp_path / "b.parquet").write_bytes(b"")
+    for selection in (Selection(), Selection(where={"style": "noto"})):
+        source = ParquetSource([tmp_path / "a.parquet", tmp_path / "b.parquet", table], "image", selection=selection)
+        count = 30 if selection.where else COUNT
+        assert len(source) == 2 * count + 1
+        with pytest.raises(DataError, match=r"b\.parquet: not a Parquet file, or damaged"):
+            source.read(count)
+        assert source.read(count - 1).media == source.read(2 * count).media
+    with pytest.raises(DataError, match=r"b\.parquet: not a Parquet file"):
+        ParquetSource([tmp_path / "b.parquet"], "image")
+
+
+def test_row_groups_are_the_blocks_of_the_order(table, tmp_path):
+    (tmp_path / "other.parquet").write_bytes(table.read_bytes())
+    paths, rule = [table, tmp_path / "other.parquet"], CaptionRule("none")
+    source = ParquetSource(paths, "image", captions=rule, shuffle_blocks=2)
+    assert source.blocks().sizes.tolist() == [16, 16, 8] * 2
+    assert source.blocks().window == 2
+    order, groups = Order(source, 0, "image"), []
+    for position in range(len(source)):
+        source.read(order.at(position)[1])
+        groups.append(len(source._cache))
+    assert max(groups) <= 6
+    noto = ParquetSource([table], "image", selection=Selection(where={"style": "noto"}))
+    assert noto.blocks().sizes.tolist() == [12, 12, 6]
+    assert [noto.read(index).media for index in (11, 12)] == [b"picture 15", b"picture 17"]
+
+
+def test_row_groups_too_large_to_keep_are_refused(table, monkeypatch):
+    monkeypatch.setattr("modalities.data.parquet.WINDOW_BYTES", 1000)
+    with pytest.raises(ConfigError, match=r"shuffle_blocks: 16 row groups .* set shuffle_blocks=\d, or write"):
+        ParquetSource([table], "image")
+    assert ParquetSource([table], "image", shuffle_blocks=1).read(39).media == b"picture 39"
+
+
+def test_a_row_costs_no_memory_of_its_own(tmp_path):
+    path = tmp_path / "long.parquet"
+    rows = 50_000
+    pq.write_table(pa.table({"image": [b"x"] * rows, "caption": ["y"] * rows}), path, row_group_size=5000)
+    assert len(pickle.dumps(ParquetSource([path], "image"))) < 3000
+    assert len(ParquetSource([path], "image")) == rows
+
+
+def test_without_pyarrow(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "a.parquet")
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=r"kind: parquet needs the package pyarrow, .*'\.\[data\]'\. All"):
+        ParquetSource([tmp_path / "a.parquet"], "image")

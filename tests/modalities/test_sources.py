@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from core.errors import ConfigError
+from modalities.data.embedded import EmbeddedSource
+from modalities.data.order import Order
 from modalities.data.sources import ConcatSource, SourceConfig, build_source
 
 
@@ -69,6 +71,24 @@ def test_concat_repeats_and_keeps_keys_unique(media):
     assert fewer.fingerprint() != source.fingerprint()
 
 
+def test_concat_passes_blocks_through_and_scatters_the_parts_that_have_none(media):
+    for number in range(2, 6):
+        (media / f"shard-{number}.tar").write_bytes((media / "shard-0.tar").read_bytes())
+    parts = {
+        "drawn": SourceConfig(count=50),
+        "shards": SourceConfig(kind="webdataset", path="shard-*.tar", repeat=2, shuffle_blocks=3),
+    }
+    source = build_source(SourceConfig(kind="concat", parts=parts), "image", media)
+    blocks = source.blocks()
+    assert blocks.sizes[-12:].tolist() == [1] * 12  # six tars of one sample, twice
+    assert (blocks.sizes.sum(), blocks.window, blocks.scattered) == (len(source), 3, ((0, 50),))
+    order = Order(source, 0, "image")
+    assert sorted(order.at(position)[1] for position in range(len(source))) == list(range(len(source)))
+    nested = ConcatSource({"a": ConcatSource({"": EmbeddedSource("image", count=3)}), "b": source})
+    assert nested.blocks().scattered == ((0, 3), (3, 53))
+    assert ConcatSource({"": EmbeddedSource("image", count=3)}).blocks() is None
+
+
 def test_repeat_without_concat(media):
     source = build_source(SourceConfig(kind="folder", path=".", repeat=2), "image", media)
     assert [source.read(index).key for index in (0, 2, 3, 5)] == ["a.png", "c.png", "a.png#2", "c.png#2"]
@@ -99,6 +119,9 @@ def test_a_configuration_goes_through_omegaconf(media):
         ({"kind": "folder", "path": "x", "holdout": 1.0, "split": "test"}, r"holdout: 1.0 must lie in \[0, 1\)"),
         ({"kind": "folder", "path": "x", "holdout_key": "base"}, "holdout_key: 'base' without a split"),
         ({"repeat": 0}, "repeat: 0"),
+        ({"kind": "parquet", "path": "x", "shuffle_blocks": 0}, "shuffle_blocks: 0 must be at least 1"),
+        ({"kind": "folder", "path": "x", "shuffle_blocks": 4}, "shuffle_blocks: 4 is not read by kind 'folder'"),
+        ({"kind": "mds", "path": "x", "where": {"a": "b"}}, "where: .* is not read by kind 'mds'"),
         ({"kind": "concat"}, "parts: empty"),
         ({"kind": "concat", "parts": {"a": SourceConfig(kind="folder")}}, "parts.a.path: empty"),
     ],

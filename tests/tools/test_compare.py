@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import statistics
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -262,8 +263,7 @@ def test_a_report_needs_neither_data_nor_more_training(finished, tmp_path, capsy
             tmp_path / "out",
             "--report-only",
             "--set",
-            "settings=[modalities.image.data.path=gone,"
-            "modalities.image.data.kind=folder,modalities.image.data.size=16,modalities.image.data.count=100000]",
+            "settings=[modalities.image.data.path=gone,modalities.image.data.kind=folder]",
         )
         == 0
     )
@@ -418,3 +418,14 @@ def test_a_study_that_compares_nothing_is_refused(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_study(path)
     assert len(caught.value.problems) == 3  # config, arms, metrics
+
+
+def test_without_matplotlib_nothing_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "tools.compare.importlib.util.find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
+    )
+    assert main(["compare", "no.yaml", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "error: compare: its report needs the package matplotlib, which is not installed: pip install -e '.[plots]'. "
+        "Training and `selfflow evaluate` work without it"
+    )

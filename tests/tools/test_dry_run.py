@@ -52,6 +52,7 @@ def test_dry_run_counts_twice_the_work_for_twice_the_batch_and_less_without_a_te
 
 def test_dry_run_of_the_paper_size_needs_no_memory_for_it(capsys):
     own = [f"trunk.mmdit.{name}=null" for name in ("width", "heads", "double_blocks", "single_blocks")]
+    own += ["modalities.video=null", "modalities.audio=null"]
     assert main(["train", str(CONFIG), "--dry-run", "trunk.mmdit.size=625M", "trunk.mmdit.mlp_ratio=4", *own]) == 0
     total = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("parameters"))
     assert 6.0e8 < int(total.split()[1].replace(",", "")) < 6.6e8
@@ -96,8 +97,8 @@ def test_without_data_it_says_so_and_counts_the_same(capsys):
     there, absent = shown(capsys), shown(capsys, *ABSENT)
     assert facts(absent) == facts(there)
     assert sum(line.startswith("  data      not there: path: ") for line in absent) == 3
-    assert sum(line.startswith("          webdataset reads ") for line in absent) == 3
-    assert sum(line.startswith("          drawn in ") for line in absent) == 3
+    assert sum(line.startswith("            webdataset reads ") for line in absent) == 3
+    assert sum(line.startswith("            drawn in ") for line in absent) == 3
 
 
 def test_memory_is_that_of_the_largest_microbatch_on_one_and_many_devices(capsys):

@@ -105,7 +105,7 @@ def check_file(modality: str, folder: Path, shape: tuple[int, ...]) -> None:
         media = read_image(path, str(path))
     elif modality == "video":
         index = index_video(path, str(path))
-        media = read_frames(path, str(path), index, np.arange(len(index.times)))
+        media = np.stack(read_frames(path, str(path), index, np.arange(len(index.times))))
     else:
         media = read_audio(path, str(path), 0, probe_audio(path, str(path)).samples)
     assert media.shape == shape

@@ -109,7 +109,7 @@ def test_a_first_frame_is_the_first_frame(tiny_run, tmp_path):
     assert generate(tiny_run, "video", tmp_path / "out", "--first-frame", str(tmp_path / "frame.png")) == 0
     path = tmp_path / "out" / "0000-a-cat.mp4"
     index = index_video(path, "")
-    frames = read_frames(path, "", index, np.arange(3)).astype(int)
+    frames = np.stack(read_frames(path, "", index, np.arange(3))).astype(int)
     assert frames.shape[0] == 3
     assert np.abs(frames[0] - pixels[0, 0]).max() <= 12  # what the codec and its colours cost
     assert np.abs(frames[1] - pixels[0, 0]).max() > 12

@@ -6,19 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 streaming = pytest.importorskip("streaming", reason="mosaicml-streaming is not installed (extra `full`)")
 
-from tests.modalities.making import picture_bytes  # noqa: E402 - after the check that streaming is there
+from core.errors import DataError  # noqa: E402 - after the check that streaming is there
+from modalities.data.mds import MdsShards  # noqa: E402
+from tests.modalities.data.sets import picture  # noqa: E402
 
 COLUMNS = {"image": "bytes", "caption": "str", "label": "int"}
-
-
-def picture(number: int) -> bytes:
-    """PNG of 8x8 pixels, all of the level `number`."""
-    return picture_bytes(np.full((8, 8, 3), number, np.uint8))
 
 
 def write_mds(folder: Path, count: int = 40, shard_bytes: int = 1300, **options) -> Path:
@@ -30,17 +26,22 @@ def write_mds(folder: Path, count: int = 40, shard_bytes: int = 1300, **options)
     return folder
 
 
+def read_all(shards: MdsShards) -> dict[int, str]:
+    """index -> the error of every sample that cannot be read; the others must be right."""
+    errors = {}
+    for index in range(len(shards)):
+        try:
+            sample = shards.read(index)
+        except DataError as error:
+            errors[index] = str(error)
+        else:
+            assert sample == {"image": picture(index), "caption": f"number {index}", "label": index % 3}
+    return errors
+
+
 def change_index(folder: Path, change: Callable[[dict], None]) -> None:
     """Apply a change to the content of index.json."""
     path = folder / "index.json"
     index = json.loads(path.read_text())
     change(index)
     path.write_text(json.dumps(index))
-
-
-def flip(path: Path, place: int, count: int = 1) -> None:
-    """Invert bytes of a file in place."""
-    data = bytearray(path.read_bytes())
-    for i in range(place, place + count):
-        data[i] ^= 0xFF
-    path.write_bytes(data)

@@ -40,15 +40,16 @@ def test_a_file_is_fetched_once_and_kept(tmp_path):
     assert cache.get("a/b.mds", 3, writes(b"new")).read_bytes() == b"new"
 
 
-def test_the_least_recently_used_files_leave_first(tmp_path):
+@pytest.mark.parametrize("by_age", ["abc", "cab", "bca"])
+def test_the_least_recently_used_files_leave_first(tmp_path, by_age):
     cache = FileCache(tmp_path, 30)
     for name in "abc":
         cache.get(name, 10, writes(name.encode() * 10))
-    for age, name in ((300, "a"), (200, "b"), (100, "c")):
+    for age, name in zip((300, 200, 100), by_age, strict=True):
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    cache.get("a", 10, refuses)  # a use
+    cache.get(by_age[0], 10, refuses)  # a use
     cache.get("d", 10, writes(b"d" * 10))
-    assert files(tmp_path) == {".lock", "a", "c", "d"}
+    assert files(tmp_path) == {".lock", by_age[0], by_age[2], "d"}
     cache.get("e", 25, writes(b"e" * 25))
     assert files(tmp_path) == {".lock", "e"}
 

@@ -14,7 +14,8 @@ from core.errors import ConfigError, DataError
 from modalities.data.latents import LatentsSource
 from modalities.data.sources import SourceConfig, build_source
 from modalities.data.stored import stored_manifests
-from tests.modalities.data.shards import change_index, flip
+from tests.modalities.data.sets import flip
+from tests.modalities.data.shards import change_index
 from tests.modalities.encoding.jobs import Pictures, make, pictures_job
 
 

@@ -1,0 +1,128 @@
+"""Stored latents must be those of the configuration's autoencoder, sizes and text encoder; each difference is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("diffusers", reason="the autoencoders with weights need diffusers")
+
+from configs.latents import check_latents, latent_digests, media_settings
+from configs.load import load_config
+from configs.networks import build_adapters, encoding_adapters
+from configs.schema import Config
+from core.errors import ConfigError
+from modalities.data.stored import Manifest, TextFeatures
+from tests.autoencoders.small import pretrained, save
+from tests.modalities.data.test_stored import manifest
+from tests.tools.tiny import CONFIG
+
+MEDIA = "modalities.image.media={size: [32], patch: 2, autoencoder: {kind: sd_vae, path: vae}}"
+
+
+class Stored:
+    """A source of latents that says what it holds."""
+
+    def __init__(self, *manifests: Manifest):
+        self.manifests = manifests
+
+    def stored(self) -> list[Manifest]:
+        return list(self.manifests)
+
+
+def configuration(*overrides: str) -> Config:
+    return load_config(CONFIG, ["modalities={video: null, audio: null}", MEDIA, *overrides])
+
+
+def of_image(**changes) -> Manifest:
+    autoencoder = {"kind": "sd_vae", "path": "vae", "digest": "aa"}
+    whitening = {"mean": [0.0] * 16, "std": [1.0] * 16, "measured": False}
+    plain = {"grid": (1, 2, 2), "channels": 16, "autoencoder": autoencoder, "whitening": whitening}
+    return manifest(**plain | {"media": media_settings(configuration().modalities.image)} | changes)
+
+
+def problems(config: Config, *manifests: Manifest, root: Path = Path()) -> str:
+    """The message of the refusal; "" where everything fits."""
+    name = next(iter(config.modalities.streams()))
+    try:
+        check_latents(config, {name: Stored(*manifests)}, build_adapters(config, root), root)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_latents_of_the_configuration_fit_without_any_weights():
+    assert problems(configuration(), of_image()) == ""
+    assert problems(configuration("modalities.image.media.crop=random"), of_image()) == ""
+    assert latent_digests({"image": Stored(of_image()), "video": object()}) == {"image": "aa"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"autoencoder": {"kind": "flux2", "digest": "aa"}},
+            "media.autoencoder.kind: 'sd_vae', and the latents are of",
+        ),
+        ({"grid": (1, 4, 4)}, "makes 1 x 2 x 2 tokens (t, h, w) of 16 channels, and the latents are 1 x 4 x 4 tokens"),
+        ({"channels": 4}, "of 16 channels, and the latents are 1 x 2 x 2 tokens (t, h, w) of 4 channels"),
+        ({"deviation": False}, "posterior: 'sample', and the latents were stored without a deviation; set it to mean"),
+    ],
+)
+def test_what_differs_is_named(changes, reason):
+    found = problems(configuration(), of_image(**changes))
+    assert f"modalities.image.media{'.autoencoder' * reason.startswith('posterior')}" in found
+    assert reason in found
+    assert "encode the media again" in found
+
+
+def test_latents_without_a_deviation_serve_where_the_mean_is_trained_on():
+    assert problems(configuration("modalities.image.media.autoencoder.posterior=mean"), of_image(deviation=False)) == ""
+
+
+def test_the_meaning_of_a_sound_is_compared_beyond_its_grid():
+    config = load_config(CONFIG, ["modalities={video: null, image: null}"])
+    stream = config.modalities.audio
+    adapter = build_adapters(config, Path())["audio"]
+    whitening = {"mean": [0.0] * adapter.channels, "std": [1.0] * adapter.channels, "measured": True}
+    plain = {"grid": adapter.grid(), "channels": adapter.channels, "autoencoder": {"kind": "mdct", "digest": ""}}
+    media = media_settings(stream)
+    assert (media["hop"], media["exponent"]) == (64, 0.5)
+    stored = {**plain, "whitening": whitening, "deviation": False}
+    assert problems(config, manifest(**stored, media=media)) == ""
+    for key, value in (("exponent", 1.0), ("sample_rate", 8000)):
+        found = problems(config, manifest(**stored, media=media | {key: value}))
+        assert f"modalities.audio.media.{key}: {media[key]}, and the latents were made with {value}" in found
+
+
+def test_weights_at_hand_are_compared_and_others_refused(tmp_path):
+    save("sd_vae", tmp_path / "vae")
+    right = pretrained("sd_vae", tmp_path / "vae").digest()
+    autoencoder = {"kind": "sd_vae", "path": "vae"}
+    assert problems(configuration(), of_image(autoencoder=autoencoder | {"digest": right}), root=tmp_path) == ""
+    found = problems(configuration(), of_image(), root=tmp_path)
+    assert f"(digest {right}) are not those of the latents (digest aa)" in found
+
+
+def test_parts_of_different_weights_are_refused():
+    other = of_image(autoencoder={"kind": "sd_vae", "path": "vae", "digest": "bb"})
+    found = problems(configuration(), of_image(), other)
+    assert "modalities.image.data: its parts were encoded with different weights" in found
+
+
+def test_text_features_are_compared_where_they_are_read():
+    features = {"kind": "t5", "max_tokens": 8, "layers": [], "precision": "bf16", "width": 4096}
+    stored = of_image(text=TextFeatures(features, "t5", "cc", 4096, "bfloat16"))
+    encoder = "condition.encoder={kind: t5, path: nowhere, max_tokens: %s}"
+    assert problems(configuration(), stored) == ""  # the byte-level encoder reads captions
+    assert problems(configuration(encoder % 8), stored) == ""
+    found = problems(configuration(encoder % 9), stored)
+    assert "condition.encoder.max_tokens: 9, and the text features of modalities.image.data were made with 8" in found
+
+
+def test_only_media_are_encoded_in_training():
+    config = configuration("modalities.image.data={kind: latents, path: x}")
+    assert encoding_adapters(config, build_adapters(config, Path())) == {}
+    config = configuration()
+    assert list(encoding_adapters(config, build_adapters(config, Path()))) == ["image"]
