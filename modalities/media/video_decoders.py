@@ -42,7 +42,8 @@ def open_video(media: bytes | Path, origin: str) -> Iterator[tuple]:
             raise DataError(f"{origin}: is not a video but {container.format.name.removesuffix('_pipe')}")
         if track.codec_context is None:
             raise DataError(f"{origin}: its video has a codec that is not known here")
-        # One thread: workers are the parallelism, and threads of FFmpeg do not survive a fork.
+        # One thread, here and where frames are converted: workers are the parallelism, and whoever frees a decoder or
+        # converter with threads of its parent, even one that was closed before the fork, waits for them for ever.
         track.codec_context.thread_count = 1
         # By default FFmpeg paints over damaged places without a word. What the codec cannot notice still passes:
         # h264 has no checksums.
@@ -88,7 +89,7 @@ def _decode(media: bytes | Path, origin: str, stamps: set[int], seek: bool) -> d
         for frame in container.decode(track):
             pts = frame.dts if frame.pts is None else frame.pts
             if pts in stamps and not frame.is_corrupt:
-                pixels = frame.to_ndarray(format="rgb24")
+                pixels = frame.to_ndarray(format="rgb24", threads=1)
                 turns = _turns(frame, origin)
                 found[pts] = np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
             if pts is not None and pts >= max(stamps):

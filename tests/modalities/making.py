@@ -61,6 +61,7 @@ def video_file(
     with av.open(str(path), "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=fps, options={"g": str(gop), **quality, **(options or {})})
         stream.height, stream.width, stream.pix_fmt = pixels.shape[1], pixels.shape[2], pixel_format
+        stream.codec_context.thread_count = 1  # its threads must not be waited for in the worker of a loader
         if milliseconds:
             stream.codec_context.time_base = Fraction(1, 1000)
         packets = []
