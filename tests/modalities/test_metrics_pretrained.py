@@ -283,8 +283,5 @@ def test_another_model_is_refused(dino_folder, tmp_path):
 
 def test_without_transformers_the_message_says_so(monkeypatch, dino_folder):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(
-        ConfigError,
-        match=r"network dinov2 needs the package transformers, .*: pip install -e '\.\[models\]'\. The networks inception",
-    ):
+    with pytest.raises(ConfigError, match=r"dinov2 needs the package transformers, .*\. The networks inception"):
         DinoV2(str(dino_folder))
