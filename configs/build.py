@@ -42,7 +42,8 @@ FREE_ON_RESUME = {
     "training.workers",
     "training.data_limit",
     *(f"modalities.{name}.{part}" for name in ADAPTERS for part in ("heldout", "sampling", "evaluation")),
-    *(f"modalities.{name}.data.{part}" for name in ADAPTERS for part in ("cache", "cache_limit")),
+    # Data may move: their fingerprint, of names, sizes and order, is compared.
+    *(f"modalities.{name}.data.{part}" for name in ADAPTERS for part in ("path", "cache", "cache_limit")),
 }
 
 

@@ -17,6 +17,7 @@ from core.errors import ConfigError
 from core.training import trainer as trainer_module
 from core.training.config import differences, read_plain, refuse_changes, to_plain
 from core.training.trainer import Trainer
+from tests.modalities.making import numbered, picture_bytes
 from tests.tools.tiny import CONFIG, STEPS, published, result, train
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +137,21 @@ def test_with_a_cooldown_the_length_is_fixed(tmp_path, capsys):
     assert "training.steps: 2 when the run was started, 4 now" in capsys.readouterr().err
 
 
+def test_data_may_move_but_not_change(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index, pixels in enumerate(numbered(6, 8, 8)):
+        (photos / f"{index}.png").write_bytes(picture_bytes(pixels))
+    data = ["modalities.image.data.kind=folder", "modalities.image.data.caption=grey"]
+    alone = ["modalities.video=null", "modalities.audio=null", *data]
+    assert train(tmp_path / "run", "training.steps=2", *alone, f"modalities.image.data.path={photos}") == 0
+    moved = photos.rename(tmp_path / "moved")
+    assert train(tmp_path / "run", "training.steps=3", *alone, f"modalities.image.data.path={moved}") == 0
+    (moved / "6.png").write_bytes(picture_bytes(numbered(1, 8, 8)[0]))
+    assert train(tmp_path / "run", "training.steps=4", *alone, f"modalities.image.data.path={moved}") == 2
+    assert "The records or their order have changed" in capsys.readouterr().err
+
+
 def leaves(config: dict, prefix: str = "") -> dict[str, object]:
     found = {}
     for name, value in config.items():
@@ -152,6 +168,7 @@ FREE_LEAVES = {
     for name in leaves(PLAIN)
     if name.startswith(("run", "logging."))
     or (name.startswith("modalities.") and name.split(".")[2] in ("sampling", "heldout", "evaluation"))
+    or name.endswith((".data.path", ".data.cache", ".data.cache_limit"))
 } | {f"training.{name}" for name in ("steps", "save_every", "keep", "device", "workers", "data_limit")}
 
 
