@@ -145,7 +145,8 @@ def test_data_may_move_but_not_change(tmp_path, capsys):
     data = ["modalities.image.data.kind=folder", "modalities.image.data.caption=grey"]
     alone = ["modalities.video=null", "modalities.audio=null", *data]
     assert train(tmp_path / "run", "training.steps=2", *alone, f"modalities.image.data.path={photos}") == 0
-    moved = photos.rename(tmp_path / "moved")
+    (tmp_path / "moved").mkdir()
+    moved = photos.rename(tmp_path / "moved" / "photos")
     assert train(tmp_path / "run", "training.steps=3", *alone, f"modalities.image.data.path={moved}") == 0
     (moved / "6.png").write_bytes(picture_bytes(numbered(1, 8, 8)[0]))
     assert train(tmp_path / "run", "training.steps=4", *alone, f"modalities.image.data.path={moved}") == 2
