@@ -13,7 +13,7 @@ from torch import nn
 from core.errors import CheckpointError, ConfigError
 from core.optional import need
 
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 Constants = dict[str, tuple[Any, Any]]  # what the kind is -> (what the weights are, what they must be)
 
 

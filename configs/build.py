@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from autoencoders.base import Whitening
@@ -31,6 +32,7 @@ from core.trunk.projectors import ProjectorSpec
 from modalities.base import ModalityAdapter, Source
 from modalities.conditions import Conditions
 from modalities.data.loader import StepDataset, StepFeed, Stream, measure_whitening
+from modalities.data.sources import SourceConfig
 
 # Settings that may change when a run is resumed: they do not touch a single number of the training.
 FREE_ON_RESUME = {
@@ -42,14 +44,21 @@ FREE_ON_RESUME = {
     "training.workers",
     "training.data_limit",
     *(f"modalities.{name}.{part}" for name in ADAPTERS for part in ("heldout", "sampling", "evaluation")),
-    # Data may move: their fingerprint, of names, sizes and order, is compared.
-    *(f"modalities.{name}.data.{part}" for name in ADAPTERS for part in ("path", "cache", "cache_limit")),
 }
 
 
 def free_on_resume(config: Config) -> set[str]:
     """The dotted keys (or prefixes) that may change; a run without a cooldown may also be made longer."""
-    return FREE_ON_RESUME | (set() if config.training.optimizer.cooldown else {"training.steps"})
+    streams = config.modalities.streams().items()
+    moved = {key for name, stream in streams for key in places(stream.data, f"modalities.{name}.data")}
+    return FREE_ON_RESUME | moved | (set() if config.training.optimizer.cooldown else {"training.steps"})
+
+
+def places(data: SourceConfig, key: str) -> Iterator[str]:
+    """Keys of where data lie, which may move: their fingerprint, of names, sizes and order, is compared."""
+    yield from (f"{key}.{part}" for part in ("path", "cache", "cache_limit"))
+    for name, part in data.parts.items():
+        yield from places(part, f"{key}.parts.{name}")
 
 
 def build_streams(

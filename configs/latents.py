@@ -16,17 +16,21 @@ from modalities.audio import AudioConfig
 from modalities.base import ModalityAdapter, Source
 from modalities.data.stored import Manifest, stored_manifests
 from modalities.text import TextEncoderConfig
+from modalities.video import VideoConfig
 
 # Settings of media that no grid shows, and that change what latents mean.
-MEANING = ("fps", "sample_rate", "exponent")
+MEANING = ("fps", "first_frame_alone", "sample_rate", "hop", "exponent")
 
 
 def media_settings(stream: StreamConfig) -> dict[str, Any]:
-    """The section `media` without its autoencoder, with what was left out of an MDCT."""
+    """The section `media` without its autoencoder, with what was left out of an MDCT, or of blocks of pixels."""
     found = to_plain(stream.media)
     del found["autoencoder"]
-    if isinstance(stream.media, AudioConfig) and stream.media.autoencoder.path is None:
-        found["hop"], found["exponent"] = stream.media.frames()
+    if stream.media.autoencoder.path is None:
+        if isinstance(stream.media, AudioConfig):
+            found["hop"], found["exponent"] = stream.media.frames()
+        elif isinstance(stream.media, VideoConfig):
+            found["patch_frames"], found["first_frame_alone"] = stream.media.blocks()
     return found
 
 

@@ -103,5 +103,5 @@ def decode(folder: Path, number: int, out: Path, weights: str | None) -> list[Pa
         media = adapter.decode(record.media.mean[None])[0]
         name = f"{manifest.modality}-{turn:03}-{''.join(c if c.isalnum() else '_' for c in record.key)[-80:]}"
         files.append(adapter.write(media, out / name))
-        (out / f"{name}.txt").write_text("".join(f"{caption}\n" for caption in record.captions), encoding="utf-8")
+        (out / f"{name}.txt").write_text("".join(f"{caption}\n" for caption in record.captions), "utf-8", "replace")
     return files

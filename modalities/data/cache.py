@@ -107,7 +107,8 @@ class FileCache:
         for last_use, taken, path in sorted(found):
             if used + size <= self.limit:
                 break
-            if path.name == _LOCK or (path.suffix == _PART and time.time() - last_use < _ABANDONED):
+            # What is being fetched may have files of its own beside it, such as NAME.part.zip.
+            if path.name == _LOCK or (_PART in path.suffixes and time.time() - last_use < _ABANDONED):
                 continue
             path.unlink(missing_ok=True)
             used -= taken

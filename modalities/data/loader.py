@@ -142,7 +142,7 @@ class StepDataset(Dataset):
             return generator(self.seed, adapter.modality, epoch, record.key, purpose)
 
         stored = record.media if isinstance(record.media, StoredLatents) else None
-        media = None if stored else load_media(stream, record, epoch, self.seed)
+        media = None if stored else load_media(adapter, record, epoch, self.seed)
         length = adapter.ids().shape[0]
         condition, dropped = self.conditions.draw(record, rng("condition"), stream.caption_choice)
         given = None
@@ -230,10 +230,10 @@ class _ErrorsAsItems(Dataset):
             return error
 
 
-def load_media(stream: Stream, record: Record, epoch: int, seed: int) -> Tensor:
+def load_media(adapter: ModalityAdapter, record: Record, epoch: int, seed: int) -> Tensor:
     """Media of a record, as training loads it in that epoch. Raises DataError, also for values that are not finite."""
-    draw = generator(seed, stream.adapter.modality, epoch, record.key, "media")
-    media = stream.adapter.augment(stream.adapter.load(record, draw), draw)
+    draw = generator(seed, adapter.modality, epoch, record.key, "media")
+    media = adapter.augment(adapter.load(record, draw), draw)
     if not torch.isfinite(media).all():
         raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
     return media
@@ -268,7 +268,7 @@ def measure_whitening(stream: Stream, seed: int, count: int = 256) -> Whitening:
         for position in range(len(stream.source)):
             epoch, index = order.at(position)
             try:
-                media = load_media(stream, stream.source.read(index), epoch, seed)
+                media = load_media(stream.adapter, stream.source.read(index), epoch, seed)
             except DataError as error:
                 first_error = first_error or error
                 continue  # met again, and noted, when training reads it

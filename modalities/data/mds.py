@@ -22,7 +22,7 @@ import time
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 
@@ -56,7 +56,6 @@ class MdsShards:
 
     Attributes:
         columns: name -> encoding as the index has it, such as "bytes", "str" or "ndarray:float16".
-        hashed: every shard has a hash, so that flipped bytes are caught.
 
     Raises ConfigError for a folder that is missing or holds no index.json, for columns of pickled objects, and for a
     limit that two shards exceed; DataError for a damaged index and an unreadable remote.
@@ -73,11 +72,11 @@ class MdsShards:
         self.path, self._hashes, self._encoded = str(path).rstrip("/"), hashes, encoded
         url = urlparse(self.path)
         self._remote = url.scheme not in ("", "file")
-        self._base = Path(url.path if url.scheme == "file" else path).expanduser()
+        self._base = Path(unquote(url.path) if url.scheme == "file" else path).expanduser()
         self._in_place = not url.scheme and not cache
         self._reset()
         self._index = MdsIndex(self._read_index(), f"{self.path}/index.json")
-        self.columns, self.hashed = self._index.columns, self._index.hashed
+        self.columns = self._index.columns
         limit = None if cache_limit is None else parse_size(cache_limit)
         if limit is not None and limit < 2 * self._index.largest:
             raise ConfigError(

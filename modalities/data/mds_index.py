@@ -27,7 +27,6 @@ class MdsIndex:
         ends: (shards,) int64, samples up to the end of each shard.
         columns: name -> encoding such as "bytes", "str" or "ndarray:float16".
         largest: bytes that the largest shard takes while it is prepared, with its compressed form.
-        hashed: every shard has a hash.
 
     Raises DataError for an index that is damaged or of another format, ConfigError for columns of pickled objects.
     """
@@ -50,7 +49,6 @@ class MdsIndex:
                 kind_of.append(kinds.setdefault(kind, len(kinds)))
             self._kinds = [json.loads(kind) for kind in kinds]
             columns = [dict(zip(k["column_names"], k["column_encodings"], strict=True)) for k in self._kinds]
-            self.hashed = all(shard["raw_data"]["hashes"] for shard in shards)
             self.largest = max(shard_bytes(shard) for shard in shards)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{where}: damaged: {type(error).__name__}: {error}") from error

@@ -120,19 +120,21 @@ class MdsSource:
         return row_record(row, self.media, self.label, self.captions, key, f"{self.shards.path}/{key}")
 
     def labels(self) -> list[str]:
-        """Found by reading every sample once, and then kept in the user's cache directory."""
+        """Found by reading every sample once, and then kept in the user's cache directory if all could be read."""
         if not self.label:
             return []
         path = user_cache("labels") / f"{digest(self.fingerprint(), self.label)}.json"
         if path.is_file():
             return json.loads(path.read_text())
-        names = set()
+        names, whole = set(), True
         for index in tqdm(range(len(self)), desc=f"classes of {self.shards.path}", disable=len(self) < 10_000):
             try:
                 names.add(self.read(index).label)
             except DataError:
-                continue  # met again, and noted, when training reads it
+                whole = False  # met again, and noted, when training reads it
         found = sorted(name for name in names if name is not None)
+        if not whole:  # a store that failed for a while must not hide classes for ever
+            return found
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{os.getpid()}")

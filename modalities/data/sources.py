@@ -263,7 +263,14 @@ def _folder(config: SourceConfig, modality: str, root: Path) -> Source:
 
 def _parquet(config: SourceConfig, modality: str, root: Path) -> Source:
     paths = locate(config.path, root, ".parquet")
-    return ParquetSource(paths, config.media_field or modality, config.label_field, _rule(config), _selection(config))
+    return ParquetSource(
+        paths,
+        config.media_field or modality,
+        config.label_field,
+        _rule(config),
+        _selection(config),
+        config.shuffle_blocks,
+    )
 
 
 def _webdataset(config: SourceConfig, modality: str, root: Path) -> Source:

@@ -112,9 +112,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """One line for each field."""
-        lines = (
-            f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in asdict(self).items()
-        )
+        lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in asdict(self).items())
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
@@ -155,9 +153,12 @@ class Manifest:
 
 
 def row_columns(shape: tuple[int, int], dtype: str, deviation: bool, text: bool) -> dict[str, str]:
-    """Column -> MDS encoding of a row with latents of `shape` (N, C)."""
+    """Column -> MDS encoding of a row with latents of `shape` (N, C).
+
+    Text is JSON, whose escapes also hold the name of a file that is not UTF-8.
+    """
     array = f"ndarray:{dtype}:{shape[0]},{shape[1]}"
-    found = {"key": "str", "captions": "json", "label": "json", "about": "json", "crc": "uint32", "mean": array}
+    found = {"key": "json", "captions": "json", "label": "json", "about": "json", "crc": "uint32", "mean": array}
     found |= {"deviation": array} if deviation else {}
     return found | ({"text": "bytes", "text_rows": "json"} if text else {})
 

@@ -40,6 +40,7 @@ FOLDER = ".selfflow-index"
 # and a checksum of head and notes.
 _HEAD = struct.Struct("<8sqqqqqq16sI")
 _FORMAT = b"selftar1"
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _IN_PARALLEL = 64  # tars from which on several processes scan
 
 
@@ -121,7 +122,7 @@ def scan(path: Path) -> tuple[list[Member], str]:
             file.seek(end)
             mark = file.read(tarfile.BLOCKSIZE)
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path}: not an uncompressed tar, or damaged: {error}") from error
+        raise DataError(f"{path}: {_compression(path) or f'not an uncompressed tar, or damaged: {error}'}") from error
     # tarfile takes a damaged or cut header after the first one for the end; a true end is a block of zeros.
     if damage or mark != bytes(tarfile.BLOCKSIZE):
         after = members[-1].name if members else "no file"
@@ -130,6 +131,16 @@ def scan(path: Path) -> tuple[list[Member], str]:
         )
         members = [member for member in members if member.offset + member.size <= size]
     return members, damage
+
+
+def _compression(path: Path) -> str:
+    """What is wrong with a compressed tar, "" for any other file."""
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(6)
+        for mark, name in _COMPRESSIONS.items():
+            if start.startswith(mark):
+                return f"compressed with {name}, which allows no random access; decompress it once"
+    return ""
 
 
 def read_table(path: Path, suffixes: tuple[str, ...], pattern: str) -> TarTable:

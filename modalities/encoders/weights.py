@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoencoders.diffusers_weights import HUB_NAME, first_line
 from core.errors import CheckpointError, ConfigError
 from core.optional import need
-
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,7 @@ def load_network(
     except OSError as error:
         raise ConfigError(missing(kind, folder.path, example, error, folder.role)) from error
     except (RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder.path}: these weights do not fit a {class_name}: {_first_line(error)}"
-        ) from error
+        raise CheckpointError(f"{folder.path}: these weights do not fit a {class_name}: {first_line(error)}") from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     wrong = []
@@ -133,7 +129,7 @@ def load_network(
 
 def missing(kind: str, path: str, example: str, error: Exception, role: Role = ALIGNMENT) -> str:
     return (
-        f"{role.key}.path: {path!r} cannot be read: {_first_line(error)}. Kind {kind!r} needs a folder with "
+        f"{role.key}.path: {path!r} cannot be read: {first_line(error)}. Kind {kind!r} needs a folder with "
         f"{role.files}, as published for {example}, or that name where the Hugging Face hub can be reached. "
         f"{role.without} without it"
     )
@@ -163,11 +159,7 @@ def _read_json(path: str, name: str) -> dict[str, Any]:
         with open(file, encoding="utf-8") as text:
             values = json.load(text)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {name} is not JSON: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: {name} is not JSON: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: {name} must hold an object, got {type(values).__name__}")
     return values
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

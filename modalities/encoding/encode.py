@@ -20,9 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from autoencoders.base import Moments
 from core.errors import DataError, SelfFlowError
-from core.keys import generator
 from modalities.base import ModalityAdapter, Record, Source
-from modalities.data.loader import end_workers
+from modalities.data.loader import end_workers, load_media
 from modalities.data.stored import TextFeatures, pack, row_columns
 from modalities.encoding.parts import PartFolder, PartWriter
 from modalities.text import TextEncoder
@@ -122,7 +121,7 @@ class _Batches(Dataset):
                 continue
             for view in range(job.views):
                 try:
-                    media.append(load_view(job, record, view))
+                    media.append(load_media(job.adapter, record, view, job.seed))
                 except DataError as error:
                     batch.bad.append(_bad(index, view, record.key, record.origin, error))
                     continue
@@ -134,15 +133,6 @@ class _Batches(Dataset):
         if media:
             batch.media = torch.stack(media)
         return batch
-
-
-def load_view(job: Job, record: Record, view: int) -> Tensor:
-    """Media of a record as training loads it in epoch `view`. Raises DataError, also for values that are not finite."""
-    draw = generator(job.seed, job.modality, view, record.key, "media")
-    media = job.adapter.augment(job.adapter.load(record, draw), draw)
-    if not bool(torch.isfinite(media).all()):
-        raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
-    return media
 
 
 def media_bytes(record: Record) -> int:

@@ -71,7 +71,8 @@ class PartFolder:
             raise ConfigError(f"--out: {self.path} cannot be made: {error.strerror}") from error
         file = self.path / SETTINGS
         if not file.exists():
-            if found := sorted(each.name for each in self.path.iterdir() if not each.name.startswith(".")):
+            found = sorted(each.name for each in self.path.iterdir() if not each.name.startswith("."))
+            if found and not file.exists():  # else another process has begun it meanwhile
                 raise ConfigError(f"--out: {self.path} is not empty (it holds {', '.join(found[:5])})")
             aside = self._aside(SETTINGS)
             write_durably(aside, json.dumps(self.settings, indent=1, ensure_ascii=False) + "\n")
@@ -108,16 +109,26 @@ class PartFolder:
         try:
             about = json.loads((folder / "part.json").read_text(encoding="utf-8"))
             shards = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
-            return Part(number=number, shards=shards, **about)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            settings, part = about.pop("settings"), Part(number=number, shards=shards, **about)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{folder}: damaged ({error}); remove it and encode again to have it made anew") from error
+        if settings != self.digest():
+            raise DataError(
+                f"{folder}: was made with other settings than {SETTINGS} beside it has; remove it and encode again to "
+                "have it made anew"
+            )
+        return part
+
+    def digest(self) -> str:
+        """Of the settings. Every part has it, since parts of several folders may be gathered in one."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def start(self, number: int, columns: dict[str, str]) -> PartWriter:
         return PartWriter(self, number, columns)
 
     def note_bad(self, bad: Iterable[dict[str, Any]]) -> None:
         """Append to quarantine.jsonl; one write, so that lines of several processes do not mix."""
-        if lines := "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad):
+        if lines := "".join(json.dumps(entry) + "\n" for entry in bad):
             with (self.path / QUARANTINE).open("a", encoding="utf-8") as file:
                 file.write(lines)
 
@@ -166,16 +177,19 @@ class PartWriter:
         return full + self._writer.new_shard_size - before
 
     def finish(self, bad: list[dict[str, Any]], labels: list[str], moments: dict[str, Any] | None) -> None:
-        self._writer.finish()
-        about = {"samples": self.samples, "bad": bad, "labels": labels, "moments": moments}
-        write_durably(self.aside / "part.json", json.dumps(about, ensure_ascii=False))
-        for path in self.aside.iterdir():
-            sync(path)
-        sync(self.aside)
         target = self.folder.path / self.folder.name(self.number)
+        about = {"samples": self.samples, "bad": bad, "labels": labels, "moments": moments}
+        about["settings"] = self.folder.digest()
         try:
+            self._writer.finish()
+            write_durably(self.aside / "part.json", json.dumps(about))
+            for path in self.aside.iterdir():
+                sync(path)
+            sync(self.aside)
             os.rename(self.aside, target)
-        except OSError:  # another process has made the same part meanwhile, with the same bytes
+        except OSError:
+            # Another process has made the same part meanwhile, with the same bytes, and if it was the last one to be
+            # missing, has removed this one.
             if not target.exists():
                 raise
             remove(self.aside)

@@ -62,7 +62,7 @@ def publish(job: Job, folder: PartFolder, about: dict[str, Any]) -> Manifest:
         **about,
     )
     folder.publish("index.json", json.dumps({"version": 2, "shards": shards}, sort_keys=True))
-    folder.publish(QUARANTINE, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad))
+    folder.publish(QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in bad))
     folder.publish(MANIFEST, found.to_json())  # last: it says that everything else is there
     folder.remove_all_left_overs()
     return found

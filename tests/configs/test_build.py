@@ -79,6 +79,14 @@ def test_a_run_needs_a_modality(tmp_path):
         load_config(path, [])
 
 
+def test_data_may_move_also_as_parts_of_a_concat():
+    parts = "{kind: concat, parts: {a: {kind: folder, path: x}, b: {kind: concat, parts: {c: {count: 3}}}}}"
+    free = free_on_resume(load_config(CONFIG, [f"modalities.image.data={parts}"]))
+    for key in ("path", "parts.a.path", "parts.a.cache_limit", "parts.b.parts.c.path"):
+        assert f"modalities.image.data.{key}" in free
+    assert "modalities.image.data.parts.a.kind" not in free
+
+
 def test_the_length_is_free_without_a_cooldown_only():
     assert "training.steps" in free_on_resume(load_config(CONFIG, []))
     assert "training.steps" not in free_on_resume(load_config(CONFIG, ["training.optimizer.cooldown=2"]))

@@ -96,6 +96,34 @@ def test_the_meaning_of_a_sound_is_compared_beyond_its_grid():
         assert f"modalities.audio.media.{key}: {media[key]}, and the latents were made with {value}" in found
 
 
+def test_the_meaning_of_blocks_of_pixels_is_compared_beyond_their_grid():
+    """Nine frames of which the first is alone make as many tokens, of as many channels, as ten without."""
+    alone = load_config(CONFIG, ["modalities={image: null, audio: null}"])
+    media = alone.modalities.video.media
+    even = f"{{frames: {media.frames + media.blocks()[0] - 1}, first_frame_alone: false}}"
+    other = load_config(
+        CONFIG,
+        [
+            "modalities={image: null, audio: null}",
+            f"modalities.video.media={even}",
+            "modalities.video.first_frame_share=0",
+        ],
+    )
+    adapters = [build_adapters(config, Path())["video"] for config in (alone, other)]
+    assert adapters[0].grid() == adapters[1].grid()
+    assert adapters[0].channels == adapters[1].channels
+    stored = manifest(
+        grid=adapters[0].grid(),
+        channels=adapters[0].channels,
+        autoencoder={"kind": "space_time_pixels", "digest": ""},
+        whitening={"mean": [0.0] * adapters[0].channels, "std": [1.0] * adapters[0].channels, "measured": True},
+        deviation=False,
+        media=media_settings(alone.modalities.video),
+    )
+    assert problems(alone, stored) == ""
+    assert "media.first_frame_alone: False, and the latents were made with True" in problems(other, stored)
+
+
 def test_weights_at_hand_are_compared_and_others_refused(tmp_path):
     save("sd_vae", tmp_path / "vae")
     right = pretrained("sd_vae", tmp_path / "vae").digest()

@@ -88,6 +88,7 @@ def test_keys_are_the_same_in_another_process_and_differ_by_every_part():
     changed = [(1, *parts[1:]), (0, "video", *parts[2:]), (0, "image", 4, *parts[3:]), (*parts[:4], "levels")]
     assert len({key(*parts), *(key(*other) for other in changed)}) == 5
     assert key("1", 2) != key(1, "2") != key("12")
+    assert key("a\udcff.png") != key("a\udcfe.png")  # names of files that are not UTF-8
     assert torch.equal(torch.rand(3, generator=generator(*parts)), torch.rand(3, generator=generator(*parts)))
 
 

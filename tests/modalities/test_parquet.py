@@ -8,6 +8,7 @@ from modalities.data.captions import CaptionRule
 from modalities.data.order import Order
 from modalities.data.parquet import ParquetSource
 from modalities.data.selection import Selection
+from modalities.data.sources import SourceConfig, build_source
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -170,6 +171,11 @@ def test_row_groups_are_the_blocks_of_the_order(table, tmp_path):
     noto = ParquetSource([table], "image", selection=Selection(where={"style": "noto"}))
     assert noto.blocks().sizes.tolist() == [12, 12, 6]
     assert [noto.read(index).media for index in (11, 12)] == [b"picture 15", b"picture 17"]
+
+
+def test_a_configuration_says_how_many_row_groups_are_read_at_a_time(table):
+    config = SourceConfig(kind="parquet", path=str(table), media_field="image", captions="none", shuffle_blocks=2)
+    assert build_source(config, "image", table.parent).blocks().window == 2
 
 
 def test_row_groups_too_large_to_keep_are_refused(table, monkeypatch):

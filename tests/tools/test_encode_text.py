@@ -52,7 +52,7 @@ def stored(encoder, tmp_path_factory) -> Path:
 
 def contexts(*overrides: str) -> dict[str, Context]:
     """key -> what the trunk sees of a record's caption, completed as on the device."""
-    config = load_config(CONFIG, [IMAGES, COUNT, "condition.dropout=0", *overrides])
+    config = load_config(CONFIG, [IMAGES, "condition.dropout=0", *overrides])
     adapters = build_adapters(config, Path())
     streams = build_streams(config, adapters, Path())
     whitening = measure_all(config, streams)
@@ -72,7 +72,7 @@ def test_stored_features_are_those_computed_online(precision, encoder, stored, t
     if precision == "fp32":
         stored = tmp_path
         assert encode(stored, own) == 0
-    online, read = contexts(own), contexts(own, latents(stored))
+    online, read = contexts(own, COUNT), contexts(own, latents(stored))
     assert online.keys() == read.keys()
     for key, context in online.items():
         assert torch.equal(context.tokens, read[key].tokens)

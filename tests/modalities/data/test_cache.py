@@ -54,6 +54,18 @@ def test_the_least_recently_used_files_leave_first(tmp_path, by_age):
     assert files(tmp_path) == {".lock", "e"}
 
 
+def test_what_another_process_is_fetching_stays(tmp_path):
+    cache = FileCache(tmp_path, 30)
+    for name in ("a.mds.part", "a.mds.part.zip"):
+        (tmp_path / name).write_bytes(b"a" * 10)
+    cache.get("b.mds", 25, writes(b"b" * 25))
+    assert files(tmp_path) == {".lock", "a.mds.part", "a.mds.part.zip", "b.mds"}
+    for name in ("a.mds.part", "a.mds.part.zip"):
+        os.utime(tmp_path / name, (0, 0))  # of a process that is gone
+    cache.get("c.mds", 25, writes(b"c" * 25))
+    assert files(tmp_path) == {".lock", "c.mds"}
+
+
 def test_the_limit_counts_the_folder_whoever_filled_it(tmp_path):
     FileCache(tmp_path).get("other/old", 100, writes(b"o" * 100))
     os.utime(tmp_path / "other" / "old", (0, 0))

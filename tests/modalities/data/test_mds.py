@@ -43,7 +43,6 @@ def test_every_sample_is_read_as_it_was_written(tmp_path, compression, place):
     assert shards.blocks().sum() == 40
     assert len(shards.blocks()) > 3
     assert shards.columns == {"image": "bytes", "caption": "str", "label": "int"}
-    assert shards.hashed
     assert shards.name(0) == "shard.00000.mds:0"
     assert shards.name(int(shards.blocks()[0])) == "shard.00001.mds:0"
     assert read_all(shards) == {}
@@ -179,10 +178,14 @@ def test_a_damaged_compressed_shard(tmp_path):
     assert "cannot be decompressed" in errors[shard_of(shards, 1)[0]]
 
 
+def test_a_url_of_a_folder_may_have_escapes(tmp_path):
+    folder = write_mds(tmp_path / "100% of #1")
+    assert read_all(MdsShards(folder.as_uri(), tmp_path / "cache")) == {}
+
+
 def test_without_hashes_the_structure_is_still_checked(tmp_path):
     folder = write_mds(tmp_path / "data", hashes=[])
     shards = MdsShards(folder)
-    assert not shards.hashed
     assert read_all(shards) == {}
     flip(folder / "shard.00001.mds", 9)
     first = shard_of(shards, 1)[0]

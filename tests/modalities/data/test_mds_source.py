@@ -39,6 +39,18 @@ def test_records_have_media_captions_class_and_a_key_of_their_own(tmp_path):
     assert MdsSource(write_mds(tmp_path / "more"), "image").labels() == []
 
 
+def test_classes_are_not_noted_while_a_shard_cannot_be_read(tmp_path):
+    source = MdsSource(write_mds(tmp_path / "data"), "image", "label", CaptionRule("none"))
+    shard = tmp_path / "data" / "shard.00001.mds"
+    data = shard.read_bytes()
+    shard.unlink()
+    assert source.labels() == ["0", "1", "2"]  # of the other shards
+    assert not list((tmp_path / "home").rglob("*.json"))
+    shard.write_bytes(data)
+    assert MdsSource(tmp_path / "data", "image", "label").labels() == ["0", "1", "2"]
+    assert len(list((tmp_path / "home").rglob("*.json"))) == 1
+
+
 def test_lists_of_captions_and_stored_pictures(tmp_path):
     columns = {"jpg": "jpeg", "texts": "str", "more": "json"}
     jpeg = write_jpeg(tmp_path / "a.jpg")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from multiprocessing.util import _exit_function
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import torch
 
 from core.errors import ConfigError, DataError
 from core.keys import generator
+from modalities.base import Record
 from modalities.data.latents import LatentsSource
+from modalities.data.loader import load_media
 from modalities.encoding import encode, parts, publish
-from modalities.encoding.encode import Job, encode_parts, load_view
+from modalities.encoding.encode import Job, encode_parts
 from tests.modalities.encoding.jobs import Pictures, content, make, part_folder, pictures_job
 
 
@@ -246,7 +249,25 @@ def test_media_that_are_not_finite_are_refused(monkeypatch):
     made = pictures_job()
     monkeypatch.setattr(type(made.adapter), "load", lambda *_: torch.full((3, 8, 8), float("nan")))
     with pytest.raises(DataError, match="memory/1: the decoded media holds NaN"):
-        load_view(made, made.source.read(1), 0)
+        load_media(made.adapter, made.source.read(1), 0, made.seed)
+
+
+def test_names_and_captions_that_are_not_valid_text_are_stored_as_they_are(tmp_path, monkeypatch):
+    """The name of a file may be any bytes, and JSON may cut a pair of surrogates in two."""
+    bad, read = "b\udcff", Pictures.read
+
+    def named(self, index: int) -> Record:
+        if index == 0:
+            raise DataError(f"{bad}.png: damaged")
+        record = read(self, index)
+        return replace(record, key=bad, origin=f"{bad}.png", captions=("half \ud83d",), label=bad)
+
+    monkeypatch.setattr(Pictures, "read", named)
+    made = make(pictures_job(source=Pictures(2)), tmp_path)
+    record = LatentsSource(tmp_path, "image").read(0)
+    assert (record.key, record.origin, record.captions) == (bad, f"{bad}.png", ("half \ud83d",))
+    assert made.labels == LatentsSource(tmp_path, "image").labels() == [bad]
+    assert json.loads((tmp_path / "quarantine.jsonl").read_text())["reason"] == f"{bad}.png: damaged"
 
 
 def test_an_unexpected_error_in_a_worker_ends_the_program(tmp_path):

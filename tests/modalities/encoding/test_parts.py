@@ -24,7 +24,7 @@ def finished(path: Path, number: int, **changes) -> None:
     """A part without samples, as a process leaves it."""
     place = path / f"part-{number:05}"
     place.mkdir()
-    about = {"samples": 0, "bad": [], "labels": [], "moments": None} | changes
+    about = {"samples": 0, "bad": [], "labels": [], "moments": None, "settings": folder(path).digest()} | changes
     (place / "part.json").write_text(json.dumps(about))
     (place / "index.json").write_text(json.dumps({"version": 2, "shards": []}))
 
@@ -39,6 +39,20 @@ def test_a_folder_is_begun_once_and_opened_again(tmp_path):
     assert begun.missing() == [0, 2]
     assert begun.read(1).labels == ["cat"]
     assert [path.name for path in begun.path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_folder_that_another_process_begins_at_the_same_moment_is_joined(tmp_path, monkeypatch):
+    exists, begun = Path.exists, []
+
+    def exists_later(path: Path, **options) -> bool:
+        if path.name == "encode.json" and not begun:
+            begun.append(path.write_text(json.dumps(SETTINGS)))  # right after it was seen not to be there
+            return False
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", exists_later)
+    folder(tmp_path).open()
+    assert [path.name for path in tmp_path.iterdir()] == ["encode.json"]
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
@@ -92,6 +106,16 @@ def test_a_damaged_part_is_named(tmp_path):
         begun.read(2)
 
 
+def test_a_part_of_another_folder_must_have_its_settings(tmp_path):
+    (tmp_path / "other").mkdir()
+    begun = folder(tmp_path)
+    finished(tmp_path / "other", 1)
+    (tmp_path / "other" / "part-00001").rename(tmp_path / "part-00001")
+    assert begun.read(1).samples == 0
+    with pytest.raises(DataError, match=r"part-00001: was made with other settings than encode.json beside it"):
+        folder(tmp_path, dtype="float32").read(1)
+
+
 def test_a_published_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
     begun = folder(tmp_path)
     begun.open()
@@ -136,12 +160,15 @@ def test_an_abandoned_part_leaves_nothing(tmp_path, columns):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encode.json"]
 
 
-def test_of_two_processes_that_make_one_part_the_first_wins(tmp_path, columns):
+@pytest.mark.parametrize("published", [False, True])
+def test_of_two_processes_that_make_one_part_the_first_wins(tmp_path, columns, published):
     begun = folder(tmp_path)
     begun.open()
     writer = begun.start(0, columns)
     writer.add([{"key": "a"}])
     finished(tmp_path, 0, labels=["first"])
+    if published:  # the first has also published the whole
+        begun.remove_all_left_overs()
     writer.finish([], ["second"], None)
     assert begun.read(0).labels == ["first"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encode.json", "part-00000"]

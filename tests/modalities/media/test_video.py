@@ -229,6 +229,22 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path, name):
     assert refused
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_most_single_flipped_bytes_are_noticed(tmp_path, codec):
+    blocks = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+    moving = np.stack([np.roll(blocks, 3 * i, 1) for i in range(12)])
+    good, refused = video_file(tmp_path / "a.mp4", moving, codec=codec).read_bytes(), 0
+    for seed in range(20):
+        rng, data = np.random.default_rng(seed), bytearray(good)
+        data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
+        try:
+            index = index_video(bytes(data), "x")
+            read_frames(bytes(data), "x", index, np.arange(len(index.pts)))
+        except DataError:
+            refused += 1
+    assert refused >= 10
+
+
 def test_damage_inside_a_video_is_refused_when_the_clip_needs_it(tmp_path):
     path = video_file(tmp_path / "a.mp4", numbered(24), gop=6)
     with av.open(str(path)) as container:
