@@ -36,13 +36,21 @@ class Moments:
         self.mean = torch.zeros(()) if mean is None else mean
         self.squares = torch.zeros(()) if squares is None else squares
 
-    def add(self, latents: Tensor) -> None:
-        """Latents (..., N, C). Raises DataError for values that are not finite."""
-        tokens = latents.detach().to("cpu", torch.float64).flatten(0, -2)  # (B N, C)
-        if not bool(tokens.isfinite().all()):
+    def add(self, latents: Tensor, deviation: Tensor | None = None) -> None:
+        """Latents (..., N, C), or with `deviation` the normal distributions around them that are sampled from.
+
+        Raises DataError for values that are not finite.
+        """
+        tokens, spread = (
+            None if values is None else values.detach().to("cpu", torch.float64).flatten(0, -2)  # (B N, C)
+            for values in (latents, deviation)
+        )
+        if not all(bool(values.isfinite().all()) for values in (tokens, spread) if values is not None):
             raise DataError("whitening: the latents hold values that are not finite")
-        count = tokens.shape[0]
-        self.merge(Moments(count, tokens.mean(dim=0), tokens.var(dim=0, unbiased=False) * count))
+        count, squares = tokens.shape[0], tokens.var(dim=0, unbiased=False) * tokens.shape[0]
+        if spread is not None:  # the variance of samples is that of their means plus the mean of their variances
+            squares = squares + spread.square().sum(dim=0)
+        self.merge(Moments(count, tokens.mean(dim=0), squares))
 
     def merge(self, other: Moments) -> None:
         """Those of both sets (Chan, Golub, LeVeque 1979): no cancellation."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from autoencoders.base import Whitening
+from autoencoders.base import Moments, Whitening
 from core.errors import DataError
 from core.keys import generator
 from core.noising import Draws, NoisingConfig, SampleLevels, draw_levels, stack_levels
@@ -262,24 +262,23 @@ def measure_whitening(stream: Stream, seed: int, count: int = 256) -> Whitening:
     if stream.adapter.whitening is not None:
         return stream.adapter.whitening
 
-    def tokens() -> Iterator[Tensor]:
-        found, first_error = 0, None
-        order = Order(stream.source, seed, stream.adapter.modality)
-        for position in range(len(stream.source)):
-            epoch, index = order.at(position)
-            try:
-                media = load_media(stream.adapter, stream.source.read(index), epoch, seed)
-            except DataError as error:
-                first_error = first_error or error
-                continue  # met again, and noted, when training reads it
-            yield stream.adapter.encode(media[None])
-            found += 1
-            if found == count:
-                return
-        if found == 0:
-            raise DataError(
-                f"{stream.adapter.modality}: not one of {len(stream.source)} records can be used; "
-                f"the first: {first_error}"
-            )
-
-    return Whitening.from_latents(tokens())
+    adapter, moments = stream.adapter, Moments()
+    order = Order(stream.source, seed, adapter.modality)
+    found, first_error = 0, None
+    for position in range(len(stream.source)):
+        epoch, index = order.at(position)
+        try:
+            media = load_media(adapter, stream.source.read(index), epoch, seed)
+        except DataError as error:
+            first_error = first_error or error
+            continue  # met again, and noted, when training reads it
+        # What training takes: samples of the posterior, where it draws noise for them.
+        moments.add(*(adapter.posterior(media[None]) if adapter.posterior_noise else (adapter.encode(media[None]),)))
+        found += 1
+        if found == count:
+            break
+    if found == 0:
+        raise DataError(
+            f"{adapter.modality}: not one of {len(stream.source)} records can be used; the first: {first_error}"
+        )
+    return Whitening.from_moments(moments)

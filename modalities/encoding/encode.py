@@ -177,7 +177,7 @@ class _OpenPart:
                 pack(record, about, self.dtype, mean[place], None if deviation is None else deviation[place], text)
             )
             if self.moments is not None:
-                self.moments.add(mean[place])
+                self.moments.add(mean[place], None if deviation is None else deviation[place])
             if record.label is not None:
                 self.labels.add(record.label)
         return Progress(len(rows), len(batch.bad) + len(bad), self.writer.add(rows))

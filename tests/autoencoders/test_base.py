@@ -116,3 +116,13 @@ def test_the_grid_of_a_picture():
     assert image_grid((1, 32, 48), 16) == (1, 2, 3)
     with pytest.raises(ShapeError, match="width: 40 is not a multiple of 16"):
         image_grid((1, 32, 40), 16)
+
+
+def test_moments_of_samples_from_distributions():
+    """By hand: means 0 and 2, deviations 1 and 3: variance 1 of the means plus (1 + 9) / 2; merged from two parts."""
+    moments = Moments()
+    moments.add(torch.tensor([[0.0]]), torch.tensor([[1.0]]))
+    moments.add(torch.tensor([[2.0]]), torch.tensor([[3.0]]))
+    assert (moments.count, moments.mean.item(), moments.squares.item() / moments.count) == (2, 1.0, 6.0)
+    with pytest.raises(DataError, match="not finite"):
+        moments.add(torch.zeros(1, 1), torch.full((1, 1), float("nan")))

@@ -233,6 +233,19 @@ def test_check_accepts_data_that_works():
     dataset().check()
 
 
+def test_whitening_counts_the_deviation_of_a_posterior_that_training_samples():
+    one = stream("image", count=40)
+    without = measure_whitening(one, 0)
+    adapter = one.adapter
+    adapter.posterior_noise = True
+    adapter.posterior = lambda media: (adapter.encode(media), torch.full_like(adapter.encode(media), 2.0))
+    sampled = measure_whitening(one, 0)
+    assert torch.equal(sampled.mean, without.mean)
+    wide = without.std > 0.1  # narrower channels are raised to the floor
+    assert wide.any()
+    assert torch.allclose(sampled.std[wide].square(), without.std[wide].square() + 4, rtol=1e-5)
+
+
 def test_whitening_is_measured_on_what_training_sees_and_skips_bad_records():
     one = stream("image", count=40)
     measured = measure_whitening(one, 0)
