@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
+from core.durable import sync, write_durably
 from core.errors import CheckpointError, nearest
 
 SCHEMA = 1
@@ -149,7 +150,7 @@ class CheckpointStore:
                 os.rename(final, self.root / f".removing-{final.name}")
             self._write(aside, step, state, extra)
             os.rename(aside, final)
-            _sync(self.root)
+            sync(self.root)
         except (OSError, CheckpointException) as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise CheckpointError(f"checkpoint {final} could not be written: {_reason(error)}") from error
@@ -224,11 +225,11 @@ class CheckpointStore:
         writer = dcp.FileSystemWriter(folder / TENSORS, sync_files=True)
         with _single_process_is_fine():
             dcp.save(flatten(state), storage_writer=writer, no_dist=not _distributed())
-        _write_synced(folder / STATE, _encode({"step": step, "extra": extra}))
+        write_durably(folder / STATE, _encode({"step": step, "extra": extra}))
         files = {name: _describe(path) for name, path in _files(folder).items()}
-        _write_synced(folder / MANIFEST, _manifest(step, files))
-        _sync(folder / TENSORS)
-        _sync(folder)
+        write_durably(folder / MANIFEST, _manifest(step, files))
+        sync(folder / TENSORS)
+        sync(folder)
 
     def _prune(self) -> None:
         """Remove what is older than the newest `keep` intact checkpoints; damaged ones do not count as kept."""
@@ -330,22 +331,6 @@ def _manifest(step: int, files: dict[str, dict]) -> str:
     content = {"schema": SCHEMA, "step": step, "files": files}
     checksum = hashlib.blake2b(_encode(content).encode(), digest_size=32).hexdigest()
     return _encode(content | {"blake2b": checksum})
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make the names inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from core.durable import write_durably
 from core.errors import ConfigError
 from core.training.config import read_plain, refuse_changes
 from core.training.lock import FolderLock
@@ -219,8 +220,5 @@ def _read_json(path: Path) -> dict:
 def _replace(path: Path, text: str) -> None:
     """Write a file so that a killed process leaves the old text or the new one."""
     aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    write_durably(aside, text)
     os.replace(aside, path)

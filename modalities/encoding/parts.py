@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.durable import sync, write_durably
 from core.errors import ConfigError, DataError
 from core.optional import need
 from core.training.config import differences
@@ -198,25 +199,6 @@ class PartWriter:
     def abandon(self) -> None:
         self._writer.cancel_future_jobs()
         remove(self.aside)
-
-
-def write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some file systems have no fsync of folders
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:
