@@ -13,7 +13,7 @@ from configs.networks import (
     build_encoders,
     build_text_encoder,
     build_trunk,
-    device_prepare,
+    device_preprocess,
     encoding_adapters,
     load_autoencoders,
     projector_specs,
@@ -21,6 +21,7 @@ from configs.networks import (
 from configs.schema import Config, StreamConfig, VideoStream
 from configs.sources import open_sources
 from core.alignment.terms import build_alignment
+from core.conditioning import NOTHING_GIVEN, Conditioning
 from core.errors import ConfigError
 from core.objective import Objective
 from core.training.checkpoint import CheckpointStore
@@ -31,8 +32,9 @@ from core.training.trainer import Trainer
 from core.trunk.projectors import ProjectorSpec
 from modalities.base import ModalityAdapter, Source
 from modalities.conditions import Conditions
-from modalities.data.loader import StepDataset, StepFeed, Stream, measure_whitening
+from modalities.data.loader import StepDataset, StepFeed, measure_whitening
 from modalities.data.sources import SourceConfig
+from modalities.streams import Stream, make_parts
 
 # Settings that may change when a run is resumed: they do not touch a single number of the training.
 FREE_ON_RESUME = {
@@ -71,21 +73,20 @@ def build_streams(
     streams, sources = {}, open_sources(config, root) if sources is None else sources
     check_latents(config, sources, adapters, root)
     for name, entry in config.modalities.streams().items():
-        given = given_tokens(entry, adapters[name]) | {"caption_choice": entry.data.caption_choice}
-        keep = not entry.data.holds_latents and (adapters[name].has_weights or bool(entry.encoders))
-        streams[name] = Stream(sources[name], adapters[name], entry.time, entry.mask_ratio, keep_media=keep, **given)
+        parts = make_parts({name: adapters[name]}, keep_media={name: bool(entry.encoders)})
+        given = conditioning(entry, adapters[name])
+        streams[name] = Stream(
+            sources[name], parts, entry.time, entry.mask_ratio, given, entry.data.caption_choice
+        )
     return streams
 
 
-def given_tokens(entry: StreamConfig, adapter: ModalityAdapter) -> dict:
-    """Which tokens are conditioning in training, in how many samples and at which level; {} for none."""
+def conditioning(entry: StreamConfig, adapter: ModalityAdapter) -> Conditioning:
+    """Which tokens are given in training, in how many samples and at which level."""
     if not isinstance(entry, VideoStream) or entry.first_frame_share == 0:
-        return {}
-    return {
-        "given": adapter.given_first_frame(),
-        "given_share": entry.first_frame_share,
-        "given_noise": entry.first_frame_noise,
-    }
+        return NOTHING_GIVEN
+    table = {"first_frame": (entry.first_frame_share, adapter.given_first_frame())}
+    return Conditioning(table, entry.first_frame_noise)
 
 
 def class_names(streams: dict[str, Stream]) -> list[str]:
@@ -94,11 +95,11 @@ def class_names(streams: dict[str, Stream]) -> list[str]:
 
 
 def measure_all(config: Config, streams: dict[str, Stream]) -> dict[str, Whitening]:
-    return {name: measure_whitening(stream, config.seed) for name, stream in streams.items()}
+    return {name: measure_whitening(name, stream, name, config.seed) for name, stream in streams.items()}
 
 
 def build_dataset(
-    config: Config, streams: dict[str, Stream], whitening: dict[str, Whitening], labels: list[str]
+    config: Config, streams: dict[str, Stream], labels: list[str]
 ) -> StepDataset:
     """The microbatches of the run. Raises DataError when the first sample of a modality cannot be made."""
     entries = config.modalities.streams()
@@ -108,7 +109,7 @@ def build_dataset(
         {name: entry.batch for name, entry in entries.items()},
     )
     conditions = Conditions(config.condition, labels)
-    dataset = StepDataset(config.seed, mix, streams, whitening, config.noising, conditions, config.training.accumulate)
+    dataset = StepDataset(config.seed, mix, streams, config.noising, conditions, config.training.accumulate)
     dataset.check()
     return dataset
 
@@ -131,7 +132,7 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
     encoders = build_encoders(config, adapters, root)
     projectors = projector_specs(config, encoders)
     trunk = build_trunk(config, adapters, labels, projectors)
-    dataset = build_dataset(config, streams, whitening, labels)
+    dataset = build_dataset(config, streams, labels)
     text, sources = build_text_encoder(config, root), {name: stream.source for name, stream in streams.items()}
     if text is not None:
         text.expect(text_digest(config, sources))
@@ -148,7 +149,7 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
         RunFolder.open(*identity),  # the first thing that is written: everything else fits
         {name: entry.loss_weight for name, entry in entries.items()},
         extra,
-        device_prepare(adapters, whitening, encoders, device, text),
+        device_preprocess({n: s.parts for n, s in streams.items()}, whitening, encoders, device, text),
     )
 
 

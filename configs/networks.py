@@ -24,7 +24,8 @@ from modalities.base import ModalityAdapter
 from modalities.conditions import ConditionConfig
 from modalities.encoders import Encoder, build_encoder
 from modalities.image import ImageAdapter, ImageConfig
-from modalities.prepare import DevicePrepare
+from modalities.preprocess import DevicePreprocess
+from modalities.streams import Parts
 from modalities.text import TextEncoder
 from modalities.video import VideoAdapter, VideoConfig
 
@@ -169,15 +170,13 @@ def context_config(condition: ConditionConfig, classes: int) -> ContextConfig:
     return ContextConfig(kind="tokens", vocabulary=rows, words=words, encoder_depth=condition.encoder_depth)
 
 
-def device_prepare(
-    adapters: dict[str, ModalityAdapter],
+def device_preprocess(
+    parts: dict[str, Parts],
     whitening: dict[str, Whitening],
     encoders: dict[str, dict[str, Encoder]],
     device: torch.device,
     text: TextEncoder | None = None,
-) -> DevicePrepare | None:
-    """What completes microbatches on the device, or None when the loader does all of it."""
-    if not encoders and text is None and not any(adapter.has_weights for adapter in adapters.values()):
-        return None
+) -> DevicePreprocess:
+    """What completes batches on the device."""
     moved = {m: {name: encoder.to(device) for name, encoder in by_name.items()} for m, by_name in encoders.items()}
-    return DevicePrepare(adapters, whitening, moved, None if text is None else text.to(device))
+    return DevicePreprocess(parts, whitening, moved, None if text is None else text.to(device))

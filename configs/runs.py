@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from configs.build import free_on_resume, given_tokens, stored_whitening
+from configs.build import conditioning, free_on_resume, stored_whitening
 from configs.networks import build_adapters, build_text_encoder, build_trunk
 from configs.schema import Config, StreamConfig
 from core.errors import CheckpointError, ConfigError
@@ -21,6 +21,7 @@ from modalities.data.sources import build_source
 from modalities.evaluation.heldout import Reader
 from modalities.evaluation.subject import Subject
 from modalities.generation import Generator
+from modalities.streams import make_parts
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def load_run(path: Path, step: int | None = None, device: str = "auto", text_enc
     text = build_text_encoder(config, Path(extra["root"]))
     if text is not None:
         text.to(target).expect(extra.get("text", ""))
-    generator = Generator(trunk, adapters, whitening, conditions, target, text)
+    parts = {name: make_parts({name: adapter}) for name, adapter in adapters.items()}
+    generator = Generator(trunk, parts, whitening, conditions, target, text)
     return LoadedRun(config, generator, step, Path(extra["root"]), Path(path))
 
 
@@ -117,5 +119,5 @@ def aligned_pair(loaded: LoadedRun, modality: str) -> PairPlan | None:
     student = copy.deepcopy(trunk)
     student.load_state_dict(CheckpointStore(loaded.folder / "checkpoints").load_weights(loaded.step, "student"))
     stream, layers = config.modalities.streams()[modality], config.alignment.ema_teacher.layers(trunk.depth)
-    given = given_tokens(stream, loaded.generator.adapters[modality])
-    return PairPlan(student, *layers, config.noising, stream.time, stream.mask_ratio, **given)
+    given = conditioning(stream, loaded.generator.parts[modality][modality].adapter)
+    return PairPlan(student, *layers, config.noising, stream.time, stream.mask_ratio, given)

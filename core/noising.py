@@ -9,6 +9,7 @@ group is empty), or every token a little earlier than the student sees it (SRA).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,6 +36,8 @@ class NoisingConfig:
         teacher: min (Self-Flow: all tokens at the cleanest level) or earlier (SRA: each level t becomes
             max(0, t - teacher_gap u), u uniform in [0, 1], drawn for each level).
         teacher_gap: of `earlier`; SRA and arXiv 2607.02508 have 0.2.
+        times: of samples with several parts: shared (one draw of the plan, and one mask, over all tokens) or per_part
+            (a draw for each part; the teacher sees each part by its own draw).
     """
 
     kind: str = "homogeneous"
@@ -44,10 +47,11 @@ class NoisingConfig:
     attention_separation: bool = False
     teacher: str = "min"
     teacher_gap: float = 0.2
+    times: str = "shared"
 
     def problems(self) -> list[str]:
         found = []
-        tables = {"kind": _PLANS, "mask": _MASKS, "teacher": TEACHERS}
+        tables = {"kind": _PLANS, "mask": _MASKS, "teacher": TEACHERS, "times": TIMES}
         for name, table in tables.items():
             value = getattr(self, name)
             if value not in table:
@@ -68,6 +72,8 @@ class NoisingConfig:
                     f"homogeneous_share: {self.homogeneous_share} would put samples of one group among samples of "
                     "two; not with attention_separation"
                 )
+            if self.times == "per_part":
+                found.append("times: 'per_part' gives every part groups of its own; not with attention_separation")
         for name in ("s_within", "homogeneous_share"):
             if not 0 <= getattr(self, name) <= 1:
                 found.append(f"{name}: {getattr(self, name)} must lie in [0, 1]")
@@ -160,27 +166,52 @@ def _earlier(config, student, generator):
 TEACHERS = {"min": _cleanest, "earlier": _earlier}
 
 
+def _shared(config, time, ratio, lengths, generator):
+    student = choose("noising.kind", config.kind, _PLANS)(config, time, ratio, sum(lengths), generator)
+    return student, choose("noising.teacher", config.teacher, TEACHERS)(config, student, generator)
+
+
+def _per_part(config, time, ratio, lengths, generator):
+    if len(lengths) == 1:
+        return _shared(config, time, ratio, lengths, generator)
+    drawn = [_shared(config, time, ratio, [length], generator) for length in lengths]
+    return tuple(_joined(list(side), lengths) for side in zip(*drawn, strict=True))
+
+
+def _joined(parts: list[SampleLevels], lengths: Sequence[int]) -> SampleLevels:
+    """The levels of the parts of one sample, side by side."""
+    rows, first = [], 0
+    for part, length in zip(parts, lengths, strict=True):
+        index = torch.zeros(length, dtype=torch.long) if part.index is None else part.index
+        rows.append(index + first)
+        first += len(part.values)
+    return SampleLevels(torch.cat([part.values for part in parts]), torch.cat(rows))
+
+
+TIMES = {"shared": _shared, "per_part": _per_part}
+
+
 def draw_levels(
     config: NoisingConfig,
     time: TimeConfig,
     mask_ratio: float,
-    length: int,
+    lengths: Sequence[int],
     generator: torch.Generator,
     given: Tensor | None = None,
     given_noise: float = 0.0,
 ) -> tuple[SampleLevels, SampleLevels]:
-    """Student and teacher levels of one sample of `length` tokens.
+    """Student and teacher levels of one sample.
 
     Args:
         mask_ratio: R_M, share of tokens that the mask picks.
+        lengths: tokens of each part; their sum is L.
         given: (L,) bool, conditioning tokens; student and teacher both see them at one level drawn uniformly
             in [0, given_noise], whatever the plan says.
 
     Raises:
         ConfigError: given tokens under attention separation.
     """
-    student = choose("noising.kind", config.kind, _PLANS)(config, time, mask_ratio, length, generator)
-    teacher = choose("noising.teacher", config.teacher, TEACHERS)(config, student, generator)
+    student, teacher = choose("noising.times", config.times, TIMES)(config, time, mask_ratio, lengths, generator)
     if given is None:
         return student, teacher
     if student.separate is not None:

@@ -1,4 +1,4 @@
-"""The loss, on one screen: L = mean (v - (x1 - x0))^2 + the alignment terms."""
+"""The loss, on one screen: L = the weighted sum over parts of mean (v - (x1 - x0))^2, plus the alignment terms."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Objective:
         """Named terms of the loss; a term of weight 0 is a diagnostic.
 
         Args:
-            counts: number of counted tokens of the whole global batch, by the segment's modality.
+            counts: number of counted tokens of the whole global batch, by the name of the segment. A segment all of
+                whose tokens are given in all samples has none, and no loss.
             targets: name -> (B, L, D') features of frozen encoders.
             step: finished optimizer steps.
         """
@@ -46,9 +47,11 @@ class Objective:
 
         losses = {}
         for segment, noise, predicted in zip(batch.segments, draws.noise, output.velocity, strict=True):
+            if not counts[segment.name]:
+                continue
             error = (predicted.float() - velocity(segment.x0, noise)).square().mean(-1)  # (B, N, C) -> (B, N)
             total = (error * segment.counted()).sum()
-            losses[f"flow/{segment.modality}"] = LossTerm(total, counts[segment.modality])
+            losses[f"flow/{segment.name}"] = LossTerm(total, counts[segment.name], segment.weight)
 
         seen_by_teacher = None
         if self.teacher_taps:

@@ -39,14 +39,16 @@ def map_tensors(item, function: Callable[[Tensor], Tensor]):
 
 @dataclass(frozen=True)
 class Segment:
-    """Clean latent tokens of one modality, whitened.
+    """Clean latent tokens of one part of the samples, whitened.
 
     Attributes:
         modality: name of the input and output layers that this segment uses.
         x0: (B, N, C) float32.
-        ids: (B or 1, N, 3) integer positions on the axes (t, h, w).
+        ids: (B or 1, N, 3) positions on the axes (t, h, w): integers, or float32 where parts share an axis of time.
         valid: (B, N) bool, False for padding; None means that every token is real.
         given: (B, N) bool, True for conditioning tokens, which carry no loss; None means none.
+        part: its name among the parts of a sample; "" is that of the modality.
+        weight: factor of its mean velocity error in the loss.
     """
 
     modality: str
@@ -54,16 +56,23 @@ class Segment:
     ids: Tensor
     valid: Tensor | None = None
     given: Tensor | None = None
+    part: str = ""
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Of the part."""
+        return self.part or self.modality
 
     def __post_init__(self):
-        owner = f"Segment[{self.modality}]"
+        owner = f"Segment[{self.name}]"
         if self.x0.ndim != 3 or self.x0.shape[1] == 0:
             raise ShapeError(f"{owner}.x0: expected (B, N, C) with N > 0, got {tuple(self.x0.shape)}")
         batch, tokens, _ = self.x0.shape
         if self.ids.ndim != 3 or self.ids.shape[0] not in (1, batch) or tuple(self.ids.shape[1:]) != (tokens, 3):
             raise ShapeError(f"{owner}.ids: expected ({batch} or 1, {tokens}, 3), got {tuple(self.ids.shape)}")
-        if self.ids.is_floating_point():
-            raise ShapeError(f"{owner}.ids: expected integers, got {self.ids.dtype}")
+        if self.ids.dtype in (torch.bool, torch.float16, torch.bfloat16) or self.ids.is_complex():
+            raise ShapeError(f"{owner}.ids: expected integers or float32, got {self.ids.dtype}")
         for name in ("valid", "given"):
             value = getattr(self, name)
             _expect(owner, name, value, (batch, tokens))
@@ -116,7 +125,7 @@ class Context:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A batch of samples: one or more segments, their context, and the key of each sample."""
+    """A batch of samples: a segment for each of their parts, their context, and the key of each sample."""
 
     segments: tuple[Segment, ...]
     context: Context
@@ -126,6 +135,9 @@ class TokenBatch:
         sizes = {segment.x0.shape[0] for segment in self.segments} | {self.context.dropped.shape[0]}
         if len(sizes) != 1:
             raise ShapeError(f"TokenBatch: segments and context disagree on the number of samples: {sorted(sizes)}")
+        names = [segment.name for segment in self.segments]
+        if len(set(names)) != len(names):
+            raise ShapeError(f"TokenBatch: two segments of one name among {', '.join(names)}; name their parts")
         if self.keys and len(self.keys) != self.size:
             raise ShapeError(f"TokenBatch.keys: expected {self.size} keys, got {len(self.keys)}")
 
@@ -142,6 +154,12 @@ class TokenBatch:
     def counted(self) -> Tensor:
         """(B, L) bool: tokens of all segments that enter the loss."""
         return torch.cat([segment.counted() for segment in self.segments], dim=1)
+
+    def with_given(self, given: Tensor) -> TokenBatch:
+        """The batch with other given tokens, (B, L) bool over all segments."""
+        rows = given.split(self.lengths, dim=1)
+        segments = (replace(segment, given=row) for segment, row in zip(self.segments, rows, strict=True))
+        return replace(self, segments=tuple(segments))
 
     def to(self, device: torch.device | str) -> TokenBatch:
         return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))

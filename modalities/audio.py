@@ -143,6 +143,11 @@ class AudioAdapter(AutoencoderAdapter):
             raise DataError(f"{record.origin}: silent: every sample is 0 from {start / info.rate:.3f} s on")
         return functional.pad(sound, (0, self.samples - sound.shape[1]))
 
+    def seconds(self) -> Tensor:
+        middle = 0.5 if self.has_weights else 0.0  # MDCT frame f spans samples [(f - 1) hop, (f + 1) hop)
+        steps = torch.arange(self.grid()[0], dtype=torch.float64)
+        return (steps + middle) * self.autoencoder.spec.stride[0] / self.config.sample_rate
+
     def load_prefix(self, record: Record) -> tuple[Tensor, int]:
         """The beginning of a sound to be continued: a window (channels, samples) and how many samples are known.
 

@@ -9,7 +9,8 @@ which never need the weights; the trainer moves it to its device with `to` and e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders.base import Autoencoder, Size, Whitening
-from core.types import Segment
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,15 @@ class StoredLatents:
 
 
 @dataclass(frozen=True)
+class Media:
+    """Media of one part of a record; the fields are those of `Record`."""
+
+    data: bytes | Path | np.ndarray | StoredLatents
+    suffix: str = ""
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """One sample as a data source gives it.
 
@@ -51,6 +60,7 @@ class Record:
         captions: zero or more texts.
         label: class name, or None.
         rate: frames or samples per second of a decoded array, else None.
+        parts: name -> media of the parts of a sample that lie apart; all others are read from `media`.
         text: stored features (S, Dc) of every caption, without padding; () where they are computed when needed.
     """
 
@@ -61,7 +71,15 @@ class Record:
     captions: tuple[str, ...] = ()
     label: str | None = None
     rate: float | None = None
+    parts: Mapping[str, Media] = field(default_factory=dict)
     text: tuple[Tensor, ...] = ()
+
+    def part(self, name: str) -> Record:
+        """The record as if one part were all of it, for the adapter of that part."""
+        media = self.parts.get(name)
+        if media is None:
+            return self
+        return replace(self, media=media.data, suffix=media.suffix, rate=media.rate, parts={})
 
 
 class Source(Protocol):
@@ -102,6 +120,9 @@ class ModalityAdapter(Protocol):
 
     def ids(self) -> Tensor:
         """(N, 3) integer positions."""
+
+    def seconds(self) -> Tensor:
+        """(T,) float64: for each step of the grid in time, the middle of the interval that its tokens stand for."""
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         """Media tensor of one sample (float32, fixed shape). Raises DataError for an unfit record."""
@@ -174,8 +195,3 @@ def grid_ids(grid: tuple[int, int, int]) -> Tensor:
     """(N, 3) int64: the place of every token of a grid on the axes (t, h, w), in the order (t h w)."""
     axes = torch.meshgrid(*(torch.arange(length) for length in grid), indexing="ij")
     return torch.stack(axes, dim=-1).reshape(-1, 3)
-
-
-def make_segment(adapter: ModalityAdapter, x0: Tensor, given: Tensor | None = None) -> Segment:
-    """Tokens (B, N, C) of an adapter as a Segment with its positions."""
-    return Segment(adapter.modality, x0, adapter.ids()[None], given=given)

@@ -1,8 +1,8 @@
 """From a record's captions or label to a Context, and the decision to drop it.
 
 The decision is drawn once per sample and stored in the Context, so that student and teacher always agree. Features of a
-frozen text encoder are stored beside the captions, or computed later, on the training device: until then a Context
-lacks them, and `texts` names what is still to be encoded.
+frozen text encoder are stored beside the captions, or computed later, on the training device: a `RawCondition` holds
+what there is until then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core.errors import ConfigError, DataError, nearest
 from core.types import Context
 from modalities.base import Record
 from modalities.data.captions import choose_caption
-from modalities.text import TextConfig, TextEncoderConfig, collate_text
+from modalities.text import TextConfig, TextEncoder, TextEncoderConfig, collate_text
 from modalities.text.encoder import feature_dtype
 
 
@@ -62,6 +62,23 @@ class Prompt:
 
     text: str
     features: Tensor | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class RawCondition:
+    """What conditions B samples, before a frozen text encoder has read what is still text.
+
+    Attributes:
+        known: what is there already: labels, rows of the byte-level encoder, or stored features.
+        texts: by sample, what the text encoder adds; None for a sample that needs nothing. () without such an encoder.
+    """
+
+    known: Context
+    texts: tuple[str | None, ...] = ()
+
+    def complete(self, encoder: TextEncoder | None) -> Context:
+        """As the trunk reads it, on the encoder's device."""
+        return self.known if encoder is None else encoder.complete(self.known, self.texts)
 
 
 class Conditions:
@@ -150,6 +167,10 @@ class Conditions:
             None if out or _features(prompt) is not None else _text(prompt)
             for prompt, out in zip(prompts, dropped.tolist(), strict=True)
         )
+
+    def raw(self, prompts: Sequence[str | Prompt], dropped: Tensor) -> RawCondition:
+        """Texts or class names, of which a frozen text encoder may still have to read some; errors of `context`."""
+        return RawCondition(self.context(prompts, dropped), self.texts(prompts, dropped))
 
     def blank(self, context: Context) -> Context:
         """A context of the size that a completed one has, without content: for those who look at shapes alone."""

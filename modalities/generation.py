@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from autoencoders.base import Whitening
 from core.sampler import SamplerConfig, initial_noise, sample
 from core.types import Context, TokenBatch
-from modalities.base import ModalityAdapter, make_segment
 from modalities.conditions import Conditions, Prompt
+from modalities.streams import Part, Parts, make_segments
 from modalities.text import TextEncoder
 
 
@@ -22,26 +22,39 @@ class Generator:
     """A trunk with everything around it that turns its tokens into media.
 
     Attributes:
+        parts: stream -> its parts.
+        whitening: by modality.
         text: the frozen text encoder of the run, read when a prompt needs it; None where it has none.
     """
 
     trunk: nn.Module
-    adapters: dict[str, ModalityAdapter]
-    whitening: dict[str, Whitening]
+    parts: Mapping[str, Parts]
+    whitening: Mapping[str, Whitening]
     conditions: Conditions
     device: torch.device
     text: TextEncoder | None = None
 
     def context(self, prompts: Sequence[str | Prompt]) -> Context:
         """The prompts as the trunk reads them, none dropped."""
-        dropped = torch.zeros(len(prompts), dtype=torch.bool)
-        context = self.conditions.context(prompts, dropped)
-        return context if self.text is None else self.text.complete(context, self.conditions.texts(prompts, dropped))
+        return self.conditions.raw(prompts, torch.zeros(len(prompts), dtype=torch.bool)).complete(self.text)
+
+    def encode(self, part: Part, media: Tensor) -> Tensor:
+        """(B, *media) -> whitened tokens (B, N, C) on the CPU; means, where the autoencoder samples."""
+        latents = part.adapter.encode(media.to(self._autoencoder_device(part)))
+        return self.whitening[part.adapter.modality].whiten(latents).cpu()
+
+    def decode(self, part: Part, tokens: Tensor) -> Tensor:
+        """The inverse of `encode`."""
+        latents = self.whitening[part.adapter.modality].unwhiten(tokens.to(self._autoencoder_device(part)))
+        return part.adapter.decode(latents).cpu()
+
+    def _autoencoder_device(self, part: Part) -> torch.device:
+        return self.device if part.adapter.has_weights else torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Known:
-    """Media of which a part is to be kept.
+    """Media of a part of which something is to be kept.
 
     Attributes:
         media: (*shape) as the adapter loads it.
@@ -53,40 +66,61 @@ class Known:
     given: Tensor
     kept: Tensor
 
+    @classmethod
+    def whole(cls, part: Part, media: Tensor) -> Known:
+        """All of a part, such as a video whose sound is to be made."""
+        return cls(media, torch.ones(len(part.ids), dtype=torch.bool), torch.ones((), dtype=torch.bool))
+
 
 def generate(
     model: Generator,
-    modality: str,
+    stream: str,
     prompts: Sequence[str | Prompt],
     config: SamplerConfig,
     seed: int,
-    known: Known | None = None,
+    known: Mapping[str, Known] | None = None,
     batch_size: int = 8,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[Tensor]:
-    """Media tensors, one for each prompt, in order.
+) -> Iterator[dict[str, Tensor]]:
+    """Media of every part by its name, for each prompt, in order.
 
-    Sample i draws its noise from (seed, modality, i) alone. `progress` is called after every sampler step with the
-    number of samples that took it.
+    Sample i draws its noise from (seed, stream, i) alone.
+
+    Args:
+        known: name of a part -> what is kept of it.
+        progress: called after every sampler step with the number of samples that took it.
     """
-    adapter, whitening = model.adapters[modality], model.whitening[modality]
-    length = adapter.ids().shape[0]
-    autoencoder_device = model.device if adapter.has_weights else torch.device("cpu")
+    parts, known = model.parts[stream], known or {}
+    clean, given = _known_tokens(model, parts, known)
     for first in range(0, len(prompts), batch_size):
         chunk = prompts[first : first + batch_size]
-        keys = tuple(f"{modality}/{first + i}" for i in range(len(chunk)))
-        x0, given = torch.zeros(len(chunk), length, adapter.channels), None
-        if known is not None:
-            tokens = adapter.encode(known.media[None].to(autoencoder_device)).cpu()
-            x0 = whitening.whiten(tokens).expand(len(chunk), -1, -1).contiguous()
-            given = known.given[None].expand(len(chunk), -1)
-        segment = make_segment(adapter, x0, given)
-        batch = TokenBatch((segment,), model.context(chunk), keys)
+        keys = tuple(f"{stream}/{first + i}" for i in range(len(chunk)))
+        tokens = [x0.expand(len(chunk), -1, -1).contiguous() for x0 in clean]
+        segments = make_segments(parts, tokens, given.expand(len(chunk), -1) if known else None)
+        batch = TokenBatch(segments, model.context(chunk), keys)
         noise = tuple(part.to(model.device) for part in initial_noise(seed, batch))
         tick = None if progress is None else partial(_tick, progress, len(chunk))
-        (tokens,) = sample(model.trunk, batch.to(model.device), noise, config, seed=seed, progress=tick)
-        for media in adapter.decode(whitening.unwhiten(tokens.to(autoencoder_device))).cpu():
-            yield media if known is None else torch.where(known.kept, known.media, media)
+        made = sample(model.trunk, batch.to(model.device), noise, config, seed=seed, progress=tick)
+        media = {name: model.decode(part, row) for (name, part), row in zip(parts.items(), made, strict=True)}
+        for index in range(len(chunk)):
+            yield {name: _kept(known.get(name), rows[index]) for name, rows in media.items()}
+
+
+def _known_tokens(model: Generator, parts: Parts, known: Mapping[str, Known]) -> tuple[list[Tensor], Tensor]:
+    """Whitened tokens (1, N, C) of every part, zeros where nothing is known, and (1, L) bool which of them are given."""
+    tokens, given = [], []
+    for name, part in parts.items():
+        if name in known:
+            tokens.append(model.encode(part, known[name].media[None]))
+            given.append(known[name].given)
+        else:
+            tokens.append(torch.zeros(1, len(part.ids), part.adapter.channels))
+            given.append(torch.zeros(len(part.ids), dtype=torch.bool))
+    return tokens, torch.cat(given)[None]
+
+
+def _kept(known: Known | None, media: Tensor) -> Tensor:
+    return media if known is None else torch.where(known.kept, known.media, media)
 
 
 def _tick(progress: Callable[[int], None], samples: int, _step: int, _state: tuple[Tensor, ...]) -> None:

@@ -169,6 +169,9 @@ class ImageAdapter(AutoencoderAdapter):
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
         return flip_at_random(media, generator) if self.config.flip else media
 
+    def seconds(self) -> Tensor:
+        return torch.zeros(1, dtype=torch.float64)
+
     def load_mask(self, record: Record, generator: torch.Generator) -> Tensor:
         """(H, W) bool, True where the picture is known: dark in the mask. Light parts are painted anew.
 

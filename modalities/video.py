@@ -120,6 +120,12 @@ class VideoAdapter(AutoencoderAdapter):
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
         return flip_at_random(media, generator) if self.config.flip else media
 
+    def seconds(self) -> Tensor:
+        steps, stride = self.grid()[0], self.autoencoder.spec.stride[0]
+        ends = torch.arange(1, steps + 1, dtype=torch.float64) * stride - (steps * stride - self.config.frames)
+        starts = torch.cat([torch.zeros(1, dtype=torch.float64), ends[:-1]])  # a first frame alone ends at 1
+        return (starts + ends) / 2 / self.config.fps
+
     def load_first_frame(self, record: Record, generator: torch.Generator) -> Tensor:
         """A picture as the first frame of a clip (T, 3, H, W); the later frames, to be generated, repeat it."""
         pixels = read_image(record.media, record.origin, self.config.background)

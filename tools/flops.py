@@ -16,31 +16,33 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from core.noising import Draws
 from core.objective import Objective
 from core.training.feed import Microbatch
 from core.types import map_tensors
-from modalities.prepare import DevicePrepare
+from modalities.data.batches import RawBatch
+from modalities.preprocess import DevicePreprocess
 
 BACKWARD = 2  # a backward pass costs two forward passes
 META = torch.device("meta")
 
 
 def step_flops(
-    objective: Objective, trunk: nn.Module, microbatch: Microbatch, prepare: DevicePrepare | None = None
+    objective: Objective, trunk: nn.Module, raw: RawBatch | Microbatch, preprocess: DevicePreprocess | None = None
 ) -> dict[str, int]:
     """FLOPs of one microbatch. A wrong shape raises here. The modules that are given stay as they are.
 
     Args:
         trunk: the student; the teacher is another one of it.
-        microbatch: as the feed gives it, on the CPU.
-        prepare: completes the microbatch on the device, or None.
+        raw: as the feed gives it, on the CPU.
+        preprocess: completes it on the device; None for one that is complete.
 
     Returns:
         student: forward and backward, of the backward pass twice the forward. teacher: forward, to the layer where it
-        stops. encoders: what `prepare` runs: frozen encoders, and the encoding half of an autoencoder. total: their
+        stops. encoders: what `preprocess` runs: frozen encoders, and the encoding half of an autoencoder. total: their
         sum.
     """
-    completed, encoders = complete(microbatch, prepare)
+    completed, encoders = complete(raw, preprocess)
     found = network_flops(objective, trunk, completed) | {"encoders": encoders}
     return found | {"total": sum(found.values())}
 
@@ -64,28 +66,31 @@ def network_flops(objective: Objective, trunk: nn.Module, completed: Microbatch)
     return {"student": (1 + BACKWARD) * student, "teacher": teacher}
 
 
-def complete(microbatch: Microbatch, prepare: DevicePrepare | None) -> tuple[Microbatch, int]:
-    """(what `prepare` makes of a microbatch, on the meta device; the FLOPs of it).
+def complete(raw: RawBatch | Microbatch, preprocess: DevicePreprocess | None) -> tuple[Microbatch, int]:
+    """(what `preprocess` makes of a batch, on the meta device; the FLOPs of it).
 
     Autocast knows no meta device, and an autoencoder that is copied leaves its weights behind. So the modules
     themselves run, on fake tensors; an encoder that looks at values, which these lack, really runs.
     """
-    if prepare is None:
-        return microbatch.to(META), 0
-    if microbatch.media is not None and prepare.adapters[microbatch.modality].has_weights:
-        prepare.adapters[microbatch.modality].load_weights()  # now, since what is made among fake tensors is fake
-    encoders = prepare.encoders.get(microbatch.modality, {}).values()
+    if preprocess is None:
+        return raw.to(META), 0
+    for part in raw.parts:
+        adapter = preprocess.parts[raw.stream][part.name].adapter
+        if part.latents is None and adapter.has_weights:
+            adapter.load_weights()  # now, since what is made among fake tensors is fake
+    encoders = preprocess.encoders.get(raw.stream, {}).values()
     device = next((parameter.device for encoder in encoders for parameter in encoder.parameters()), torch.device("cpu"))
-    moved = microbatch.to(device)
+    moved = raw.to(device)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            completed, flops = _count(prepare, moved)
+            completed, flops = _count(preprocess, moved)
     except DataDependentOutputException:
-        completed, flops = _count(prepare, moved)
-    # The draws are those of the real microbatch: `prepare` leaves them, and their checks look at values.
+        completed, flops = _count(preprocess, moved)
+    # The draws are those of the real batch: nothing changes them, and their checks look at values.
+    draws = Draws(tuple(part.noise for part in raw.parts), raw.student, raw.teacher)
     batch = map_tensors(completed.batch, on_meta)
     targets = {name: on_meta(target) for name, target in completed.targets.items()}
-    return replace(microbatch.to(META), batch=batch, targets=targets, media=None, posterior=None), flops
+    return replace(completed, batch=batch, draws=draws, targets=targets).to(META), flops
 
 
 def on_meta(tensor: Tensor) -> Tensor:
@@ -93,9 +98,9 @@ def on_meta(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
 
 
-def _count(prepare: DevicePrepare, microbatch: Microbatch) -> tuple[Microbatch, int]:
+def _count(preprocess: DevicePreprocess, raw: RawBatch) -> tuple[Microbatch, int]:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        completed = prepare(microbatch)
+        completed = preprocess(raw)
     return completed, counter.get_total_flops()
 
 

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     settings = sampler_settings(options, streams[options.modality].sampling)
     out = options.out or options.folder / "generated" / options.modality
     known = known_part(options, loaded)
-    load_autoencoders({options.modality: loaded.generator.adapters[options.modality]})  # missing ones are told at once
+    load_autoencoders({options.modality: loaded.generator.parts[options.modality][options.modality].adapter})  # missing ones are told at once
     files = generate_files(loaded, options.modality, prompts, settings, options.seed, out, known, options.batch_size)
     print(f"{len(files)} files in {out}")
     return 0
@@ -128,7 +128,7 @@ def known_part(options: argparse.Namespace, loaded: LoadedRun) -> Known | None:
             raise ConfigError(f"{path}: this option goes with `generate {modality}`, not with {options.modality}")
     if meant[options.modality] is None:
         return None
-    adapter = loaded.generator.adapters[options.modality]
+    adapter = loaded.generator.parts[options.modality][options.modality].adapter
     cut = [generator(options.seed, "known") for _ in range(2)]  # one state twice: picture and mask are cut alike
     if options.modality == "image":
         if options.image is None or options.mask is None:
@@ -160,10 +160,11 @@ def generate_files(
 ) -> list[Path]:
     """Write one media file and one .json for each prompt, and a labelled grid of several pictures."""
     out.mkdir(parents=True, exist_ok=True)
-    adapter, files, pictures = loaded.generator.adapters[modality], [], []
+    adapter, files, pictures = loaded.generator.parts[modality][modality].adapter, [], []
     with tqdm(total=len(prompts) * settings.steps, unit="step", desc=modality, dynamic_ncols=True) as bar:
-        made = generate(loaded.generator, modality, prompts, settings, seed, known, batch_size, bar.update)
-        for index, (prompt, media) in enumerate(zip(prompts, made, strict=True)):
+        made = generate(loaded.generator, modality, prompts, settings, seed, {modality: known} if known else None, batch_size, bar.update)
+        for index, (prompt, sample) in enumerate(zip(prompts, made, strict=True)):
+            media = sample[modality]
             path = adapter.write(media, out / f"{index:04d}-{slug(prompt)}")
             about = {
                 "prompt": prompt,

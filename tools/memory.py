@@ -52,7 +52,7 @@ def saved_bytes(objective: Objective, trunk: nn.Module, microbatch: Microbatch, 
 
     Args:
         trunk: the student; it stays as it is.
-        microbatch: completed (modalities/prepare.py), on any device.
+        microbatch: completed (modalities/preprocess.py), on any device.
         precision: of the training, fp32 or bf16.
         device: cpu or cuda, on which autocast differs.
     """

@@ -32,9 +32,11 @@ from core.objective import Objective
 from core.training.feed import Microbatch
 from core.types import TokenBatch, map_tensors
 from modalities.base import ModalityAdapter
+from modalities.conditions import RawCondition
+from modalities.data.batches import RawBatch
 from modalities.data.loader import StepDataset, measure_whitening
 from modalities.encoders import Encoder
-from modalities.prepare import DevicePrepare
+from modalities.preprocess import DevicePreprocess
 from modalities.text import TextEncoder
 from tools.flops import META, complete
 from tools.published import autoencoder_flops, text_flops
@@ -102,6 +104,7 @@ class Plan:
     objective: Objective
     adapters: dict[str, ModalityAdapter]
     dataset: StepDataset
+    whitening: dict[str, Whitening]
     labels: list[str]
     absent: dict[str, list[str]]
     frozen: Frozen
@@ -111,15 +114,16 @@ class Plan:
         size = batch_size(self.dataset, modality)
         sample = first_sample(self.dataset, modality)
         missing, encoders = dict(self.frozen.missing[modality]), self.frozen.encoders[modality]
-        # An adapter without weights is asked for nothing, and the latents are there already, as zeros.
-        adapter = SimpleNamespace(has_weights=False) if "autoencoder" in missing else self.adapters[modality]
-        prepare = DevicePrepare({modality: adapter}, self.dataset.whitening, {modality: encoders})
-        one, flops = complete(sample, prepare)
+        parts = {modality: self.dataset.streams[modality].parts}
+        shown = sample
+        if "autoencoder" in missing:  # nothing encodes, so latents of the right size stand in
+            shown = replace(sample, parts=tuple(replace(p, latents=torch.zeros_like(p.noise)) for p in sample.parts))
+        one, flops = complete(shown, DevicePreprocess(parts, self.whitening, {modality: encoders}))
         counted: dict[str, int | None] = {"encoders": flops}
         if "autoencoder" in missing:
             config = self.config.modalities.streams()[modality].media.autoencoder
             with suppress(ConfigError):  # diffusers is not there either
-                counted["autoencoder"] = autoencoder_flops(config, modality, tuple(sample.media.shape))
+                counted["autoencoder"] = autoencoder_flops(config, modality, tuple(sample.parts[0].media.shape))
         if self.frozen.text is not None and not stores_text(self.dataset, modality):
             reason = not_here(self.frozen.text.path)
             missing |= {"text encoder": reason} if reason else {}
@@ -161,10 +165,10 @@ def make_plan(config: Config, root: Path) -> Plan:
         # Measured where that is cheap, so that data which cannot be whitened is refused here too.
         encodes = adapter.has_weights and not config.modalities.streams()[name].data.holds_latents
         unit = Whitening(torch.zeros(adapter.channels), torch.ones(adapter.channels))
-        whitening[name] = unit if encodes or name in absent else measure_whitening(streams[name], config.seed)
-    dataset = build_dataset(config, streams, whitening, labels)
+        whitening[name] = unit if encodes or name in absent else measure_whitening(name, streams[name], name, config.seed)
+    dataset = build_dataset(config, streams, labels)
     objective = Objective(build_alignment(config.alignment, trunk.depth))
-    return Plan(config, trunk, objective, adapters, dataset, labels, absent, frozen)
+    return Plan(config, trunk, objective, adapters, dataset, whitening, labels, absent, frozen)
 
 
 def open_frozen(config: Config, adapters: dict[str, ModalityAdapter], root: Path) -> Frozen:
@@ -210,16 +214,18 @@ def refuse_to_fetch(path: str) -> None:
         raise ConfigError(reason)
 
 
-def first_microbatch(dataset: StepDataset, modality: str) -> Microbatch:
-    """One of the size that training sees, made of a modality's first sample alone."""
-    return repeated(first_sample(dataset, modality), batch_size(dataset, modality))
+def first_batch(dataset: StepDataset, modality: str) -> RawBatch:
+    """One of the size that training sees, made of a stream's first sample alone."""
+    one, size = first_sample(dataset, modality), batch_size(dataset, modality)
+    tensors = {name: _repeated(getattr(one, name), size) for name in ("parts", "condition", "student", "teacher", "given")}
+    counts = {name: count * size for name, count in one.counts.items()}
+    return replace(one, keys=one.keys * size, counts=counts, **tensors)
 
 
-def first_sample(dataset: StepDataset, modality: str) -> Microbatch:
-    """A microbatch of one sample. Its text features have the right size but no content."""
+def first_sample(dataset: StepDataset, modality: str) -> RawBatch:
+    """A batch of one sample. Its text features have the right size but no content."""
     one = dataset.collate(modality, [dataset.sample(modality, 0, [])], ())
-    context = dataset.conditions.blank(one.batch.context)
-    return replace(one, batch=replace(one.batch, context=context), texts=())
+    return replace(one, condition=RawCondition(dataset.conditions.blank(one.condition.known)))
 
 
 def batch_size(dataset: StepDataset, modality: str) -> int:
@@ -230,20 +236,20 @@ def batch_size(dataset: StepDataset, modality: str) -> int:
 def repeated(one: Microbatch, size: int) -> Microbatch:
     """A microbatch of `size` times the only sample of `one`, without memory for the copies."""
 
-    def repeat(tensor: Tensor) -> Tensor:
-        return tensor.expand(size, *tensor.shape[1:])
-
     # Positions stay those of one sample, which all share.
-    segments = tuple(replace(map_tensors(segment, repeat), ids=segment.ids) for segment in one.batch.segments)
+    segments = tuple(replace(_repeated(segment, size), ids=segment.ids) for segment in one.batch.segments)
     return replace(
         one,
-        batch=TokenBatch(segments, map_tensors(one.batch.context, repeat), one.batch.keys * size),
-        draws=map_tensors(one.draws, repeat),
+        batch=TokenBatch(segments, _repeated(one.batch.context, size), one.batch.keys * size),
+        draws=_repeated(one.draws, size),
         counts={name: count * size for name, count in one.counts.items()},
-        media=map_tensors(one.media, repeat),
-        posterior=map_tensors(one.posterior, repeat),
-        targets={name: repeat(target) for name, target in one.targets.items()},
+        targets={name: _repeated(target, size) for name, target in one.targets.items()},
     )
+
+
+def _repeated(item, size: int):
+    """Every tensor (1, ...) as (size, ...), without memory for the copies."""
+    return map_tensors(item, lambda tensor: tensor.expand(size, *tensor.shape[1:]))
 
 
 def stores_text(dataset: StepDataset, modality: str) -> bool:

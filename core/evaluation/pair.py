@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from core.errors import DataError
+from core.conditioning import NOTHING_GIVEN, Conditioning
 from core.evaluation.health import PairHealth
 from core.evaluation.inputs import keyed_noise
 from core.keys import generator
@@ -21,14 +21,13 @@ from core.types import NoiseLevels, Taps, TokenBatch
 
 @dataclass(frozen=True)
 class PairPlan:
-    """How a run aligns its student with its teacher on one modality.
+    """How a run aligns its student with its teacher on one stream.
 
     Attributes:
         student: its trunk, in eval mode on the teacher's device.
         student_layer, teacher_layer: 1-based.
         noising, time, mask_ratio: what draws the levels.
-        given: (N,) bool, tokens that are given in `given_share` of the samples, with a level in [0, `given_noise`];
-            None for none.
+        conditioning: which tokens are given in how many samples, at which level.
     """
 
     student: nn.Module
@@ -37,9 +36,7 @@ class PairPlan:
     noising: NoisingConfig
     time: TimeConfig
     mask_ratio: float
-    given: Tensor | None = None
-    given_share: float = 0.0
-    given_noise: float = 0.0
+    conditioning: Conditioning = NOTHING_GIVEN
 
 
 @torch.no_grad()
@@ -49,8 +46,8 @@ def pair_health(plan: PairPlan, teacher: nn.Module, batches: Iterable[TokenBatch
     level_gap: mean |t - s|.
     share_masked: share of the tokens that have s.
 
-    Noise and levels are keyed by (seed, sample key), so the numbers do not depend on the batch size. Batches have one
-    segment. Raises DataError for no batches or no counted token.
+    Noise and levels are keyed by (seed, sample key), so the numbers do not depend on the batch size. Raises DataError
+    for no batches or no counted token.
     """
     health, gaps, masked = PairHealth(), [], []
     for batch in batches:
@@ -74,22 +71,22 @@ def pair_health(plan: PairPlan, teacher: nn.Module, batches: Iterable[TokenBatch
 
 def _as_in_training(plan: PairPlan, batch: TokenBatch, seed: int) -> tuple[TokenBatch, NoiseLevels, NoiseLevels]:
     """The batch with the tokens that are given, and the levels of student and teacher."""
-    if len(batch.segments) != 1:
-        raise DataError(f"pair_health: samples of one segment are needed, got {len(batch.segments)}")
-    (segment,) = batch.segments
+    place = "+".join(segment.modality for segment in batch.segments)
     sides: list[tuple[SampleLevels, SampleLevels]] = []
     rows: list[Tensor] = []
     for key in batch.keys:
-        draw = generator(seed, "evaluation", "levels", segment.modality, key)
-        given = None
-        if plan.given is not None:
-            given = plan.given & (torch.rand((), generator=draw) < plan.given_share)
+        draw = generator(seed, "evaluation", "levels", place, key)
+        given = plan.conditioning.draw(draw)
+        if given is not None:
             rows.append(given)
-        length = segment.x0.shape[1]
-        sides.append(draw_levels(plan.noising, plan.time, plan.mask_ratio, length, draw, given, plan.given_noise))
-    device = segment.x0.device
+        sides.append(
+            draw_levels(
+                plan.noising, plan.time, plan.mask_ratio, batch.lengths, draw, given, plan.conditioning.noise
+            )
+        )
+    device = batch.segments[0].x0.device
     if rows:
-        batch = replace(batch, segments=(replace(segment, given=torch.stack(rows).to(device)),))
+        batch = batch.with_given(torch.stack(rows).to(device))
     student, teacher = (stack_levels(list(side)) for side in zip(*sides, strict=True))
     return batch, _moved(student, device), _moved(teacher, device)
 

@@ -24,17 +24,17 @@ class VelocityCurve:
     """
     Attributes:
         times: the grid, in the order it was given.
-        losses: modality -> mean squared velocity error at each time, over all counted tokens of all batches.
-        tokens: modality -> number of counted tokens.
+        losses: name of the segment -> mean squared velocity error at each time, over all counted tokens of all batches.
+        tokens: name of the segment -> number of counted tokens.
     """
 
     times: tuple[float, ...]
     losses: dict[str, tuple[float, ...]]
     tokens: dict[str, int]
 
-    def mean(self, modality: str) -> float:
+    def mean(self, name: str) -> float:
         """The held-out loss: the plain mean over the grid."""
-        return sum(self.losses[modality]) / len(self.times)
+        return sum(self.losses[name]) / len(self.times)
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def velocity_loss_curve(
         times: in [0, 1]; 0 is data.
 
     Raises:
-        DataError: no time, a time outside [0, 1], no batch, or a modality without a counted token.
+        DataError: no time, a time outside [0, 1], no batch, or a segment without a counted token.
     """
     if not times:
         raise DataError("velocity_loss_curve: the grid of times is empty")
@@ -59,14 +59,14 @@ def velocity_loss_curve(
     tokens: dict[str, int] = {}
     for batch in batches:
         for segment in batch.segments:
-            totals.setdefault(segment.modality, [0.0] * len(times))
-            tokens[segment.modality] = tokens.get(segment.modality, 0) + int(segment.counted().sum())
+            totals.setdefault(segment.name, [0.0] * len(times))
+            tokens[segment.name] = tokens.get(segment.name, 0) + int(segment.counted().sum())
         for index, time in enumerate(times):
             noisy, noise, levels = noisy_inputs(batch, time, seed, index)
             predicted = trunk(noisy, levels, batch, Taps()).velocity
             for segment, x1, v in zip(batch.segments, noise, predicted, strict=True):
                 error = (v.float() - velocity(segment.x0, x1)).square().mean(-1)  # (B, N, C) -> (B, N)
-                totals[segment.modality][index] += float(error[segment.counted()].double().sum())
+                totals[segment.name][index] += float(error[segment.counted()].double().sum())
     if not tokens or not all(tokens.values()):
         raise DataError(f"velocity_loss_curve: no counted tokens in the batches: {tokens}")
     losses = {name: tuple(total / tokens[name] for total in row) for name, row in totals.items()}

@@ -1,9 +1,9 @@
-"""What the trainer receives: microbatches that already hold all their randomness."""
+"""What the trainer receives: batches that already hold all their randomness, and what completes them on its device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -25,51 +25,57 @@ class Rejected:
     replaced_by: int
 
 
+class Raw(Protocol):
+    """A microbatch as the data side hands it over, to be made into a `Microbatch` on the training device."""
+
+    stream: str
+    keys: tuple[str, ...]
+    counts: dict[str, float]
+    rejected: tuple[Rejected, ...]
+
+    def to(self, device: torch.device) -> Raw: ...
+
+
 @dataclass(frozen=True)
 class Microbatch:
     """One forward and backward pass.
 
     Attributes:
-        modality: of the step.
+        stream: of the step.
         batch, draws: the samples and their randomness.
-        counts: counted tokens of this microbatch by the modality of the segment, known without a device sync.
+        counts: tokens that carry loss, by the name of the segment, known without a device sync.
         rejected: records replaced while this microbatch was made.
-        media: (B, *media) clean media, where the training device computes something from it.
-        posterior: (B, N, C) unit normals for an autoencoder that samples its latents.
-        targets: name -> (B, L, D') features of frozen encoders, added on the training device.
-        texts: B captions whose features a frozen text encoder adds to the context on the training device, None for a
-            sample that needs none; or ().
+        targets: name -> (B, L, D') features of frozen encoders.
     """
 
-    modality: str
+    stream: str
     batch: TokenBatch
     draws: Draws
     counts: dict[str, float]
     rejected: tuple[Rejected, ...] = ()
-    media: Tensor | None = None
-    posterior: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
-    texts: tuple[str | None, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.batch.keys
 
     def to(self, device: torch.device) -> Microbatch:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
 
-    def pin_memory(self) -> Microbatch:  # called by torch's DataLoader when it pins
-        return self._map(torch.Tensor.pin_memory)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Microbatch:
-        parts = {name: map_tensors(getattr(self, name), function) for name in ("batch", "draws", "media", "posterior")}
-        return replace(self, **parts)
+        targets = {name: move(target) for name, target in self.targets.items()}
+        batch, draws = map_tensors(self.batch, move), map_tensors(self.draws, move)
+        return Microbatch(self.stream, batch, draws, self.counts, self.rejected, targets)
 
 
-class Prepare(Protocol):
-    """Completes a microbatch on the training device: latents of an autoencoder with weights, encoders' features."""
+class Preprocess(Protocol):
+    """Completes a batch on the training device: latents, their whitening, features of frozen encoders."""
 
-    def __call__(self, microbatch: Microbatch) -> Microbatch: ...
+    def __call__(self, raw: Raw) -> Microbatch: ...
 
 
 class Feed(Protocol):
-    """The data side of training: microbatches of steps `first`, `first` + 1, ... in order."""
+    """The data side of training: the batches of steps `first`, `first` + 1, ... in order."""
 
-    def steps(self, first: int, last: int):
-        """Iterator over (step, list of microbatches) for first <= step < last."""
+    def steps(self, first: int, last: int) -> Iterator[tuple[int, list[Raw]]]:
+        """(step, its microbatches) for first <= step < last."""

@@ -16,7 +16,7 @@ from core.errors import CheckpointError, ConfigError
 from core.objective import Objective, total_loss
 from core.training.checkpoint import CheckpointStore, restore, training_state
 from core.training.ema import EmaConfig, make_teacher, update_teacher
-from core.training.feed import Feed, Microbatch, Prepare
+from core.training.feed import Feed, Preprocess, Raw
 from core.training.guards import StopRequest, check_finite, write_bad_step
 from core.training.optim import OptimizerConfig, build_optimizer
 from core.training.quarantine import Quarantine
@@ -79,10 +79,10 @@ class Trainer:
     """Owns student, teacher and optimizer; `fit` runs from the last checkpoint to the last step.
 
     Args:
-        feed: microbatches by step; all randomness is already in them.
-        loss_weights: modality -> factor of the whole loss of its steps (paper App. D).
+        feed: batches by step; all randomness is already in them.
+        loss_weights: stream -> factor of the whole loss of its steps (paper App. D).
         extra: plain data stored in every checkpoint, enough to generate from it alone.
-        prepare: completes every microbatch on the training device, or None.
+        preprocess: completes every batch on the training device; None for a feed of microbatches.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class Trainer:
         folder: RunFolder,
         loss_weights: dict[str, float],
         extra: dict,
-        prepare: Prepare | None = None,
+        preprocess: Preprocess | None = None,
     ):
         self.config, self.objective, self.feed, self.folder = config, objective, feed, folder
-        self.loss_weights, self.extra, self.prepare = loss_weights, extra, prepare
+        self.loss_weights, self.extra, self.preprocess = loss_weights, extra, preprocess
         self.device = config.torch_device()
         self.student = student.to(self.device).train()
         self.teacher = make_teacher(self.student)
@@ -139,9 +139,9 @@ class Trainer:
                 started = time.perf_counter()
         return "finished"
 
-    def train_step(self, step: int, microbatches: list[Microbatch]) -> dict[str, float | str]:
+    def train_step(self, step: int, microbatches: list[Raw]) -> dict[str, float | str]:
         """One optimizer step: all microbatches, clip, guard, AdamW, EMA. Returns the metrics of the step."""
-        modality = microbatches[0].modality
+        stream = microbatches[0].stream
         counts: dict[str, float] = defaultdict(float)
         for microbatch in microbatches:
             self.quarantine.add(microbatch.rejected)
@@ -155,12 +155,12 @@ class Trainer:
         values: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for microbatch in microbatches:
             moved = microbatch.to(self.device)
-            moved = moved if self.prepare is None else self.prepare(moved)
+            moved = moved if self.preprocess is None else self.preprocess(moved)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 terms = self.objective(
                     self.student, self.teacher, moved.batch, moved.draws, counts, moved.targets, step
                 )
-                loss = self.loss_weights[modality] * total_loss(terms)
+                loss = self.loss_weights[stream] * total_loss(terms)
             loss.backward()
             values["loss"] += loss.detach()
             for name, term in terms.items():
@@ -171,13 +171,13 @@ class Trainer:
         self.guard(step, microbatches, metrics)
         self.optimizer.step()
         update_teacher(self.teacher, self.student, self.config.ema.decay)
-        return {"modality": modality, "lr": lr, **metrics}
+        return {"modality": stream, "lr": lr, **metrics}
 
-    def guard(self, step: int, microbatches: list[Microbatch], metrics: dict[str, float]) -> None:
+    def guard(self, step: int, microbatches: list[Raw], metrics: dict[str, float]) -> None:
         """Before the optimizer sees the gradients: a value that is not finite stops the run and leaves evidence."""
         if not check_finite(metrics):
-            keys = [key for microbatch in microbatches for key in microbatch.batch.keys]
-            write_bad_step(self.folder, step, microbatches[0].modality, keys, metrics)
+            keys = [key for microbatch in microbatches for key in microbatch.keys]
+            write_bad_step(self.folder, step, microbatches[0].stream, keys, metrics)
 
     def show(self, bar: tqdm, metrics: dict) -> None:
         bar.set_postfix_str(

@@ -1,4 +1,4 @@
-"""Batches as a function of the step: records -> media -> tokens -> noise, all keyed, nothing remembered.
+"""Batches as a function of the step: records -> media -> latents, and noise, all keyed, nothing remembered.
 
 Every item of the data set is one microbatch, so workers prepare steps side by side and neither their number nor
 their speed can change a value. A record that cannot be used is replaced by the one at the next position.
@@ -7,7 +7,7 @@ their speed can change a value. A record that cannot be used is replaced by the 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,57 +17,37 @@ from torch.utils.data import DataLoader, Dataset
 from autoencoders.base import Moments, Whitening
 from core.errors import DataError
 from core.keys import generator
-from core.noising import Draws, NoisingConfig, SampleLevels, draw_levels, stack_levels
-from core.schedule import TimeConfig
-from core.training.feed import Microbatch, Rejected
+from core.noising import NoisingConfig, SampleLevels, draw_levels, stack_levels
+from core.training.feed import Rejected
 from core.training.mixing import ModalityMix
-from core.types import Context, TokenBatch
-from modalities.base import ModalityAdapter, Record, Source, StoredLatents, make_segment
+from modalities.base import ModalityAdapter, Record, StoredLatents
 from modalities.conditions import Conditions, Prompt
+from modalities.data.batches import RawBatch, RawPart
 from modalities.data.order import Order
 from modalities.data.stored import merged_statistics, stored_manifests
+from modalities.streams import Part, Parts, Stream, lengths
 
 MAX_REPLACEMENTS = 64  # bad records in a row before the data is called unusable
 
 
 @dataclass(frozen=True)
-class Stream:
-    """One modality's data and the settings of its noising.
+class _PartSample:
+    """One part of a sample. Of `media` and `latents` (N, C), not whitened, stored data have the second."""
 
-    Attributes:
-        given_share: share of samples whose leading tokens (`given`) are conditioning.
-        given: (N,) bool, the tokens given in those samples (a video's first frame), or None.
-        given_noise: their level is uniform in [0, given_noise].
-        caption_choice: which of several captions, a name of `CAPTION_CHOICES`; None draws one.
-        keep_media: microbatches carry the media, for what the training device computes from it.
-    """
-
-    source: Source
-    adapter: ModalityAdapter
-    time: TimeConfig
-    mask_ratio: float
-    given: Tensor | None = None
-    given_share: float = 0.0
-    given_noise: float = 0.0
-    caption_choice: str | None = None
-    keep_media: bool = False
+    noise: Tensor
+    media: Tensor | None
+    latents: Tensor | None
+    posterior: Tensor | None
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """One sample with its randomness.
-
-    `given` is None where the stream never gives tokens, `posterior` where the autoencoder is not stochastic. Of `media`
-    and `latents` (N, C) raw, drawn from their posterior, a source has one.
-    """
+    """One sample with its randomness; `given` (L,) is None where the stream never gives tokens."""
 
     key: str
-    media: Tensor | None
-    latents: Tensor | None
+    parts: tuple[_PartSample, ...]
     condition: Prompt
     dropped: bool
-    noise: Tensor
-    posterior: Tensor | None
     given: Tensor | None
     student: SampleLevels
     teacher: SampleLevels
@@ -77,8 +57,7 @@ class StepDataset(Dataset):
     """item i = microbatch i % accumulate of step i // accumulate.
 
     Args:
-        streams: modality -> its data.
-        whitening: modality -> statistics; None while they are being measured.
+        streams: name -> its data.
     """
 
     def __init__(
@@ -86,107 +65,124 @@ class StepDataset(Dataset):
         seed: int,
         mix: ModalityMix,
         streams: dict[str, Stream],
-        whitening: dict[str, Whitening],
         noising: NoisingConfig,
         conditions: Conditions,
         accumulate: int = 1,
     ):
-        self.seed, self.mix, self.streams, self.whitening = seed, mix, streams, whitening
+        self.seed, self.mix, self.streams = seed, mix, streams
         self.noising, self.conditions, self.accumulate = noising, conditions, accumulate
         self.orders = {name: Order(stream.source, seed, name) for name, stream in streams.items()}
 
-    def __getitem__(self, item: int) -> Microbatch:
+    def __getitem__(self, item: int) -> RawBatch:
         step, micro = divmod(item, self.accumulate)
-        modality = self.mix.modality(step)
-        size = self.mix.global_batch[modality] // self.accumulate
+        name = self.mix.modality(step)
+        size = self.mix.global_batch[name] // self.accumulate
         first = self.mix.first_position(step) + micro * size
         rejected: list[Rejected] = []
-        samples = [self.sample(modality, position, rejected) for position in range(first, first + size)]
-        return self.collate(modality, samples, tuple(rejected))
+        samples = [self.sample(name, position, rejected) for position in range(first, first + size)]
+        return self.collate(name, samples, tuple(rejected))
 
     def check(self) -> None:
-        """Make the first sample of every modality, so that data that cannot work is refused before step 1."""
-        for modality in self.streams:
-            self.sample(modality, 0, [])
+        """Make the first sample of every stream, so that data that cannot work is refused before step 1."""
+        for name in self.streams:
+            self.sample(name, 0, [])
 
     def stores_text(self) -> bool:
-        """Whether the first sample of every modality carries stored features of a text encoder."""
-        return all(self.sample(modality, 0, []).condition.features is not None for modality in self.streams)
+        """Whether the first sample of every stream carries stored features of a text encoder."""
+        return all(self.sample(name, 0, []).condition.features is not None for name in self.streams)
 
-    def sample(self, modality: str, position: int, rejected: list[Rejected]) -> _Sample:
+    def sample(self, name: str, position: int, rejected: list[Rejected]) -> _Sample:
         """The sample at a position; unusable records are noted in `rejected` and stepped over."""
-        stream = self.streams[modality]
+        stream = self.streams[name]
         bad = []
         for taken in range(position, position + MAX_REPLACEMENTS):
-            epoch, index = self.orders[modality].at(taken)
+            epoch, index = self.orders[name].at(taken)
             record = None
             try:
                 record = stream.source.read(index)
-                sample = self.draw(stream, record, epoch)
+                sample = self.draw(name, record, epoch)
             except DataError as error:
                 origin, key = (record.origin, record.key) if record else (f"record {index}", str(index))
                 bad.append((key, origin, str(error)))
                 continue
-            rejected += [Rejected(modality, *entry, position, taken) for entry in bad]
+            rejected += [Rejected(name, *entry, position, taken) for entry in bad]
             return sample
         raise DataError(
-            f"{modality}: {MAX_REPLACEMENTS} records in a row from position {position} could not be used; "
+            f"{name}: {MAX_REPLACEMENTS} records in a row from position {position} could not be used; "
             f"the last one: {bad[-1][1]}: {bad[-1][2]}"
         )
 
-    def draw(self, stream: Stream, record: Record, epoch: int) -> _Sample:
-        """All randomness of one sample, keyed by (seed, modality, epoch, sample, purpose)."""
-        adapter = stream.adapter
+    def draw(self, name: str, record: Record, epoch: int) -> _Sample:
+        """All randomness of one sample, keyed by (seed, stream, epoch, sample, purpose)."""
+        stream = self.streams[name]
 
         def rng(purpose: str) -> torch.Generator:
-            return generator(self.seed, adapter.modality, epoch, record.key, purpose)
+            return generator(self.seed, name, epoch, record.key, purpose)
 
-        stored = record.media if isinstance(record.media, StoredLatents) else None
-        media = None if stored else load_media(adapter, record, epoch, self.seed)
-        length = adapter.ids().shape[0]
+        media = load_parts(name, stream.parts, record, epoch, self.seed)
         condition, dropped = self.conditions.draw(record, rng("condition"), stream.caption_choice)
-        given = None
-        if stream.given is not None and stream.given_share > 0:
-            chosen = torch.rand((), generator=rng("given")) < stream.given_share
-            given = stream.given & chosen
+        given = stream.conditioning.draw(rng("given"))
         levels = draw_levels(
-            self.noising, stream.time, stream.mask_ratio, length, rng("levels"), given, stream.given_noise
+            self.noising,
+            stream.time,
+            stream.mask_ratio,
+            lengths(stream.parts),
+            rng("levels"),
+            given,
+            stream.conditioning.noise,
         )
-        shape = (length, adapter.channels)
-        noise = torch.randn(shape, generator=rng("noise"))
-        posterior = torch.randn(shape, generator=rng("posterior")) if adapter.posterior_noise else None
-        latents = stored.sample(posterior) if stored else None
-        return _Sample(record.key, media, latents, condition, dropped, noise, posterior, given, *levels)
+        noise, posterior = rng("noise"), rng("posterior")
+        parts = []
+        for part, loaded in zip(stream.parts.values(), media, strict=True):
+            shape = (len(part.ids), part.adapter.channels)
+            drawn = torch.randn(shape, generator=posterior) if part.adapter.posterior_noise else None
+            stored = isinstance(loaded, StoredLatents)
+            parts.append(
+                _PartSample(
+                    torch.randn(shape, generator=noise),
+                    None if stored else loaded,
+                    loaded.sample(drawn) if stored else None,
+                    None if stored else drawn,
+                )
+            )
+        return _Sample(record.key, tuple(parts), condition, dropped, given, *levels)
 
-    def collate(self, modality: str, samples: list[_Sample], rejected: tuple[Rejected, ...]) -> Microbatch:
-        stream = self.streams[modality]
-        noise = torch.stack([sample.noise for sample in samples])  # (B, N, C)
-        stored = samples[0].latents is not None
-        media = None if stored else torch.stack([sample.media for sample in samples])
-        if stored:
-            x0 = self.whitening[modality].whiten(torch.stack([sample.latents for sample in samples]))
-        elif stream.adapter.has_weights:  # the training device encodes (modalities/prepare.py); until then, no data
-            x0 = torch.zeros_like(noise)
-        else:
-            x0 = self.whitening[modality].whiten(stream.adapter.encode(media))
-        given = None if samples[0].given is None else torch.stack([sample.given for sample in samples])
-        segment = make_segment(stream.adapter, x0, given)
-        prompts = [sample.condition for sample in samples]
+    def collate(self, name: str, samples: list[_Sample], rejected: tuple[Rejected, ...]) -> RawBatch:
+        stream, size = self.streams[name], len(samples)
+        columns = zip(*(sample.parts for sample in samples), strict=True)
+        parts = [_collate_part(key, part, rows) for (key, part), rows in zip(stream.parts.items(), columns, strict=True)]
+        given = None if samples[0].given is None else torch.stack([sample.given for sample in samples])  # (B, L)
+        sizes = lengths(stream.parts)
+        counts = dict.fromkeys(stream.parts, 0.0)
+        shares = [None] * len(sizes) if given is None else given.split(sizes, dim=1)
+        for key, length, share in zip(stream.parts, sizes, shares, strict=True):
+            counts[key] = float(size * length - (0 if share is None else int(share.sum())))
         dropped = torch.tensor([sample.dropped for sample in samples])
-        context: Context = self.conditions.context(prompts, dropped)
-        batch = TokenBatch((segment,), context, tuple(sample.key for sample in samples))
-        draws = Draws(
-            (noise,),
+        return RawBatch(
+            name,
+            tuple(sample.key for sample in samples),
+            tuple(parts),
+            self.conditions.raw([sample.condition for sample in samples], dropped),
             stack_levels([sample.student for sample in samples]),
             stack_levels([sample.teacher for sample in samples]),
+            given,
+            counts,
+            rejected,
         )
-        counts = {modality: float(segment.counted().sum())}
-        posterior = None
-        if samples[0].posterior is not None and not stored:
-            posterior = torch.stack([sample.posterior for sample in samples])
-        kept = media if stream.keep_media else None
-        texts = self.conditions.texts(prompts, dropped)
-        return Microbatch(modality, batch, draws, counts, rejected, kept, posterior, texts=texts)
+
+
+def _collate_part(name: str, part: Part, rows: Sequence[_PartSample]) -> RawPart:
+    """An autoencoder without weights encodes here; one with weights on the training device."""
+
+    def stacked(field: str) -> Tensor | None:
+        values = [getattr(row, field) for row in rows]
+        return None if values[0] is None else torch.stack(values)
+
+    media, latents = stacked("media"), stacked("latents")
+    if latents is None and not part.adapter.has_weights:
+        latents = part.adapter.encode(media)
+    kept = media if latents is None or part.keep_media else None
+    return RawPart(name, stacked("noise"), kept, latents, stacked("posterior"))
 
 
 class StepFeed:
@@ -195,7 +191,7 @@ class StepFeed:
     def __init__(self, dataset: StepDataset, workers: int, pin: bool = False):
         self.dataset, self.workers, self.pin = dataset, workers, pin
 
-    def steps(self, first: int, last: int) -> Iterator[tuple[int, list[Microbatch]]]:
+    def steps(self, first: int, last: int) -> Iterator[tuple[int, list[RawBatch]]]:
         accumulate = self.dataset.accumulate
         loader = DataLoader(
             _ErrorsAsItems(self.dataset),
@@ -223,16 +219,32 @@ class _ErrorsAsItems(Dataset):
     def __init__(self, dataset: StepDataset):
         self.dataset = dataset
 
-    def __getitem__(self, item: int) -> Microbatch | DataError:
+    def __getitem__(self, item: int) -> RawBatch | DataError:
         try:
             return self.dataset[item]
         except DataError as error:
             return error
 
 
-def load_media(adapter: ModalityAdapter, record: Record, epoch: int, seed: int) -> Tensor:
-    """Media of a record, as training loads it in that epoch. Raises DataError, also for values that are not finite."""
-    draw = generator(seed, adapter.modality, epoch, record.key, "media")
+def load_parts(
+    stream: str, parts: Parts, record: Record, epoch: int, seed: int
+) -> list[Tensor | StoredLatents]:
+    """Media of every part, as training loads the record in that epoch, or what is stored of their latents.
+
+    Raises DataError, also for values that are not finite.
+    """
+    found: list[Tensor | StoredLatents] = []
+    for name, part in parts.items():
+        own = record.part(name)
+        if isinstance(own.media, StoredLatents):
+            found.append(own.media)
+        else:
+            found.append(load_media(part.adapter, own, generator(seed, stream, epoch, record.key, "media")))
+    return found
+
+
+def load_media(adapter: ModalityAdapter, record: Record, draw: torch.Generator) -> Tensor:
+    """Media of one part, augmented. Raises DataError, also for values that are not finite."""
     media = adapter.augment(adapter.load(record, draw), draw)
     if not torch.isfinite(media).all():
         raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
@@ -255,20 +267,22 @@ def _prepare_worker(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def measure_whitening(stream: Stream, seed: int, count: int = 256) -> Whitening:
-    """Those stored with latents, the adapter's published ones, or those of the first `count` usable samples."""
+def measure_whitening(name: str, stream: Stream, part: str, seed: int, count: int = 256) -> Whitening:
+    """Of one part of a stream: the statistics stored with latents, the adapter's published ones, or those of the first
+    `count` usable samples."""
     if manifests := stored_manifests(stream.source):
         return merged_statistics(manifests)
-    if stream.adapter.whitening is not None:
-        return stream.adapter.whitening
+    adapter = stream.parts[part].adapter
+    if adapter.whitening is not None:
+        return adapter.whitening
 
-    adapter, moments = stream.adapter, Moments()
-    order = Order(stream.source, seed, adapter.modality)
+    moments, order = Moments(), Order(stream.source, seed, name)
     found, first_error = 0, None
     for position in range(len(stream.source)):
         epoch, index = order.at(position)
         try:
-            media = load_media(adapter, stream.source.read(index), epoch, seed)
+            record = stream.source.read(index)
+            media = load_parts(name, {part: stream.parts[part]}, record, epoch, seed)[0]
         except DataError as error:
             first_error = first_error or error
             continue  # met again, and noted, when training reads it
@@ -278,7 +292,5 @@ def measure_whitening(stream: Stream, seed: int, count: int = 256) -> Whitening:
         if found == count:
             break
     if found == 0:
-        raise DataError(
-            f"{adapter.modality}: not one of {len(stream.source)} records can be used; the first: {first_error}"
-        )
+        raise DataError(f"{name}: not one of {len(stream.source)} records can be used; the first: {first_error}")
     return Whitening.from_moments(moments)

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from autoencoders.base import Moments
 from core.errors import DataError, SelfFlowError
 from modalities.base import ModalityAdapter, Record, Source
+from core.keys import generator
 from modalities.data.loader import end_workers, load_media
 from modalities.data.stored import TextFeatures, pack, row_columns
 from modalities.encoding.parts import PartFolder, PartWriter
@@ -121,7 +122,7 @@ class _Batches(Dataset):
                 continue
             for view in range(job.views):
                 try:
-                    media.append(load_media(job.adapter, record, view, job.seed))
+                    media.append(load_media(job.adapter, record, generator(job.seed, job.modality, view, record.key, "media")))
                 except DataError as error:
                     batch.bad.append(_bad(index, view, record.key, record.origin, error))
                     continue

@@ -11,10 +11,11 @@ from torch import Tensor
 from core.errors import DataError
 from core.keys import generator
 from core.types import TokenBatch
-from modalities.base import Record, Source, StoredLatents, make_segment
+from modalities.base import Record, Source, StoredLatents
 from modalities.conditions import Prompt
 from modalities.data.order import Order
 from modalities.generation import Generator
+from modalities.streams import make_segments
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Reader:
         if isinstance(record.media, StoredLatents):
             return record, record.media.mean, condition
         draw = generator(self.seed, self.modality, record.key, "evaluation")
-        media = self.model.adapters[self.modality].load(record, draw)
+        media = self.model.parts[self.modality][self.modality].adapter.load(record, draw)
         if not torch.isfinite(media).all():
             raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
         return record, media, condition
@@ -133,14 +134,13 @@ class Reader:
 
 def token_batch(model: Generator, modality: str, records: Records) -> TokenBatch:
     """Whitened tokens under the records' own conditions, on the model's device."""
-    adapter = model.adapters[modality]
+    parts = model.parts[modality]
     if isinstance(records.media, StoredLatents):
-        raw = records.media.mean
+        tokens = model.whitening[modality].whiten(records.media.mean).cpu()
     else:
-        raw = adapter.encode(records.media.to(model.device if adapter.has_weights else "cpu"))
-    tokens = model.whitening[modality].whiten(raw).cpu()
+        tokens = model.encode(parts[modality], records.media)
     context = model.context(records.conditions)
-    return TokenBatch((make_segment(adapter, tokens),), context, records.keys).to(model.device)
+    return TokenBatch(make_segments(parts, [tokens]), context, records.keys).to(model.device)
 
 
 def shared_records(heldout: Reader, training: Reader, tested: int, trained: int) -> str:

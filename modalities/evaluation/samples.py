@@ -92,7 +92,7 @@ def generated(
     """Batches (B, *media) of samples, one for each condition."""
     media = generate(model, modality, conditions, sampler, settings.seed, None, settings.batch, progress)
     while held := list(islice(media, settings.batch)):
-        yield torch.stack(held)
+        yield torch.stack([parts[modality] for parts in held])
 
 
 def random_classes(model: Generator, seed: int, count: int) -> list[Prompt]:
@@ -179,7 +179,7 @@ def feature_networks(
 
 def own_classifier(subject: Subject, settings: EvaluationSettings, folder: Path) -> Classifier:
     """One for each set of training data, media size, length of training and seed, so that a stale one is not taken."""
-    reader, size = subject.training, subject.model.adapters[subject.modality].size
+    reader, size = subject.training, subject.model.parts[subject.modality][subject.modality].adapter.size
     about = (reader.source.fingerprint(), str(size), str(subject.sample_rate), settings.classifier_steps, settings.seed)
     path = folder / f"classifier-{subject.modality}-{key(*about):016x}.safetensors"
     if path.exists():

@@ -27,7 +27,7 @@ def test_noise_is_a_unit_normal_keyed_by_seed_sample_index_and_place():
     for other in (noisy_inputs(batch, 0.5, seed=2), noisy_inputs(batch, 0.5, seed=1, index=1)):
         assert not torch.equal(other.noise[0], noise)
     assert torch.equal(noisy_inputs(batch, 0.9, seed=1).noise[0], noise)
-    twice = joined(["a"], segment(["a"]), segment(["a"]))
+    twice = joined(["a"], segment(["a"]), segment(["a"], part="other"))
     first, second = noisy_inputs(twice, 0.5, seed=1).noise
     assert not torch.equal(first, second)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from core.conditioning import Conditioning
 from core.errors import DataError
 from core.evaluation.inputs import keyed_noise
 from core.evaluation.pair import PairPlan, pair_health
@@ -97,8 +98,8 @@ def test_given_tokens_are_given_to_both_and_not_counted():
     given = torch.zeros(6, dtype=torch.bool)
     given[:2] = True
     student, teacher = Seeing(), Seeing()
-    settings = {"given": given, "given_share": 0.5, "given_noise": 0.1}
-    found = pair_health(plan(student, **settings), teacher, batches(60, 60), seed=1)
+    conditioning = Conditioning({"first_frame": (0.5, given)}, 0.1)
+    found = pair_health(plan(student, conditioning=conditioning), teacher, batches(60, 60), seed=1)
     (_, levels, batch, _), (_, cleaner, _, _) = student.seen[0], teacher.seen[0]
     rows = batch.segments[0].given
     assert 0.3 < float(rows[:, 0].float().mean()) < 0.7
@@ -111,6 +112,11 @@ def test_given_tokens_are_given_to_both_and_not_counted():
 def test_mistakes_are_named():
     with pytest.raises(DataError, match="no counted token"):
         pair_health(plan(Seeing()), Seeing(), [], seed=0)
-    two: TokenBatch = joined(["a"], segment(["a"]), segment(["a"], "action"))
-    with pytest.raises(DataError, match="one segment are needed, got 2"):
-        pair_health(plan(Seeing()), Seeing(), [two], seed=0)
+
+
+def test_samples_of_two_parts_have_one_pair_of_times_or_one_each():
+    two: TokenBatch = joined(["a", "b"], segment(["a", "b"]), segment(["a", "b"], "action"))
+    for times, levels in (("shared", 2), ("per_part", 4)):
+        student = Seeing()
+        pair_health(plan(student, replace(DUAL, times=times)), Seeing(), [two], seed=0)
+        assert student.seen[0][1].values.shape == (2, levels)

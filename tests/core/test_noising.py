@@ -13,7 +13,7 @@ UNIFORM = TimeConfig()
 
 def many(config: NoisingConfig, ratio: float, length: int = 16, count: int = 4000, **given):
     """Per-token student levels (count, length) and teacher levels."""
-    pairs = [draw_levels(config, UNIFORM, ratio, length, generator("noising", i), **given) for i in range(count)]
+    pairs = [draw_levels(config, UNIFORM, ratio, [length], generator("noising", i), **given) for i in range(count)]
     student, teacher = (stack_levels(list(side)) for side in zip(*pairs, strict=True))
     return student, teacher
 

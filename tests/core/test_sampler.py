@@ -143,7 +143,7 @@ def test_draws_belong_to_a_sample_and_a_purpose():
     ]
     for i, a in enumerate(different):
         assert not any(torch.equal(a, b) for b in different[i + 1 :])
-    two = TokenBatch((small.segments[0], small.segments[0]), small.context, small.keys)
+    two = TokenBatch((small.segments[0], replace(small.segments[0], part="other")), small.context, small.keys)
     first, second = initial_noise(0, two)
     assert not torch.equal(first, second)
 

@@ -1,5 +1,7 @@
 """The SiT trunk: what a batch may be, positions that travel with tokens, initialisation, levels, compilation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -124,7 +126,7 @@ def test_batches_of_another_kind_are_refused():
     with pytest.raises(ShapeError, match="padding is not supported"):
         trunk(*example(valid=torch.ones(2, 16, dtype=torch.bool)))
     with pytest.raises(ShapeError, match="exactly one segment"):
-        trunk(noisy * 2, levels, TokenBatch((segment, segment), batch.context))
+        trunk(noisy * 2, levels, TokenBatch((segment, replace(segment, part="other")), batch.context))
     with pytest.raises(ShapeError, match=r"expected \(2, 16, 16\), got \(2, 16, 8\)"):
         trunk((noisy[0][..., :8],), levels, batch)
     with pytest.raises(ShapeError, match=r"Context\.label"):

@@ -11,20 +11,22 @@ import pytest
 import torch
 
 from autoencoders.base import Whitening
+from core.conditioning import Conditioning
 from core.errors import DataError
 from core.keys import generator
 from core.noising import NoisingConfig
 from core.schedule import TimeConfig
-from core.training.feed import Microbatch
 from core.training.mixing import ModalityMix
 from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import Record, StoredLatents
 from modalities.conditions import ConditionConfig, Conditions
+from modalities.data.batches import RawBatch
 from modalities.data.captions import CaptionRule
 from modalities.data.embedded import EmbeddedSource
 from modalities.data.folder import FolderSource
-from modalities.data.loader import MAX_REPLACEMENTS, StepDataset, StepFeed, Stream, measure_whitening
+from modalities.data.loader import MAX_REPLACEMENTS, StepDataset, StepFeed, measure_whitening
 from modalities.image import ImageAdapter, ImageConfig
+from modalities.streams import Stream, make_parts
 from modalities.text import TextConfig
 from modalities.video import VideoAdapter, VideoConfig
 from tests.modalities.making import numbered, picture_bytes, sound_bytes, tone
@@ -33,26 +35,32 @@ TEXT = ConditionConfig(dropout=0.5, text=TextConfig(vocabulary=64, max_words=6, 
 SIZES = {"image": 4, "video": 2, "audio": 6}
 
 
+def single(source, adapter, *noising) -> Stream:
+    """A stream of one part."""
+    return Stream(source, make_parts({adapter.modality: adapter}), *noising)
+
+
+def measured_of(name: str, one: Stream, **more) -> Whitening:
+    return measure_whitening(name, one, name, 0, **more)
+
+
 def stream(modality: str, count: int = 10, **more) -> Stream:
     if modality == "image":
-        return Stream(EmbeddedSource("image", 8, 0, count), ImageAdapter(ImageConfig([8, 8])), TimeConfig(), 0.25)
+        return single(EmbeddedSource("image", 8, 0, count), ImageAdapter(ImageConfig([8, 8])), TimeConfig(), 0.25)
     if modality == "audio":
         source = EmbeddedSource("audio", count=count, seconds=0.3)
-        return Stream(source, AudioAdapter(AudioConfig(seconds=0.3)), TimeConfig(), 0.5)
+        return single(source, AudioAdapter(AudioConfig(seconds=0.3)), TimeConfig(), 0.5)
     adapter = VideoAdapter(VideoConfig([8, 8], frames=3))
     source = EmbeddedSource("video", 8, 0, count, frames=3)
-    return Stream(source, adapter, TimeConfig("logit_normal"), 0.1, adapter.given_first_frame(), 0.5, 0.2)
+    given = Conditioning({"first_frame": (0.5, adapter.given_first_frame())}, 0.2)
+    return single(source, adapter, TimeConfig("logit_normal"), 0.1, given)
 
 
 def dataset(streams: dict[str, Stream] | None = None, accumulate: int = 1, seed: int = 0, **noising) -> StepDataset:
     streams = streams or {name: stream(name) for name in SIZES}
     mix = ModalityMix(seed, dict.fromkeys(streams, 1.0), {name: SIZES[name] for name in streams})
     plan = NoisingConfig(**({"kind": "dual"} | noising))
-    plain = {
-        name: Whitening(torch.zeros(one.adapter.channels), torch.ones(one.adapter.channels))
-        for name, one in streams.items()
-    }
-    return StepDataset(seed, mix, streams, plain, plan, Conditions(TEXT, []), accumulate)
+    return StepDataset(seed, mix, streams, plan, Conditions(TEXT, []), accumulate)
 
 
 def flat(item, path: str = "") -> dict[str, object]:
@@ -74,7 +82,7 @@ def sequence(data: StepDataset, first: int, last: int, workers: int = 0) -> dict
 def test_workers_change_no_bit_and_no_order(accumulate):
     alone = sequence(dataset(accumulate=accumulate), 0, 9)
     assert list(alone) == list(range(9))
-    assert {items[0][".modality"] for items in alone.values()} == set(SIZES)
+    assert {items[0][".stream"] for items in alone.values()} == set(SIZES)
     for workers in (1, 2):
         assert sequence(dataset(accumulate=accumulate), 0, 9, workers) == alone
 
@@ -90,34 +98,34 @@ def test_a_step_alone_equals_the_step_in_sequence_across_epochs():
 
 def test_another_seed_changes_records_noise_levels_and_drops():
     one, other = (dataset({"image": stream("image")}, seed=seed)[0] for seed in (0, 1))
-    assert one.batch.keys != other.batch.keys
-    assert not torch.equal(one.draws.noise[0], other.draws.noise[0])
-    assert not torch.equal(one.draws.student.values, other.draws.student.values)
+    assert one.keys != other.keys
+    assert not torch.equal(one.parts[0].noise, other.parts[0].noise)
+    assert not torch.equal(one.student.values, other.student.values)
 
 
 def test_every_epoch_holds_each_record_once_in_another_order_with_new_noise():
     data = dataset({"image": stream("image", count=8)})
     epochs = [[data[step] for step in (2 * epoch, 2 * epoch + 1)] for epoch in range(3)]
-    keys = [[key for microbatch in epoch for key in microbatch.batch.keys] for epoch in epochs]
+    keys = [[key for microbatch in epoch for key in microbatch.keys] for epoch in epochs]
     assert all(sorted(found) == sorted(keys[0]) and len(set(found)) == 8 for found in keys)
     assert len({tuple(found) for found in keys}) == 3
     noise = [
-        microbatch.draws.noise[0][microbatch.batch.keys.index(keys[0][0])]
+        microbatch.parts[0].noise[microbatch.keys.index(keys[0][0])]
         for epoch in epochs
         for microbatch in epoch
-        if keys[0][0] in microbatch.batch.keys
+        if keys[0][0] in microbatch.keys
     ]
     assert len({part.numpy().tobytes() for part in noise}) == 3
 
 
 def test_the_randomness_of_a_sample_does_not_depend_on_its_neighbours_or_its_microbatch():
-    def by_key(microbatches: list[Microbatch]) -> dict:
+    def by_key(microbatches: list[RawBatch]) -> dict:
         found = {}
         for item in microbatches:
-            tokens, levels = item.batch.segments[0].x0, item.draws.student
-            for i, key in enumerate(item.batch.keys):
-                parts = (tokens[i], item.draws.noise[0][i], levels.values[i], levels.index[i])
-                found[key] = (*(part.numpy().tobytes() for part in parts), bool(item.batch.context.dropped[i]))
+            tokens, levels = item.parts[0].latents, item.student
+            for i, key in enumerate(item.keys):
+                parts = (tokens[i], item.parts[0].noise[i], levels.values[i], levels.index[i])
+                found[key] = (*(part.numpy().tobytes() for part in parts), bool(item.condition.known.dropped[i]))
         return found
 
     streams = {"image": stream("image")}
@@ -131,10 +139,10 @@ def test_student_and_teacher_share_samples_noise_and_drops_and_the_teacher_is_cl
     data = dataset({"image": stream("image")})
     for step in range(5):
         item = data[step]
-        assert item.draws.teacher.index is None
-        assert torch.equal(item.draws.teacher.values[:, 0], item.draws.student.values.amin(dim=1))
-        assert item.draws.noise[0].shape == item.batch.segments[0].x0.shape
-    dropped = torch.cat([data[step].batch.context.dropped for step in range(40)])
+        assert item.teacher.index is None
+        assert torch.equal(item.teacher.values[:, 0], item.student.values.amin(dim=1))
+        assert item.parts[0].noise.shape == item.parts[0].latents.shape
+    dropped = torch.cat([data[step].condition.known.dropped for step in range(40)])
     assert 0.3 < dropped.float().mean() < 0.7  # dropout is 0.5
 
 
@@ -142,9 +150,9 @@ def test_given_tokens_are_clean_enough_uncounted_and_alike_for_both():
     data, seen = dataset({"video": stream("video")}), set()
     for step in range(10):
         item = data[step]
-        given = item.batch.segments[0].given
-        student = item.draws.student.per_token(given.shape[1])
-        teacher = item.draws.teacher.per_token(given.shape[1])
+        given = item.given
+        student = item.student.per_token(given.shape[1])
+        teacher = item.teacher.per_token(given.shape[1])
         assert torch.equal(student[given], teacher[given])
         assert (student[given] <= 0.2).all()
         assert item.counts == {"video": float((~given).sum())}
@@ -165,14 +173,14 @@ def folder(path: Path, broken: bool) -> FolderSource:
 
 
 def pictures(source) -> dict[str, Stream]:
-    return {"image": Stream(source, ImageAdapter(ImageConfig([8, 8])), TimeConfig(), 0.25)}
+    return {"image": single(source, ImageAdapter(ImageConfig([8, 8])), TimeConfig(), 0.25)}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_pictures_are_replaced_by_the_next_position_and_named(workers, tmp_path):
     data = dataset(pictures(folder(tmp_path, broken=True)))
     steps = dict(StepFeed(data, workers).steps(0, 5))  # two epochs
-    keys = [key for items in steps.values() for key in items[0].batch.keys]
+    keys = [key for items in steps.values() for key in items[0].keys]
     assert not {"grey/3.png", "grey/6.png"} & set(keys)
     rejected = [entry for items in steps.values() for entry in items[0].rejected]
     assert {entry.key for entry in rejected} == {"grey/3.png", "grey/6.png"}
@@ -184,7 +192,7 @@ def test_damaged_pictures_are_replaced_by_the_next_position_and_named(workers, t
         replacement = data.sample("image", entry.replaced_by, [])
         assert keys[entry.position] == replacement.key  # deterministic: that of the later position itself
     again = dict(StepFeed(dataset(pictures(folder(tmp_path / "again", broken=True))), 0).steps(0, 5))
-    assert [flat(i[0].batch) for i in again.values()] == [flat(i[0].batch) for i in steps.values()]
+    assert [flat(i[0].parts) for i in again.values()] == [flat(i[0].parts) for i in steps.values()]
 
 
 def test_a_sound_with_nan_is_replaced(tmp_path):
@@ -195,11 +203,11 @@ def test_a_sound_with_nan_is_replaced(tmp_path):
             samples[100] = np.nan
         (tmp_path / "tones" / f"{index}.wav").write_bytes(sound_bytes(samples, 4000, subtype="FLOAT"))
     source = FolderSource(tmp_path, "audio", CaptionRule("label"))
-    one = Stream(source, AudioAdapter(AudioConfig(seconds=0.3)), TimeConfig(), 0.5)
+    one = single(source, AudioAdapter(AudioConfig(seconds=0.3)), TimeConfig(), 0.5)
     microbatch = dataset({"audio": one})[0]
     assert [(entry.key, "not finite" in entry.reason) for entry in microbatch.rejected] == [("tones/2.wav", True)]
-    assert microbatch.batch.segments[0].x0.isfinite().all()
-    assert measure_whitening(one, 0).mean.isfinite().all()
+    assert microbatch.parts[0].latents.isfinite().all()
+    assert measured_of("audio", one).mean.isfinite().all()
 
 
 class Unusable(EmbeddedSource):
@@ -226,7 +234,7 @@ def test_data_without_any_usable_record_is_one_clear_error_with_and_without_work
     with pytest.raises(DataError, match="could not be used"):
         data.check()
     with pytest.raises(DataError, match=r"not one of 128 records can be used; the first: shard-7: record"):
-        measure_whitening(data.streams["image"], 0)
+        measured_of("image", data.streams["image"])
 
 
 def test_check_accepts_data_that_works():
@@ -235,11 +243,11 @@ def test_check_accepts_data_that_works():
 
 def test_whitening_counts_the_deviation_of_a_posterior_that_training_samples():
     one = stream("image", count=40)
-    without = measure_whitening(one, 0)
-    adapter = one.adapter
+    without = measured_of("image", one)
+    adapter = one.parts["image"].adapter
     adapter.posterior_noise = True
     adapter.posterior = lambda media: (adapter.encode(media), torch.full_like(adapter.encode(media), 2.0))
-    sampled = measure_whitening(one, 0)
+    sampled = measured_of("image", one)
     assert torch.equal(sampled.mean, without.mean)
     wide = without.std > 0.1  # narrower channels are raised to the floor
     assert wide.any()
@@ -248,15 +256,15 @@ def test_whitening_counts_the_deviation_of_a_posterior_that_training_samples():
 
 def test_whitening_is_measured_on_what_training_sees_and_skips_bad_records():
     one = stream("image", count=40)
-    measured = measure_whitening(one, 0)
+    measured = measured_of("image", one)
     data = dataset({"image": one})
-    data.whitening = {"image": measured}
-    tokens = torch.cat([data[step].batch.segments[0].x0.flatten(0, 1) for step in range(10)])  # one epoch
+    latents = [measured.whiten(data[step].parts[0].latents) for step in range(10)]
+    tokens = torch.cat([part.flatten(0, 1) for part in latents])  # one epoch
     assert tokens.mean(dim=0).abs().max() < 1e-4
     assert (tokens.std(dim=0, unbiased=False) - 1).abs().max() < 1e-3
-    fewer = measure_whitening(pictures(Unusable(first_bad=60))["image"], 0)
+    fewer = measured_of("image", pictures(Unusable(first_bad=60))["image"])
     assert fewer.std.isfinite().all()
-    assert not torch.equal(measured.mean, measure_whitening(one, 0, count=10).mean)
+    assert not torch.equal(measured.mean, measured_of("image", one, count=10).mean)
 
 
 @pytest.mark.parametrize("usable", [True, False])
@@ -290,24 +298,22 @@ class Encoded:
         return Record(f"k{index}", f"photo {index}", stored, captions=("a photo",))
 
 
-def test_stored_latents_are_whitened_in_the_loader_and_carry_no_media():
+def test_stored_latents_are_drawn_from_their_posterior_and_carry_no_media():
     for sampled in (True, False):
         adapter = ImageAdapter(ImageConfig([8, 8]))
         adapter.has_weights, adapter.posterior_noise = True, sampled  # as of an autoencoder that is not here
-        whitening = Whitening(torch.full((48,), 2.0), torch.full((48,), 4.0))
-        data = dataset({"image": Stream(Encoded(deviation=sampled), adapter, TimeConfig(), 0.25)})
-        data.whitening = {"image": whitening}
+        data = dataset({"image": single(Encoded(deviation=sampled), adapter, TimeConfig(), 0.25)})
         data.check()
         rejected = []
         for item in range(2):  # positions 0 to 7 of 6 records
             microbatch = data[item]
             rejected += microbatch.rejected
-            assert (microbatch.media, microbatch.posterior) == (None, None)
-            (segment,) = microbatch.batch.segments
-            for place, (key, x0) in enumerate(zip(microbatch.batch.keys, segment.x0, strict=True)):
+            part = microbatch.parts[0]
+            assert (part.media, part.posterior) == (None, None)
+            for place, (key, latents) in enumerate(zip(microbatch.keys, part.latents, strict=True)):
                 stored, epoch = Encoded(deviation=sampled).read(int(key[1:])).media, (4 * item + place) // 6
                 noise = torch.randn(4, 48, generator=generator(0, "image", epoch, key, "posterior"))
                 raw = stored.mean + stored.deviation * noise if sampled else stored.mean
-                assert torch.equal(x0, (raw - 2) / 4)
+                assert torch.equal(latents, raw)
         assert rejected
         assert {entry.reason for entry in rejected} == {"shard:2: damaged: its checksum does not fit"}

@@ -124,7 +124,7 @@ def sra(monkeypatch):
     with monkeypatch.context() as patch:
         scripted(patch, draws["time_uniform"].reshape(3, 1), draws["gap_uniform"].reshape(3, 1))
         config = NoisingConfig(**METHODS["sra"]["noising"])
-        pairs = [draw_levels(config, TimeConfig(), 0.25, 4, torch.Generator()) for _ in range(3)]
+        pairs = [draw_levels(config, TimeConfig(), 0.25, [4], torch.Generator()) for _ in range(3)]
     levels = [stack_levels(list(side)) for side in zip(*pairs, strict=True)]
     return inputs, [tokens(v) for v in (inputs["images"], draws["noise"], inputs["model_output"])], levels
 

@@ -19,7 +19,7 @@ pytest.importorskip("diffusers", reason="the autoencoders with weights need diff
 
 from configs.build import build_dataset, build_streams, class_names, measure_all
 from configs.load import load_config
-from configs.networks import build_adapters, device_prepare
+from configs.networks import build_adapters, device_preprocess
 from core.errors import DataError
 from core.training.feed import Microbatch
 from core.training.records import read_lines
@@ -77,13 +77,13 @@ def completed(place: Path, key: str, *overrides: str) -> Microbatch:
     adapters = build_adapters(config, place)
     streams = build_streams(config, adapters, place)
     whitening = measure_all(config, streams)
-    dataset = build_dataset(config, streams, whitening, class_names(streams))
+    dataset = build_dataset(config, streams, class_names(streams))
     stream = streams["image"]
     records = (read(stream.source, index) for index in range(len(stream.source)))
     record = next(record for record in records if record is not None and record.key == key)
     microbatch = dataset.collate("image", [dataset.draw(stream, record, 0)], ())
     assert (microbatch.media is None) == stream.source.__class__.__name__.startswith("Latents")
-    return device_prepare(adapters, whitening, {}, torch.device("cpu"))(microbatch)
+    return device_preprocess({name: stream.parts for name, stream in streams.items()}, whitening, {}, torch.device("cpu"))(microbatch)
 
 
 def read(source, index: int):

@@ -14,7 +14,7 @@ pytest.importorskip("transformers", reason="text encoders are read with transfor
 
 from configs.build import build_dataset, build_streams, measure_all
 from configs.load import load_config
-from configs.networks import build_adapters, build_text_encoder, device_prepare
+from configs.networks import build_adapters, build_text_encoder, device_preprocess
 from core.types import Context
 from tests.modalities.text.small import WIDTH, save_text_encoder
 from tests.tools.tiny import CONFIG, published, train
@@ -56,9 +56,9 @@ def contexts(*overrides: str) -> dict[str, Context]:
     adapters = build_adapters(config, Path())
     streams = build_streams(config, adapters, Path())
     whitening = measure_all(config, streams)
-    dataset = build_dataset(config, streams, whitening, [])
+    dataset = build_dataset(config, streams, [])
     text = build_text_encoder(config, Path())
-    prepare = device_prepare(adapters, whitening, {}, torch.device("cpu"), text)
+    prepare = device_preprocess({name: stream.parts for name, stream in streams.items()}, whitening, {}, torch.device("cpu"), text)
     found = {}
     for index in range(6):
         sample = dataset.draw(streams["image"], streams["image"].source.read(index), 0)

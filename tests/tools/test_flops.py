@@ -20,10 +20,10 @@ from core.training.feed import Microbatch
 from core.trunk.projectors import TEACHER, ProjectorSpec
 from core.trunk.sit import SiT, SiTConfig
 from core.types import Context, NoiseLevels, Segment, TokenBatch
-from modalities.prepare import DevicePrepare
+from modalities.preprocess import DevicePreprocess
 from tests.tools.tiny import CONFIG
 from tools.flops import step_flops, without_storage
-from tools.plan import first_microbatch
+from tools.plan import first_batch
 
 B, N, C, D, LAYERS = 3, 16, 16, 32, 5
 SIT = SiTConfig(width=D, depth=LAYERS, heads=2, grid=4, channels=C, num_classes=6)
@@ -101,10 +101,10 @@ def test_only_methods_with_a_teacher_pay_for_one(method, tmp_path):
     labels = class_names(streams)
     with torch.device("meta"):
         trunk = build_trunk(config, adapters, labels, projector_specs(config, {}))
-    dataset = build_dataset(config, streams, whitening, labels)
+    dataset = build_dataset(config, streams, labels)
     objective = Objective(build_alignment(config.alignment, trunk.depth))
     for name in ("image", "video"):
-        found = step_flops(objective, trunk, first_microbatch(dataset, name))
+        found = step_flops(objective, trunk, first_batch(dataset, name))
         assert found["student"] > 0
         assert found["encoders"] == 0
         if method in ("sra", "self_flow", "self_flow_as"):
@@ -119,7 +119,7 @@ class Adapter:
 
 def prepared(encoder: torch.nn.Module, media: torch.Tensor) -> tuple[dict[str, int], int]:
     """What is counted of an encoder in a step, and what it costs when it really runs."""
-    plan = DevicePrepare({"image": Adapter()}, {}, {"image": {"image_a": encoder}})
+    plan = DevicePreprocess({"image": Adapter()}, {}, {"image": {"image_a": encoder}})
     plain = microbatch()
     given = Microbatch("image", plain.batch, plain.draws, plain.counts, media=media)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -163,6 +163,6 @@ def test_an_autoencoder_with_weights_counts_as_it_encodes(tmp_path):
         autoencoder.encode(media)
     plain = microbatch()
     given = Microbatch("image", plain.batch, plain.draws, plain.counts, media=media)
-    plan = DevicePrepare({"image": Weights()}, {"image": Whitening(torch.zeros(C), torch.ones(C))}, {})
+    plan = DevicePreprocess({"image": Weights()}, {"image": Whitening(torch.zeros(C), torch.ones(C))}, {})
     assert step_flops(Objective(), SiT(SIT), given, plan)["encoders"] == counter.get_total_flops() > 0
     assert type(next(autoencoder.load().parameters())) is torch.nn.Parameter

@@ -22,7 +22,7 @@ from tests.tools.test_flops import B, C, N, microbatch
 from tests.tools.tiny import CONFIG
 from tools import memory
 from tools.memory import kept_by_forward, microbatch_bytes, saved_bytes, state_bytes
-from tools.plan import first_microbatch
+from tools.plan import first_batch
 
 
 class OneLayer(nn.Module):
@@ -68,9 +68,9 @@ def trunk_and_microbatch(name: str, folder: Path) -> tuple[nn.Module, Objective,
     labels = class_names(streams)
     whitening = {m: Whitening(torch.zeros(a.channels), torch.ones(a.channels)) for m, a in adapters.items()}
     trunk = build_trunk(config, adapters, labels, projector_specs(config, {}))
-    dataset = build_dataset(config, streams, whitening, labels)
+    dataset = build_dataset(config, streams, labels)
     (modality,) = adapters
-    return trunk, Objective(build_alignment(config.alignment, trunk.depth)), first_microbatch(dataset, modality)
+    return trunk, Objective(build_alignment(config.alignment, trunk.depth)), first_batch(dataset, modality)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

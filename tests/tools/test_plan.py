@@ -13,7 +13,7 @@ from core.errors import ConfigError
 from core.types import map_tensors
 from tests.tools.test_standins import ABSENT
 from tests.tools.tiny import CONFIG
-from tools.plan import first_microbatch, make_plan, not_here
+from tools.plan import first_batch, make_plan, not_here
 
 SIT = CONFIG.with_name("tiny_sit.yaml")
 
@@ -36,7 +36,7 @@ def test_a_microbatch_of_one_repeated_sample_has_the_shapes_of_the_real_one(accu
     seen = set()
     for item in range(0, 12 * accumulate, accumulate):
         real = dataset[item]
-        planned = first_microbatch(dataset, real.modality)
+        planned = first_batch(dataset, real.modality)
         assert shapes(planned) == shapes(real)
         assert len(planned.batch.keys) == planned.batch.size == real.batch.size
         given = planned.batch.segments[0].given

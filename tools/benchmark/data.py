@@ -37,7 +37,7 @@ def data_rows(config: Config, root: Path, workers: list[int], seconds: float, ro
     labels = class_names(streams)
     ready = {n for n, stream in streams.items() if not adapters[n].has_weights or stored_manifests(stream.source)}
     whitening = measure_all(config, {name: streams[name] for name in ready})
-    dataset = build_dataset(config, streams, whitening, labels)
+    dataset = build_dataset(config, streams, labels)
     rows = []
     for name in streams:
         alone = only(dataset, name)
@@ -53,7 +53,7 @@ def data_rows(config: Config, root: Path, workers: list[int], seconds: float, ro
 def only(dataset: StepDataset, modality: str) -> StepDataset:
     """The same data with steps of one modality alone."""
     mix = ModalityMix(dataset.seed, {modality: 1.0}, {modality: dataset.mix.global_batch[modality]})
-    settings = (dataset.whitening, dataset.noising, dataset.conditions, dataset.accumulate)
+    settings = (dataset.noising, dataset.conditions, dataset.accumulate)
     return StepDataset(dataset.seed, mix, {modality: dataset.streams[modality]}, *settings)
 
 
@@ -65,7 +65,7 @@ def samples_per_second(dataset: StepDataset, workers: int, seconds: float) -> fl
         if step == WARMUP - 1:
             started = time.perf_counter()
         elif step >= WARMUP:
-            count += sum(microbatch.batch.size for microbatch in microbatches)
+            count += sum(len(microbatch.keys) for microbatch in microbatches)
             if time.perf_counter() - started > seconds:
                 break
     elapsed = time.perf_counter() - started
@@ -76,18 +76,23 @@ def samples_per_second(dataset: StepDataset, workers: int, seconds: float) -> fl
 def stage_rows(section: str, dataset: StepDataset, modality: str) -> list[Row]:
     """Milliseconds of a sample in this process, by what they are spent on. Unusable records are stepped over."""
     stream = dataset.streams[modality]
-    source, adapter = Timed(stream.source, "read"), Timed(stream.adapter, "load")
-    dataset.streams[modality] = replace(stream, source=source, adapter=adapter)
+    source, parts = Timed(stream.source, "read"), {}
+    for name, part in stream.parts.items():
+        parts[name] = replace(part, adapter=Timed(part.adapter, "load"))
+    dataset.streams[modality] = replace(stream, source=source, parts=parts)
+    adapters = [part.adapter for part in parts.values()]
     times: Times = {stage: [] for stage in STAGES}
     for position in range(SAMPLES):
-        source.seconds = adapter.seconds = 0.0
+        for timed in (source, *adapters):
+            timed.seconds = 0.0
         started = time.perf_counter()
         sample = dataset.sample(modality, position, [])
         drawn = time.perf_counter()
         dataset.collate(modality, [sample], ())
         times["read"].append(source.seconds)
-        times["load"].append(adapter.seconds)
-        times["draw"].append(drawn - started - source.seconds - adapter.seconds)
+        loading = sum(adapter.seconds for adapter in adapters)
+        times["load"].append(loading)
+        times["draw"].append(drawn - started - source.seconds - loading)
         times["collate"].append(time.perf_counter() - drawn)
     dataset.streams[modality] = stream
     return [

@@ -143,7 +143,7 @@ def make_microbatch(setup: Setup, method: str, channels: int, context: Context) 
     ids = torch.stack([torch.zeros_like(h), h, w], dim=-1).flatten(0, 1)[None]  # (1, N, 3)
     noising = NoisingConfig(**METHODS[method]["noising"])
     pairs = [
-        draw_levels(noising, TimeConfig(), MASK_RATIO, setup.tokens, generator("bench", "levels", i))
+        draw_levels(noising, TimeConfig(), MASK_RATIO, [setup.tokens], generator("bench", "levels", i))
         for i in range(setup.batch)
     ]
     student, teacher = (stack_levels(list(levels)) for levels in zip(*pairs, strict=True))

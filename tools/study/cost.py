@@ -13,7 +13,7 @@ from configs.networks import (
     build_adapters,
     build_encoders,
     build_trunk,
-    device_prepare,
+    device_preprocess,
     encoding_adapters,
     load_autoencoders,
     projector_specs,
@@ -28,7 +28,7 @@ from modalities.generation import Generator
 from modalities.metrics.networks import build_network
 from tools.evaluate import prepare as prepare_evaluation
 from tools.flops import step_flops
-from tools.plan import first_microbatch
+from tools.plan import first_batch
 from tools.study.plan import Run
 
 NAME = "cost.json"
@@ -71,11 +71,12 @@ def cost(run: Run, along: list[str]) -> Cost:
         trunk = build_trunk(config, adapters, labels, projector_specs(config, encoders))
     load_autoencoders(encoding_adapters(config, adapters))
     whitening = known_whitening(run.folder, adapters) or measure_all(config, streams)
-    dataset = build_dataset(config, streams, whitening, labels)
-    generator = Generator(trunk, adapters, whitening, Conditions(config.condition, labels), device)
+    dataset = build_dataset(config, streams, labels)
+    parts = {name: stream.parts for name, stream in streams.items()}
+    generator = Generator(trunk, parts, whitening, Conditions(config.condition, labels), device)
     loaded = LoadedRun(config, generator, 0, run.root, run.folder)
     objective = Objective(build_alignment(config.alignment, trunk.depth))
-    prepare = device_prepare(adapters, whitening, encoders, device)
+    preprocess = device_preprocess(parts, whitening, encoders, device)
 
     entries = config.modalities.streams()
     shares = sum(entry.share for entry in entries.values())
@@ -85,7 +86,7 @@ def cost(run: Run, along: list[str]) -> Cost:
         subject = check_measures(loaded, name, along)
         source = Path(entry.data.path).name or entry.data.kind
         data[name] = f"{source}, {len(subject.training):,} records to train on and {len(subject.heldout):,} held out"
-        for part, count in step_flops(objective, trunk, first_microbatch(dataset, name), prepare).items():
+        for part, count in step_flops(objective, trunk, first_batch(dataset, name), preprocess).items():
             flops[part] = flops.get(part, 0.0) + config.training.accumulate * entry.share / shares * count
     return Cost(sum(parameter.numel() for parameter in trunk.parameters()), flops, data)
 

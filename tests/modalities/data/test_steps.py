@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoencoders.base import Whitening
 from core.errors import DataError
 from core.noising import NoisingConfig
 from core.schedule import TimeConfig
-from core.training.feed import Microbatch
 from core.training.mixing import ModalityMix
 from modalities.base import Source
 from modalities.conditions import ConditionConfig, Conditions
-from modalities.data.loader import StepDataset, StepFeed, Stream
+from modalities.data.batches import RawBatch
+from modalities.data.loader import StepDataset, StepFeed
 from modalities.image import ImageAdapter, ImageConfig
+from modalities.streams import Stream, make_parts
 from modalities.text import TextConfig
 from tests.modalities.data.sets import COUNT, KINDS, cut, flip, number_of, open_set, write_set
 
@@ -30,10 +30,9 @@ TEXT = ConditionConfig(text=TextConfig(vocabulary=64, max_words=6, rows_per_word
 
 def dataset(source: Source, accumulate: int = 1) -> StepDataset:
     adapter = ImageAdapter(ImageConfig([8, 8]))
-    stream = Stream(source, adapter, TimeConfig(), 0.25)
+    stream = Stream(source, make_parts({"image": adapter}), TimeConfig(), 0.25)
     mix = ModalityMix(0, {"image": 1.0}, {"image": BATCH})
-    plain = {"image": Whitening(torch.zeros(adapter.channels), torch.ones(adapter.channels))}
-    return StepDataset(0, mix, {"image": stream}, plain, NoisingConfig(), Conditions(TEXT, []), accumulate)
+    return StepDataset(0, mix, {"image": stream}, NoisingConfig(), Conditions(TEXT, []), accumulate)
 
 
 def steps(source: Source, first: int, last: int, workers: int = 0, accumulate: int = 1) -> dict[int, list[tuple]]:
@@ -42,9 +41,9 @@ def steps(source: Source, first: int, last: int, workers: int = 0, accumulate: i
     return {step: [_content(item) for item in items] for step, items in feed.steps(first, last)}
 
 
-def _content(item: Microbatch) -> tuple:
-    tensors = item.batch.segments[0].x0, item.draws.noise[0], item.draws.student.values
-    return item.batch.keys, tuple(tensor.numpy().tobytes() for tensor in tensors), item.rejected
+def _content(item: RawBatch) -> tuple:
+    tensors = item.parts[0].latents, item.parts[0].noise, item.student.values
+    return item.keys, tuple(tensor.numpy().tobytes() for tensor in tensors), item.rejected
 
 
 def keys(found: dict[int, list[tuple]]) -> list[str]:

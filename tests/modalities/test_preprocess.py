@@ -18,9 +18,10 @@ from core.types import map_tensors
 from modalities.base import Record
 from modalities.conditions import ConditionConfig, Conditions
 from modalities.data.embedded import EmbeddedSource
-from modalities.data.loader import StepDataset, StepFeed, Stream
+from modalities.data.loader import StepDataset, StepFeed
 from modalities.image import ImageAdapter, ImageConfig
-from modalities.prepare import DevicePrepare
+from modalities.preprocess import DevicePreprocess
+from modalities.streams import Stream, make_parts
 from modalities.text import TextEncoder, TextEncoderConfig
 from tests.modalities.text.small import WIDTH, save_text_encoder
 
@@ -46,15 +47,17 @@ def encoder(tmp_path_factory) -> TextEncoder:
 
 def dataset(encoder: TextEncoder, source: Captioned, **choice) -> StepDataset:
     adapter = ImageAdapter(ImageConfig([8, 8]))
-    stream = Stream(source, adapter, TimeConfig(), 0.25, **choice)
-    plain = {"image": Whitening(torch.zeros(adapter.channels), torch.ones(adapter.channels))}
+    stream = Stream(source, make_parts({"image": adapter}), TimeConfig(), 0.25, **choice)
     conditions = Conditions(ConditionConfig(dropout=0.4, encoder=encoder.config), [])
     mix = ModalityMix(0, {"image": 1.0}, {"image": 5})
-    return StepDataset(0, mix, {"image": stream}, plain, NoisingConfig(), conditions)
+    return StepDataset(0, mix, {"image": stream}, NoisingConfig(), conditions)
 
 
 def prepared(encoder: TextEncoder, data: StepDataset, workers: int = 0) -> list[Microbatch]:
-    complete = DevicePrepare({"image": data.streams["image"].adapter}, {}, {}, encoder)
+    parts = data.streams["image"].parts
+    channels = parts["image"].adapter.channels
+    plain = Whitening(torch.zeros(channels), torch.ones(channels))
+    complete = DevicePreprocess({"image": parts}, {"image": plain}, {}, encoder)
     return [complete(item) for _, items in StepFeed(data, workers).steps(0, 4) for item in items]
 
 
@@ -82,7 +85,6 @@ def test_stored_features_give_the_bits_of_computed_ones(encoder):
     assert not equal(computed[0], computed[1])
     for item in computed:
         context = item.batch.context
-        assert item.texts == ()
         assert context.tokens.shape == (5, 8, WIDTH)
         assert not context.valid[context.dropped].any()
         assert context.valid[~context.dropped].any(dim=1).all()
@@ -90,7 +92,7 @@ def test_stored_features_give_the_bits_of_computed_ones(encoder):
 
 def test_dropped_captions_are_not_encoded(encoder):
     for _, (item,) in StepFeed(dataset(encoder, Captioned()), 0).steps(0, 4):
-        assert [text is None for text in item.texts] == item.batch.context.dropped.tolist()
+        assert [text is None for text in item.condition.texts] == item.condition.known.dropped.tolist()
 
 
 def test_whether_the_data_store_features(encoder):
@@ -102,4 +104,4 @@ def test_whether_the_data_store_features(encoder):
 def test_the_chosen_caption_is_trained_on(encoder):
     for choice, text in (("longest", CAPTIONS[1]), ("middle", "dog"), ("first", CAPTIONS[0])):
         for _, (item,) in StepFeed(dataset(encoder, Captioned(), caption_choice=choice), 0).steps(0, 2):
-            assert set(item.texts) - {None} == {text}
+            assert set(item.condition.texts) - {None} == {text}

@@ -1,0 +1,105 @@
+"""A stream is what a step trains on: a source of records, and the parts that become the segments of a sample.
+
+Most streams have one part. A stream of clips with their sound has two: each has an adapter of its modality, and all
+have positions on one axis of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.conditioning import NOTHING_GIVEN, Conditioning
+from core.schedule import TimeConfig
+from core.types import Segment
+from modalities.base import ModalityAdapter, Source
+
+
+@dataclass(frozen=True)
+class Part:
+    """
+    Attributes:
+        ids: (N, 3) positions of its tokens.
+        weight: factor of its mean velocity error in the loss.
+        keep_media: the media travel to the training device, for what is computed from them there.
+    """
+
+    adapter: ModalityAdapter
+    ids: Tensor
+    weight: float = 1.0
+    keep_media: bool = False
+
+
+Parts = Mapping[str, Part]  # by name, in the order of the segments
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Data of a run and how its samples are noised.
+
+    Attributes:
+        conditioning: which tokens are given.
+        caption_choice: which of several captions, a name of `CAPTION_CHOICES`; None draws one.
+    """
+
+    source: Source
+    parts: Parts
+    time: TimeConfig
+    mask_ratio: float
+    conditioning: Conditioning = NOTHING_GIVEN
+    caption_choice: str | None = None
+
+
+def make_parts(adapters: Mapping[str, ModalityAdapter], per_second: float | None = None, **more: Mapping) -> Parts:
+    """Parts with their positions.
+
+    Args:
+        per_second: positions in a second of the common axis of time; None is as many as the part with the most tokens
+            in time has. Not looked at for a single part, whose positions are those of its grid.
+        more: other fields of `Part`, each {name of the part: value}.
+    """
+    single = len(adapters) == 1
+    positions = {name: adapter.ids() for name, adapter in adapters.items()} if single else _in_time(adapters, per_second)
+    return {
+        name: Part(adapter, positions[name], **{key: values[name] for key, values in more.items() if name in values})
+        for name, adapter in adapters.items()
+    }
+
+
+def _in_time(adapters: Mapping[str, ModalityAdapter], per_second: float | None) -> dict[str, Tensor]:
+    """(N, 3) float32: the middle of each token's interval in seconds, times `per_second`, and its place in the picture.
+
+    What happens together lies together, as in LTX-2 (arXiv 2601.03233).
+    """
+    middles = {name: adapter.seconds() for name, adapter in adapters.items()}
+    if per_second is None:  # neighbours of the finest part are then 1 apart, as on a grid of their own
+        steps = [float(row.diff().min()) for row in middles.values() if len(row) > 1]
+        per_second = 1 / min(steps) if steps else 1.0
+    found = {}
+    for name, adapter in adapters.items():
+        ids = adapter.ids()
+        time = middles[name][ids[:, 0]] * per_second
+        found[name] = torch.stack([time, *ids[:, 1:].unbind(1)], dim=1).to(torch.float32)
+    return found
+
+
+def lengths(parts: Parts) -> tuple[int, ...]:
+    """N of each part; their sum is L."""
+    return tuple(len(part.ids) for part in parts.values())
+
+
+def whole_part(parts: Parts, name: str) -> Tensor:
+    """(L,) bool: all tokens of one part."""
+    return torch.cat([torch.full((len(part.ids),), key == name) for key, part in parts.items()])
+
+
+def make_segments(parts: Parts, tokens: Sequence[Tensor], given: Tensor | None = None) -> tuple[Segment, ...]:
+    """Whitened tokens (B, N, C) of every part as segments; `given` (B, L) are conditioning."""
+    rows = [None] * len(parts) if given is None else given.split(lengths(parts), dim=1)
+    return tuple(
+        Segment(part.adapter.modality, x0, part.ids[None].to(x0.device), given=row, part=name, weight=part.weight)
+        for (name, part), x0, row in zip(parts.items(), tokens, rows, strict=True)
+    )
