@@ -75,9 +75,7 @@ def build_streams(
     for name, entry in config.modalities.streams().items():
         parts = make_parts({name: adapters[name]}, keep_media={name: bool(entry.encoders)})
         given = conditioning(entry, adapters[name])
-        streams[name] = Stream(
-            sources[name], parts, entry.time, entry.mask_ratio, given, entry.data.caption_choice
-        )
+        streams[name] = Stream(sources[name], parts, entry.time, entry.mask_ratio, given, entry.data.caption_choice)
     return streams
 
 
@@ -98,9 +96,7 @@ def measure_all(config: Config, streams: dict[str, Stream]) -> dict[str, Whiteni
     return {name: measure_whitening(name, stream, name, config.seed) for name, stream in streams.items()}
 
 
-def build_dataset(
-    config: Config, streams: dict[str, Stream], labels: list[str]
-) -> StepDataset:
+def build_dataset(config: Config, streams: dict[str, Stream], labels: list[str]) -> StepDataset:
     """The microbatches of the run. Raises DataError when the first sample of a modality cannot be made."""
     entries = config.modalities.streams()
     mix = ModalityMix(

@@ -30,7 +30,9 @@ class Conditioning:
             raise ConfigError(f"condition_on: the probabilities sum to {total:g}, at most 1 is possible")
         for name, (_, given) in self.table.items():
             if bool(given.all()):
-                raise ConfigError(f"condition_on.{name}: gives every token of a sample, so that nothing is left to learn")
+                raise ConfigError(
+                    f"condition_on.{name}: gives every token of a sample, so that nothing is left to learn"
+                )
 
     def draw(self, generator: torch.Generator) -> Tensor | None:
         """(L,) bool of one sample; None where no sample ever has given tokens."""

@@ -40,9 +40,9 @@ def read_image(image: np.ndarray) -> tuple[str | None, str | None, float]:
     """
     if image.ndim != 3:
         raise ShapeError(f"image: expected (S, S, 3) uint8, got {tuple(image.shape)} {image.dtype}")
-    light = _light(image[None])[0]  # (S, S, 3)
+    light = light_of(image[None])[0]  # (S, S, 3)
     names, masks = _image_templates(light.shape[0])
-    colour, best, explained = _best_match(light[None], masks[:, None])
+    colour, best, explained = best_match(light[None], masks[:, None])
     if explained < MIN_EXPLAINED:
         return None, None, explained
     return colour, names[best], explained
@@ -60,7 +60,7 @@ def read_video(clip: np.ndarray) -> tuple[str | None, str | None, str | None, fl
     """
     if clip.ndim != 4 or clip.shape[0] < 2:
         raise ShapeError(f"clip: expected (T, S, S, 3) uint8 with T >= 2, got {tuple(clip.shape)} {clip.dtype}")
-    light = _light(clip)  # (T, S, S, 3)
+    light = light_of(clip)  # (T, S, S, 3)
     size = light.shape[1]
     track = _track(light)
     if track is None:
@@ -71,7 +71,7 @@ def read_video(clip: np.ndarray) -> tuple[str | None, str | None, str | None, fl
         for dx, dy in product((-0.03, 0.0, 0.03), repeat=2):
             names.append(shape)
             masks.append(coverage(shape, size, x + dx, y + dy, radius))
-    colour, best, explained = _best_match(light, np.stack(masks))
+    colour, best, explained = best_match(light, np.stack(masks))
     if explained < MIN_EXPLAINED:
         return None, None, None, explained
     travel_x, travel_y = (float(x[-1] - x[0]), float(y[-1] - y[0]))
@@ -150,7 +150,7 @@ def _check_audio(media: np.ndarray, caption: str, rate: float | None) -> dict[st
 _CHECKS = {"image": _check_image, "video": _check_video, "audio": _check_audio}
 
 
-def _light(frames: np.ndarray) -> np.ndarray:
+def light_of(frames: np.ndarray) -> np.ndarray:
     """(T, S, S, 3) uint8 -> (T, s, s, 3) float32 above the background, s <= _LARGEST."""
     if frames.dtype != np.uint8 or frames.shape[-1] != 3 or frames.shape[1] != frames.shape[2]:
         raise ShapeError(f"frames: expected square uint8 (..., S, S, 3), got {tuple(frames.shape)} {frames.dtype}")
@@ -171,7 +171,7 @@ def _image_templates(size: int) -> tuple[list[str], np.ndarray]:
     return names, np.concatenate(masks)
 
 
-def _best_match(light: np.ndarray, masks: np.ndarray) -> tuple[str, int, float]:
+def best_match(light: np.ndarray, masks: np.ndarray) -> tuple[str, int, float]:
     """The colour and the template that explain the light best: least squares over colour, template and brightness.
 
     Args:

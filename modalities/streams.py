@@ -62,7 +62,9 @@ def make_parts(adapters: Mapping[str, ModalityAdapter], per_second: float | None
         more: other fields of `Part`, each {name of the part: value}.
     """
     single = len(adapters) == 1
-    positions = {name: adapter.ids() for name, adapter in adapters.items()} if single else _in_time(adapters, per_second)
+    positions = (
+        {name: adapter.ids() for name, adapter in adapters.items()} if single else _in_time(adapters, per_second)
+    )
     return {
         name: Part(adapter, positions[name], **{key: values[name] for key, values in more.items() if name in values})
         for name, adapter in adapters.items()

@@ -91,7 +91,9 @@ def run(options: argparse.Namespace) -> int:
     settings = sampler_settings(options, streams[options.modality].sampling)
     out = options.out or options.folder / "generated" / options.modality
     known = known_part(options, loaded)
-    load_autoencoders({options.modality: loaded.generator.parts[options.modality][options.modality].adapter})  # missing ones are told at once
+    load_autoencoders(
+        {options.modality: loaded.generator.parts[options.modality][options.modality].adapter}
+    )  # missing ones are told at once
     files = generate_files(loaded, options.modality, prompts, settings, options.seed, out, known, options.batch_size)
     print(f"{len(files)} files in {out}")
     return 0
@@ -162,7 +164,16 @@ def generate_files(
     out.mkdir(parents=True, exist_ok=True)
     adapter, files, pictures = loaded.generator.parts[modality][modality].adapter, [], []
     with tqdm(total=len(prompts) * settings.steps, unit="step", desc=modality, dynamic_ncols=True) as bar:
-        made = generate(loaded.generator, modality, prompts, settings, seed, {modality: known} if known else None, batch_size, bar.update)
+        made = generate(
+            loaded.generator,
+            modality,
+            prompts,
+            settings,
+            seed,
+            {modality: known} if known else None,
+            batch_size,
+            bar.update,
+        )
         for index, (prompt, sample) in enumerate(zip(prompts, made, strict=True)):
             media = sample[modality]
             path = adapter.write(media, out / f"{index:04d}-{slug(prompt)}")

@@ -165,7 +165,9 @@ def make_plan(config: Config, root: Path) -> Plan:
         # Measured where that is cheap, so that data which cannot be whitened is refused here too.
         encodes = adapter.has_weights and not config.modalities.streams()[name].data.holds_latents
         unit = Whitening(torch.zeros(adapter.channels), torch.ones(adapter.channels))
-        whitening[name] = unit if encodes or name in absent else measure_whitening(name, streams[name], name, config.seed)
+        whitening[name] = (
+            unit if encodes or name in absent else measure_whitening(name, streams[name], name, config.seed)
+        )
     dataset = build_dataset(config, streams, labels)
     objective = Objective(build_alignment(config.alignment, trunk.depth))
     return Plan(config, trunk, objective, adapters, dataset, whitening, labels, absent, frozen)
@@ -217,7 +219,9 @@ def refuse_to_fetch(path: str) -> None:
 def first_batch(dataset: StepDataset, modality: str) -> RawBatch:
     """One of the size that training sees, made of a stream's first sample alone."""
     one, size = first_sample(dataset, modality), batch_size(dataset, modality)
-    tensors = {name: _repeated(getattr(one, name), size) for name in ("parts", "condition", "student", "teacher", "given")}
+    tensors = {
+        name: _repeated(getattr(one, name), size) for name in ("parts", "condition", "student", "teacher", "given")
+    }
     counts = {name: count * size for name, count in one.counts.items()}
     return replace(one, keys=one.keys * size, counts=counts, **tensors)
 

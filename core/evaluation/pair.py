@@ -80,9 +80,7 @@ def _as_in_training(plan: PairPlan, batch: TokenBatch, seed: int) -> tuple[Token
         if given is not None:
             rows.append(given)
         sides.append(
-            draw_levels(
-                plan.noising, plan.time, plan.mask_ratio, batch.lengths, draw, given, plan.conditioning.noise
-            )
+            draw_levels(plan.noising, plan.time, plan.mask_ratio, batch.lengths, draw, given, plan.conditioning.noise)
         )
     device = batch.segments[0].x0.device
     if rows:

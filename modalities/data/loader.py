@@ -150,7 +150,9 @@ class StepDataset(Dataset):
     def collate(self, name: str, samples: list[_Sample], rejected: tuple[Rejected, ...]) -> RawBatch:
         stream, size = self.streams[name], len(samples)
         columns = zip(*(sample.parts for sample in samples), strict=True)
-        parts = [_collate_part(key, part, rows) for (key, part), rows in zip(stream.parts.items(), columns, strict=True)]
+        parts = [
+            _collate_part(key, part, rows) for (key, part), rows in zip(stream.parts.items(), columns, strict=True)
+        ]
         given = None if samples[0].given is None else torch.stack([sample.given for sample in samples])  # (B, L)
         sizes = lengths(stream.parts)
         counts = dict.fromkeys(stream.parts, 0.0)
@@ -226,9 +228,7 @@ class _ErrorsAsItems(Dataset):
             return error
 
 
-def load_parts(
-    stream: str, parts: Parts, record: Record, epoch: int, seed: int
-) -> list[Tensor | StoredLatents]:
+def load_parts(stream: str, parts: Parts, record: Record, epoch: int, seed: int) -> list[Tensor | StoredLatents]:
     """Media of every part, as training loads the record in that epoch, or what is stored of their latents.
 
     Raises DataError, also for values that are not finite.

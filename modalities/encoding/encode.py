@@ -122,7 +122,9 @@ class _Batches(Dataset):
                 continue
             for view in range(job.views):
                 try:
-                    media.append(load_media(job.adapter, record, generator(job.seed, job.modality, view, record.key, "media")))
+                    media.append(
+                        load_media(job.adapter, record, generator(job.seed, job.modality, view, record.key, "media"))
+                    )
                 except DataError as error:
                     batch.bad.append(_bad(index, view, record.key, record.origin, error))
                     continue

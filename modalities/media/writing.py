@@ -1,9 +1,9 @@
-"""Pictures, grids of pictures and clips to files."""
+"""Pictures, grids of pictures, and videos with or without sound to files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from modalities.media.opening import need, with_suffix
+from modalities.media.sound import resample
 
 SMALLEST_SIDE = 256  # pixels; smaller clips and grids are enlarged when written
 
@@ -62,8 +63,13 @@ def write_grid(images: Tensor, path: Path, columns: int | None = None, labels: S
     return path
 
 
-def write_video(video: Tensor, path: Path, fps: float) -> Path:
-    """(T, 3, H, W) in [-1, 1] -> MP4, h264 where FFmpeg has it, else mpeg4; small clips are enlarged for players."""
+def write_video(video: Tensor, path: Path, fps: float, sound: Tensor | None = None, rate: int = 0) -> Path:
+    """(T, 3, H, W) in [-1, 1] -> MP4, h264 where FFmpeg has it, else mpeg4; small clips are enlarged for players.
+
+    Args:
+        sound: (channels, samples) in [-1, 1] at `rate` Hz, 1 or 2 channels; written as AAC at 48 kHz, which every
+            player takes.
+    """
     av, path = need("av"), with_suffix(Path(path), ".mp4")
     frames = _enlarge(to_bytes(video), SMALLEST_SIDE)
     # 4:2:0 chroma needs even sides: repeat the last row or column.
@@ -75,7 +81,33 @@ def write_video(video: Tensor, path: Path, fps: float) -> Path:
         stream = container.add_stream(name, rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.codec_context.thread_count = 1
+        track = None if sound is None else _sound_track(container, len(sound))
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+        if track is not None:
+            for frame in _sound_frames(av, sound, rate, track.codec_context.frame_size):
+                container.mux(track.encode(frame))
+            container.mux(track.encode())
     return path
+
+
+SOUND_RATE = 48_000  # Hz, of sound in an MP4
+
+
+def _sound_track(container, channels: int):
+    track = container.add_stream("aac", rate=SOUND_RATE, layout="mono" if channels == 1 else "stereo")
+    track.bit_rate = 192_000
+    track.codec_context.open()  # tells how many samples a frame takes
+    return track
+
+
+def _sound_frames(av, sound: Tensor, rate: int, size: int) -> Iterator:
+    """(channels, samples) at `rate` -> planar float frames at SOUND_RATE of `size` samples, the last one filled up."""
+    samples = resample(sound.detach().cpu().float().clamp(-1, 1).numpy().T, rate, SOUND_RATE).T  # (channels, S)
+    samples = np.pad(samples, [(0, 0), (0, -samples.shape[1] % size)])
+    for first in range(0, samples.shape[1], size):
+        block = np.ascontiguousarray(samples[:, first : first + size], dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono" if len(block) == 1 else "stereo")
+        frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, first, Fraction(1, SOUND_RATE)
+        yield frame

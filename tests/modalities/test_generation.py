@@ -23,7 +23,9 @@ def loaded(tiny_run: Path) -> LoadedRun:
 
 def made(loaded: LoadedRun, modality: str, config: SamplerConfig = PLAIN, known=None, **more) -> torch.Tensor:
     arguments = {"prompts": PROMPTS, "seed": 0, "batch_size": 8} | more
-    return torch.stack(list(generate(loaded.generator, modality, config=config, known=known, **arguments)))
+    known = None if known is None else {modality: known}
+    samples = generate(loaded.generator, modality, config=config, known=known, **arguments)
+    return torch.stack([sample[modality] for sample in samples])
 
 
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
@@ -66,7 +68,7 @@ def picture(adapter) -> torch.Tensor:
 
 
 def test_known_pixels_come_back_exactly_and_the_others_depend_on_them(loaded):
-    adapter = loaded.generator.adapters["image"]
+    adapter = loaded.generator.parts["image"]["image"].adapter
     media = picture(adapter)
     kept = torch.zeros(8, 8, dtype=torch.bool)
     kept[:, :6] = True  # the right tokens are known in part only
@@ -82,7 +84,7 @@ def test_known_pixels_come_back_exactly_and_the_others_depend_on_them(loaded):
 
 
 def test_a_given_first_frame_comes_back_exactly(loaded):
-    adapter = loaded.generator.adapters["video"]
+    adapter = loaded.generator.parts["video"]["video"].adapter
     media = picture(adapter)[None].repeat(3, 1, 1, 1)
     first = torch.arange(3) == 0
     known = Known(media, adapter.given_first_frame(), first[:, None, None, None])
@@ -94,7 +96,7 @@ def test_a_given_first_frame_comes_back_exactly(loaded):
 
 @pytest.mark.parametrize("samples", [0, 63, 64, 400, 1199, 1200])
 def test_the_beginning_of_a_sound_comes_back_exactly(loaded, samples):
-    adapter = loaded.generator.adapters["audio"]
+    adapter = loaded.generator.parts["audio"]["audio"].adapter
     media = torch.rand(1, 1200, generator=torch.Generator().manual_seed(2)) - 0.5
     media[:, samples:] = 0
     known = Known(media, adapter.given_prefix(samples), adapter.kept_prefix(samples))

@@ -83,7 +83,9 @@ def completed(place: Path, key: str, *overrides: str) -> Microbatch:
     record = next(record for record in records if record is not None and record.key == key)
     microbatch = dataset.collate("image", [dataset.draw(stream, record, 0)], ())
     assert (microbatch.media is None) == stream.source.__class__.__name__.startswith("Latents")
-    return device_preprocess({name: stream.parts for name, stream in streams.items()}, whitening, {}, torch.device("cpu"))(microbatch)
+    return device_preprocess(
+        {name: stream.parts for name, stream in streams.items()}, whitening, {}, torch.device("cpu")
+    )(microbatch)
 
 
 def read(source, index: int):

@@ -58,7 +58,9 @@ def contexts(*overrides: str) -> dict[str, Context]:
     whitening = measure_all(config, streams)
     dataset = build_dataset(config, streams, [])
     text = build_text_encoder(config, Path())
-    prepare = device_preprocess({name: stream.parts for name, stream in streams.items()}, whitening, {}, torch.device("cpu"), text)
+    prepare = device_preprocess(
+        {name: stream.parts for name, stream in streams.items()}, whitening, {}, torch.device("cpu"), text
+    )
     found = {}
     for index in range(6):
         sample = dataset.draw(streams["image"], streams["image"].source.read(index), 0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from modalities.media.pictures import read_image
+from modalities.media.sound import probe_audio, read_audio
 from modalities.media.video import index_video, read_frames
 from modalities.media.writing import write_grid, write_image, write_video
 from tests.modalities.making import gradient, numbered, numbers
@@ -56,3 +57,21 @@ def test_a_clip_is_written_without_h264_too(tmp_path, monkeypatch):
         assert container.streams.video[0].codec_context.name == "mpeg4"
     index = index_video(path, "x")
     assert numbers(read_frames(path, "x", index, np.arange(5))) == list(range(5))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_video_carries_its_sound_at_the_right_time_and_pitch(tmp_path, channels):
+    """Silence for half a second, then 440 Hz."""
+    rate, time = 4000, np.arange(4000) / 4000
+    wave = np.where(time < 0.5, 0, 0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    sound = torch.tensor(np.stack([wave] * channels))
+    path = write_video(torch.zeros(8, 3, 16, 16), tmp_path / "a", 8, sound, rate)
+    assert len(index_video(path, "a").pts) == 8
+    info = probe_audio(path, "a")
+    assert info.channels == channels
+    heard = read_audio(path, "a", 0, info.samples)[:, 0]
+    assert np.abs(heard[: int(0.45 * info.rate)]).max() < 0.02
+    part = heard[int(0.55 * info.rate) : int(0.95 * info.rate)]
+    spectrum = np.abs(np.fft.rfft(part * np.hanning(len(part)), 2**17))
+    assert np.argmax(spectrum) * info.rate / 2**17 == pytest.approx(440, abs=2)
+    assert np.sqrt(2 * np.mean(part**2)) == pytest.approx(0.5, abs=0.02)
