@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from core.alignment.terms import AlignmentConfig
+from core.errors import nearest
 from core.noising import NoisingConfig
 from core.sampler import SamplerConfig
 from core.schedule import TimeConfig
+from core.training.config import section
 from core.training.trackers import LoggingConfig
 from core.training.trainer import TrainingConfig
 from core.trunk.ddt import DDTConfig
 from core.trunk.mmdit import MMDiTSettings
 from core.trunk.sit import SiTConfig
-from modalities.audio import AudioConfig
 from modalities.conditions import ConditionConfig
 from modalities.data.sources import SourceConfig
 from modalities.encoders import EncoderConfig
 from modalities.encoders.build import FAMILIES
 from modalities.evaluation.settings import EvaluationSettings
-from modalities.image import ImageConfig
-from modalities.video import VideoConfig
+from modalities.table import media_settings
+
+
+# Rows of `condition_on` that are no names of parts.
+NONE, FIRST_FRAME = "none", "first_frame"
+
+
+@dataclass
+class PartConfig:
+    """One part of the samples of a stream.
+
+    Attributes:
+        modality: whose input and output layers its tokens use; "" is the name of the part.
+        loss_weight: factor of its mean velocity error.
+        std_floor: a channel of its latents counts as varying at least this much, as a share of all channels' root mean
+            square, where statistics are measured. Higher for sounds whose high frequencies are nearly silent.
+        media: size and autoencoder; the settings of its modality.
+    """
+
+    modality: str = ""
+    loss_weight: float = 1.0
+    std_floor: float = 0.01
+    media: Any = section(media_settings)
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.loss_weight <= 0:
+            found.append(f"loss_weight: {self.loss_weight} must be above 0")
+        if not 0 < self.std_floor <= 1:
+            found.append(f"std_floor: {self.std_floor} must lie in (0, 1]")
+        return found
 
 
 @dataclass
 class StreamConfig:
-    """What every modality of a run sets.
+    """What a step trains on. Its samples have one part, described here, or several `parts`.
 
     Attributes:
         share: relative probability that a step trains on it (paper App. D: 0.57 / 0.30 / 0.13).
@@ -34,7 +66,14 @@ class StreamConfig:
         mask_ratio: R_M, in (0, 0.5] (0.25 / 0.1 / 0.5).
         data: where the records come from.
         heldout: records that are not trained on, for `selfflow evaluate`; None where there are none.
-        encoders: name -> frozen network whose features of the clean media `alignment.external` aligns with.
+        modality, std_floor, media: of the only part, as of PartConfig; modality "" is the name of the stream.
+        parts: name -> part, in the order in which their tokens lie; empty for one part.
+        positions_per_second: of the axis of time that all `parts` share; null is the token rate of the finest part.
+        condition_on: what is given, and in which share of the samples: the name of a part, or first_frame (of a video).
+            What is missing to 1 is `none`. Given tokens carry no loss.
+        condition_noise: their noise level is uniform in [0, condition_noise] (paper App. F: 0.2).
+        encoders: name -> frozen network whose features of the clean media `alignment.external` aligns with; of a stream
+            of one part.
         time: p(t).
         sampling: defaults of `selfflow generate`.
         evaluation: defaults of `selfflow evaluate`.
@@ -46,6 +85,13 @@ class StreamConfig:
     mask_ratio: float = 0.25
     data: SourceConfig = field(default_factory=SourceConfig)
     heldout: SourceConfig | None = None
+    modality: str = ""
+    std_floor: float = 0.01
+    media: Any = section(media_settings)
+    parts: dict[str, PartConfig] = field(default_factory=dict)
+    positions_per_second: float | None = None
+    condition_on: dict[str, float] = field(default_factory=dict)
+    condition_noise: float = 0.2
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     time: TimeConfig = field(default_factory=TimeConfig)
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
@@ -58,68 +104,49 @@ class StreamConfig:
         if not 0 < self.mask_ratio <= 0.5:
             found.append(f"mask_ratio: {self.mask_ratio} must lie in (0, 0.5]")
         found += [f"encoders.{name}: the name must be a plain one" for name in self.encoders if not name.isidentifier()]
-        return found + [f"encoders.{name}.{line}" for name, e in self.encoders.items() for line in e.problems()]
+        found += [f"encoders.{name}.{line}" for name, e in self.encoders.items() for line in e.problems()]
+        return found + self._part_problems() + self._condition_problems()
 
+    def named_parts(self, name: str) -> dict[str, PartConfig]:
+        """The parts with their modalities spelled out; `name` is the stream's."""
+        parts = self.parts or {self.modality or name: PartConfig(self.modality, 1.0, self.std_floor, self.media)}
+        return {key: replace(part, modality=part.modality or key) for key, part in parts.items()}
 
-@dataclass
-class ImageStream(StreamConfig):
-    share: float = 0.57
-    batch: int = 38
-    mask_ratio: float = 0.25
-    media: ImageConfig = field(default_factory=ImageConfig)
+    def _part_problems(self) -> list[str]:
+        if not self.parts:
+            if self.positions_per_second is not None:
+                return ["positions_per_second: is read for several `parts` alone"]
+            return [] if 0 < self.std_floor <= 1 else [f"std_floor: {self.std_floor} must lie in (0, 1]"]
+        found = [f"{n}: belongs to each of the parts, parts.NAME.{n}" for n in ("modality", "media") if getattr(self, n)]
+        if self.std_floor != StreamConfig.std_floor:
+            found.append("std_floor: belongs to each of the parts, parts.NAME.std_floor")
+        found += [f"parts.{name}: the name must be a plain one" for name in self.parts if not name.isidentifier()]
+        found += [f"parts.{name}: has a meaning in condition_on" for name in self.parts if name in (NONE, FIRST_FRAME)]
+        if self.encoders:
+            found.append("encoders: look at the media of one part; not with several `parts`")
+        if self.positions_per_second is not None and not self.positions_per_second > 0:
+            found.append(f"positions_per_second: {self.positions_per_second} must be above 0")
+        return found
 
-
-@dataclass
-class VideoStream(StreamConfig):
-    """
-    Attributes:
-        first_frame_share: share of training clips whose first frame is given as conditioning.
-        first_frame_noise: its level is uniform in [0, first_frame_noise] (paper App. F: 0.2).
-    """
-
-    share: float = 0.30
-    batch: int = 8
-    mask_ratio: float = 0.1
-    first_frame_share: float = 0.0
-    first_frame_noise: float = 0.2
-    media: VideoConfig = field(default_factory=VideoConfig)
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        for name in ("first_frame_share", "first_frame_noise"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(f"{name}: {getattr(self, name)} must lie in [0, 1]")
+    def _condition_problems(self) -> list[str]:
+        found = []
+        allowed = (NONE, FIRST_FRAME, *self.parts)
+        for name, share in self.condition_on.items():
+            if name not in allowed:
+                found.append(f"condition_on.{name}: is not one of {', '.join(allowed)}.{nearest(name, allowed)}")
+            if not 0 <= share <= 1:
+                found.append(f"condition_on.{name}: {share} must lie in [0, 1]")
+        total = sum(self.condition_on.values())
+        if total > 1 + 1e-6 or (NONE in self.condition_on and abs(total - 1) > 1e-6):
+            found.append(f"condition_on: sums to {total:g}; must be 1, or less without {NONE}, which is the rest")
+        if not 0 <= self.condition_noise <= 1:
+            found.append(f"condition_noise: {self.condition_noise} must lie in [0, 1]")
         return found
 
 
 @dataclass
-class AudioStream(StreamConfig):
-    share: float = 0.13
-    batch: int = 16
-    mask_ratio: float = 0.5
-    media: AudioConfig = field(default_factory=AudioConfig)
-
-
-@dataclass
-class ModalitiesConfig:
-    """The modalities of a run; those left out are not trained."""
-
-    image: ImageStream | None = None
-    video: VideoStream | None = None
-    audio: AudioStream | None = None
-
-    def streams(self) -> dict[str, StreamConfig]:
-        """The modalities that are present, by name."""
-        named = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: stream for name, stream in named.items() if stream is not None}
-
-    def problems(self) -> list[str]:
-        return [] if self.streams() else ["nothing to train on: set at least one of image, video, audio"]
-
-
-@dataclass
 class TrunkConfig:
-    """kind: mmdit (any mix of modalities), sit or ddt (images with class labels, SiT's and RAE's); the sections of the
+    """kind: mmdit (any mix of streams), sit or ddt (images with class labels, SiT's and RAE's); the sections of the
     others are unused."""
 
     kind: str = "mmdit"
@@ -140,12 +167,13 @@ class Config:
         method: row of the method table (configs/methods.py); every setting of the row can be overridden.
         seed: all randomness is a function of it.
         run: the run's folder.
+        streams: name -> what a step may train on; the names are free.
     """
 
     method: str = "self_flow"
     seed: int = 0
     run: str = ""
-    modalities: ModalitiesConfig = field(default_factory=ModalitiesConfig)
+    streams: dict[str, StreamConfig] = field(default_factory=dict)
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     noising: NoisingConfig = field(default_factory=NoisingConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
@@ -154,19 +182,46 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def problems(self) -> list[str]:
-        found = []
-        for name, stream in self.modalities.streams().items():
-            found += [f"modalities.{name}.{line}" for line in self._stream_problems(name, stream)]
+        found = [] if self.streams else ["streams: empty; name at least one, such as streams.image"]
+        for name, stream in self.streams.items():
+            if not name.isidentifier():
+                found.append(f"streams.{name}: the name must be a plain one (letters, digits, underscore)")
+            found += [f"streams.{name}.{line}" for line in self._stream_problems(name, stream)]
+        found += self._shared_problems()
         if self.noising.teacher != "min" and self.alignment.ema_teacher is None:
             found.append(f"noising.teacher: {self.noising.teacher!r} is not read without alignment.ema_teacher")
         if self.alignment.ema_teacher is not None and self.training.ema.decay == 0:
             found.append(
                 "training.ema.decay: 0 makes the teacher the student itself; alignment.ema_teacher needs an average"
             )
+        if self.noising.times == "per_part" and not any(stream.parts for stream in self.streams.values()):
+            found.append("noising.times: 'per_part' is read for streams of several parts alone, and there is none")
+        return found
+
+    def parts(self) -> Iterator[tuple[str, str, PartConfig]]:
+        """(stream, part, its settings) of all streams."""
+        for stream, entry in self.streams.items():
+            for name, part in entry.named_parts(stream).items():
+                yield stream, name, part
+
+    def _shared_problems(self) -> list[str]:
+        """What parts of one modality, which share their layers and latent statistics, must agree in."""
+        found, first = [], {}
+        for stream, name, part in self.parts():
+            if not part.media:
+                continue  # of an unknown modality
+            other, where = first.setdefault(part.modality, (part, f"{stream}.{name}"))
+            if other.media.autoencoder != part.media.autoencoder:
+                found.append(
+                    f"streams.{stream}: its {part.modality} has the autoencoder {part.media.autoencoder.kind!r}, and "
+                    f"{where} has {other.media.autoencoder.kind!r} or another of its settings; one modality has one"
+                )
+            if other.std_floor != part.std_floor:
+                found.append(f"streams.{stream}: std_floor {part.std_floor} of {part.modality} is {other.std_floor} in {where}")
         return found
 
     def _stream_problems(self, name: str, stream: StreamConfig) -> list[str]:
-        """What does not fit between one modality and the rest."""
+        """What does not fit between one stream and the rest."""
         found, accumulate = [], max(self.training.accumulate, 1)
         if stream.batch % accumulate:
             found.append(f"batch: {stream.batch} is not divisible by training.accumulate {accumulate}")
@@ -174,10 +229,13 @@ class Config:
             found.append("batch: alignment.dispersive needs 2 or more samples in a microbatch (batch / accumulate)")
         if self.noising.kind == "dual" and stream.time.buckets:
             found.append(f"time.buckets: {stream.time.buckets} makes t and s agree; not with noising.kind dual, only 0")
-        if self.noising.attention_separation and getattr(stream, "first_frame_share", 0) > 0:
-            found.append("first_frame_share: a given frame would belong to no group; not with attention_separation")
+        if self.noising.attention_separation and any(
+            share > 0 for row, share in stream.condition_on.items() if row != NONE
+        ):
+            found.append("condition_on: given tokens would belong to no group; not with attention_separation")
         if self.alignment.external is not None and not stream.encoders:
-            kind = next(kind for kind, family in FAMILIES.items() if name in family.modalities)
+            modality = next(iter(stream.named_parts(name).values())).modality
+            kind = next((kind for kind, family in FAMILIES.items() if modality in family.modalities), "dinov2")
             found.append(f"encoders: empty; alignment.external needs one: {{{kind}: {{kind: {kind}, path: FOLDER}}}}")
         if stream.data.holds_latents and stream.encoders:
             found.append(

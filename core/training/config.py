@@ -28,6 +28,16 @@ from core.training.settings import Keys, UserSettings, merge, parse_override, re
 ABSENT = "(not there)"
 
 
+def section(choose: Callable[[dict, str], type | None]) -> Any:
+    """A field of a dataclass whose own schema depends on its neighbours: annotate it with `Any`.
+
+    Args:
+        choose: given the settings of the section around it (plain values) and the name of that section, the dataclass
+            of the field, or None for a field that stays None. May raise ConfigError.
+    """
+    return dataclasses.field(default=None, metadata={"section": choose})
+
+
 def load(
     schema: type,
     path: Path,
@@ -76,6 +86,15 @@ def load(
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     return built
+
+
+def from_plain(schema: type, values: dict) -> Any:
+    """An instance of the dataclass `schema` from what `to_plain` made of one. Raises ConfigError for other values."""
+    config, found = OmegaConf.structured(schema), []
+    _fill(config, schema, values, (), {}, found)
+    if found:
+        raise ConfigError(f"{'.'.join(key)}: {what}" for key, what in found)
+    return OmegaConf.to_object(config)
 
 
 def to_plain(config: Any) -> dict:
@@ -128,8 +147,13 @@ def _fill(
     if not isinstance(values, dict):
         found.append((path, f"expected a section with some of {', '.join(allowed)}; got {shown(values)}"))
         return
+    chosen = {field.name: field.metadata["section"] for field in dataclasses.fields(schema) if "section" in field.metadata}
+    for key, choose in chosen.items():
+        _fill_chosen(node, key, choose, values, (*path, key), text, found)
     for key, value in values.items():
         inner = (*path, key)
+        if key in chosen:
+            continue
         if key not in allowed:
             found.append((inner, f"unknown key; allowed: {', '.join(allowed)}.{nearest(key, allowed)}"))
             continue
@@ -141,6 +165,8 @@ def _fill(
             _fill_section(node, key, hint, value, inner, text, found)
         elif kind is dict and dataclasses.is_dataclass(arguments[1]) and isinstance(value, dict):
             for name, entry in value.items():
+                if entry is None:  # of a file below, and left out here
+                    continue
                 _fill_section(node[key], name, arguments[1], entry, (*inner, name), text, found)
         elif kind is list and dataclasses.is_dataclass(arguments[0]) and isinstance(value, list):
             node[key] = []
@@ -160,6 +186,23 @@ def _fill_section(node, key, schema, values, path, text, found) -> None:
     if absent:
         node[key] = OmegaConf.structured(schema)
     _fill(node[key], OmegaConf.get_type(node[key]), values, path, text, found)
+
+
+def _fill_chosen(node, key, choose, values, path, text, found) -> None:
+    """A field made by `section`: there even where the user sets nothing in it, with the defaults of its schema."""
+    given = values.get(key)
+    try:
+        schema = choose(values, path[-2])
+    except ConfigError as error:
+        found += [(path[:-1], line) for line in error.problems]
+        return
+    if schema is None:
+        if given is not None:
+            found.append((path, "is not read here"))
+        return
+    node[key] = OmegaConf.structured(schema)
+    if given is not None:
+        _fill(node[key], schema, given, path, text, found)
 
 
 def _fill_value(node, key, hint, value, path, text, found) -> None:

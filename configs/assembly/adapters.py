@@ -1,0 +1,66 @@
+"""Adapters with their autoencoders, for every part of every stream."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from configs.schema import Config, StreamConfig
+from core.errors import CheckpointError, ConfigError
+from modalities.base import ModalityAdapter
+from modalities.table import modality
+
+Adapters = dict[str, dict[str, ModalityAdapter]]  # stream -> part -> adapter
+
+
+def build_adapters(config: Config, root: Path) -> Adapters:
+    """`root` is what relative paths of weights start from, where they exist there; else they are names on the hub.
+
+    Raises ConfigError where parts of one modality, which share their layers, have tokens of other widths.
+    """
+    adapters: Adapters = {}
+    widths: dict[str, tuple[int, str]] = {}
+    for stream, name, part in config.parts():
+        autoencoder = replace(part.media.autoencoder, path=located(part.media.autoencoder.path, root))
+        adapter = modality(part.modality).adapter(replace(part.media, autoencoder=autoencoder))
+        adapters.setdefault(stream, {})[name] = adapter
+        channels, first = widths.setdefault(part.modality, (adapter.channels, media_key(config.streams[stream], stream, name)))
+        if channels != adapter.channels:
+            raise ConfigError(
+                f"{media_key(config.streams[stream], stream, name)}: makes tokens of {adapter.channels} channels, and {first} "
+                f"tokens of {channels}; all parts of a modality share its input and output layers"
+            )
+    return adapters
+
+
+def media_key(entry: StreamConfig, stream: str, part: str) -> str:
+    """The dotted key of the media settings of a part."""
+    return f"streams.{stream}.parts.{part}.media" if entry.parts else f"streams.{stream}.media"
+
+
+def located(path: str | None, root: Path) -> str | None:
+    """A path of weights: below `root` where it exists there, else unchanged."""
+    return str(root / path) if path and (root / path).exists() else path
+
+
+def load_autoencoders(config: Config, adapters: Mapping[str, Mapping[str, ModalityAdapter]]) -> None:
+    """Read the weights of all that have some. Raises ConfigError where they are missing or do not fit."""
+    for stream, parts in adapters.items():
+        for name, adapter in parts.items():
+            with named("autoencoder", f"{media_key(config.streams[stream], stream, name)}.autoencoder"):
+                adapter.load_weights()
+
+
+@contextmanager
+def named(part: str, key: str) -> Iterator[None]:
+    """Errors about a network, which calls itself `part`, under the key of its section in the configuration."""
+    try:
+        yield
+    except ConfigError as error:
+        fields_of = rf"(?<![\w./]){part}\.(?=(kind|path|layer|resample|precision|posterior)\b)"
+        raise ConfigError(re.sub(fields_of, f"{key}.", line) for line in error.problems) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}: {error}") from error

@@ -1,0 +1,187 @@
+"""The one road from a configuration to a running thing. Each thing is built when it is first asked for, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoencoders.base import Whitening
+from configs.assembly import whitening as statistics
+from configs.assembly.adapters import Adapters, build_adapters, load_autoencoders
+from configs.assembly.conditions import build_text_encoder, class_names
+from configs.assembly.encoders import Encoders, build_encoders, projector_specs
+from configs.assembly.latents import check_latents, latent_digests, text_digest
+from configs.assembly.sources import open_sources
+from configs.assembly.streams import build_parts, build_streams
+from configs.assembly.trunk import build_trunk
+from configs.schema import Config
+from core.alignment.terms import build_alignment
+from core.objective import Objective
+from core.training.config import to_plain
+from core.training.mixing import ModalityMix
+from core.trunk.projectors import ProjectorSpec
+from modalities.base import Source
+from modalities.conditions import Conditions
+from modalities.data.loader import StepDataset
+from modalities.generation import Generator
+from modalities.preprocess import DevicePreprocess
+from modalities.streams import Parts, Stream
+from modalities.text import TextEncoder
+
+
+class Assembly:
+    """
+    Args:
+        root: what relative paths of the configuration start from.
+        stored: what a checkpoint of the run holds beside its tensors; None for a new run.
+        device: of networks and frozen encoders.
+        given: parts of the assembly that are there already, by their name, such as sources or whitening.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        root: Path,
+        stored: Mapping[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+        **given: Any,
+    ):
+        self.config, self.root, self.stored, self.device = config, root, stored, torch.device(device)
+        unknown = [name for name in given if not isinstance(getattr(type(self), name, None), cached_property)]
+        if unknown:
+            raise TypeError(f"Assembly has no {', '.join(unknown)}")
+        self.__dict__.update(given)
+
+    # What the data are.
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """stream -> part -> adapter, on the device; weights are read when they are first needed."""
+        found = build_adapters(self.config, self.root)
+        for parts in found.values():
+            for adapter in parts.values():
+                adapter.to(self.device)
+        if self.stored is not None:
+            for stream, parts in found.items():
+                for name, digest in self.stored.get("autoencoders", {}).get(stream, {}).items():
+                    parts[name].autoencoder.expect(digest)
+        return found
+
+    @cached_property
+    def parts(self) -> dict[str, Parts]:
+        """stream -> its parts with their positions."""
+        return build_parts(self.config, self.adapters)
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """stream -> its records; stored latents are those of this configuration."""
+        found = open_sources(self.config, self.root)
+        check_latents(self.config, found, self.adapters, self.root)
+        return found
+
+    @cached_property
+    def streams(self) -> dict[str, Stream]:
+        return build_streams(self.config, self.parts, self.sources)
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Class names, in the order of the trunk's label table."""
+        return class_names(self.sources.values()) if self.stored is None else self.stored["labels"]
+
+    @cached_property
+    def whitening(self) -> dict[str, Whitening]:
+        """modality -> statistics of its latents."""
+        if self.stored is not None:
+            return statistics.stored(self.stored, self.adapters)
+        return statistics.measured(self.config, self.streams)
+
+    # What samples are conditioned on and compared with.
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        return Conditions(self.config.condition, self.labels)
+
+    @cached_property
+    def text(self) -> TextEncoder | None:
+        """The frozen text encoder, on the device, read when a caption needs it; None where there is none."""
+        found = build_text_encoder(self.config, self.root)
+        if found is not None:
+            digest = text_digest(self.config, self.sources) if self.stored is None else self.stored.get("text", "")
+            found.to(self.device).expect(digest)
+        return found
+
+    @cached_property
+    def encoders(self) -> Encoders:
+        """stream -> name of the target -> frozen encoder of the clean media, on the device."""
+        found = build_encoders(self.config, self.adapters, self.root)
+        return {stream: {name: encoder.to(self.device) for name, encoder in own.items()} for stream, own in found.items()}
+
+    @cached_property
+    def projectors(self) -> dict[str, ProjectorSpec]:
+        if self.stored is not None:
+            return {name: ProjectorSpec(*spec) for name, spec in self.stored["projectors"].items()}
+        return projector_specs(self.config, self.encoders)
+
+    # What is trained, on what.
+
+    @cached_property
+    def trunk(self) -> nn.Module:
+        """The student with its initial weights."""
+        return build_trunk(self.config, self.adapters, self.labels, self.projectors)
+
+    @cached_property
+    def objective(self) -> Objective:
+        return Objective(build_alignment(self.config.alignment, self.trunk.depth))
+
+    @cached_property
+    def dataset(self) -> StepDataset:
+        """The batches of the run. Raises DataError when the first sample of a stream cannot be made."""
+        entries = self.config.streams
+        shares = {name: entry.share for name, entry in entries.items()}
+        mix = ModalityMix(self.config.seed, shares, {name: entry.batch for name, entry in entries.items()})
+        noising, accumulate = self.config.noising, self.config.training.accumulate
+        found = StepDataset(self.config.seed, mix, self.streams, noising, self.conditions, accumulate)
+        found.check()
+        return found
+
+    @cached_property
+    def preprocess(self) -> DevicePreprocess:
+        """Completes the batches on the device."""
+        return DevicePreprocess(self.parts, self.whitening, self.encoders, self.text)
+
+    @cached_property
+    def generator(self) -> Generator:
+        """The trunk with everything that turns its tokens into media."""
+        return Generator(self.trunk, self.parts, self.whitening, self.conditions, self.device, self.text)
+
+    # What is read from disk on request, and what is kept.
+
+    def load_weights(self) -> None:
+        """Read the autoencoders that training encodes with, and the text encoder, so that missing weights are told at
+        once."""
+        encoding = {name: self.adapters[name] for name, s in self.config.streams.items() if not s.data.holds_latents}
+        load_autoencoders(self.config, encoding)
+        if self.text is not None and not self.dataset.stores_text():
+            self.text.load()
+
+    def to_store(self) -> dict[str, Any]:
+        """What every checkpoint holds beside the tensors: plain data, enough to be `stored` of another assembly.
+
+        Whitening that comes with an autoencoder's weights stays with them: it can be megabytes. Where the data are
+        latents, no weights are read, and it is stored too.
+        """
+        left_out = statistics.published(self.config, self.adapters)
+        return {
+            "config": to_plain(self.config),
+            "root": str(self.root.resolve()),
+            "labels": self.labels,
+            "whitening": {name: values.to_dict() for name, values in self.whitening.items() if name not in left_out},
+            "projectors": {name: [spec.kind, spec.out] for name, spec in self.projectors.items()},
+            "autoencoders": latent_digests(self.sources),
+            "text": text_digest(self.config, self.sources),
+        }

@@ -1,0 +1,40 @@
+"""Statistics of the latents of each modality: stored with the run, published with the weights, or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autoencoders.base import Whitening
+from configs.assembly.adapters import Adapters
+from configs.schema import Config
+from modalities.data.loader import measure_whitening
+from modalities.streams import Stream
+
+
+def measured(config: Config, streams: Mapping[str, Stream]) -> dict[str, Whitening]:
+    """modality -> statistics, of the first part that has it."""
+    found: dict[str, Whitening] = {}
+    for stream, name, part in config.parts():
+        if stream in streams and part.modality not in found:
+            found[part.modality] = measure_whitening(stream, streams[stream], name, config.seed, floor=part.std_floor)
+    return found
+
+
+def stored(extra: Mapping, adapters: Adapters) -> dict[str, Whitening]:
+    """Statistics of a checkpoint, and those published with an autoencoder's weights."""
+    found = {name: Whitening.from_dict(values) for name, values in extra["whitening"].items()}
+    for parts in adapters.values():
+        for adapter in parts.values():
+            if adapter.modality not in found:
+                found[adapter.modality] = adapter.whitening
+    return found
+
+
+def published(config: Config, adapters: Adapters) -> set[str]:
+    """Modalities whose statistics come with an autoencoder's weights that training reads."""
+    return {
+        adapter.modality
+        for stream, parts in adapters.items()
+        for adapter in parts.values()
+        if not config.streams[stream].data.holds_latents and adapter.whitening is not None
+    }
