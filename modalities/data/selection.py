@@ -13,12 +13,10 @@ import numpy as np
 from core.errors import ConfigError, nearest
 from core.keys import key
 from modalities.data.order import mix_array
+from modalities.media.suffixes import READERS, readable
 
-SUFFIXES: dict[str, tuple[str, ...]] = {
-    "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    "video": (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"),
-    "audio": (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".m4a"),
-}
+# What a source takes. Suffixes of media that nothing here decodes: `modalities.media.suffixes.unreadable`.
+SUFFIXES: dict[str, tuple[str, ...]] = {modality: readable(modality) for modality in READERS}
 
 SPLITS = ("all", "train", "test")
 
