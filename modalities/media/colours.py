@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,7 +11,9 @@ from PIL import Image
 from core.errors import DataError
 
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
-BITS_PER_SAMPLE, WHITE_IS_ZERO, PHOTOMETRIC = 258, 0, 262  # tags of TIFF, and a value of the last one
+# Tags of TIFF, and their values for white-is-zero and for whole numbers without a sign.
+BITS_PER_SAMPLE, PHOTOMETRIC, COLOUR_MAP, SAMPLE_FORMAT = 258, 262, 320, 339
+WHITE_IS_ZERO, UNSIGNED = 0, 1
 
 
 def to_rgb(picture: Image.Image, origin: str, background: Sequence[int], clear: np.ndarray | None = None) -> np.ndarray:
@@ -22,8 +25,16 @@ def to_rgb(picture: Image.Image, origin: str, background: Sequence[int], clear: 
     Raises:
         DataError: values without a defined black and white: floats, signed and 32-bit ones.
     """
-    if picture.mode.startswith(("I", "F")):
-        rgb = np.repeat(_wide_grey(picture, origin)[..., None], 3, axis=2)
+    tags = picture.tag_v2 if picture.format == "TIFF" else {}
+    if set(tags.get(SAMPLE_FORMAT, ())) - {UNSIGNED} or picture.mode == "F" or (picture.mode == "I" and tags):
+        raise DataError(
+            f"{origin}: a picture of signed, 32-bit or float values has no defined range; whole numbers of 1 to 16 "
+            "bits without a sign have one"
+        )
+    if picture.mode == "P" and max(tags.get(COLOUR_MAP, (256,))) < 256:  # 8-bit values where 16 bits belong
+        picture.putpalette(bytes(np.reshape(tags[COLOUR_MAP], (3, -1)).T.astype(np.uint8)))
+    if picture.mode.startswith("I"):
+        rgb = np.repeat(_wide_grey(picture, tags, origin)[..., None], 3, axis=2)
     elif clear is None and _is_transparent(picture):
         if picture.mode == "La":
             picture = picture.convert("LA")
@@ -42,15 +53,8 @@ def _is_transparent(picture: Image.Image) -> bool:
     return picture.mode in TRANSPARENT or "transparency" in picture.info or clear_colours
 
 
-def _wide_grey(picture: Image.Image, origin: str) -> np.ndarray:
+def _wide_grey(picture: Image.Image, tags: Mapping[int, Any], origin: str) -> np.ndarray:
     """uint8 (H, W) of grey of more than 8 bits."""
-    tags = picture.tag_v2 if picture.format == "TIFF" else {}
-    if picture.mode == "F":
-        raise DataError(f"{origin}: a picture of float values has no defined range")
-    if picture.mode == "I" and tags:  # what Pillow makes of all that are not 16 bits without a sign
-        raise DataError(
-            f"{origin}: a picture of signed or 32-bit values has no defined range; 1 to 16 bits without a sign have one"
-        )
     levels = np.asarray(picture).astype(np.float64)
     (bits,) = tags.get(BITS_PER_SAMPLE, (16,))[:1]
     top = 2**bits - 1
