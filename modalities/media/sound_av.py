@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from core.errors import DataError
 from modalities.media.opening import decoding, need, open_stream
 
 PREROLL = 0.5  # seconds decoded before a place in the middle: codecs look back, MP3 the furthest, by about 0.3
+
+LAST_PACKETS = 64  # of an MP3 file, more than PREROLL
+TAGS = (b"ID3", b"TAG", b"APE", b"LYR")  # what tags of MP3 files begin with
 
 
 @contextmanager
@@ -38,7 +43,7 @@ def can_open(media: bytes | Path, origin: str) -> bool:
     """Whether there is a sound that can be decoded, at least at its beginning."""
     try:
         with _opened(media, origin) as (container, stream):
-            return next(_frames(container, stream), None) is not None
+            return next(_frames(container, stream, origin), None) is not None
     except DataError:
         return False
 
@@ -46,13 +51,15 @@ def can_open(media: bytes | Path, origin: str) -> bool:
 def probe_container(media: bytes | Path, origin: str) -> tuple[int, int, int, bool]:
     """(samples, rate, channels, whether the samples were counted and not only stated in samples by the header)."""
     with _opened(media, origin) as (container, stream):
-        frames = _frames(container, stream)
+        frames = _frames(container, stream, origin)
         first = next(frames, None)
         if first is None:
             raise DataError(f"{origin}: cannot be decoded as a sound: nothing in it ({container.format.long_name})")
         rate, channels = first.sample_rate, first.layout.nb_channels
         if _counts_samples(container, stream, rate):
             return stream.duration, rate, channels, False
+        if _has_equal_packets(stream, first):
+            return _count_packets(container, stream, origin) * first.samples, rate, channels, True
         samples = first.samples
         for frame in frames:
             if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
@@ -78,17 +85,23 @@ def container_blocks(media: bytes | Path, origin: str, start: int = 0) -> Iterat
     """(place, float32 (S, channels)) of the whole sound, from sample `start` or somewhat before it on."""
     with _opened(media, origin) as (container, stream):
         convert = need("av").AudioResampler(format="fltp").resample
-        first = next(_frames(container, stream), None)
+        first = next(_frames(container, stream, origin), None)
         if first is None:
             return
         before = start - round(PREROLL * first.sample_rate)
+        place = 0
         if before > 0 and _counts_samples(container, stream, first.sample_rate):
             container.seek(first.pts + before, stream=stream)
-            place = None
+            frames, place = _frames(container, stream, origin), None
+        elif before > 0 and _has_equal_packets(stream, first):
+            skipped = before // first.samples
+            container.seek(0, stream=stream)
+            packets = islice(_sound_packets(container, stream, origin), skipped, None)
+            frames, place = _decoded(packets), skipped * first.samples
         else:
             container.seek(0, stream=stream)
-            place = 0
-        for frame in _frames(container, stream):
+            frames = _frames(container, stream, origin)
+        for frame in frames:
             place = frame.pts - first.pts if place is None else place
             for part in convert(frame):
                 samples = part.to_ndarray().T  # (S, channels)
@@ -96,13 +109,14 @@ def container_blocks(media: bytes | Path, origin: str, start: int = 0) -> Iterat
                 place += len(samples)
 
 
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames. What cannot be decoded behind the last one of an MP3 file is no damage, but tags and rubbish."""
-    if stream.codec_context.name not in ("mp3", "mp3float"):
-        yield from container.decode(stream)
-        return
+def _frames(container: Any, stream: Any, origin: str) -> Iterator[Any]:
+    return _decoded(_sound_packets(container, stream, origin)) if _is_mp3(stream) else container.decode(stream)
+
+
+def _decoded(packets: Iterable[Any]) -> Iterator[Any]:
+    """Frames of MP3 packets. That the last ones cannot be decoded is no damage: files end within a frame."""
     failed = None
-    for packet in container.demux(stream):
+    for packet in packets:
         try:
             frames = packet.decode()
         except need("av").error.InvalidDataError as error:
@@ -111,6 +125,55 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
         if frames and failed:
             raise failed
         yield from frames
+
+
+def _is_mp3(stream: Any) -> bool:
+    return stream.codec_context.name in ("mp3", "mp3float")
+
+
+def _has_equal_packets(stream: Any, first: Any) -> bool:
+    """Whether every packet is as long as the first frame: MP3 of which no silence at the start is left out."""
+    return _is_mp3(stream) and first.samples in (384, 576, 1152)
+
+
+def _sound_packets(container: Any, stream: Any, origin: str) -> Iterator[Any]:
+    """Packets of an MP3 file that hold a frame, from where the container stands, without decoding them.
+
+    Behind the last frame anything may follow, and between frames tags, as in files that were put together.
+
+    Raises DataError for anything else between two frames.
+    """
+    kind, other, tag = None, False, False
+    for packet in container.demux(stream):
+        header = memoryview(packet)[:4].tobytes() if packet.size >= 4 else b""
+        # Version, layer and rate are those of the first frame.
+        found = (header[:1], header[1] & 0xFE, header[2] & 0x0C) if header else None
+        kind = kind or found
+        if not header or found != kind:
+            tag = tag or (not other and header[:3] in TAGS)
+            other = other or packet.size > 0
+            continue
+        if other and not tag:
+            raise DataError(f"{origin}: cannot be decoded as a sound: damaged before byte {packet.pos}")
+        other = tag = False
+        yield packet
+
+
+def _count_packets(container: Any, stream: Any, origin: str) -> int:
+    """How many packets of an MP3 file can be decoded; only the last ones are, of which one may be cut."""
+    container.seek(0, stream=stream)
+    last: deque[Any] = deque(maxlen=LAST_PACKETS)
+    count, decoded = 0, 0
+    for packet in _sound_packets(container, stream, origin):
+        last.append(packet)
+        count += 1
+    stream.codec_context.flush_buffers()
+    for packet in last:
+        try:
+            decoded = len(packet.decode())
+        except need("av").error.InvalidDataError:
+            decoded = 0
+    return count - (decoded == 0)
 
 
 def _counts_samples(container: Any, stream: Any, rate: int) -> bool:
