@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 import torch
@@ -109,9 +110,12 @@ def describe_data(path: Path, modality: str, number: int) -> list[str]:
     for index in range(min(number, len(source))):
         try:
             record = source.read(index)
-            media = adapter.load(record, torch.Generator().manual_seed(0))
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                media = adapter.load(record, torch.Generator().manual_seed(0))
             shape, captions = tuple(media.shape), list(record.captions)
             lines.append(f"  {record.key}: {shape}, label {record.label}, captions {captions}")
+            lines += sorted({f"  {record.key}: warning: {each.message}" for each in said})
         except DataError as error:
             lines.append(f"  {index}: cannot be used: {error}")
     return lines

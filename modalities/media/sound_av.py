@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,7 @@ def _opened(media: bytes | Path, origin: str) -> Iterator[tuple[Any, Any]]:
         if stream.codec_context is None:
             raise DataError(f"{origin}: its sound has a codec that is not known here ({container.format.long_name})")
         stream.codec_context.thread_count = 1  # workers are the parallelism, and threads do not survive a fork
-        checks = "crccheck+explode" if stream.codec_context.name == "flac" else "explode"
-        stream.codec_context.options = {"err_detect": checks}
+        stream.codec_context.options = {"err_detect": "explode"}
         yield container, stream
 
 
@@ -85,7 +84,8 @@ def container_blocks(media: bytes | Path, origin: str, start: int = 0) -> Iterat
     """(place, float32 (S, channels)) of the whole sound, from sample `start` or somewhat before it on."""
     with _opened(media, origin) as (container, stream):
         convert = need("av").AudioResampler(format="fltp").resample
-        first = next(_frames(container, stream, origin), None)
+        frames = _frames(container, stream, origin)
+        first = next(frames, None)
         if first is None:
             return
         before = start - round(PREROLL * first.sample_rate)
@@ -96,11 +96,10 @@ def container_blocks(media: bytes | Path, origin: str, start: int = 0) -> Iterat
         elif before > 0 and _has_equal_packets(stream, first):
             skipped = before // first.samples
             container.seek(0, stream=stream)
-            packets = islice(_sound_packets(container, stream, origin), skipped, None)
-            frames, place = _decoded(packets), skipped * first.samples
-        else:
-            container.seek(0, stream=stream)
-            frames = _frames(container, stream, origin)
+            frames = _decoded(islice(_sound_packets(container, stream, origin), skipped, None))
+            place = skipped * first.samples
+        else:  # without seeking, after which Opus has silence in front of it, and an Ogg chain ends early
+            frames = chain((first,), frames)
         for frame in frames:
             place = frame.pts - first.pts if place is None else place
             for part in convert(frame):
@@ -110,7 +109,20 @@ def container_blocks(media: bytes | Path, origin: str, start: int = 0) -> Iterat
 
 
 def _frames(container: Any, stream: Any, origin: str) -> Iterator[Any]:
-    return _decoded(_sound_packets(container, stream, origin)) if _is_mp3(stream) else container.decode(stream)
+    if _is_mp3(stream):
+        return _decoded(_sound_packets(container, stream, origin))
+    frames = container.decode(stream)
+    return _without_gaps(frames, origin) if container.format.name == "flac" else frames
+
+
+def _without_gaps(frames: Iterable[Any], origin: str) -> Iterator[Any]:
+    """The same frames, each of which counts in samples. FFmpeg leaves out damaged ones of FLAC without a word."""
+    place = 0
+    for frame in frames:
+        if frame.pts != place:
+            raise DataError(f"{origin}: cannot be decoded as a sound: damaged behind {place / frame.sample_rate:.3f} s")
+        place += frame.samples
+        yield frame
 
 
 def _decoded(packets: Iterable[Any]) -> Iterator[Any]:

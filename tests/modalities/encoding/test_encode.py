@@ -9,11 +9,13 @@ from dataclasses import replace
 from multiprocessing.util import _exit_function
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from core.errors import ConfigError, DataError
 from core.keys import generator
+from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import Record
 from modalities.data.latents import LatentsSource
 from modalities.data.loader import load_media
@@ -283,3 +285,18 @@ def test_an_unexpected_error_in_a_worker_ends_the_program(tmp_path):
         finally:
             os._exit(70)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class HalfSilent(Pictures):
+    """Sounds, each half tone and half digital silence."""
+
+    def read(self, index: int) -> Record:
+        sound = np.zeros((24_000, 1), np.float32)
+        sound[:12_000, 0] = 0.3 * np.sin(np.arange(12_000) * (0.05 + 0.01 * index))
+        return Record(f"k{index}", f"memory/{index}", sound, captions=("a tone",), rate=8000)
+
+
+def test_a_sound_with_silence_in_it_is_not_left_out(tmp_path):
+    adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
+    manifest = make(Job("audio", HalfSilent(40), adapter, 3, 2, 40, "float32", 0), tmp_path)
+    assert (manifest.records, manifest.samples, manifest.bad) == (40, 80, 0)
