@@ -120,8 +120,9 @@ def _opened(media: bytes | Path, origin: str) -> Iterator[_Sound]:
     with decoding(origin, "a sound", soundfile.SoundFileError), readable(media) as (source, size):
         sizes = stated_sizes(source, size)
         source.seek(0)
-        if sizes and sizes.patches:
-            source = Patched(source, sizes.patches)
+        patches = sizes.patches if sizes else {}
+        if patches or not isinstance(source, FileIO):
+            source = Patched(source, patches)
         try:
             # Without its name, for which libsndfile would judge it by its suffix. Python's own reader is slower.
             file = soundfile.SoundFile(source.fileno() if isinstance(source, FileIO) else source, closefd=False)

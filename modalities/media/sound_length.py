@@ -190,13 +190,16 @@ def readable(media: bytes | Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 class Patched:
-    """A file that reads as if some of its bytes were others."""
+    """A file that reads as if some of its bytes were others, and stays where it is when a header sends it before 0."""
 
     def __init__(self, file: BinaryIO, patches: dict[int, bytes]):
         self.file, self.patches = file, patches
 
     def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        return self.file.seek(place, whence)
+        try:
+            return self.file.seek(place, whence)
+        except (ValueError, OSError):  # libsndfile's own caller would print a traceback and go on
+            return self.file.tell()
 
     def tell(self) -> int:
         return self.file.tell()

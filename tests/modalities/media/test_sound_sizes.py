@@ -108,6 +108,7 @@ def test_an_odd_byte_at_the_end_of_an_open_file_is_no_sample():
     assert probe_audio(NEVER_FILLED_IN["WAV, both 0"] + b"\1", "a").samples == len(SOUND)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "RF64", "W64", "CAF"])
 def test_random_sizes_never_raise_anything_else(kind):
     good = sound_bytes(SOUND, RATE, kind, "PCM_16")
