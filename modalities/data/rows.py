@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from core.errors import DataError
 from modalities.base import Record
 from modalities.data.captions import CaptionRule
+from modalities.data.fields import class_name, lookup
 
 
 def row_record(row: dict[str, object], media: str, label: str, captions: CaptionRule, key: str, origin: str) -> Record:
@@ -27,16 +27,6 @@ def row_record(row: dict[str, object], media: str, label: str, captions: Caption
         data = data.get("bytes")
     if not data:
         raise DataError(f"{origin}: column {media!r} holds no bytes")
-    name = None if not label or row.get(label) is None else str(row[label])
+    name = class_name(lookup(row, label)) if label else None
     fields = {column: value for column, value in row.items() if column != media}
     return Record(key, origin, data, suffix, captions.texts(fields, name, origin), name)
-
-
-def json_list(value: object) -> object:
-    """The list in a text such as '["a cat", "a grey cat"]'; anything else as it is."""
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value  # a caption may start with a bracket
-    return value
