@@ -82,7 +82,7 @@ def choose_caption(captions: Sequence[str], choice: str) -> int:
 
 
 def clean(value: object, origin: str, name: str) -> tuple[str, ...]:
-    """The non-empty texts of a text, a list of texts, or None; items of a list that are missing or no text are left out.
+    """The non-empty texts of a text, a list of texts, or None; items that are missing or no text are left out.
 
     Args:
         origin, name: of the record and of the field, for the message.
@@ -93,10 +93,8 @@ def clean(value: object, origin: str, name: str) -> tuple[str, ...]:
     given = [item for item in values if not is_missing(item)]
     texts = [item for item in given if isinstance(item, str)]
     if given and not texts:
-        raise DataError(
-            f"{origin}: caption field {name!r}: expected a text or a list of texts, got {type(given[0]).__name__} {given[0]!r:.60}"
-            + _named_inside(value, name)
-        )
+        seen = f"{type(given[0]).__name__} {given[0]!r:.60}{_named_inside(value, name)}"
+        raise DataError(f"{origin}: caption field {name!r}: expected a text or a list of texts, got {seen}")
     return tuple(stripped for text in texts if (stripped := " ".join(text.split())))
 
 

@@ -62,10 +62,8 @@ class FolderSource:
             for suffix in SIDECARS
         )
         self._metadata = Metadata(path, scan.metadata, self.names, self._account)
-        if self.captions.reads_fields and not self.captions.default:
-            places = {name: row for row, name in enumerate(self.names)} if scan.metadata else {}
-            bare = [name for name in scan.bare if not (scan.metadata and self._metadata.has(places[name]))]
-            self._account.leave(f"{modality} file| without a caption", bare[0] if bare else "", len(bare))
+        if self.captions.reads_fields:
+            self._account.uncaptioned = self._without_captions(scan.bare)
         found = len(self.names)
         rows = [row for row in range(found) if self._takes(selection, row)]
         if not rows:
@@ -75,6 +73,11 @@ class FolderSource:
         self._metadata.take(rows)
         self._classes = self._find_classes()
         refuse_unusable(self, f"{modality} files of {path}")
+
+    def _without_captions(self, bare: list[str]) -> int:
+        """How many of the files without a sidecar no line of a table names."""
+        named = {name for row, name in enumerate(self.names) if self._metadata.has(row)}
+        return sum(name not in named for name in bare)
 
     def _takes(self, selection: Selection, row: int) -> bool:
         if not selection.fields:
