@@ -84,8 +84,10 @@ class WebdatasetSource:
         if not self._ends[-1]:
             raise ConfigError(f"path: {where}: none of {found} samples is left by {selection.describe()}")
         self._account = account or Account()
-        for summary in summaries:
+        for path, summary in zip(paths, summaries, strict=True):
             self._account.add(summary.account)
+            if summary.damage:
+                self._account.leave("damaged file|", path.name)
         self._digests = [summary.digest for summary in summaries]
         self._names = sorted({name for summary in summaries for name in summary.labels})
         self._tables: OrderedDict[int, TarTable] = OrderedDict()
