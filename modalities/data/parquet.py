@@ -304,5 +304,5 @@ def _open(path: Path) -> Iterator:
     try:
         with parquet.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             yield file
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # also values that Python cannot hold
         raise DataError(f"{path}: not a Parquet file, or damaged: {error}") from error
