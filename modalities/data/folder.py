@@ -12,6 +12,7 @@ from modalities.data.captions import CaptionRule, refuse_unusable
 from modalities.data.fields import class_name, lookup
 from modalities.data.folder_scan import scan_folder
 from modalities.data.metadata import Metadata
+from modalities.data.names import composed
 from modalities.data.selection import SUFFIXES, Selection, digest, listing, missing
 from modalities.data.sidecars import SIDECARS, Beside, parse_sidecars
 
@@ -110,7 +111,7 @@ class FolderSource:
     def _find_classes(self) -> list[str]:
         if not self.label:
             folders = {name.rpartition("/")[0] for name in self.names}
-            return sorted({(self.path / folder).name for folder in folders})
+            return sorted({composed((self.path / folder).name) for folder in folders})
         found = (class_name(lookup(self._beside(row).fields, self.label)) for row in range(len(self.names)))
         return sorted({name for name in found if name is not None})
 
@@ -121,7 +122,7 @@ class FolderSource:
         name = self.names[index]
         path = self.path / name
         beside = self._beside(index) if self.captions.reads_fields or self.label else Beside()
-        label = class_name(lookup(beside.fields, self.label)) if self.label else path.parent.name
+        label = class_name(lookup(beside.fields, self.label)) if self.label else composed(path.parent.name)
         if label is None and beside.problem:
             raise beside.problem
         return Record(

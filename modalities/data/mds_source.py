@@ -14,7 +14,7 @@ from modalities.base import Record
 from modalities.data.account import Account
 from modalities.data.cache import user_cache
 from modalities.data.captions import CaptionRule, refuse_unusable
-from modalities.data.fields import column_of, json_list
+from modalities.data.fields import column_of
 from modalities.data.mds import MdsShards
 from modalities.data.order import Blocks
 from modalities.data.rows import row_record
@@ -121,7 +121,6 @@ class MdsSource:
             raise DataError(f"{self.shards.path}: record {index} of {len(self)}")
         place = self._place(index)
         row, key = self.shards.read(place), self.shards.name(place)
-        row = {name: value if name == self.media else json_list(value) for name, value in row.items()}
         return row_record(row, self.media, self.label, self.captions, key, f"{self.shards.path}/{key}")
 
     def labels(self) -> list[str]:

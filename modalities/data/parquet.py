@@ -18,7 +18,7 @@ from core.optional import need
 from modalities.base import Record
 from modalities.data.account import Account
 from modalities.data.captions import CaptionRule, refuse_unusable
-from modalities.data.fields import class_name, column_of, json_list, lookup, parsed_json
+from modalities.data.fields import class_name, column_of, lookup, parsed_json
 from modalities.data.order import Blocks
 from modalities.data.rows import row_record
 from modalities.data.selection import Selection, digest, stems
@@ -37,7 +37,7 @@ class _File:
         taken: for each row group the rows that a selection takes, or None: all.
         largest: bytes that its largest row group takes in memory.
         labels: class names.
-        columns: of those wanted, the ones that it has; and which of them hold JSON.
+        columns, json: of those wanted, the ones that it has; and which columns hold JSON.
         damage: why the file cannot be read, which costs one record; "" if it can.
         unfit: the same, of a sound file without the columns that are needed.
     """
@@ -146,7 +146,7 @@ class ParquetSource:
             columns = self._columns(names, needed, path)
             self._check_media(file.schema_arrow.field(self.media).type, path)
             sizes, largest = _row_groups(file, columns)
-            json = _json_columns(file).intersection(columns)
+            json = _json_columns(file)
             outer = list(dict.fromkeys(column_of(name, names) for name in needed))
             filtered = bool(selection.fields) or selection.split != "all"
             taken, labels, first = [], set(), 0
@@ -155,12 +155,13 @@ class ParquetSource:
                 rows = range(size)
                 if filtered:
                     keys = (f"{path.name}:{first + row}" for row in rows)
-                    fields = ({name: table[name][row] for name in outer} for row in rows)
+                    fields = ({name: _value(table[name][row], name in json) for name in outer} for row in rows)
                     rows = [row for row, one, key in zip(rows, fields, keys, strict=True) if selection.takes(one, key)]
                     taken.append(np.array(rows, dtype=np.int32))
                 if self.label:
                     column = column_of(self.label, names)
-                    found = (class_name(lookup({column: table[column][row]}, self.label)) for row in rows)
+                    values = ({column: _value(table[column][row], column in json)} for row in rows)
+                    found = (class_name(lookup(value, self.label)) for value in values)
                     labels.update(name for name in found if name is not None)
                 first += size
         return _File(sizes, taken if filtered else None, largest, frozenset(labels), tuple(columns), frozenset(json))
@@ -222,16 +223,11 @@ class ParquetSource:
         fields: dict[str, object] = {}
         for name in columns:
             try:
-                value = table.column(name)[row].as_py()
+                fields[name] = _value(table.column(name)[row].as_py(), name in json)
             except UnicodeDecodeError as error:
                 raise DataError(f"{origin}: the text in column {name!r} is not UTF-8: {error}") from error
             except (ValueError, OverflowError) as error:  # such as a time that Python cannot hold
                 raise DataError(f"{origin}: column {name!r} cannot be read: {error}") from error
-            fields[name] = value
-            if name in json and isinstance(value, str):
-                fields[name] = parsed_json(value, value)
-            elif name != self.media:
-                fields[name] = json_list(value)
         return row_record(fields, self.media, self.label, self.captions, key, origin)
 
     def _row_group(self, number: int, group: int):
@@ -275,6 +271,11 @@ def _json_columns(file) -> set[str]:
     """Whose texts are JSON, by the schema of the file."""
     columns = (file.schema.column(leaf) for leaf in range(len(file.schema)))
     return {column.path for column in columns if column.logical_type.type == "JSON"}
+
+
+def _value(value: object, json: bool) -> object:
+    """Of a column, whose texts may be JSON."""
+    return parsed_json(value, value) if json and isinstance(value, str) else value
 
 
 def _in_order(found: list[str], media: str, label: str, captions: CaptionRule) -> list[str]:

@@ -114,7 +114,11 @@ def locate(path: str, root: Path, suffix: str) -> tuple[list[Path], Account]:
 def _in_folder(folder: Path, suffix: str, account: Account) -> list[Path]:
     """The files of a suffix in a folder, sorted, and a count of what else lies there."""
     found = []
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"path: {folder} cannot be opened: {error}") from error
+    for path in paths:
         if is_hidden(path.name):
             leave_hidden(account, path.name, path.is_dir())
         elif path.is_dir():
@@ -139,7 +143,10 @@ def missing(path: Path) -> str:
 
 def listing(folder: Path, limit: int = 8) -> str:
     """A few names of a folder, for messages."""
-    names = sorted(each.name for each in folder.iterdir() if each.name[0] != ".") if folder.is_dir() else []
+    try:
+        names = sorted(each.name for each in folder.iterdir() if each.name[0] != ".") if folder.is_dir() else []
+    except OSError as error:
+        return str(error)
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(names[:limit]) or "nothing") + more
 

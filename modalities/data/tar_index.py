@@ -141,6 +141,7 @@ def read_table(path: Path, modality: str, suffixes: tuple[str, ...], pattern: st
     absent = Member("", 0, 0)
     for row, (key, member) in enumerate(media.items()):
         found = _sidecars(member, key, beside.pop(key, ()), account)
+        account.uncaptioned += found.keys() <= {".cls"}
         fields, lines = (found.pop(suffix, absent) for suffix in (".json", ".txt"))
         extra += [(row, SIDECARS.index(suffix), one.offset, one.size) for suffix, one in found.items()]
         names.append(member.name.encode("utf-8", "surrogateescape"))

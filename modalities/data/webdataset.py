@@ -88,6 +88,8 @@ class WebdatasetSource:
             self._account.add(summary.account)
             if summary.damage:
                 self._account.leave("damaged file|", path.name)
+        if not self.captions.reads_fields:
+            self._account.uncaptioned = 0
         self._digests = [summary.digest for summary in summaries]
         self._names = sorted({name for summary in summaries for name in summary.labels})
         self._tables: OrderedDict[int, TarTable] = OrderedDict()

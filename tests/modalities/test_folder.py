@@ -236,7 +236,12 @@ def test_names_go_together_in_capitals_and_in_every_unicode_form(tmp_path):
         f"{composed}.png": ("four",),
         f"x/{parted}.png": ("five",),
     }
-    assert source.account() == type(source.account())()
+    assert source.account().line() == ""
+    picture(tmp_path / f"x{composed}" / "1.png")
+    picture(tmp_path / f"x{parted}" / "2.png")
+    classes = FolderSource(tmp_path, "image", CaptionRule(mode="label"))
+    assert classes.labels() == sorted({tmp_path.name, "x", f"x{composed}"})
+    assert {classes.read(index).captions[0] for index in range(len(classes))} == set(classes.labels())
 
 
 def test_the_exact_name_goes_before_one_in_capitals(tmp_path):

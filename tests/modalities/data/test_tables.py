@@ -123,6 +123,12 @@ def test_a_column_of_the_type_json(tmp_path):
     assert pq.ParquetFile(path).schema.column(1).logical_type.type == "JSON"
     assert captions(path, "caption.en", "caption")[:2] == [("a", "b"), ("a text",)]
     assert captions(path, "caption.en", "caption")[2] == ("c",)
+    labels = pa.array(['"cat"', "3", '"dog"']).cast(pa.json_())
+    path = write(tmp_path / "labels.parquet", label=labels, texts=['["x"]'] * 3)
+    source = ParquetSource([path], "image", label="label", selection=Selection(where={"label": "cat"}))
+    assert ([one.label for one in records(source)], source.labels()) == (["cat"], ["cat"])
+    source = ParquetSource([path], "image", label="texts")  # of a plain text, the class is the text
+    assert ({one.label for one in records(source)}, source.labels()) == ({'["x"]'}, ['["x"]'])
 
 
 def test_classes_of_whole_numbers_with_a_gap(tmp_path):

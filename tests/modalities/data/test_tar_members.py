@@ -155,6 +155,7 @@ def test_empty_sidecars_count_as_absent(tmp_path):
     assert [source.read(index).captions[0] for index in range(4)] == ["from json", "some", "two", "three"]
     with pytest.raises(DataError, match=r"4\.json: not readable as JSON"):
         source.read(4)
+    assert source.account().uncaptioned == 0
     plain = WebdatasetSource([path], "image")
     with pytest.raises(DataError, match=r"1\.jpg: no caption"):
         plain.read(1)
@@ -241,6 +242,14 @@ def test_the_first_of_several_tars_may_be_damaged(tmp_path):
     assert source.read(1).captions == ("4",)
     with pytest.raises(ConfigError, match=r"holds no audio member.*found: \.cls \.jpg"):
         WebdatasetSource(paths, "audio")
+
+
+def test_samples_without_a_caption_are_counted_where_one_is_read(tmp_path):
+    path = write(
+        tmp_path / "a.tar", ("1.jpg", b"1"), ("1.cls", b"3"), ("2.jpg", b"2"), ("2.txt", b"x"), ("3.jpg", b"3")
+    )
+    assert opened(path, captions=CaptionRule(default="some")).account().line() == "without a caption: 1"
+    assert opened(path, captions=NO_CAPTIONS).account().line() == ""
 
 
 def test_damage_is_counted(tmp_path):
