@@ -66,17 +66,20 @@ class FolderSource:
         if self.captions.reads_fields:
             self._account.uncaptioned = self._without_captions(scan.bare)
         found = len(self.names)
-        rows = [row for row in range(found) if self._takes(selection, row)]
-        if not rows:
-            raise ConfigError(f"path: {path}: none of {found} files is left by {selection.describe()}")
-        self._account.leave(f"{modality} file| (outside {selection.describe()})", count=found - len(rows))
-        self.names = [self.names[row] for row in rows]
-        self._metadata.take(rows)
+        if selection != Selection():
+            rows = [row for row in range(found) if self._takes(selection, row)]
+            if not rows:
+                raise ConfigError(f"path: {path}: none of {found} files is left by {selection.describe()}")
+            self._account.leave(f"{modality} file| (outside {selection.describe()})", count=found - len(rows))
+            self.names = [self.names[row] for row in rows]
+            self._metadata.take(rows)
         self._classes = self._find_classes()
         refuse_unusable(self, f"{modality} files of {path}")
 
     def _without_captions(self, bare: list[str]) -> int:
         """How many of the files without a sidecar no line of a table names."""
+        if not self._metadata.tables:
+            return len(bare)
         named = {name for row, name in enumerate(self.names) if self._metadata.has(row)}
         return sum(name not in named for name in bare)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from modalities.data.account import Account
 from modalities.data.metadata import METADATA
-from modalities.data.names import composed, is_hidden, leave_hidden, other_suffix, stem_of, suffix_of
+from modalities.data.names import composed, is_hidden, leave_hidden, other_suffix, suffix_of
 from modalities.data.sidecars import SIDECARS
 
 
@@ -111,20 +111,21 @@ def _pair(scan: Scan, folder: str, media: list[str], beside: list[str], modality
     """Which sidecars of one folder belong to which media."""
     by_stem: dict[str, list[str]] = {}
     for name in media:
-        by_stem.setdefault(composed(stem_of(name)), []).append(name)
+        by_stem.setdefault(composed(name[: name.rfind(".")]), []).append(name)
     there, captioned = set(beside), set()
     for name in beside:
-        stem, suffix = composed(stem_of(name)), suffix_of(name)
-        written = name[len(stem_of(name)) :]
-        takers = by_stem.get(stem, [])
-        if not takers:
+        own, written = os.path.splitext(name)
+        stem, suffix = composed(own), written.lower()
+        takers = by_stem.get(stem)
+        if takers is None:
             scan.account.leave(f"{suffix} (no {modality} of that name)", folder + name)
-        for taker in takers:
-            exact = [stem_of(taker) + each for each in (suffix, suffix.upper())]
-            if name in exact:
-                scan.suffixes.add(written)
-            elif not there.intersection(exact):
-                scan.named.setdefault(folder + taker, {}).setdefault(suffix, folder + name)
+            continue
         if suffix != ".cls":
             captioned.add(stem)
+        for taker in takers:
+            same, usual = taker[: taker.rfind(".")], (suffix, suffix.upper())
+            if own == same and written in usual:
+                scan.suffixes.add(written)
+            elif there.isdisjoint(same + each for each in usual):
+                scan.named.setdefault(folder + taker, {}).setdefault(suffix, folder + name)
     scan.bare += [folder + name for stem, names in by_stem.items() if stem not in captioned for name in names]

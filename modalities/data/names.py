@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from pathlib import PurePosixPath
 
 from modalities.data.account import Account
 from modalities.media.suffixes import READERS, readable, unreadable
@@ -38,7 +37,7 @@ def in_hidden(path: str) -> bool:
 
 def leave_hidden(account: Account, name: str, folder: bool) -> None:
     """Count a hidden file or folder, but not our own index."""
-    if PurePosixPath(name).name != INDEX_FOLDER:
+    if name.rpartition("/")[2] != INDEX_FOLDER:
         account.leave("hidden or system folder|" if folder else "hidden or system file|", name)
 
 
@@ -56,7 +55,9 @@ def stem_of(name: str) -> str:
 
 def suffix_of(name: str) -> str:
     """The last suffix of a file's name, in lower case."""
-    return PurePosixPath(name).suffix.lower()
+    file = name.rpartition("/")[2]
+    dot = file.rfind(".")
+    return file[dot:].lower() if 0 < dot < len(file) - 1 else ""
 
 
 def other_suffix(name: str, modality: str) -> str:
