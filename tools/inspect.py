@@ -126,8 +126,10 @@ def describe_data(path: Path, modality: str, number: int) -> list[str]:
 
 def data_kind(path: Path, modality: str) -> str:
     """The kind of source that reads a path: a folder without media may hold shards or tables."""
-    if path.suffix.lower() in _KINDS:
-        return _KINDS[path.suffix.lower()]
+    # .tar.gz counts too: it is refused with a reason.
+    for suffix in path.suffixes[-1:] if path.is_dir() else path.suffixes[-2:]:
+        if suffix.lower() in _KINDS:
+            return _KINDS[suffix.lower()]
     if not path.is_dir() or scan_folder(path, modality, SUFFIXES[modality]).names:
         return "folder"
     if (path / "index.json").is_file():

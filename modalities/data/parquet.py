@@ -268,13 +268,16 @@ def _row_groups(file, columns: list[str]) -> tuple[np.ndarray, int]:
 
 
 def _json_columns(file) -> set[str]:
-    """Whose texts are JSON, by the schema of the file."""
+    """Whose texts, or lists of texts, are JSON by the schema of the file."""
     columns = (file.schema.column(leaf) for leaf in range(len(file.schema)))
-    return {column.path for column in columns if column.logical_type.type == "JSON"}
+    paths = (column.path for column in columns if column.logical_type.type == "JSON")
+    return {path.removesuffix(".element").removesuffix(".list") for path in paths}
 
 
 def _value(value: object, json: bool) -> object:
     """Of a column, whose texts may be JSON."""
+    if json and isinstance(value, list):
+        return [_value(item, json) for item in value]
     return parsed_json(value, value) if json and isinstance(value, str) else value
 
 

@@ -174,6 +174,17 @@ def test_a_folder_of_tables_or_tars_is_read_as_such(tmp_path, capsys):
     assert "left out: 1 .ocr.txt (not KEY.txt), such as 1.ocr.txt" in shown
 
 
+def test_a_compressed_tar_is_refused_with_a_reason_and_shards_are_read(tmp_path, capsys):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz"):
+        pass
+    assert main(["inspect", str(tmp_path / "a.tar.gz"), "--data", "image"]) == 2
+    assert "compressed with gzip" in capsys.readouterr().err
+    streaming = pytest.importorskip("streaming", reason="mosaicml-streaming is not installed (extra `full`)")
+    with streaming.MDSWriter(out=str(tmp_path / "mds"), columns={"image": "bytes", "caption": "str"}) as writer:
+        writer.write({"image": picture_bytes(gradient(8, 8)), "caption": "x"})
+    assert "1 image records, 0 labels" in inspect(capsys, tmp_path / "mds", "--data", "image")
+
+
 def test_training_and_the_dry_run_say_what_is_left_out(tmp_path, capsys):
     data = f"modalities.image.data={{kind: folder, path: {mixed(tmp_path / 'set')}}}"
     expected = "left out: 2 hidden or system files, "

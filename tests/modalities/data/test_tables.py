@@ -123,6 +123,9 @@ def test_a_column_of_the_type_json(tmp_path):
     assert pq.ParquetFile(path).schema.column(1).logical_type.type == "JSON"
     assert captions(path, "caption.en", "caption")[:2] == [("a", "b"), ("a text",)]
     assert captions(path, "caption.en", "caption")[2] == ("c",)
+    lists = pa.array([['"a"', '"b"'], ["null"], None]).cast(pa.list_(pa.json_()))
+    path = write(tmp_path / "lists.parquet", lists, other=["x", "y", "z"])
+    assert captions(path, "caption", "other") == [("a", "b", "x"), ("y",), ("z",)]
     labels = pa.array(['"cat"', "3", '"dog"']).cast(pa.json_())
     path = write(tmp_path / "labels.parquet", label=labels, texts=['["x"]'] * 3)
     source = ParquetSource([path], "image", label="label", selection=Selection(where={"label": "cat"}))
