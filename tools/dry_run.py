@@ -14,6 +14,7 @@ from torch import nn
 
 from configs.schema import Config, StreamConfig
 from core.schedule import TimeConfig
+from tools.data_notes import data_lines
 from tools.flops import network_flops
 from tools.memory import STATE, microbatch_bytes, saved_bytes, state_bytes
 from tools.plan import Plan, Step, make_plan
@@ -63,7 +64,9 @@ def modality_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share
     tokens = prod(adapter.grid())
     words, wide = (1, 0) if context.tokens is None else (context.tokens.shape[1], context.tokens.is_floating_point())
     channels = f" of {context.tokens.shape[2]:,} channels" if wide else ""
-    lines = [f"records   {len(plan.dataset.streams[name].source):,}, drawn in {share:.0%} of the steps"]
+    source = plan.dataset.streams[name].source
+    lines = [f"records   {len(source):,}, drawn in {share:.0%} of the steps"]
+    lines += [f"          {line}" for line in data_lines(source)]
     if name in plan.absent:
         reason, *hints = plan.absent[name]
         lines = [f"data      not there: {reason}", *(f"          {hint}" for hint in hints)]

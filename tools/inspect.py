@@ -15,8 +15,14 @@ from core.training.checkpoint import PARTS, CheckpointStore, digest
 from core.training.config import read_plain
 from core.training.records import read_lines
 from modalities.base import Source
+from modalities.data.folder_scan import scan_folder
+from modalities.data.names import is_hidden
+from modalities.data.selection import SUFFIXES
 from modalities.data.sources import SourceConfig, build_source
+from tools.data_notes import noted_lines
 from tools.encoded import encoded_folders, inspect_encoded
+
+_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 EXAMPLES = """examples:
   selfflow inspect runs/quickstart                        the run: method, steps, losses, checkpoints, bad records
@@ -96,17 +102,18 @@ def describe_run(path: Path) -> list[str]:
     quarantine = path / "quarantine.jsonl"
     count = len(read_lines(quarantine))
     lines.append(f"bad data  {count} records" + (f", listed in {quarantine}" if count else ""))
+    lines += noted_lines(path)
     return lines
 
 
 def describe_data(path: Path, modality: str, number: int) -> list[str]:
-    """Number of records, the first ones, and what is wrong with those that cannot be read."""
-    kind = {".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix, "folder")
-    config = SourceConfig(kind=kind, path=str(path), caption_default="(no caption)")
+    """Number of records, the first ones, what is wrong with those that cannot be read, and what is left out."""
+    config = SourceConfig(kind=data_kind(path, modality), path=str(path), caption_default="(no caption)")
     source: Source = build_source(config, modality, Path.cwd())
     settings, make_adapter = ADAPTERS[modality]
     adapter = make_adapter(settings())
     lines = [f"{path}: {len(source)} {modality} records, {len(source.labels())} labels"]
+    lines += [f"  {line}" for line in source.account().lines()]
     for index in range(min(number, len(source))):
         try:
             record = source.read(index)
@@ -119,3 +126,17 @@ def describe_data(path: Path, modality: str, number: int) -> list[str]:
         except DataError as error:
             lines.append(f"  {index}: cannot be used: {error}")
     return lines
+
+
+def data_kind(path: Path, modality: str) -> str:
+    """The kind of source that reads a path: a folder without media may hold shards or tables."""
+    # .tar.gz counts too: it is refused with a reason.
+    for suffix in path.suffixes[-1:] if path.is_dir() else path.suffixes[-2:]:
+        if suffix.lower() in _KINDS:
+            return _KINDS[suffix.lower()]
+    if not path.is_dir() or scan_folder(path, modality, SUFFIXES[modality]).names:
+        return "folder"
+    if (path / "index.json").is_file():
+        return "mds"
+    suffixes = {each.suffix.lower() for each in path.iterdir() if not is_hidden(each.name)}
+    return next((kind for suffix, kind in _KINDS.items() if suffix in suffixes), "folder")

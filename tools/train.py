@@ -10,6 +10,7 @@ from configs.load import load_config
 from configs.runs import is_finished
 from core.errors import ConfigError
 from core.training.config import to_yaml
+from tools.data_notes import report_data
 
 EXAMPLES = """examples:
   selfflow train configs/quickstart.yaml run=runs/first
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"already finished: all {config.training.steps} steps are done; run folder: {config.run}")
         return 0
     trainer = build_trainer(config, options.config.parent)
+    report_data({name: stream.source for name, stream in trainer.feed.dataset.streams.items()}, trainer.folder.path)
     result = trainer.fit()
     print(f"{result} after {trainer.step} of {config.training.steps} steps; run folder: {config.run}")
     return 0
