@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ConfigError, DataError
-from core.evaluation.inception_score import inception_score
+from core.evaluation.inception_score import inception_score_of_runs
 from core.evaluation.kernel import kernel_distance
 from core.evaluation.manifold import density_coverage, precision_recall
 from core.evaluation.statistics import FeatureStatistics, RankDeficientWarning, frechet_distance
@@ -43,8 +43,6 @@ from modalities.metrics.pretrained import Clip, clip_score
 
 CLASSIFIER_RECORDS = 50_000  # training records that a classifier learns from, at most: 150 MB of pictures in memory
 FEWEST = 6  # samples: density counts the 5 nearest others
-
-SCORE_CHUNK = 5000  # samples of one inception score, whose mean is reported (the ADM evaluator)
 
 
 def samples(
@@ -119,7 +117,7 @@ def compare(network: FeatureNetwork, real: Features, made: Features, seed: int) 
     found |= precision_recall(real.pool, made.pool)._asdict()
     found |= density_coverage(real.pool, made.pool)._asdict()
     if made.logits is not None:
-        score = inception_score(made.logits.softmax(1), splits=-(-len(made.logits) // SCORE_CHUNK))
+        score = inception_score_of_runs(made.logits.softmax(1))
         found["IS" if network.kind == "inception" else "class score"] = score.mean
     return found, warnings
 

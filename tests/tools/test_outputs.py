@@ -38,14 +38,14 @@ def test_a_file_in_the_way_is_named(inside, tmp_path):
 
 def test_names_that_no_folder_can_have(tmp_path):
     for name in ("x" * 300, "zero\0byte"):
-        with pytest.raises(ConfigError, match="--results: .*cannot be written"):
+        with pytest.raises(ConfigError, match=r"--results: .*cannot be written"):
             output_folder(tmp_path / "new" / name, "--results")
         assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_to_nothing_is_refused(tmp_path):
     (tmp_path / "link").symlink_to("gone")
-    with pytest.raises(ConfigError, match="--out: .*link"):
+    with pytest.raises(ConfigError, match=r"--out: .*link is no folder"):
         output_folder(tmp_path / "link", "--out")
 
 
