@@ -31,10 +31,11 @@ captions, labels and checksums, and manifest.json. To train on them:
   selfflow train configs/mine.yaml 'modalities.image.data={kind: latents, path: latents/image}'
 
 The same command goes on where it was interrupted, also after kill -9; a changed setting is refused by name. Records
-that cannot be used are set aside, listed in FOLDER/NAME/quarantine.jsonl and shown by `selfflow inspect FOLDER`; what is
-finished meets them again with --retry alone, when a decoder has been installed, say. For data
-on several disks, or machines without a common folder: encode one --share on each, gather the part-* folders in one
-place, and run the command once more there. `selfflow inspect FOLDER` checks the result and decodes a few samples.
+that cannot be used are set aside, listed in FOLDER/NAME/quarantine.jsonl and shown by `selfflow inspect FOLDER`. Once
+their part is finished, only --retry tries them again (after a missing decoder has been installed, say).
+
+For data on several disks, or machines without a common folder: encode one --share on each, gather the part-* folders
+in one place, and run the command once more there. `selfflow inspect FOLDER` checks the result and decodes a few samples.
 """
 
 

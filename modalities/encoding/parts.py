@@ -117,7 +117,7 @@ class PartFolder:
         return sorted(set(range(self.count)) - self.there())
 
     def discard(self, number: int) -> None:
-        """Take a finished part away so that it is made again. The manifest goes first: it would not be true any more."""
+        """Take a finished part away, to be made again. The manifest goes first: it would not be true any more."""
         (self.path / MANIFEST).unlink(missing_ok=True)
         aside = self._aside(self.name(number))
         remove(aside)
