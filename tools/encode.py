@@ -35,7 +35,7 @@ that cannot be used are set aside, listed in FOLDER/NAME/quarantine.jsonl and sh
 their part is finished, only --retry tries them again (after a missing decoder has been installed, say).
 
 For data on several disks, or machines without a common folder: encode one --share on each, gather the part-* folders
-in one place, and run the command once more there. `selfflow inspect FOLDER` checks the result and decodes a few samples.
+in one place, and run the command once more there. `selfflow inspect FOLDER` checks the result and decodes samples.
 """
 
 

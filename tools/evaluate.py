@@ -136,10 +136,9 @@ def run(options: argparse.Namespace) -> int:
 
 def check_file(path: Path) -> None:
     """Raises ConfigError where the file of --npz cannot be written."""
-    path = with_suffix(path, ".npz")
-    if path.is_dir():
-        raise ConfigError(f"--npz: {path} is a folder; give the name of a file")
     output_folder(path.parent, "--npz")
+    if with_suffix(path, ".npz").is_dir():
+        raise ConfigError(f"--npz: {with_suffix(path, '.npz')} is a folder; give the name of a file")
 
 
 def check_overrides(overrides: list[str]) -> None:

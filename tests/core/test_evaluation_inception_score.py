@@ -76,7 +76,9 @@ def test_runs_are_those_of_the_adm_evaluator(length):
 def test_a_short_last_run_counts_as_much_as_the_others(samples, expected):
     """Sure of one class each; a whole run has 10 of them, the short one of 2,000 has 4, that of 2,500 has 5."""
     classes = (torch.arange(samples) % 5000) // 500
-    assert inception_score_of_runs(torch.eye(10)[classes]).mean == pytest.approx(sum(expected) / len(expected), rel=1e-3)
+    assert inception_score_of_runs(torch.eye(10)[classes]).mean == pytest.approx(
+        sum(expected) / len(expected), rel=1e-3
+    )
 
 
 def test_mistakes_are_named():

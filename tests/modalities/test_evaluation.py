@@ -116,7 +116,7 @@ def test_a_measure_that_fails_is_noted_and_the_others_are_made(monkeypatch):
             patch.setattr(f"modalities.evaluation.measure.{function}", broken)
             found = evaluate(apart(), ALL, NO_SAMPLES, {})
         assert found.failed == [name]
-        assert f"{name} is left out: LinAlgError: did not converge" in found.warnings[0]
+        assert "LinAlgError: did not converge (test_evaluation.py:" in found.warnings[0]
         assert {key.split("/")[0] for key in found.values} == kept
 
 
@@ -124,9 +124,7 @@ def test_weights_that_are_not_finite_give_notes_and_no_numbers():
     asked = apart()
     with torch.no_grad():
         next(asked.model.trunk.parameters()).fill_(torch.nan)
-    with pytest.raises(
-        DataError, match=r"nothing could be measured\nvelocity is left out: not finite: velocity/mean is"
-    ):
+    with pytest.raises(DataError, match=r"nothing could be measured\nvelocity is left out: not finite: velocity/me"):
         evaluate(asked, ALL, NO_SAMPLES, {})
 
 
@@ -162,9 +160,8 @@ def test_any_exception_of_a_decoder_sets_a_record_aside(monkeypatch):
     monkeypatch.setattr(type(asked.model.adapters["image"]), "load", load)
     found = evaluate(asked, replace(ALL, heldout=40), ["velocity"], {})
     assert found.failed == []
-    assert (
-        "1 held-out records cannot be used; the first: val/3: cannot be decoded: ZeroDivisionError" in found.warnings[0]
-    )
+    (line,) = found.warnings
+    assert line.startswith("1 held-out records cannot be used; the first: val/3: cannot be decoded: ZeroDivisionError")
 
 
 def test_records_that_were_trained_on_are_refused():
