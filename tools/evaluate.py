@@ -53,6 +53,7 @@ failed on the way or a feature network could not be used, 2 nothing was measured
 
 # Settings that evaluation reads from the command line; all others are what the run was trained with.
 SETTINGS = ("data", "heldout", "sampling", "evaluation")
+INTERRUPTED = "interrupted"  # among the failed measures of a result that Ctrl-C cut short
 
 
 def add_parser(subparsers) -> None:
@@ -202,20 +203,22 @@ def with_networks(loaded: LoadedRun, job: Job) -> Job:
 
 
 def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
-    """The result, as it goes into the file. Raises DataError when nothing could be measured.
+    """The result, as it goes into the file; after Ctrl-C what was measured, with INTERRUPTED among `failed`.
+
+    Raises DataError when nothing could be measured.
 
     Args:
         classifiers: folder of the small classifiers that are trained on the way.
     """
     subject, settings, modality = job.subject, job.stream.evaluation, job.subject.modality
-    measures, networks, before = list(job.measures), {}, Measured(warnings=list(job.notes), failed=list(job.failed))
+    measures, networks, found = list(job.measures), {}, Measured(warnings=list(job.notes), failed=list(job.failed))
     if "health" in measures:
         try:
             subject = replace(subject, pair=aligned_pair(loaded, modality))
         except SelfFlowError as error:
-            before.fail("health/align", described(error))
+            found.fail("health/align", described(error))
     if "samples" in measures:
-        own = own_networks(subject, settings, classifiers, before)
+        own = own_networks(subject, settings, classifiers, found)
         known = {**job.networks, **own}
         # In the order of the settings, whichever of them were made here.
         networks = {name: known[name].to(subject.model.device) for name in network_names(settings) if name in known}
@@ -223,7 +226,12 @@ def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
             measures.remove("samples")
     steps = min(settings.generated, len(subject.heldout)) * job.stream.sampling.steps if networks else 0
     with tqdm(total=steps, unit="step", desc=f"{modality} samples", dynamic_ncols=True, disable=not steps) as bar:
-        measured = evaluate(subject, settings, measures, networks, bar.update)
+        try:
+            evaluate(subject, settings, measures, networks, bar.update, found)
+        except KeyboardInterrupt:
+            if not found.values:
+                raise
+            found.fail(INTERRUPTED, "what was not measured by then is missing")
     sides = {"heldout": subject.heldout, "training": subject.training}
     return {
         "modality": modality,
@@ -231,14 +239,14 @@ def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
         "method": loaded.config.method,
         "weights": "ema",
         "measures": measures,
-        "values": measured.values,
+        "values": found.values,
         "networks": {name: network.name for name, network in networks.items()},
         "records": {
             name: {"available": len(reader), "used": reader.used, "unusable": len(reader.unusable)}
             for name, reader in sides.items()
         },
-        "warnings": before.warnings + measured.warnings,
-        "failed": before.failed + measured.failed,
+        "warnings": found.warnings,
+        "failed": found.failed,
         "settings": asdict(settings),
         "sampler": asdict(job.stream.sampling),
         "torch": torch.__version__,
@@ -246,7 +254,10 @@ def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
 
 
 def write_result(out: Path, result: dict) -> None:
+    """Raises KeyboardInterrupt, once it is written, for one that was interrupted."""
     write_json(out / f"step-{result['step']:08d}-{result['modality']}.json", result)
+    if INTERRUPTED in result["failed"]:
+        raise KeyboardInterrupt
 
 
 def write_json(path: Path, result: dict) -> None:

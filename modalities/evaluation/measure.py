@@ -48,16 +48,18 @@ def evaluate(
     measures: list[str],
     networks: dict[str, FeatureNetwork],
     progress: Callable[[int], None] | None = None,
+    found: Measured | None = None,
 ) -> Measured:
     """The measures that are named (see `plan`). One that fails on the way is a note, and the others are made.
 
     Args:
         networks: of the samples, by the name that they have in the result.
         progress: called with the number of samples that took a step of the sampler.
+        found: is added to, and returned; so that whoever interrupts the work has what was measured.
 
     Raises DataError when not one could be made.
     """
-    found = Measured()
+    found = Measured() if found is None else found
     if "velocity" in measures:
         found.attempt("velocity", partial(velocity, subject, settings))
     if wanted := [name for name in ("probe", "knn") if name in measures]:

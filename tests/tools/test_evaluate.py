@@ -256,6 +256,20 @@ def test_an_output_place_that_cannot_be_used_is_refused_before_the_work(place, t
     assert f"--npz: {tmp_path / 'folder.npz'} is a folder" in capsys.readouterr().err
 
 
+def test_what_was_measured_before_ctrl_c_is_written(tiny_run, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modalities.evaluation.samples.generate", interrupt)
+    assert evaluate(tiny_run, HELDOUT[0], *few("image"), "--out", str(tmp_path)) == 130
+    result = results(tmp_path)["image"]
+    assert {"velocity/mean", "probe/best", "knn/best", "health/align_cosine"} <= set(result["values"])
+    assert result["failed"] == ["interrupted"]
+    monkeypatch.setattr("modalities.evaluation.measure.velocity", interrupt)
+    assert evaluate(tiny_run, HELDOUT[0], *few("image"), "--out", str(tmp_path / "none")) == 130
+    assert not list((tmp_path / "none").glob("*.json"))
+
+
 def test_a_full_disk_at_the_end_is_one_line_below_the_numbers(tiny_run, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
