@@ -9,11 +9,13 @@ from dataclasses import replace
 from multiprocessing.util import _exit_function
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from core.errors import ConfigError, DataError
 from core.keys import generator
+from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import Record
 from modalities.data.latents import LatentsSource
 from modalities.data.loader import load_media
@@ -389,3 +391,32 @@ def test_an_unexpected_error_in_a_worker_ends_the_program(tmp_path):
         finally:
             os._exit(70)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class HalfSilent:
+    """Sounds of 2 s: a tone in one half and digital silence in the other; sound 3 is silent throughout."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def read(self, index: int) -> Record:
+        half = np.sin(np.arange(4000) * (0.1 + 0.01 * index)).astype(np.float32)
+        halves = [half, np.zeros_like(half)] if index % 2 else [np.zeros_like(half), half]
+        sound = np.zeros(8000) if index == 3 else np.concatenate(halves)
+        return Record(f"s{index}", f"memory/{index}", sound.astype(np.float32)[:, None], captions=("a",), rate=4000.0)
+
+    def labels(self) -> list[str]:
+        return []
+
+    def fingerprint(self) -> str:
+        return "half silent"
+
+
+def test_a_silent_window_is_not_a_bad_record(tmp_path):
+    """As in training another window is drawn; only a sound that is silent throughout is left out, and once."""
+    adapter = AudioAdapter(AudioConfig(sample_rate=4000, seconds=0.25))
+    made = Job("audio", HalfSilent(), adapter, 3, 4, 8, "float32", 1)
+    manifest = make(made, tmp_path, batch=8)
+    assert (manifest.samples, manifest.bad) == (23 * 4, 1)
+    (line,) = part_folder(made, tmp_path).noted()
+    assert (line["index"], line["views"]) == (3, [0, 1, 2, 3])
