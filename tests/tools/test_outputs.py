@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from core.errors import ConfigError
+from core.durable import writing
+from core.errors import ConfigError, DataError
 from tools.outputs import output_folder
 
 
@@ -60,3 +62,12 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match="cannot be written: Permission denied"):
         output_folder(tmp_path, "--out")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+def test_what_cannot_be_written_is_one_line(error):
+    with pytest.raises(DataError, match=r"^runs/a: cannot be written: .*No space left on device; parts are kept$"):
+        with writing(Path("runs/a"), "; parts are kept"):
+            raise error
