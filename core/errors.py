@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -32,6 +33,16 @@ class CheckpointError(SelfFlowError):
 
 class NotFiniteError(SelfFlowError):
     """The loss or the gradient norm is NaN or infinite; the weights were not touched."""
+
+
+def described(error: BaseException) -> str:
+    """One line about any exception: ours as they are, others by type, first line, and the place that raised them."""
+    if isinstance(error, SelfFlowError):
+        return " ".join(str(error).split("\n"))
+    text = next(iter(str(error).strip().splitlines()), "")
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{place}"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
