@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
 
 
 class SelfFlowError(Exception):
@@ -46,3 +49,13 @@ def choose(what: str, name: str, table: dict):
         allowed = ", ".join(table)
         raise ConfigError(f"{what}: {name!r} is not one of {allowed}.{nearest(str(name), table)}")
     return table[name]
+
+
+def not_finite(settings: Any) -> list[str]:
+    """One line for every field of a dataclass that is NaN or infinite; of its own fields, not of sections in them."""
+    values = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
+    return [
+        f"{name}: {value} is not a finite number"
+        for name, value in values.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]

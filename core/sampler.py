@@ -159,7 +159,7 @@ def _one_by_one(config: SamplerConfig, batch: TokenBatch, x: State) -> bool:
 
 def _guided(trunk: nn.Module, batch: TokenBatch, x: State, t: float, config: SamplerConfig) -> State:
     dtypes = [part.dtype for part in x]
-    inside = config.guidance_low <= max(t, 0.0) <= config.guidance_high  # dopri5 may look past the end
+    inside = config.guidance_low <= min(max(t, 0.0), 1.0) <= config.guidance_high  # dopri5 may look past the end
     if config.guidance == 1 or not inside:
         v = trunk(x, one_level(batch, t, config.given_level, dtypes[0]), batch).velocity
         return tuple(part.to(dtype) for part, dtype in zip(v, dtypes, strict=True))
