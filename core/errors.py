@@ -34,7 +34,7 @@ class CheckpointError(SelfFlowError):
 
 
 class NotFiniteError(SelfFlowError):
-    """The loss or the gradient norm is NaN or infinite; the weights were not touched."""
+    """A loss, a gradient norm or a sample is NaN or infinite; no weights were touched."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

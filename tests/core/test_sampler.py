@@ -1,5 +1,6 @@
 """The sampler against closed forms, its count of network evaluations, given tokens, and bytes over batch sizes."""
 
+import re
 from dataclasses import fields, replace
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ from core.errors import ConfigError, ShapeError
 from core.keys import generator
 from core.sampler import SOLVERS, SamplerConfig, initial_noise, sample, sde_increments, time_grid
 from core.trunk.sit import SiT, SiTConfig
-from core.types import Context, Segment, TokenBatch
+from core.types import Context, Segment, TokenBatch, TrunkOutput
 from tests.core.fields import Field, batch_of, gaussian, to_point
 
 
@@ -323,6 +324,50 @@ def test_same_seed_same_bytes_for_any_batch_size(config, given, threads, depth):
         torch.set_num_threads(before)
     assert one.numpy().tobytes() == three.numpy().tobytes() == eight.numpy().tobytes()
     torch.testing.assert_close(loose, eight, atol=0.05 if SOLVERS[config.solver].adaptive else 1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dopri5", "sde"])
+def test_another_context_in_place_of_the_null_condition(solver):
+    """v_n + s (v_c - v_n), with v_n that of another class, for batches of any size."""
+    if SOLVERS[solver].adaptive:
+        pytest.importorskip("torchdiffeq")
+    trunk, config = random_sit(2), SamplerConfig(solver, 3, guidance=2.5)
+
+    def made(size, null_class):
+        parts = []
+        for first in range(0, 4, size):
+            batch = class_batch(first, size, False)
+            null = Context(torch.zeros(size, dtype=torch.bool), torch.full((size,), null_class))
+            null = None if null_class is None else null
+            parts.append(sample(trunk, batch, initial_noise(5, batch), config, seed=5, null=null)[0])
+        return torch.cat(parts)
+
+    seven = made(4, 7)
+    assert torch.equal(made(1, 7), seven)
+    assert not torch.equal(made(4, 8), seven)
+    batch = class_batch(0, 4, False)
+    noise = initial_noise(5, batch)
+
+    class ByHand(torch.nn.Module):
+        def forward(self, noisy, levels, batch):
+            other = replace(batch, context=replace(batch.context, label=torch.full((batch.size,), 7)))
+            null, condition = (trunk(noisy, levels, b).velocity[0] for b in (other, batch))
+            return TrunkOutput((null + 2.5 * (condition - null),))
+
+    (expected,) = sample(ByHand(), batch, noise, replace(config, guidance=1.0), seed=5)
+    torch.testing.assert_close(seven, expected, atol=0.05 if SOLVERS[solver].adaptive else 1e-4, rtol=0)
+
+
+def test_a_null_context_of_another_size_or_kind_is_refused():
+    batch = class_batch(0, 2, False)
+    dropped = torch.zeros(2, dtype=torch.bool)
+    config = SamplerConfig("euler", 1, guidance=2.0, exact=False)
+    for null, problem in (
+        (Context(dropped[:1], torch.zeros(1, dtype=torch.long)), "null: 1 contexts for 2 samples"),
+        (Context(dropped), "Context.label: of two contexts that are to be joined, one has it"),
+    ):
+        with pytest.raises(ShapeError, match=re.escape(problem)):
+            sample(random_sit(1), batch, initial_noise(5, batch), config, null=null)
 
 
 def test_bytes_depend_on_batch_size_without_exact():
