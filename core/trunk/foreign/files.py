@@ -106,7 +106,7 @@ def write_file(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            save_file(state, aside, metadata={"format": "pt", **text})
+            save_file(state, aside, metadata=text or {"format": "pt"})  # one key: the order of several is not fixed
         else:
             torch.save({wrapper: state, **text} if wrapper else state, aside)
         os.replace(aside, path)
