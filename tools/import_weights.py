@@ -83,10 +83,10 @@ def run(options: argparse.Namespace) -> int:
         adapter.to(config.training.torch_device())
     streams, absent = open_data(config, adapters, options.config.parent)
     labels, named = run_labels(config, streams, absent, file, options.labels)
-    whitening, of_file = run_whitening(config, adapters, streams, absent, file, options.statistics)
     digests, text = known_digests(config, streams, options.config.parent, file)
-    own = weights_meaning(config, adapters, labels, whitening, digests, text)
-    check_meaning(file, own, options.accept)
+    own = weights_meaning(config, adapters, labels, {}, digests, text)
+    check_meaning(file, own, options.accept)  # before statistics are measured, which other settings would change
+    whitening, of_file = run_whitening(config, adapters, streams, absent, file, options.statistics)
     projectors = projector_specs(config, build_encoders(config, adapters, options.config.parent))
     trunk = build_trunk(config, adapters, labels, projectors)
     names = options.projectors.split(",") if options.projectors else None
