@@ -19,7 +19,7 @@ from configs.meaning import (
     weights_meaning,
     whitening_problems,
 )
-from configs.networks import build_adapters, build_encoders, build_trunk, projector_specs
+from configs.networks import build_adapters, build_encoders, build_trunk, encoding_adapters, projector_specs
 from configs.schema import Config
 from core.errors import ConfigError, DataError
 from core.training.checkpoint import CheckpointStore
@@ -232,8 +232,8 @@ def run_whitening(
         raise ConfigError(f"--statistics: {file.source} holds none; use those of the data")
     if streams is not None:
         own = measure_all(config, streams)
-    else:
-        own = {name: adapter.whitening for name, adapter in adapters.items()}
+    else:  # weights of an autoencoder are read only where nothing else has its statistics
+        own = {name: adapter.whitening for name, adapter in adapters.items() if name not in theirs}
         own = {name: values for name, values in own.items() if values is not None}
     missing = [name for name in adapters if name not in own and name not in theirs]
     if missing:
@@ -249,11 +249,12 @@ def run_whitening(
             + [f"  modalities.{name}: {line}" for name, line in different.items()]
             + ["Take the file's with --statistics file, or train these weights on with --statistics data"]
         )
-    of_file = {} if wanted == "data" else {name: values for name, values in theirs.items() if name not in different}
-    if wanted == "file":
-        of_file = theirs
-    # Published ones stay with the weights of their autoencoder, where they agree.
-    of_file = {n: values for n, values in of_file.items() if n in different or adapters[n].whitening is None}
+    if wanted == "data":
+        of_file = {name: values for name, values in theirs.items() if name not in own}
+    else:
+        # Published ones that agree stay with the weights of their autoencoder.
+        published = {n for n, a in encoding_adapters(config, adapters).items() if n in own and a.whitening is not None}
+        of_file = {name: values for name, values in theirs.items() if name in different or name not in published}
     return own | of_file, of_file
 
 
