@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from configs.build import free_on_resume, given_tokens, stored_whitening
 from configs.networks import build_adapters, build_text_encoder, build_trunk
 from configs.schema import Config, StreamConfig
-from core.errors import CheckpointError, ConfigError
+from core.errors import CheckpointError, ConfigError, choose
 from core.evaluation.pair import PairPlan
 from core.training.checkpoint import CheckpointStore
 from core.training.config import read_plain, refuse_changes, to_plain
@@ -22,12 +22,15 @@ from modalities.evaluation.heldout import Reader
 from modalities.evaluation.subject import Subject
 from modalities.generation import Generator
 
+# which weights -> part of a checkpoint
+WEIGHTS = {"ema": "teacher", "student": "student"}
+
 
 @dataclass(frozen=True)
 class LoadedRun:
     """What a checkpoint of a run generates with; `step` is the checkpoint's, `root` what its data paths start from.
 
-    `folder` is the run's, wherever it lies now.
+    `folder` is the run's, wherever it lies now; `weights` is a name of `WEIGHTS`.
     """
 
     config: Config
@@ -35,12 +38,20 @@ class LoadedRun:
     step: int
     root: Path
     folder: Path
+    weights: str = "ema"
 
 
-def load_run(path: Path, step: int | None = None, device: str = "auto", text_encoder: str | None = None) -> LoadedRun:
-    """The teacher (EMA) of a run's newest or given checkpoint, with everything stored beside it.
+def load_run(
+    path: Path,
+    step: int | None = None,
+    device: str = "auto",
+    text_encoder: str | None = None,
+    weights: str = "ema",
+) -> LoadedRun:
+    """The EMA (the teacher) of a run's newest or given checkpoint, with everything stored beside it.
 
     Args:
+        weights: ema, or student for the weights that the optimizer moves.
         text_encoder: folder or name of the run's frozen text encoder and its tokenizer, where that is not what the run
             was trained with.
     """
@@ -58,7 +69,7 @@ def load_run(path: Path, step: int | None = None, device: str = "auto", text_enc
     adapters = build_adapters(config, Path(extra["root"]))
     projectors = {name: ProjectorSpec(*spec) for name, spec in extra["projectors"].items()}
     trunk = build_trunk(config, adapters, extra["labels"], projectors)
-    trunk.load_state_dict(store.load_weights(step, "teacher"))
+    trunk.load_state_dict(store.load_weights(step, choose("weights", weights, WEIGHTS)))
     trunk = trunk.to(target).eval().requires_grad_(False)
     for name, adapter in adapters.items():
         adapter.to(target)
@@ -69,7 +80,7 @@ def load_run(path: Path, step: int | None = None, device: str = "auto", text_enc
     if text is not None:
         text.to(target).expect(extra.get("text", ""))
     generator = Generator(trunk, adapters, whitening, conditions, target, text)
-    return LoadedRun(config, generator, step, Path(extra["root"]), Path(path))
+    return LoadedRun(config, generator, step, Path(extra["root"]), Path(path), weights)
 
 
 def checkpoint_store(path: Path, step: int | None) -> tuple[CheckpointStore, int]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 import traceback
 from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
 
 
 class SelfFlowError(Exception):
@@ -32,7 +35,7 @@ class CheckpointError(SelfFlowError):
 
 
 class NotFiniteError(SelfFlowError):
-    """The loss or the gradient norm is NaN or infinite; the weights were not touched."""
+    """A loss, a gradient norm or a sample is NaN or infinite; no weights were touched."""
 
 
 def described(error: BaseException) -> str:
@@ -57,3 +60,13 @@ def choose(what: str, name: str, table: dict):
         allowed = ", ".join(table)
         raise ConfigError(f"{what}: {name!r} is not one of {allowed}.{nearest(str(name), table)}")
     return table[name]
+
+
+def not_finite(settings: Any) -> list[str]:
+    """One line for every field of a dataclass that is NaN or infinite; of its own fields, not of sections in them."""
+    values = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
+    return [
+        f"{name}: {value} is not a finite number"
+        for name, value in values.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]

@@ -24,6 +24,7 @@ from modalities.evaluation.measure import evaluate
 from modalities.evaluation.sample_files import measure_samples, open_comparison
 from modalities.evaluation.samples import generated, network_names, own_networks, random_classes, stored_networks
 from modalities.evaluation.subject import Subject, plan
+from modalities.generation import guidance_problem
 from modalities.media.opening import with_suffix
 from modalities.metrics.adm import write_samples
 from modalities.metrics.base import FeatureNetwork
@@ -190,7 +191,12 @@ def evaluate_run(
 def prepare(loaded: LoadedRun, stream: StreamConfig, modality: str) -> Job:
     """Open the data and choose the measures. Raises ConfigError where they do not fit."""
     subject = evaluation_subject(loaded, stream, modality)
-    return Job(stream, subject, *plan(subject, stream.evaluation))
+    measures, notes = plan(subject, stream.evaluation)
+    unfit = guidance_problem(loaded.config.condition, stream.sampling)
+    if unfit and "samples" in measures:
+        notes = [*notes, f"samples: {unfit}"]
+        print(f"warning: modalities.{modality}.sampling.{unfit}", file=sys.stderr)
+    return Job(stream, subject, measures, notes)
 
 
 def with_networks(loaded: LoadedRun, job: Job) -> Job:
@@ -298,6 +304,8 @@ def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfi
     if loaded.config.condition.kind != "label":
         raise ConfigError("--npz: holds pictures of random classes, and this run is conditioned on text")
     settings, sampler = streams["image"].evaluation, streams["image"].sampling
+    if unfit := guidance_problem(loaded.config.condition, sampler):
+        print(f"warning: modalities.image.sampling.{unfit}", file=sys.stderr)
     conditions = random_classes(loaded.generator, settings.seed, settings.generated)
     with tqdm(total=settings.generated * sampler.steps, unit="step", dynamic_ncols=True) as bar:
         pictures = generated(loaded.generator, "image", sampler, settings, conditions, bar.update)

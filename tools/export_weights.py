@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from configs.runs import checkpoint_store, load_run
-from core.trunk.foreign import KINDS, export_weights
+from configs.meaning import autoencoder_digests, weights_meaning
+from configs.networks import build_adapters
+from configs.runs import LoadedRun, checkpoint_store, load_run
+from core.trunk.foreign import KINDS, export_weights, holds_meaning
 
 EXAMPLES = f"""examples:
   selfflow export --run runs/imagenet --to selfflow.pt --kind selfflow
@@ -15,6 +17,10 @@ EXAMPLES = f"""examples:
   selfflow export --run runs/joint --to joint.safetensors --kind native-mmdit
 
 Every file comes back with `selfflow import`. A kind that cannot hold the trunk is refused with the reasons.
+
+The file also says what the weights mean: settings that no shape shows (heads, rotary base, time scale, ...), statistics
+of the latents, class names, how text is read, and this project's version. `import` compares them. In .safetensors they
+are the metadata `selfflow` (JSON), which other readers ignore.
 
 kinds:
 {chr(10).join(f"  {name:14}{kind.about}" for name, kind in KINDS.items())}
@@ -39,14 +45,21 @@ def add_parser(subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    loaded = load_run(options.folder, options.step, device="cpu")
+    loaded = load_run(options.folder, options.step, device="cpu", weights="student" if options.student else "ema")
     trunk = loaded.generator.trunk
-    state = trunk.state_dict()
-    if options.student:
-        store, _ = checkpoint_store(options.folder, loaded.step)
-        state = store.load_weights(loaded.step, "student")
     names = options.projectors.split(",") if options.projectors else None
-    export_weights(trunk, state, options.to, options.kind, options.drop, names)
+    export_weights(trunk, trunk.state_dict(), options.to, options.kind, options.drop, names, run_meaning(loaded))
     which = "student" if options.student else "EMA"
     print(f"{which} weights of step {loaded.step} as kind {options.kind}: {options.to}")
+    if not holds_meaning(options.kind, options.to):
+        print("note: a .pt file of this kind cannot say what its weights mean; a .safetensors file does")
     return 0
+
+
+def run_meaning(loaded: LoadedRun) -> dict:
+    """What the weights of a run mean, see configs/meaning.py."""
+    extra = checkpoint_store(loaded.folder, loaded.step)[0].extra(loaded.step)
+    digests = autoencoder_digests(loaded.config, extra.get("autoencoders", {}), loaded.root)
+    labels, whitening = extra["labels"], loaded.generator.whitening
+    adapters = build_adapters(loaded.config, loaded.root)
+    return weights_meaning(loaded.config, adapters, labels, whitening, digests, extra.get("text", ""))

@@ -62,7 +62,6 @@ def load(
     config = OmegaConf.structured(schema)
     found: list[tuple[Keys, str]] = []
     _fill(config, schema, merge(preset, user.values), (), user.text, found)
-    wrong = {key for key, _ in found}
     try:
         missing = OmegaConf.missing_keys(config)
         found += [(tuple(key.split(".")), "required, but not set") for key in sorted(missing)]
@@ -71,6 +70,7 @@ def load(
         found.append((tuple((error.full_key or "").split(".")), str(error.msg or error).splitlines()[0]))
     else:
         found += [(key, f"{value} is not a finite number") for key, value in _leaves(built) if _not_finite(value)]
+        wrong = {key for key, _ in found}  # nothing more is said of these: "nan must be above 0" would mislead
         found += [item for item in _own_problems(built, ()) if item[0] not in wrong]
     problems += [f"{user.locate(key, path.name)}: {'.'.join(key)}{': ' * bool(key)}{what}" for key, what in found]
     if problems:
