@@ -7,94 +7,22 @@ does not survive a fork.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from core.errors import ConfigError, DataError
 from core.optional import need as need_optional
-from modalities.media.opening import decoding, need, open_stream
-
-if TYPE_CHECKING:
-    from modalities.media.video import VideoIndex
+from modalities.media.opening import Media, decoding, open_stream
+from modalities.media.video_index import VideoIndex
+from modalities.media.video_pyav import WindowError, decode_pyav, quarter_turns
 
 WITHOUT = "backend: pyav works"
 
 
-@contextmanager
-def open_video(media: bytes | Path, origin: str) -> Iterator[tuple]:
-    """(container, video stream) of PyAV; its errors become DataError."""
-    av = need("av")
-    source = open_stream(media, origin)
-    # Titles and the like need not be valid text.
-    with decoding(origin, "a video", av.error.FFmpegError), av.open(source, metadata_errors="replace") as container:
-        # Of several, the one that the other backends take too; the picture of a song is a video stream as well.
-        try:
-            track = container.streams.best("video")
-        except IndexError:  # damaged: FFmpeg found a stream after its list was made
-            track = None
-        if track is None or track.disposition & av.stream.Disposition.attached_pic:
-            raise DataError(f"{origin}: has no video stream")
-        if "_pipe" in container.format.name or container.format.name in ("image2", "tty"):
-            raise DataError(f"{origin}: is not a video but {container.format.name.removesuffix('_pipe')}")
-        if track.codec_context is None:
-            raise DataError(f"{origin}: its video has a codec that is not known here")
-        # One thread, here and where frames are converted: workers are the parallelism, and whoever frees a decoder or
-        # converter with threads of its parent, even one that was closed before the fork, waits for them for ever.
-        track.codec_context.thread_count = 1
-        # By default FFmpeg paints over damaged places without a word. What the codec cannot notice still passes:
-        # h264 has no checksums.
-        track.codec_context.options = {"err_detect": "explode"}
-        yield container, track
-
-
-def quarter_turns(media: bytes | Path, origin: str) -> int:
-    """How often the container asks to turn the stored picture by 90 degrees counter-clockwise."""
-    with open_video(media, origin) as (container, track):
-        return _turns(next(container.decode(track)), origin)
-
-
-def _turns(frame, origin: str) -> int:
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return 0
-    (a, b), (c, d) = np.frombuffer(matrix, np.int32).reshape(3, 3)[:2, :2].tolist()
-    if frame.rotation % 90 or a * d - b * c <= 0:
-        raise DataError(f"{origin}: the container asks to mirror the picture or to turn it by {frame.rotation} degrees")
-    return frame.rotation // 90 % 4
-
-
-def decode_pyav(media: bytes | Path, origin: str, index: VideoIndex, numbers: list[int]) -> list[np.ndarray]:
-    stamps = [int(pts) for pts in index.pts[numbers]]
-    found: dict[int, np.ndarray] = {}
-    # Some containers seek to a place behind the frame, and some codecs cannot begin there: then from the beginning.
-    if numbers[0] > 0:
-        with suppress(DataError):
-            found = _decode(media, origin, set(stamps), seek=True)
-    if not set(stamps) <= found.keys():
-        found = _decode(media, origin, set(stamps), seek=False)
-    if missing := set(stamps) - found.keys():
-        raise DataError(f"{origin}: {len(missing)} of {len(stamps)} frames cannot be decoded")
-    return [found[pts] for pts in stamps]
-
-
-def _decode(media: bytes | Path, origin: str, stamps: set[int], seek: bool) -> dict[int, np.ndarray]:
-    found = {}
-    with open_video(media, origin) as (container, track):
-        if seek:
-            container.seek(min(stamps), stream=track)
-        for frame in container.decode(track):
-            pts = frame.dts if frame.pts is None else frame.pts
-            if pts in stamps and not frame.is_corrupt:
-                pixels = frame.to_ndarray(format="rgb24", threads=1)
-                turns = _turns(frame, origin)
-                found[pts] = np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
-            if pts is not None and pts >= max(stamps):
-                break
-    return found
+def check_backend(backend, media, origin, index) -> None:
+    return
 
 
 def decode_decord(media: bytes | Path, origin: str, index: VideoIndex, numbers: list[int]) -> list[np.ndarray]:
