@@ -58,7 +58,7 @@ def decoding(origin: str, what: str, *errors: type[Exception]) -> Iterator[None]
         yield
     except SelfFlowError:
         raise
-    except Exception as error:  # noqa: BLE001 - decoders raise anything: ZeroDivisionError, AttributeError, MemoryError
+    except Exception as error:
         # The plain reason where the library keeps it apart; its full message may hold a memory address.
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
         if not isinstance(error, errors) or not str(reason).strip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,12 +15,14 @@ from modalities.media.video_length import check_length
 from modalities.media.video_packets import JUMP, closed, has_clock, lead_in, read_packets, x264_build
 from modalities.media.video_pyav import (
     LARGEST,
+    WindowError,
     decoded_stamps,
     has_no_clock,
     may_reorder,
     open_video,
-    quarter_turns,
+    orientation,
     returned_stamps,
+    states_alpha,
 )
 
 ASPECTS = (1 / 4, 4)  # of a pixel, width over height; beyond lie damaged headers
@@ -48,20 +51,21 @@ def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIn
         order = np.arange(len(media))
         return VideoIndex(order, order / rate, len(media) / rate)
     with open_video(media, origin) as (container, track):
-        unit, number, container_name = float(track.time_base), track.index, container.format.name
+        unit, number, listed, container_name = float(track.time_base), track.index, track.frames, container.format.name
         rate = float(track.guessed_rate or track.average_rate or 25)
         size, aspect = (track.width, track.height), float(track.sample_aspect_ratio or 1)
-        codec, pixels = track.codec_context.codec.canonical_name, track.codec_context.pix_fmt or ""
+        codec = track.codec_context.codec.canonical_name
+        pixels = "yuva420p" if states_alpha(track) else track.codec_context.pix_fmt or ""
         reorders, timeless = may_reorder(track), has_no_clock(container)
     with open_video(media, origin, infer=False) as (container, track):
         first, packets = read_packets(container.demux(track), codec, reorders)
-    check_length(media, origin)
+    check_length(media, origin, bool(packets) and len(packets) == listed and not any(packet.cut for packet in packets))
     if math.prod(size) > LARGEST:
         raise DataError(f"{origin}: frames of {size[0]} x {size[1]} pixels; at most {LARGEST} pixels are decoded")
     if not ASPECTS[0] <= aspect <= ASPECTS[1]:
         raise DataError(f"{origin}: pixels {aspect:g} times as wide as high; allowed are 0.25 to 4")
     lead, leading = lead_in(packets)
-    if aspect != 1 and quarter_turns(media, origin, lead) % 2:
+    if aspect != 1 and orientation(media, origin, lead)[0] % 2:
         aspect = 1 / aspect
     about = {
         "aspect": aspect,
@@ -111,31 +115,43 @@ def _count(media: Media, origin: str, rate: float, unit: float, about: dict) -> 
 
 
 def read_frames(
-    media: Media, origin: str, index: VideoIndex, wanted: np.ndarray, backend: str = "pyav"
+    media: Media,
+    origin: str,
+    index: VideoIndex,
+    wanted: np.ndarray,
+    backend: str = "pyav",
+    background: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
     """uint8 (H, W, 3) for each number of a frame in `index`, upright by the container's rotation.
 
-    Decodes from the key frame before the first wanted one on. Interlaced video is left as it is stored, transparency
-    is ignored, and pixels are not made square (see `VideoIndex.aspect`).
+    Decodes from the key frame before the first wanted one on, or from the first frame where the index says so.
+    Interlaced video is left as it is stored, and pixels are not made square (see `VideoIndex.aspect`). Any bit depth,
+    range and matrix of colours comes out as the full range of 8 bits of the file's own primaries; HDR (PQ, HLG) is not
+    tone-mapped.
 
-    All backends give the same frames, or refuse the file. Of 8-bit video with even sides the levels are equal too;
-    of others (10 bits, odd sides) they differ at the edges of colours, since each brings its own version of FFmpeg.
+    All backends give the same frames, or refuse the file as a whole, whatever the window. Of 8-bit video with even
+    sides the levels are equal too; of others (10 bits, odd sides) they differ at the edges of colours, since each
+    brings its own version of FFmpeg.
 
     Not every flipped byte is noticed. Of 40 files of 24 frames, each with one, pyav refused 34 in h264 and 30 in mpeg4,
     but none in vp9, whose frames carry nothing to check; decord, which lets FFmpeg paint over what is broken, none.
 
     Args:
         backend: a key of `video_decoders.DECODERS`.
+        background: of transparent places; None takes the colours that lie there.
 
     Raises:
-        DataError: a frame cannot be decoded, or the size of the picture changes within the clip.
+        WindowError: a frame cannot be decoded, or the size of the picture changes within the clip; another window of
+            the file may be whole.
+        DataError: any other reason, which holds for every window.
         ConfigError: the backend is not installed.
     """
     if isinstance(media, np.ndarray):
         return list(media[wanted])
     check_backend(backend, media, origin, index)
     numbers = sorted({int(number) for number in wanted})
-    frames = dict(zip(numbers, DECODERS[backend](media, origin, index, numbers), strict=True))
+    decoded = DECODERS[backend](media, origin, index, numbers, background)
+    frames = dict(zip(numbers, decoded, strict=True))
     if len({frame.shape for frame in frames.values()}) > 1:
-        raise DataError(f"{origin}: the size of the picture changes within the clip")
+        raise WindowError(f"{origin}: the size of the picture changes within the clip")
     return [frames[int(number)] for number in wanted]

@@ -22,12 +22,14 @@ class Packet:
         duration: 0 where the file states none.
         key: decoding may begin here.
         hidden: not shown: by an edit list, or a picture that only others refer to.
+        cut: the file ends inside it.
     """
 
     stamp: int | None
     duration: int
     key: bool
     hidden: bool
+    cut: bool = False
 
 
 def read_packets(packets: Iterator, codec: str, reorders: bool) -> tuple[bytes, list[Packet]]:
@@ -47,7 +49,7 @@ def read_packets(packets: Iterator, codec: str, reorders: bool) -> tuple[bytes, 
         if codec == "mpeg4":
             in_order = in_order and _in_order(data)
         unseen = codec == "vp8" and not data[0] & 0x10  # RFC 6386, 9.1: show_frame
-        read = Packet(packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard or unseen)
+        read = Packet(packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard or unseen, packet.is_corrupt)
         found.append((packet.dts, read))
     if in_order and any(packet.stamp is None for _, packet in found):  # then the time of decoding is that of display
         return first, [replace(packet, stamp=dts) for dts, packet in found]

@@ -6,7 +6,7 @@ survive a fork.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from core.errors import DataError
 from modalities.media.opening import decoding, need, open_stream
 from modalities.media.video_index import VideoIndex
 
+LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 LARGEST = 2**26  # pixels of a frame; 8192 x 8192
 
 
@@ -74,11 +75,29 @@ def has_no_clock(container) -> bool:
     return bool(container.format.flags & need("av").format.Flags.no_timestamps.value)
 
 
-def quarter_turns(media: bytes | Path, origin: str, lead: int) -> int:
-    """How often the container asks to turn the stored picture by 90 degrees counter-clockwise."""
+def has_alpha(pixels: str) -> bool:
+    """Whether a pixel format of FFmpeg holds transparency (with a palette it may)."""
+    if not pixels:
+        return False
+    form = need("av").VideoFormat(pixels)
+    return form.has_palette or any(component.is_alpha for component in form.components)
+
+
+def states_alpha(track) -> bool:
+    """Whether a second picture, of transparency, lies beside each of VP8 or VP9 (WebM)."""
+    tag = {name.lower(): value for name, value in track.metadata.items()}.get("alpha_mode")
+    return track.codec_context.codec.canonical_name in LIBVPX and tag == "1"
+
+
+def orientation(media: bytes | Path, origin: str, lead: int) -> tuple[int, bool]:
+    """How often the picture is turned by 90 degrees counter-clockwise to be upright, and whether a tag speaks of it.
+
+    The tag was how old versions of FFmpeg stated a rotation, which new ones do not read.
+    """
     with open_video(media, origin) as (container, track):
+        tagged = any(name.lower() == "rotate" for name in track.metadata)
         for frame in _frames(container, track, lead):
-            return _turns(frame, origin)
+            return _turns(frame, origin), tagged
     raise DataError(f"{origin}: no frame can be decoded")
 
 
@@ -88,7 +107,9 @@ def _turns(frame, origin: str) -> int:
         return 0
     (a, b), (c, d) = np.frombuffer(matrix, np.int32).reshape(3, 3)[:2, :2].tolist()
     if frame.rotation % 90 or a * d - b * c <= 0:
-        raise MirroredError(f"{origin}: the container asks to mirror the picture or to turn it by {frame.rotation} degrees")
+        raise MirroredError(
+            f"{origin}: the container asks to mirror the picture or to turn it by {frame.rotation} degrees"
+        )
     return frame.rotation // 90 % 4
 
 
@@ -100,13 +121,17 @@ def returned_stamps(media: bytes | Path, origin: str, lead: int) -> list[int | N
 
 def decoded_stamps(media: bytes | Path, origin: str, lead: int, stamps: set[int]) -> set[int]:
     """Those of the stamps with which the decoder returns a frame, which lie near the first key frame."""
-    return set(_by_stamp(media, origin, lead, stamps, seek=False))
+    return set(_by_stamp(media, origin, lead, stamps))
 
 
-def decode_pyav(media: bytes | Path, origin: str, index: VideoIndex, numbers: list[int]) -> list[np.ndarray]:
+def decode_pyav(
+    media: bytes | Path, origin: str, index: VideoIndex, numbers: list[int], background: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """See `media.video.read_frames`."""
+    background = background if has_alpha(index.pixels) else None
     try:
         if index.counted:
-            found = _by_number(media, origin, index.lead, set(numbers))
+            found = _by_number(media, origin, index.lead, set(numbers), background)
             wanted = numbers
         else:
             wanted = [int(pts) for pts in index.pts[numbers]]
@@ -115,9 +140,9 @@ def decode_pyav(media: bytes | Path, origin: str, index: VideoIndex, numbers: li
             # beginning.
             if numbers[0] > 0 and not index.whole:
                 with suppress(DataError):
-                    found = _by_stamp(media, origin, index.lead, set(wanted), seek=True)
+                    found = _by_stamp(media, origin, index.lead, set(wanted), background, seek=True)
             if not set(wanted) <= found.keys():
-                found = _by_stamp(media, origin, index.lead, set(wanted), seek=False)
+                found = _by_stamp(media, origin, index.lead, set(wanted), background)
     except MirroredError:
         raise
     except DataError as error:
@@ -127,49 +152,74 @@ def decode_pyav(media: bytes | Path, origin: str, index: VideoIndex, numbers: li
     return [found[name] for name in wanted]
 
 
-def _by_stamp(media: bytes | Path, origin: str, lead: int, stamps: set[int], seek: bool) -> dict[int, np.ndarray]:
+def _by_stamp(
+    media: bytes | Path,
+    origin: str,
+    lead: int,
+    stamps: set[int],
+    background: Sequence[int] | None = None,
+    seek: bool = False,
+) -> dict[int, np.ndarray]:
     found = {}
     with open_video(media, origin) as (container, track):
         if seek:
             container.seek(min(stamps), stream=track)
-        for frame in _frames(container, track, 0 if seek else lead):
+        for frame in _frames(container, track, 0 if seek else lead, background is not None):
             stamp = _stamp(frame)
             if stamp in stamps and not frame.is_corrupt:
-                found[stamp] = _upright(frame, origin)
+                found[stamp] = _upright(frame, origin, background)
             if stamp is not None and stamp >= max(stamps):
                 break
     return found
 
 
-def _by_number(media: bytes | Path, origin: str, lead: int, numbers: set[int]) -> dict[int, np.ndarray]:
+def _by_number(
+    media: bytes | Path, origin: str, lead: int, numbers: set[int], background: Sequence[int] | None
+) -> dict[int, np.ndarray]:
     found = {}
     with open_video(media, origin) as (container, track):
-        for number, frame in enumerate(_frames(container, track, lead)):
+        for number, frame in enumerate(_frames(container, track, lead, background is not None)):
             if number in numbers and not frame.is_corrupt:
-                found[number] = _upright(frame, origin)
+                found[number] = _upright(frame, origin, background)
             if number >= max(numbers):
                 break
     return found
 
 
-def _frames(container, track, lead: int) -> Iterator:
-    """The frames in display order, without the first `lead` packets, whose references a recording has missed."""
+def _frames(container, track, lead: int, alpha: bool = False) -> Iterator:
+    """The frames in display order, without the first `lead` packets, whose references a recording has missed.
+
+    Args:
+        alpha: with the transparency of VP8 and VP9, which only libvpx decodes.
+    """
     number = 0
+    decoder = track.codec_context
+    if alpha and states_alpha(track):
+        av = need("av")
+        # Where FFmpeg was built without libvpx, there is no transparency either.
+        with suppress(av.codec.codec.UnknownCodecError):
+            decoder = av.CodecContext.create(LIBVPX[decoder.codec.canonical_name], "r")
+            decoder.thread_count = 1
     for packet in container.demux(track):
         # An empty packet stands for a frame that was left out in recording; a decoder would take it for the end.
         if packet.size:
             number += 1
             if number > lead:
-                yield from packet.decode()
-    yield from track.codec_context.decode(None)
+                yield from decoder.decode(packet)
+    yield from decoder.decode(None)
 
 
 def _stamp(frame) -> int | None:
     return frame.dts if frame.pts is None else frame.pts
 
 
-def _upright(frame, origin: str) -> np.ndarray:
+def _upright(frame, origin: str, background: Sequence[int] | None) -> np.ndarray:
     """uint8 (H, W, 3)"""
-    pixels = frame.to_ndarray(format="rgb24", threads=1)
+    if background is not None and has_alpha(frame.format.name):
+        levels = frame.to_ndarray(format="rgba", threads=1)
+        alpha = levels[..., 3:].astype(np.float32) / 255
+        pixels = (levels[..., :3] * alpha + np.float32(background) * (1 - alpha)).round().astype(np.uint8)
+    else:
+        pixels = frame.to_ndarray(format="rgb24", threads=1)
     turns = _turns(frame, origin)
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
