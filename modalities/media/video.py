@@ -12,7 +12,7 @@ from modalities.media.opening import Media, check_array
 from modalities.media.video_decoders import DECODERS, check_backend
 from modalities.media.video_index import VideoIndex
 from modalities.media.video_length import check_length
-from modalities.media.video_packets import JUMP, closed, has_clock, lead_in, read_packets, x264_build
+from modalities.media.video_packets import JUMP, before_key, closed, has_clock, leading, read_packets, x264_build
 from modalities.media.video_pyav import (
     LARGEST,
     WindowError,
@@ -29,7 +29,7 @@ ASPECTS = (1 / 4, 4)  # of a pixel, width over height; beyond lie damaged header
 BROADCAST = ("mpegts", "mpeg")  # containers whose clock may be set anew at any place
 # Share of frames that come later than the one before, below which the time stamps of a file mean nothing.
 MOST = 0.9
-# FFmpeg knows by the version of x264 how to decode 4:4:4 of older ones; only the first packet states it.
+# FFmpeg knows by the version of x264 how to decode 4:4:4 of older ones; only the beginning of a file states it.
 FIRST_SOUND_444 = 151
 
 
@@ -56,16 +56,20 @@ def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIn
         size, aspect = (track.width, track.height), float(track.sample_aspect_ratio or 1)
         codec = track.codec_context.codec.canonical_name
         pixels = "yuva420p" if states_alpha(track) else track.codec_context.pix_fmt or ""
+        extra = track.codec_context.extradata or b""
         reorders, timeless = may_reorder(track), has_no_clock(container)
+    if math.prod(size) > LARGEST:
+        raise DataError(f"{origin}: frames of {size[0]} x {size[1]} pixels; at most {LARGEST} pixels are decoded")
     with open_video(media, origin, infer=False) as (container, track):
         first, packets = read_packets(container.demux(track), codec, reorders)
     check_length(media, origin, bool(packets) and len(packets) == listed and not any(packet.cut for packet in packets))
-    if math.prod(size) > LARGEST:
-        raise DataError(f"{origin}: frames of {size[0]} x {size[1]} pixels; at most {LARGEST} pixels are decoded")
     if not ASPECTS[0] <= aspect <= ASPECTS[1]:
         raise DataError(f"{origin}: pixels {aspect:g} times as wide as high; allowed are 0.25 to 4")
-    lead, leading = lead_in(packets)
-    if aspect != 1 and orientation(media, origin, lead)[0] % 2:
+    skipped = before_key(packets)
+    if early := leading(packets, len(skipped)):
+        decoded = decoded_stamps(media, origin, skipped, set(early))
+        skipped |= {number for stamp, number in early.items() if stamp not in decoded}
+    if aspect != 1 and orientation(media, origin, skipped)[0] % 2:
         aspect = 1 / aspect
     about = {
         "aspect": aspect,
@@ -74,12 +78,12 @@ def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIn
         "container": container_name,
         "codec": codec,
         "pixels": pixels,
-        "whole": codec == "h264" and "444" in pixels and (x264_build(first) or FIRST_SOUND_444) < FIRST_SOUND_444,
-        "lead": lead,
+        "whole": codec == "h264"
+        and "444" in pixels
+        and (x264_build(extra + first) or FIRST_SOUND_444) < FIRST_SOUND_444,
+        "skipped": frozenset(skipped),
     }
-    if leading:
-        leading -= decoded_stamps(media, origin, lead, leading)
-    shown = [packet for packet in packets[lead:] if not packet.hidden and packet.stamp not in leading]
+    shown = [packet for number, packet in enumerate(packets) if not packet.hidden and number not in skipped]
     if not shown:
         raise DataError(f"{origin}: the video has no frames")
     if timeless or not has_clock(shown, unit, container_name in BROADCAST):
@@ -101,7 +105,7 @@ def _count(media: Media, origin: str, rate: float, unit: float, about: dict) -> 
     Args:
         unit: of the time stamps in seconds; 0 where they mean nothing.
     """
-    stamps = returned_stamps(media, origin, about["lead"])
+    stamps = returned_stamps(media, origin, about["skipped"])
     if not stamps:
         raise DataError(f"{origin}: the video has no frames")
     order = np.arange(len(stamps))

@@ -34,12 +34,12 @@ def check_backend(backend: str, media: bytes | Path, origin: str, index: VideoIn
     """
     if backend == "pyav":
         return
-    turns, tagged = orientation(media, origin, index.lead)
+    turns, tagged = orientation(media, origin, index.skipped)
     reasons = {
         f"reads {', '.join(SEEKABLE.values())}, not {index.container}": index.container not in SEEKABLE,
         "does not know frames that have no display times": index.counted,
         "does not decode 4:4:4 of an x264 before build 151": index.whole,
-        "does not know that the recording begins before its first key frame": index.lead > 0,
+        "does not know that the recording begins before its first key frame": bool(index.skipped),
         "ignores transparency": has_alpha(index.pixels),
     }
     if backend == "decord":

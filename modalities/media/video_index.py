@@ -28,7 +28,8 @@ class VideoIndex:
         counted: the file has no display times to know frames by: number n is the n-th frame that a decoder returns
             which begins at the first key frame.
         whole: can be decoded from the first frame on only.
-        lead: packets before the first key frame, which cannot be decoded.
+        skipped: numbers of the packets at the beginning that cannot be decoded, since what they refer to lies before
+            the recording.
     """
 
     pts: np.ndarray
@@ -43,7 +44,7 @@ class VideoIndex:
     pixels: str = ""
     counted: bool = False
     whole: bool = False
-    lead: int = 0
+    skipped: frozenset[int] = frozenset()
 
     def count(self, fps: float) -> int:
         """Frames that the video fills at a rate."""

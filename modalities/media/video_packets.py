@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -49,7 +50,9 @@ def read_packets(packets: Iterator, codec: str, reorders: bool) -> tuple[bytes, 
         if codec == "mpeg4":
             in_order = in_order and _in_order(data)
         unseen = codec == "vp8" and not data[0] & 0x10  # RFC 6386, 9.1: show_frame
-        read = Packet(packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard or unseen, packet.is_corrupt)
+        read = Packet(
+            packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard or unseen, packet.is_corrupt
+        )
         found.append((packet.dts, read))
     if in_order and any(packet.stamp is None for _, packet in found):  # then the time of decoding is that of display
         return first, [replace(packet, stamp=dts) for dts, packet in found]
@@ -62,21 +65,24 @@ def _in_order(data: bytes) -> bool:
     return len(places) == 1 and len(data) >= SMALLEST_VOP and data[places[0]] >> 6 != 2
 
 
-def lead_in(packets: Sequence[Packet]) -> tuple[int, set[int]]:
-    """(packets before the first key frame, stamps behind it that are shown before it).
+def before_key(packets: Sequence[Packet]) -> set[int]:
+    """The numbers of the packets before the first key frame, of a recording that begins anywhere."""
+    return set(range(next((i for i, packet in enumerate(packets) if packet.key), 0)))
 
-    The former cannot be decoded; the latter only where they need nothing that lies before the key frame.
+
+def leading(packets: Sequence[Packet], first: int) -> dict[int, int]:
+    """Stamp -> number of the packets that follow the first key frame, at place `first`, and are shown before it.
+
+    They can be decoded only where they need nothing that lies before the key frame.
     """
-    lead = next((i for i, packet in enumerate(packets) if packet.key), None)
-    if lead is None:
-        return 0, set()
-    first, leading = packets[lead].stamp, set()
-    for packet in packets[lead + 1 :]:
-        if packet.key or first is None:
+    found: dict[int, int] = {}
+    stamp = packets[first].stamp if first < len(packets) else None
+    for number, packet in enumerate(packets[first + 1 :], start=first + 1):
+        if packet.key or stamp is None or packet.stamp is None:
             break
-        if packet.stamp is not None and packet.stamp < first and not packet.hidden:
-            leading.add(packet.stamp)
-    return lead, leading
+        if packet.stamp < stamp and not packet.hidden:
+            found[packet.stamp] = number
+    return found
 
 
 def has_clock(packets: Sequence[Packet], unit: float, broadcast: bool) -> bool:
@@ -112,7 +118,7 @@ def closed(packets: Sequence[Packet]) -> bool:
     return True
 
 
-def x264_build(data: bytes) -> int | None:
-    """The version of x264 that wrote a stream, as its first packet states it."""
+def x264_build(data: bytes) -> int:
+    """The version of x264 that wrote a stream, as its header or its first packet states it; else a very large one."""
     match = X264.search(data)
-    return int(match[1]) if match else None
+    return int(match[1]) if match else sys.maxsize

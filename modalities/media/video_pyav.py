@@ -6,7 +6,7 @@ survive a fork.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -89,14 +89,14 @@ def states_alpha(track) -> bool:
     return track.codec_context.codec.canonical_name in LIBVPX and tag == "1"
 
 
-def orientation(media: bytes | Path, origin: str, lead: int) -> tuple[int, bool]:
+def orientation(media: bytes | Path, origin: str, skipped: Set[int]) -> tuple[int, bool]:
     """How often the picture is turned by 90 degrees counter-clockwise to be upright, and whether a tag speaks of it.
 
     The tag was how old versions of FFmpeg stated a rotation, which new ones do not read.
     """
     with open_video(media, origin) as (container, track):
         tagged = any(name.lower() == "rotate" for name in track.metadata)
-        for frame in _frames(container, track, lead):
+        for frame in _frames(container, track, skipped):
             return _turns(frame, origin), tagged
     raise DataError(f"{origin}: no frame can be decoded")
 
@@ -113,15 +113,18 @@ def _turns(frame, origin: str) -> int:
     return frame.rotation // 90 % 4
 
 
-def returned_stamps(media: bytes | Path, origin: str, lead: int) -> list[int | None]:
+def returned_stamps(media: bytes | Path, origin: str, skipped: Set[int]) -> list[int | None]:
     """The time stamps, stated or inferred, of all frames that the decoder returns from the first key frame on."""
     with open_video(media, origin) as (container, track):
-        return [_stamp(frame) for frame in _frames(container, track, lead)]
+        return [_stamp(frame) for frame in _frames(container, track, skipped)]
 
 
-def decoded_stamps(media: bytes | Path, origin: str, lead: int, stamps: set[int]) -> set[int]:
+def decoded_stamps(media: bytes | Path, origin: str, skipped: Set[int], stamps: set[int]) -> set[int]:
     """Those of the stamps with which the decoder returns a frame, which lie near the first key frame."""
-    return set(_by_stamp(media, origin, lead, stamps))
+    found: dict[int, np.ndarray] = {}
+    with suppress(DataError):
+        _by_stamp(media, origin, skipped, stamps, found=found)
+    return set(found)
 
 
 def decode_pyav(
@@ -131,7 +134,7 @@ def decode_pyav(
     background = background if has_alpha(index.pixels) else None
     try:
         if index.counted:
-            found = _by_number(media, origin, index.lead, set(numbers), background)
+            found = _by_number(media, origin, index.skipped, set(numbers), background)
             wanted = numbers
         else:
             wanted = [int(pts) for pts in index.pts[numbers]]
@@ -140,9 +143,9 @@ def decode_pyav(
             # beginning.
             if numbers[0] > 0 and not index.whole:
                 with suppress(DataError):
-                    found = _by_stamp(media, origin, index.lead, set(wanted), background, seek=True)
+                    found = _by_stamp(media, origin, index.skipped, set(wanted), background, seek=True)
             if not set(wanted) <= found.keys():
-                found = _by_stamp(media, origin, index.lead, set(wanted), background)
+                found = _by_stamp(media, origin, index.skipped, set(wanted), background)
     except MirroredError:
         raise
     except DataError as error:
@@ -155,16 +158,18 @@ def decode_pyav(
 def _by_stamp(
     media: bytes | Path,
     origin: str,
-    lead: int,
+    skipped: Set[int],
     stamps: set[int],
     background: Sequence[int] | None = None,
     seek: bool = False,
+    found: dict[int, np.ndarray] | None = None,
 ) -> dict[int, np.ndarray]:
-    found = {}
+    """Stamp -> frame of those that are found; in `found` also where it raises."""
+    found = {} if found is None else found
     with open_video(media, origin) as (container, track):
         if seek:
             container.seek(min(stamps), stream=track)
-        for frame in _frames(container, track, 0 if seek else lead, background is not None):
+        for frame in _frames(container, track, frozenset() if seek else skipped, background is not None):
             stamp = _stamp(frame)
             if stamp in stamps and not frame.is_corrupt:
                 found[stamp] = _upright(frame, origin, background)
@@ -174,11 +179,11 @@ def _by_stamp(
 
 
 def _by_number(
-    media: bytes | Path, origin: str, lead: int, numbers: set[int], background: Sequence[int] | None
+    media: bytes | Path, origin: str, skipped: Set[int], numbers: set[int], background: Sequence[int] | None
 ) -> dict[int, np.ndarray]:
     found = {}
     with open_video(media, origin) as (container, track):
-        for number, frame in enumerate(_frames(container, track, lead, background is not None)):
+        for number, frame in enumerate(_frames(container, track, skipped, background is not None)):
             if number in numbers and not frame.is_corrupt:
                 found[number] = _upright(frame, origin, background)
             if number >= max(numbers):
@@ -186,14 +191,14 @@ def _by_number(
     return found
 
 
-def _frames(container, track, lead: int, alpha: bool = False) -> Iterator:
-    """The frames in display order, without the first `lead` packets, whose references a recording has missed.
+def _frames(container, track, skipped: Set[int] = frozenset(), alpha: bool = False) -> Iterator:
+    """The frames in display order.
 
     Args:
+        skipped: numbers of packets that the decoder is not given.
         alpha: with the transparency of VP8 and VP9, which only libvpx decodes.
     """
-    number = 0
-    decoder = track.codec_context
+    decoder, number = track.codec_context, 0
     if alpha and states_alpha(track):
         av = need("av")
         # Where FFmpeg was built without libvpx, there is no transparency either.
@@ -203,9 +208,9 @@ def _frames(container, track, lead: int, alpha: bool = False) -> Iterator:
     for packet in container.demux(track):
         # An empty packet stands for a frame that was left out in recording; a decoder would take it for the end.
         if packet.size:
-            number += 1
-            if number > lead:
+            if number not in skipped:
                 yield from decoder.decode(packet)
+            number += 1
     yield from decoder.decode(None)
 
 
