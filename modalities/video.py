@@ -37,7 +37,7 @@ class VideoConfig:
         patch_frames: frames in one token, 2 where left out. Read without an autoencoder only, as the next one.
         first_frame_alone: the first tokens hold the first frame only (default), so that it can be given.
         short: refuse a file with fewer frames than a clip, or repeat_last to fill up with its last frame.
-        backend: pyav, decord or torchcodec decode; the same frames from all (`media.video.read_frames`).
+        backend: pyav, decord or torchcodec decode; the same frames from all, or the file is refused (docs/data.md).
     """
 
     size: list[int] = field(default_factory=lambda: [16, 16])
@@ -127,7 +127,7 @@ class VideoAdapter(AutoencoderAdapter):
             try:
                 frames = read_frames(record.media, record.origin, index, wanted, config.backend, config.background)
             except WindowError as error:
-                damage = error
+                damage = str(error)  # not the error, which holds an open decoder
                 continue
             return fit_frames(frames, config, record.origin, generator, aspect=index.aspect)
         raise DataError(f"{damage} (windows tried: {len(tried)})")

@@ -16,7 +16,12 @@ from modalities.data.order import mix_array
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    "video": (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"),
+    "video": (
+        *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"),
+        *(".3g2", ".3gp", ".asf", ".dv", ".f4v", ".flv", ".h264", ".hevc", ".m1v", ".m2t", ".m2ts", ".m2v", ".mj2"),
+        *(".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob"),
+        ".wmv",
+    ),
     "audio": (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".m4a"),
 }
 
