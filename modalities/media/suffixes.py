@@ -24,21 +24,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     "audio": {
         "soundfile": (
             *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff"),
-            *(
-                ".aif",
-                ".aifc",
-                ".au",
-                ".bwf",
-                ".caf",
-                ".mp2",
-                ".mpga",
-                ".oga",
-                ".rf64",
-                ".snd",
-                ".sph",
-                ".w64",
-                ".wave",
-            ),
+            *(".aif", ".aifc", ".au", ".bwf", ".caf", ".mp2", ".mpga", ".oga", ".rf64", ".snd", ".sph", ".w64", ".wave"),
         ),
         "av": (
             *(".m4a", ".aac", ".ac3", ".amr", ".ape", ".m4b", ".m4r", ".mka", ".mpc", ".spx", ".tta", ".weba"),
@@ -46,7 +32,12 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "video": {
-        "av": (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"),
+        "av": (
+            *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"),
+            *(".3g2", ".3gp", ".asf", ".dv", ".f4v", ".flv", ".h264", ".hevc", ".m1v", ".m2t", ".m2ts", ".m2v", ".mj2"),
+            *(".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob"),
+            ".wmv",
+        ),
     },
 }
 
