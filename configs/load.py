@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from configs.aliases import ALIASES
 from configs.methods import method_settings
 from configs.schema import Config
 from core.training.config import load
@@ -16,4 +17,6 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     A source of another kind replaces the one that the YAML has: their settings have nothing in common.
     """
     source = SourceConfig().kind
-    return load(Config, path, overrides, presets=method_settings, anew={"data": source, "heldout": source})
+    return load(
+        Config, path, overrides, presets=method_settings, anew={"data": source, "heldout": source}, aliases=ALIASES
+    )
