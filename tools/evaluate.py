@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from configs.load import load_config
 from configs.runs import LoadedRun, aligned_pair, evaluation_subject, load_run
-from configs.schema import Config, StreamConfig
+from configs.schema import StreamConfig
 from core.errors import ConfigError, nearest
-from core.training.config import load
 from core.training.trainer import TrainingConfig
 from modalities.evaluation.measure import evaluate
 from modalities.evaluation.sample_files import measure_samples
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--run: names the run folder to evaluate; or give --samples and --reference")
     check_overrides(options.overrides)
     loaded = load_run(options.folder, options.step, options.device, options.text_encoder)
-    config: Config = load(Config, options.folder / "config.yaml", options.overrides)
+    config = load_config(options.folder / "config.yaml", options.overrides)
     streams = config.modalities.streams()
     if options.batch is not None:
         if options.batch < 1:
@@ -202,7 +202,7 @@ def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfi
     """A sample file for the ADM evaluator: uniformly random classes, which is its usual protocol."""
     if "image" not in streams:
         raise ConfigError(f"--npz: holds pictures, and this run has {', '.join(streams)}")
-    if loaded.config.condition.kind != "label":
+    if loaded.config.condition.kind == "text":
         raise ConfigError("--npz: holds pictures of random classes, and this run is conditioned on text")
     settings, sampler = streams["image"].evaluation, streams["image"].sampling
     conditions = random_classes(loaded.generator, settings.seed, settings.generated)

@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   selfflow generate video --run runs/quickstart --prompt "a red circle moving up" --first-frame frame.png
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --steps 50 --solver heun
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --continue start.wav
+  selfflow generate image --run runs/unconditional --number 8        a run with condition.kind: none takes no prompt
 
 Beside every file stands a .json with all that made it. The same seed gives the same bytes for any --batch-size.
 """
@@ -43,7 +44,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("modality", choices=("image", "video", "audio"))
     parser.add_argument("--run", dest="folder", type=Path, required=True, help="run folder")
     parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
-    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted = parser.add_mutually_exclusive_group()  # neither for runs without conditions
     wanted.add_argument("--prompt", action="append", help="text; may be given several times")
     wanted.add_argument("--class", dest="label", action="append", help="class name, for runs with labels")
     parser.add_argument("--number", type=int, default=1, help="samples of each prompt (default 1)")
@@ -81,13 +82,10 @@ def run(options: argparse.Namespace) -> int:
     streams = loaded.config.modalities.streams()
     if options.modality not in streams:
         raise ConfigError(f"{options.folder} was not trained on {options.modality}; it has {', '.join(streams)}")
-    kind = loaded.config.condition.kind
-    if (options.label is not None) != (kind == "label"):
-        wanted = "--class NAME" if kind == "label" else '--prompt "TEXT"'
-        raise ConfigError(f"{options.folder} was trained with condition.kind {kind!r}; ask with {wanted}")
+    check_condition(options, loaded.config.condition.kind)
     if options.number < 1 or options.batch_size < 1:
         raise ConfigError("--number and --batch-size must be at least 1")
-    prompts = [prompt for prompt in options.prompt or options.label for _ in range(options.number)]
+    prompts = [prompt for prompt in options.prompt or options.label or [""] for _ in range(options.number)]
     settings = sampler_settings(options, streams[options.modality].sampling)
     out = options.out or options.folder / "generated" / options.modality
     known = known_part(options, loaded)
@@ -95,6 +93,18 @@ def run(options: argparse.Namespace) -> int:
     files = generate_files(loaded, options.modality, prompts, settings, options.seed, out, known, options.batch_size)
     print(f"{len(files)} files in {out}")
     return 0
+
+
+def check_condition(options: argparse.Namespace, kind: str) -> None:
+    """Raises ConfigError for prompts where the run has classes, or nothing, and the other way round."""
+    given = {"text": options.prompt, "label": options.label}
+    if kind in given and given[kind] is None:
+        wanted = "--class NAME" if kind == "label" else '--prompt "TEXT"'
+    elif kind == "none" and any(value is not None for value in given.values()):
+        wanted = "--number N alone, without --prompt and --class"
+    else:
+        return
+    raise ConfigError(f"the run was trained with condition.kind {kind!r}; ask with {wanted}")
 
 
 def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> SamplerConfig:

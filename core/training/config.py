@@ -36,6 +36,7 @@ def load(
     presets: Callable[[dict], dict] | None = None,
     anew: dict[str, str] | None = None,
     aliases: Mapping[str, Iterable[str]] | None = None,
+    implied: Iterable[Callable[[dict], Iterable[tuple[Keys, Any, Keys]]]] = (),
 ) -> Any:
     """An instance of the dataclass `schema`.
 
@@ -46,6 +47,8 @@ def load(
         anew: sections that replace the one under them when they name another kind, see `settings.merge`. The overrides
             count as one file, so that their order does not matter.
         aliases: names of other projects -> our keys, see `KnownKeys`.
+        implied: each, given the user's settings, names (key, value, key it follows from) of settings that the user has
+            left out; the next one sees them too.
     Raises ConfigError with one line for every problem found: YAML syntax, keys given twice, unknown keys, wrong types,
     numbers that are not finite, and what the `problems()` methods of the dataclasses say.
     """
@@ -54,6 +57,9 @@ def load(
     for override in overrides:
         given.add(parse_override(override))
     user.add(given, anew)
+    for rule in implied:
+        for key, value, source in list(rule(user.values)):
+            user.imply(key, value, source)
     problems = list(user.problems)
     preset = {}
     if presets is not None:

@@ -74,7 +74,7 @@ def samples(
     for name, network in networks.items():
         a, b = (_moved(Features.join(side[name]), device) for side in (real, made))
         values, lines = compare(network, a, b, settings.seed)
-        if isinstance(network, Clip):
+        if isinstance(network, Clip) and subject.model.conditions.config.kind != "none":
             values["CLIP score"] = clip_score(b.pool, network.texts([prompt.text for prompt in conditions]))
         found |= {f"samples/{name}/{measure}": value for measure, value in values.items()}
         warnings += [f"samples/{name}/{line}" for line in lines]
@@ -96,7 +96,9 @@ def generated(
 
 
 def random_classes(model: Generator, seed: int, count: int) -> list[Prompt]:
-    """`count` classes of the run, drawn uniformly."""
+    """`count` classes of the run, drawn uniformly; nothing, as often, where it has no conditions."""
+    if model.conditions.config.kind == "none":
+        return [Prompt("")] * count
     if model.conditions.config.kind != "label":
         raise ConfigError("conditions: random draws classes, and this run is conditioned on text; use heldout")
     names = model.conditions.labels
