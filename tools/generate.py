@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from configs.captions import text_limit
 from configs.networks import load_autoencoders
 from configs.runs import LoadedRun, load_run
 from core.errors import ConfigError
@@ -20,6 +22,7 @@ from core.sde import DIFFUSION_FORMS, LAST_STEPS
 from modalities.base import Record
 from modalities.generation import Known, generate
 from modalities.media.writing import write_grid
+from modalities.text import describe_cut
 
 EXAMPLES = """examples:
   selfflow generate image --run runs/quickstart --prompt "a red circle" --number 4
@@ -90,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or options.folder / "generated" / options.modality
     known = known_part(options, loaded)
     load_autoencoders({options.modality: loaded.generator.adapters[options.modality]})  # missing ones are told at once
+    for line in prompt_warnings(loaded, prompts):
+        print(f"warning: {line}", file=sys.stderr)
     files = generate_files(loaded, options.modality, prompts, settings, options.seed, out, known, options.batch_size)
     print(f"{len(files)} files in {out}")
     return 0
@@ -170,6 +175,7 @@ def generate_files(
 ) -> list[Path]:
     """Write one media file and one .json for each prompt, and a labelled grid of several pictures."""
     out.mkdir(parents=True, exist_ok=True)
+    texts = prompt_lengths(loaded, prompts)
     adapter, files, pictures = loaded.generator.adapters[modality], [], []
     with tqdm(total=len(prompts) * settings.steps, unit="step", desc=modality, dynamic_ncols=True) as bar:
         made = generate(loaded.generator, modality, prompts, settings, seed, known, batch_size, bar.update)
@@ -178,6 +184,7 @@ def generate_files(
             about = {
                 "prompt": prompt,
                 "modality": modality,
+                **texts.get(prompt, {}),
                 "seed": seed,
                 "index": index,
                 "step": loaded.step,
@@ -193,6 +200,35 @@ def generate_files(
     if len(pictures) > 1:
         write_grid(torch.stack(pictures), out / "grid", labels=prompts)
     return files
+
+
+def prompt_warnings(loaded: LoadedRun, prompts: list[str]) -> list[str]:
+    """What the run's text limits cut off prompts, a line for each."""
+    limit = text_limit(loaded.config.condition, loaded.generator.text)
+    distinct = list(dict.fromkeys(prompts))
+    if limit is None:
+        return []
+    found = zip(distinct, limit.measure(distinct), strict=True)
+    return [line for prompt, length in found for line in describe_cut(prompt, length, limit)]
+
+
+def prompt_lengths(loaded: LoadedRun, prompts: list[str]) -> dict[str, dict]:
+    """prompt -> what the JSON beside a file says about its length; empty for runs without texts."""
+    limit = text_limit(loaded.config.condition, loaded.generator.text)
+    distinct = list(dict.fromkeys(prompts))
+    if limit is None:
+        return {}
+    return {
+        prompt: {
+            "text": {
+                limit.unit: length.length,
+                "limit": limit.limit,
+                "cut": limit.cut(length),
+                "words_read_in_part": {word: round(share, 3) for word, share in length.shortened},
+            }
+        }
+        for prompt, length in zip(distinct, limit.measure(distinct), strict=True)
+    }
 
 
 def slug(text: str) -> str:
