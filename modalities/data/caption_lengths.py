@@ -11,7 +11,7 @@ import numpy as np
 from core.errors import DataError
 from modalities.base import Record, Source
 from modalities.data.order import Order
-from modalities.text.limits import WORD_SHARE, TextLength, TextLimit, shortened
+from modalities.text.limits import WORD_SHARE, TextLength, TextLimit, mostly_lost, shortened
 
 LOOKED_AT = 512  # records
 MOST_BYTES = 2**28  # of media that are read with them, as from tars
@@ -139,7 +139,7 @@ def caption_lengths(
         lengths=np.array([length.length for _, length in found]),
         cut=cut,
         shortened=sum(bool(length.shortened) for _, length in found),
-        misread=sum(any(share < WORD_SHARE for _, share in length.shortened) for _, length in found),
+        misread=sum(any(mostly_lost(*word) for word in length.shortened) for _, length in found),
         longest=longest,
         longest_word=max(words, key=len, default=""),
         stored=bool(stored),

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from modalities.text.bytes import TextConfig, split_words, word_pieces
 
-WORD_SHARE = 0.5  # of a word's rows; a word that keeps fewer is told by `generate`
+# A word that keeps less than this share of its rows, and is longer than words are, is told: a sentence in a script
+# without spaces, a link. Of others the first row, that of the whole word, is enough.
+WORD_SHARE, WORD_BYTES = 0.5, 32
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,14 @@ def describe_cut(text: str, found: TextLength, limit: TextLimit) -> list[str]:
         f"the word {shortened(word, 40)!r} is long: {share:.0%} of its spelling is read ({limit.word_setting} "
         f"{limit.word_limit})"
         for word, share in found.shortened
-        if share < WORD_SHARE
+        if mostly_lost(word, share)
     ]
     return lines
+
+
+def mostly_lost(word: str, share: float) -> bool:
+    """Whether too little of a word is read, by the share of its rows."""
+    return share < WORD_SHARE and len(word.encode("utf-8", "surrogatepass")) > WORD_BYTES
 
 
 def shortened(text: str, length: int = 60) -> str:

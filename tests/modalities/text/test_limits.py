@@ -45,6 +45,7 @@ def test_words_that_lose_n_grams_are_counted_and_told_where_most_is_lost():
         everything = word_rows(word, TextConfig(rows_per_word=1000))
         assert share == CONFIG.rows_per_word / len(everything)
     assert cut("a butterfly") == []  # 16 of 18 rows, the whole word's among them
+    assert cut("a butterfly", TextConfig(rows_per_word=2)) == []  # a word among many keeps a row of its own
     thai = "สวัสดีครับผมชื่อสมชาย"  # a sentence without spaces is one word
     (line,) = cut(thai)
     assert line.startswith("the word 'สวัสดี")
