@@ -23,7 +23,7 @@ from tools.cli import main
 QUICK = [
     "training.steps=2",
     "training.workers=0",
-    "trunk.mmdit={size: tiny, width: 32, heads: 2, double_blocks: 1, single_blocks: 1, mlp_ratio: 1.0}",
+    "trunk.mmdit={size: tiny, width: 32, heads: 2, double_blocks: 1, single_blocks: 2, mlp_ratio: 1.0}",
 ]
 
 
@@ -80,7 +80,7 @@ def test_pictures_with_captions(capsys):
     assert (config.condition.kind, config.condition.text.max_words) == ("text", 16)
     assert (image.data.split, image.heldout.split, image.heldout.path) == ("train", "test", image.data.path)
     works("photos.yaml", "image", "--prompt", "a picture")
-    assert "warning" not in capsys.readouterr().err.replace("warning: training.ema", "")  # QUICK has two steps
+    assert "condition." not in capsys.readouterr().err  # no limit cuts anything
 
 
 def test_folders_that_are_classes(capsys):
