@@ -20,6 +20,7 @@ from configs.networks import (
 )
 from configs.schema import Config, StreamConfig, VideoStream
 from configs.sources import open_sources
+from configs.warnings import warnings
 from core.alignment.terms import build_alignment
 from core.errors import ConfigError
 from core.objective import Objective
@@ -149,6 +150,7 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
         {name: entry.loss_weight for name, entry in entries.items()},
         extra,
         device_prepare(adapters, whitening, encoders, device, text),
+        warnings(config),
     )
 
 

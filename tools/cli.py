@@ -8,7 +8,19 @@ import sys
 
 from core.errors import SelfFlowError
 
-COMMANDS = ("train", "encode", "generate", "evaluate", "compare", "inspect", "import", "export", "bench", "demo")
+COMMANDS = (
+    "init",
+    "train",
+    "encode",
+    "generate",
+    "evaluate",
+    "compare",
+    "inspect",
+    "import",
+    "export",
+    "bench",
+    "demo",
+)
 MODULES = {"import": "import_weights", "export": "export_weights"}  # `import` is a word of the language
 
 

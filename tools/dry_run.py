@@ -12,12 +12,16 @@ from pathlib import Path
 
 from torch import nn
 
+from configs.captions import caption_report
 from configs.schema import Config, StreamConfig
+from configs.warnings import warnings
+from core.errors import ConfigError
 from core.schedule import TimeConfig
+from modalities.data.sources import SourceConfig
 from tools.data_notes import data_lines
 from tools.flops import network_flops
 from tools.memory import STATE, microbatch_bytes, saved_bytes, state_bytes
-from tools.plan import Plan, Step, make_plan
+from tools.plan import Plan, Step, make_plan, not_here, one_line, stores_text
 
 DEVICES = (1, 8, 64)
 GIB = 2**30
@@ -36,6 +40,7 @@ def describe(config: Config, root: Path) -> str:
     shares = {name: entry.share / sum(each.share for each in streams.values()) for name, entry in streams.items()}
     flops: dict[str, int] = {}
     memory: dict[str, int] = {}
+    cut: list[str] = []
     for name, entry in streams.items():
         step = plan.step(name)
         counted = network_flops(plan.objective, plan.trunk, step.microbatch) | step.frozen
@@ -46,6 +51,9 @@ def describe(config: Config, root: Path) -> str:
             plan.objective, plan.trunk, step.microbatch, config.training.precision, device
         )
         lines += [name, *(f"  {line}" for line in modality_lines(plan, name, entry, step, shares[name]))]
+        told, lost = caption_lines(plan, name, entry)
+        lines += [f"  captions  {line}" for line in told]
+        cut += lost
         lines.append(f"  compute   {compute_text(counted)}")
         lines += [f"  not there {missing_text(part, step)}" for part in step.missing]
     if len(streams) > 1:
@@ -53,8 +61,7 @@ def describe(config: Config, root: Path) -> str:
         lines.append(f"mean step {flops_text(mean)}, by the shares of the modalities")
     lines += parameter_lines(plan.trunk)
     lines += memory_lines(plan.trunk, memory, config)
-    if warning := config.training.ema.warning(config.training.steps):
-        lines.append(f"warning: {warning}")
+    lines += [f"warning: {line}" for line in [*warnings(config), *cut]]
     return "\n".join(lines)
 
 
@@ -78,6 +85,30 @@ def modality_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share
         f"condition {words:,} token{'s' * (words != 1)}{channels} a sample",
         f"times     {time_text(entry.time)}; mask ratio {entry.mask_ratio:g}; loss weight {entry.loss_weight:g}",
     ]
+
+
+def caption_lines(plan: Plan, name: str, entry: StreamConfig) -> tuple[list[str], list[str]]:
+    """(how long the captions of a modality are, warnings of what its limits cut); nothing is fetched to count them."""
+    text = plan.frozen.text
+    if name in plan.absent or plan.config.condition.kind != "text":
+        return [], []
+    if is_remote(entry.data):
+        return ["not looked at, since the data are not on this machine"], []
+    if text is not None and not stores_text(plan.dataset, name) and (reason := not_here(text.tokenizer_path)):
+        return [f"not counted: {reason}"], []
+    sources = {name: plan.dataset.streams[name].source}
+    try:
+        report = caption_report(plan.config, sources, text)
+    except ConfigError as error:  # no tokenizer at all
+        return [f"not counted: {one_line(error)}"], []
+    return (
+        [lengths.describe() for lengths in report.values()],
+        [f"modalities.{name}.data: {line}" for lengths in report.values() for line in lengths.warnings()],
+    )
+
+
+def is_remote(data: SourceConfig) -> bool:
+    return "://" in data.path or any(is_remote(part) for part in data.parts.values())
 
 
 def compute_text(counted: dict[str, int]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
 
+from configs.captions import caption_warnings
 from configs.encoding import EncodeOptions, Encoding, build_encodings
 from configs.load import load_config
 from core.durable import writing
@@ -81,6 +83,9 @@ def run(options: argparse.Namespace) -> int:
     chosen = EncodeOptions(options.views, options.part, options.dtype, options.text)
     encodings = build_encodings(config, options.config.parent, chosen, options.modality)
     for name, encoding in encodings.items():
+        if (text := encoding.job.text) is not None:
+            for line in caption_warnings(config, {name: encoding.job.source}, text.encoder):
+                print(f"warning: {line}", file=sys.stderr)
         encode(encoding, options.out / name, share, options.workers, options.batch, options.retry)
     return 0
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from configs.load import load_config
 from configs.runs import LoadedRun, aligned_pair, evaluation_subject, load_run
-from configs.schema import Config, StreamConfig
+from configs.schema import StreamConfig
 from core.durable import writing
 from core.errors import ConfigError, SelfFlowError, described, nearest
-from core.training.config import load
 from core.training.trainer import TrainingConfig
 from modalities.evaluation.attempts import Measured
 from modalities.evaluation.measure import evaluate
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.folder.is_dir():  # else loading it says what is wrong
         output_folder(out, "--out")
     loaded = load_run(options.folder, options.step, options.device, options.text_encoder)
-    config: Config = load(Config, options.folder / "config.yaml", options.overrides)
+    config = load_config(options.folder / "config.yaml", options.overrides)
     streams = config.modalities.streams()
     if options.batch is not None:
         if options.batch < 1:
@@ -301,7 +301,7 @@ def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfi
     """A sample file for the ADM evaluator: uniformly random classes, which is its usual protocol."""
     if "image" not in streams:
         raise ConfigError(f"--npz: holds pictures, and this run has {', '.join(streams)}")
-    if loaded.config.condition.kind != "label":
+    if loaded.config.condition.kind == "text":
         raise ConfigError("--npz: holds pictures of random classes, and this run is conditioned on text")
     settings, sampler = streams["image"].evaluation, streams["image"].sampling
     if unfit := guidance_problem(loaded.config.condition, sampler):

@@ -15,15 +15,17 @@ from core.training.checkpoint import PARTS, CheckpointStore, digest
 from core.training.config import read_plain
 from core.training.records import read_lines
 from modalities.base import Source
+from modalities.data.caption_lengths import caption_lengths
 from modalities.data.folder_scan import scan_folder
 from modalities.data.names import is_hidden
 from modalities.data.selection import SUFFIXES
 from modalities.data.sources import SourceConfig, build_source
+from modalities.text import TextConfig, word_limit
 from tools.data_notes import noted_lines
 from tools.encoded import encoded_folders, inspect_encoded
 
 _KINDS = {".parquet": "parquet", ".tar": "webdataset"}
-
+NO_CAPTION = "(no caption)"
 EXAMPLES = """examples:
   selfflow inspect runs/quickstart                        the run: method, steps, losses, checkpoints, bad records
   selfflow inspect runs/quickstart --digest               one checksum each of student, teacher and optimizer
@@ -108,12 +110,15 @@ def describe_run(path: Path) -> list[str]:
 
 def describe_data(path: Path, modality: str, number: int) -> list[str]:
     """Number of records, the first ones, what is wrong with those that cannot be read, and what is left out."""
-    config = SourceConfig(kind=data_kind(path, modality), path=str(path), caption_default="(no caption)")
+    config = SourceConfig(kind=data_kind(path, modality), path=str(path), caption_default=NO_CAPTION)
     source: Source = build_source(config, modality, Path.cwd())
     settings, make_adapter = ADAPTERS[modality]
     adapter = make_adapter(settings())
     lines = [f"{path}: {len(source)} {modality} records, {len(source.labels())} labels"]
     lines += [f"  {line}" for line in source.account().lines()]
+    limit = word_limit(TextConfig())  # the default: data alone know of no run
+    if lengths := caption_lengths(source, modality, 0, limit, takes=lambda text: text != NO_CAPTION):
+        lines.append(f"captions  {lengths.describe()}")
     for index in range(min(number, len(source))):
         try:
             record = source.read(index)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from configs.build import build_trainer
+from configs.captions import caption_warnings
 from configs.load import load_config
+from configs.networks import build_text_encoder
 from configs.runs import is_finished
 from core.errors import ConfigError
 from core.training.config import to_yaml
@@ -54,7 +57,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"already finished: all {config.training.steps} steps are done; run folder: {config.run}")
         return 0
     trainer = build_trainer(config, options.config.parent)
-    report_data({name: stream.source for name, stream in trainer.feed.dataset.streams.items()}, trainer.folder.path)
+    sources = {name: stream.source for name, stream in trainer.feed.dataset.streams.items()}
+    report_data(sources, trainer.folder.path)
+    if trainer.store.latest() is None:
+        for line in caption_warnings(config, sources, build_text_encoder(config, options.config.parent)):
+            print(f"warning: {line}", file=sys.stderr)
     result = trainer.fit()
     print(f"{result} after {trainer.step} of {config.training.steps} steps; run folder: {config.run}")
     return 0

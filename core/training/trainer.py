@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -83,6 +84,7 @@ class Trainer:
         loss_weights: modality -> factor of the whole loss of its steps (paper App. D).
         extra: plain data stored in every checkpoint, enough to generate from it alone.
         prepare: completes every microbatch on the training device, or None.
+        warnings: told at the start of a new run.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class Trainer:
         loss_weights: dict[str, float],
         extra: dict,
         prepare: Prepare | None = None,
+        warnings: Sequence[str] = (),
     ):
+        self.warnings = warnings
         self.config, self.objective, self.feed, self.folder = config, objective, feed, folder
         self.loss_weights, self.extra, self.prepare = loss_weights, extra, prepare
         self.device = config.torch_device()
@@ -115,7 +119,7 @@ class Trainer:
         published checkpoint."""
         first, last = self.resume(), self.config.steps
         self.step = first
-        if first == 0 and (warning := self.config.ema.warning(last)):
+        for warning in self.warnings if first == 0 else ():
             print(f"warning: {warning}", file=sys.stderr)
         with (
             closing(self.folder),

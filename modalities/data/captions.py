@@ -68,7 +68,8 @@ class CaptionRule:
         looked = "a label" if self.mode == "label" else f"one of the fields {', '.join(self.fields)}"
         raise DataError(
             f"{origin}: no caption; needed: {looked}, or `caption_default` for records without one, "
-            f"or `captions: none` (there are: {', '.join(sorted(map(str, fields))) or 'no fields'})"
+            "or `captions: none` in a run that needs none, such as `condition.kind: none` "
+            f"(there are: {', '.join(sorted(map(str, fields))) or 'no fields'})"
         )
 
 

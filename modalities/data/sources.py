@@ -104,7 +104,7 @@ class SourceConfig:
             f"{entry.name}: {getattr(self, entry.name)!r} is not read by kind {self.kind!r}; it reads "
             f"{', '.join(sorted(_READS[self.kind]))}"
             for entry in fields(self)
-            if entry.name not in (*_READS[self.kind], "kind", "repeat", "caption_choice")
+            if entry.name not in settings_read_by(self.kind)
             and getattr(self, entry.name) != getattr(default, entry.name)
         ]
         if "path" in _READS[self.kind] and not self.path:
@@ -177,6 +177,11 @@ _READS: dict[str, set[str]] = {
     "latents": {"path", "cache", "cache_limit", "shuffle_blocks"},
     "concat": {"parts"},
 }
+
+
+def settings_read_by(kind: str) -> set[str]:
+    """Of a kind of source; empty for an unknown one."""
+    return _READS[kind] | {"kind", "repeat", "caption_choice"} if kind in _READS else set()
 
 
 def build_source(config: SourceConfig, modality: str, root: Path) -> Source:

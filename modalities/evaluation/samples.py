@@ -89,7 +89,7 @@ def samples(
     for name, network in networks.items():
         a, b = (_moved(Features.join(side[name]), device) for side in (real, made))
         one = compare(network, a, b, settings.seed)
-        if isinstance(network, Clip):
+        if isinstance(network, Clip) and subject.model.conditions.config.kind != "none":
             one.attempt("CLIP score", partial(_clip, network, b.pool, [prompt.text for prompt in conditions]))
         found.values |= {f"samples/{name}/{measure}": value for measure, value in one.values.items()}
         found.warnings += [f"samples/{name}/{line}" for line in one.warnings]
@@ -115,7 +115,9 @@ def generated(
 
 
 def random_classes(model: Generator, seed: int, count: int) -> list[Prompt]:
-    """`count` classes of the run, drawn uniformly."""
+    """`count` classes of the run, drawn uniformly; nothing, as often, where it has no conditions."""
+    if model.conditions.config.kind == "none":
+        return [Prompt("")] * count
     if model.conditions.config.kind != "label":
         raise ConfigError("conditions: random draws classes, and this run is conditioned on text; use heldout")
     names = model.conditions.labels

@@ -24,7 +24,8 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     "audio": {
         "soundfile": (
             *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff"),
-            *(".aif", ".aifc", ".au", ".bwf", ".caf", ".mp2", ".mpga", ".oga", ".rf64", ".snd", ".sph", ".w64", ".wave"),
+            *(".aif", ".aifc", ".au", ".bwf", ".caf", ".mp2", ".mpga", ".oga", ".rf64", ".snd", ".sph", ".w64"),
+            ".wave",
         ),
         "av": (
             *(".m4a", ".aac", ".ac3", ".amr", ".ape", ".m4b", ".m4r", ".mka", ".mpc", ".spx", ".tta", ".weba"),
