@@ -50,6 +50,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--out", type=Path, help="output folder (default RUN/generated/MODALITY)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8, help="samples at once (default 8)")
+    parser.add_argument("--ema-length", type=float, help="weights of a post-hoc EMA of this length, such as 0.08")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--text-encoder", help="folder or hub name of the run's text encoder, where the run names none")
     sampler = parser.add_argument_group("sampler (defaults: the run's modalities.MODALITY.sampling)")
@@ -77,7 +78,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    loaded = load_run(options.folder, options.step, options.device, options.text_encoder)
+    loaded = load_run(options.folder, options.step, options.device, options.text_encoder, options.ema_length)
     streams = loaded.config.modalities.streams()
     if options.modality not in streams:
         raise ConfigError(f"{options.folder} was not trained on {options.modality}; it has {', '.join(streams)}")
@@ -171,6 +172,7 @@ def generate_files(
                 "seed": seed,
                 "index": index,
                 "step": loaded.step,
+                "ema_length": loaded.ema_length,
                 "method": loaded.config.method,
                 "kept": known is not None,
                 "sampler": asdict(settings),
