@@ -172,12 +172,13 @@ def generate_files(
                 "seed": seed,
                 "index": index,
                 "step": loaded.step,
-                "ema_length": loaded.ema_length,
                 "method": loaded.config.method,
                 "kept": known is not None,
                 "sampler": asdict(settings),
                 "torch": torch.__version__,
             }
+            if loaded.ema_length is not None:
+                about["ema_length"] = loaded.ema_length
             path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
             files.append(path)
             if modality == "image":

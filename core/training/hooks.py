@@ -115,9 +115,12 @@ def untouched(models: Sequence[nn.Module], compiled: bool) -> Iterator[None]:
     modes = [(module, module.training) for model in models for module in model.modules()]
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     try:
-        with torch.random.fork_rng(devices), torch.no_grad(), stance:
+        with (
+            torch.random.fork_rng(devices),
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+        ):
             yield
     finally:
         random.setstate(states[0])

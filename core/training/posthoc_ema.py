@@ -1,8 +1,8 @@
 """Post-hoc EMA (Karras et al., arXiv 2312.02696, section 3): averages of any length, chosen after the training.
 
 A power-function average weighs the weights of step t' with t'^gamma up to the step t at which it is looked at, so that
-its length grows with the training; sigma_rel, the standard deviation of that profile relative to t, is its "length" here.
-Two of them are kept while the run trains and stored every so many steps. Afterwards the profile of any other length is
+its length grows with the training. sigma_rel, the standard deviation of that profile relative to t, is called its
+length here. Two of them are kept while the run trains and stored every so many steps. Afterwards the profile of any other length is
 put together from the stored ones by least squares, and the same factors put the weights together.
 
     length = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))
