@@ -2,8 +2,8 @@
 
 A power-function average weighs the weights of step t' with t'^gamma up to the step t at which it is looked at, so that
 its length grows with the training. sigma_rel, the standard deviation of that profile relative to t, is called its
-length here. Two of them are kept while the run trains and stored every so many steps. Afterwards the profile of any other length is
-put together from the stored ones by least squares, and the same factors put the weights together.
+length here. Two of them are kept while the run trains and stored every so many steps. Afterwards the profile of any
+other length is put together from the stored ones by least squares, and the same factors put the weights together.
 
     length = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))
     average <- beta average + (1 - beta) weights, beta = (1 - 1 / t)^(gamma + 1)
@@ -48,9 +48,7 @@ class PosthocEmaConfig:
         found = [] if self.every >= 0 else [f"every: {self.every} must not be negative"]
         found += [f"lengths: {line}" for line in map(length_problem, self.lengths) if line]
         if len(set(self.lengths)) < 2:
-            found.append(
-                f"lengths: {list(self.lengths)}: at least two different ones are needed to make others of them"
-            )
+            found.append(f"lengths: {list(self.lengths)}: two different ones are needed to make others of them")
         return found
 
 

@@ -64,11 +64,7 @@ class Validation:
             values |= {f"{modality}/{name}": value for name, value in measured.values.items()}
             for line in measured.warnings:
                 self._say(f"validation of {modality}: {line}")
-        keep_lines(self.path)  # a half-written line of a full disk, which another must not be joined to
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_durably(self.path, {"step": step, **values})
         trackers.write_numbers(step, {f"heldout/{name}": value for name, value in values.items()})
 
     def _say(self, line: str) -> None:
@@ -76,3 +72,12 @@ class Validation:
         if line not in self._said:
             self._said.add(line)
             tqdm.write(f"warning: {line}", file=sys.stderr)
+
+
+def append_durably(path: Path, entry: dict) -> None:
+    """One line more, behind the last whole one: a full disk can have left half of one."""
+    keep_lines(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -14,7 +14,7 @@ from core.training.hooks import PreviewConfig, ValidateConfig, attempt, run_hook
 
 def drawn() -> tuple:
     """The next numbers of all global generators."""
-    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002 - the global one is meant
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
 class Noisy:

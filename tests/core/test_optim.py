@@ -106,7 +106,9 @@ def test_muon_trains_the_matrices_of_all_blocks_and_nothing_else(config, tops, l
     loaded = load_config(CONFIG.with_name(config), [f"run={tmp_path}", "training.optimizer.kind=muon"])
     trainer = build_trainer(loaded, CONFIG.parent)
     names = {parameter: name for name, parameter in trainer.student.named_parameters()}
-    muon, adamw = ([names[p] for group in part.param_groups for p in group["params"]] for part in trainer.optimizer.parts)
+    muon, adamw = (
+        [names[p] for group in part.param_groups for p in group["params"]] for part in trainer.optimizer.parts
+    )
     assert sorted(muon + adamw) == sorted(names.values())
     assert {name.split(".")[0] for name in muon} == tops
     assert {name.split(".")[-2] for name in muon} == layers
@@ -156,14 +158,18 @@ def test_every_kind_goes_on_from_a_checkpoint_bit_for_bit(kind, tmp_path):
     for parameter in models[1].parameters():
         parameter.data.zero_()
     restore(store, 3, models[1], models[1], resumed)
-    states = [training_state(model, model, optimizer) for model, optimizer in zip(models, (whole, resumed), strict=True)]
+    states = [
+        training_state(model, model, optimizer) for model, optimizer in zip(models, (whole, resumed), strict=True)
+    ]
     assert digest(states[0]) == digest(states[1])
     assert "waiting.weight" not in states[0]["optimizer"]
     assert "blocks.0.weight" in states[0]["optimizer"]
     for seed in range(3, 6):
         stepped(models[0], whole, seed)
         stepped(models[1], resumed, seed)
-    states = [training_state(model, model, optimizer) for model, optimizer in zip(models, (whole, resumed), strict=True)]
+    states = [
+        training_state(model, model, optimizer) for model, optimizer in zip(models, (whole, resumed), strict=True)
+    ]
     assert digest(states[0]) == digest(states[1])
 
 
@@ -173,9 +179,7 @@ def test_muon_steps_are_torchs_own_and_the_rest_is_adamw():
     optimizer = build_optimizer(config, ours)
     hidden = dict(hidden_matrices(theirs))
     assert sorted(hidden) == ["blocks.0.weight", "blocks.1.weight"]
-    muon = torch.optim.Muon(
-        hidden.values(), lr=1e-2, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = torch.optim.Muon(hidden.values(), lr=1e-2, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     others = [p for name, p in theirs.named_parameters() if name not in hidden]
     adamw = torch.optim.AdamW(others, lr=1e-2, weight_decay=0.1, fused=True)
     for seed in range(3):

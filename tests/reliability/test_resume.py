@@ -15,6 +15,7 @@ from configs.build import free_on_resume
 from configs.load import load_config
 from core.errors import ConfigError
 from core.training import trainer as trainer_module
+from core.training.checkpoint import CheckpointStore, digest
 from core.training.config import differences, read_plain, refuse_changes, to_plain
 from core.training.trainer import Trainer
 from tests.modalities.making import numbered, picture_bytes
@@ -62,9 +63,14 @@ def test_a_killed_run_of_another_optimizer_with_averages_and_previews_ends_with_
     heldout = ("modalities.audio.heldout={seconds: 0.3, count: 6, seed: 1}", "training.validate.every=4")
     outcome = interrupted(tmp_path, 7, "SIGKILL", 3, *sizes, *watched, *heldout)
     assert outcome["equal"]
-    for name in ("ema", "samples", "validation.jsonl"):
+    for name in ("samples", "validation.jsonl"):
         assert contents(tmp_path / "cut" / name) == contents(tmp_path / "whole" / name)
         assert contents(tmp_path / "cut" / name)
+    cut, whole = (CheckpointStore(tmp_path / name / "ema") for name in ("cut", "whole"))
+    assert cut.steps() == whole.steps() == [2, 4, 6, 8, 10, 12]
+    for step in whole.steps():
+        one, other = (store.load_weights(step, "ema-0.05") for store in (cut, whole))
+        assert digest({"ema": one}) == digest({"ema": other})
 
 
 def contents(path: Path) -> dict[str, bytes]:
