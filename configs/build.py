@@ -34,6 +34,7 @@ from modalities.base import ModalityAdapter, Source
 from modalities.conditions import Conditions
 from modalities.data.loader import StepDataset, StepFeed, Stream, measure_whitening
 from modalities.data.sources import SourceConfig
+from modalities.generation import Generator
 
 # Settings that may change when a run is resumed: they do not touch a single number of the training.
 FREE_ON_RESUME = {
@@ -41,6 +42,9 @@ FREE_ON_RESUME = {
     "logging",
     "training.save_every",
     "training.keep",
+    "training.keep_every",
+    "training.preview",
+    "training.validate",
     "training.device",
     "training.workers",
     "training.data_limit",
@@ -49,10 +53,11 @@ FREE_ON_RESUME = {
 
 
 def free_on_resume(config: Config) -> set[str]:
-    """The dotted keys (or prefixes) that may change; a run without a cooldown may also be made longer."""
+    """The dotted keys (or prefixes) that may change; a run whose learning rates do not depend on its length may also be
+    made longer."""
     streams = config.modalities.streams().items()
     moved = {key for name, stream in streams for key in places(stream.data, f"modalities.{name}.data")}
-    return FREE_ON_RESUME | moved | (set() if config.training.optimizer.cooldown else {"training.steps"})
+    return FREE_ON_RESUME | moved | (set() if config.training.optimizer.reads_length() else {"training.steps"})
 
 
 def places(data: SourceConfig, key: str) -> Iterator[str]:
@@ -116,6 +121,8 @@ def build_dataset(
 
 def build_trainer(config: Config, root: Path | None = None) -> Trainer:
     """Everything `selfflow train` needs, for a new run or to resume the one in `config.run`."""
+    from configs.watching import build_hooks  # which evaluates and so reads runs, for which it needs this module
+
     root = root or Path.cwd()
     adapters = build_adapters(config, root)
     streams = build_streams(config, adapters, root)
@@ -138,6 +145,8 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
         text.expect(text_digest(config, sources))
         if not dataset.stores_text():
             text.to(device).load()
+    generator = Generator(trunk, adapters, whitening, Conditions(config.condition, labels), device, text)
+    hooks = build_hooks(config, generator, sources, root)
     entries = config.modalities.streams()
     extra = checkpoint_extra(config, root, labels, adapters, whitening, projectors)
     extra |= {"autoencoders": latent_digests(sources), "text": text_digest(config, sources)}
@@ -151,6 +160,7 @@ def build_trainer(config: Config, root: Path | None = None) -> Trainer:
         extra,
         device_prepare(adapters, whitening, encoders, device, text),
         warnings(config),
+        hooks,
     )
 
 

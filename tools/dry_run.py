@@ -145,10 +145,13 @@ def memory_lines(trunk: nn.Module, kept: dict[str, int], config: Config) -> list
     parameters = sum(parameter.numel() for parameter in trunk.parameters())
     largest = max(kept, key=kept.__getitem__)
     samples = config.modalities.streams()[largest].batch // config.training.accumulate
+    posthoc = config.training.posthoc_ema
+    averages = len(posthoc.lengths) if posthoc.every else 0
     state = {
-        "replicated": [state_bytes(parameters)] * len(DEVICES),
-        "sharded": [state_bytes(parameters, devices) for devices in DEVICES],
+        "replicated": [state_bytes(parameters, 1, averages)] * len(DEVICES),
+        "sharded": [state_bytes(parameters, devices, averages) for devices in DEVICES],
     }
+    parts = [*STATE, *[f"{averages} post-hoc EMAs"] * bool(averages)]
     rows = [("devices", [f"{devices:,}" for devices in DEVICES])]
     for name, sizes in state.items():
         rows.append((f"state, {name}", [size_text(size) for size in sizes]))
@@ -156,7 +159,7 @@ def memory_lines(trunk: nn.Module, kept: dict[str, int], config: Config) -> list
     each = ", ".join(f"{name} {size_text(size)}" for name, size in kept.items())
     return [
         "memory on each device",
-        f"  state     {state_bytes(1)} bytes a parameter, float32: {', '.join(STATE)}",
+        f"  state     {state_bytes(1, 1, averages)} bytes a parameter, float32: {', '.join(parts)}",
         f"  activations {each}; the largest counts ({largest}, {samples} samples, {config.training.precision})",
         *(f"  {name:28}{''.join(f'{value:>13}' for value in values)}" for name, values in rows),
         "  Activations are a microbatch and what its forward pass keeps for the backward pass, without torch.compile. "

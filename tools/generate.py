@@ -61,6 +61,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--out", type=Path, help="output folder (default RUN/generated/MODALITY)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8, help="samples at once (default 8)")
+    parser.add_argument("--ema-length", type=float, help="weights of a post-hoc EMA of this length, such as 0.08")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--text-encoder", help="folder or hub name of the run's text encoder, where the run names none")
     sampler = parser.add_argument_group("sampler (defaults: the run's modalities.MODALITY.sampling)")
@@ -90,8 +91,12 @@ def add_parser(subparsers) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.number < 1 or options.batch_size < 1:
         raise ConfigError("--number and --batch-size must be at least 1")
+    if options.ema_length is not None and options.weights != "ema":
+        raise ConfigError("--ema-length: is an average; not with --weights student")
     out = output_folder(options.out or options.folder / "generated" / options.modality, "--out")
-    loaded = load_run(options.folder, options.step, options.device, options.text_encoder, options.weights)
+    loaded = load_run(
+        options.folder, options.step, options.device, options.text_encoder, options.weights, options.ema_length
+    )
     streams = loaded.config.modalities.streams()
     if options.modality not in streams:
         raise ConfigError(f"{options.folder} was not trained on {options.modality}; it has {', '.join(streams)}")
@@ -233,6 +238,8 @@ def generate_files(
                 "warnings": warnings(loaded, prompt, settings, negative),
                 "torch": torch.__version__,
             }
+            if loaded.ema_length is not None:
+                about["ema_length"] = loaded.ema_length
             number, path = write_numbered(out, slug(prompt), number, about, partial(adapter.write, media))
             number += 1
             files.append(path)

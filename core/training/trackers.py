@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from core.errors import ConfigError
 from core.optional import missing
+from core.training.tracker_media import Media, to_board, to_wandb
 
 WANDB = ("off", "offline", "online")
 EVERYTHING = "metrics.jsonl has everything"
@@ -76,12 +78,24 @@ class Trackers:
         if step % self.every or (self._wandb is None and self._board is None):
             return
         prefix = f"{metrics['modality']}/" if "modality" in metrics else ""
-        numbers = {f"{prefix}{k}": v for k, v in metrics.items() if k != "step" and not isinstance(v, str)}
+        self.write_numbers(
+            step, {f"{prefix}{k}": v for k, v in metrics.items() if k != "step" and not isinstance(v, str)}
+        )
+
+    def write_numbers(self, step: int, numbers: dict[str, float]) -> None:
+        """Numbers under their own names, at any step."""
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
+
+    def write_media(self, step: int, media: Sequence[Media]) -> None:
+        """Pictures, clips and sounds."""
+        if self._wandb is not None:
+            to_wandb(self._wandb, step, media)
+        if self._board is not None:
+            to_board(self._board, step, media)
 
     def close(self) -> None:
         """Write out what is buffered and end; a second call does nothing."""

@@ -19,7 +19,9 @@ from core.training.checkpoint import CheckpointStore, restore, training_state
 from core.training.ema import EmaConfig, make_teacher, update_teacher
 from core.training.feed import Feed, Microbatch, Prepare
 from core.training.guards import StopRequest, check_finite, write_bad_step
+from core.training.hooks import Hook, PreviewConfig, ValidateConfig, attempt, run_hooks
 from core.training.optim import OptimizerConfig, build_optimizer
+from core.training.posthoc_ema import PosthocEma, PosthocEmaConfig
 from core.training.quarantine import Quarantine
 from core.training.records import RunFolder
 
@@ -32,6 +34,7 @@ class TrainingConfig:
         accumulate: microbatches per optimizer step; each holds `batch / accumulate` samples.
         save_every: steps between checkpoints; one is always published at the end and on a stop.
         keep: how many of the newest checkpoints stay.
+        keep_every: a checkpoint is also published at every multiple of this, and stays for ever; 0 for none.
         precision: fp32, or bf16 (autocast; weights, EMA, losses and cosine stay float32).
         compile: compile student and teacher with torch.compile.
         device: auto (cuda if there is one, else cpu), cpu or cuda.
@@ -43,6 +46,7 @@ class TrainingConfig:
     accumulate: int = 1
     save_every: int = 1000
     keep: int = 2
+    keep_every: int = 0
     precision: str = "fp32"
     compile: bool = False
     device: str = "auto"
@@ -50,6 +54,9 @@ class TrainingConfig:
     data_limit: int = 100
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    posthoc_ema: PosthocEmaConfig = field(default_factory=PosthocEmaConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
 
     def problems(self) -> list[str]:
         found = []
@@ -58,6 +65,7 @@ class TrainingConfig:
             "accumulate": 1,
             "save_every": 1,
             "keep": 2,
+            "keep_every": 0,
             "workers": 0,
             "data_limit": 0,
         }.items():
@@ -85,6 +93,7 @@ class Trainer:
         extra: plain data stored in every checkpoint, enough to generate from it alone.
         prepare: completes every microbatch on the training device, or None.
         warnings: told at the start of a new run.
+        hooks: what looks at the networks while they train, and changes nothing.
     """
 
     def __init__(
@@ -98,15 +107,17 @@ class Trainer:
         extra: dict,
         prepare: Prepare | None = None,
         warnings: Sequence[str] = (),
+        hooks: Sequence[Hook] = (),
     ):
-        self.warnings = warnings
         self.config, self.objective, self.feed, self.folder = config, objective, feed, folder
         self.loss_weights, self.extra, self.prepare = loss_weights, extra, prepare
+        self.warnings, self.hooks = warnings, hooks
         self.device = config.torch_device()
         self.student = student.to(self.device).train()
         self.teacher = make_teacher(self.student)
         self.optimizer = build_optimizer(config.optimizer, self.student)
-        self.store = CheckpointStore(folder.path / "checkpoints", keep=config.keep)
+        self.posthoc = PosthocEma(config.posthoc_ema, self.student, folder.path) if config.posthoc_ema.every else None
+        self.store = CheckpointStore(folder.path / "checkpoints", config.keep, keep_every=config.keep_every)
         self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit)
         self.step = 0  # finished steps
         self.failed_saves = 0
@@ -127,6 +138,8 @@ class Trainer:
             StopRequest() as stop,
             tqdm(total=last, initial=first, unit="step", dynamic_ncols=True) as bar,
         ):
+            self.snapshot()  # what a killed or stopped run owes of its last checkpoint
+            self.look()
             started = time.perf_counter()
             for step, microbatches in steps:
                 waited = time.perf_counter() - started
@@ -136,10 +149,12 @@ class Trainer:
                 self.folder.write_timing(step=self.step, seconds=time.perf_counter() - started, waited=waited)
                 self.show(bar, metrics)
                 stopping = stop.requested
-                if self.step % self.config.save_every == 0 or self.step == last or stopping:
+                self.snapshot()
+                if self.is_save_due() or self.step == last or stopping:
                     self.save(leaving=stopping or self.step == last)
                 if stopping:
                     return "finished" if self.step == last else "stopped"
+                self.look()
                 started = time.perf_counter()
         return "finished"
 
@@ -159,7 +174,7 @@ class Trainer:
         values: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for microbatch in microbatches:
             moved = microbatch.to(self.device)
-            moved = moved if self.prepare is None else self.prepare(moved)
+            moved = moved if self.prepare is None else self.prepare(moved, self.objective.reads_targets(step))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 terms = self.objective(
                     self.student, self.teacher, moved.batch, moved.draws, counts, moved.targets, step
@@ -175,6 +190,8 @@ class Trainer:
         self.guard(step, microbatches, metrics)
         self.optimizer.step()
         update_teacher(self.teacher, self.student, self.config.ema.decay)
+        if self.posthoc is not None:
+            self.posthoc.update(step + 1)
         return {"modality": modality, "lr": lr, **metrics}
 
     def guard(self, step: int, microbatches: list[Microbatch], metrics: dict[str, float]) -> None:
@@ -197,16 +214,40 @@ class Trainer:
         if step is None:
             step = 0
         else:
-            restore(self.store, step, self.student, self.teacher, self.optimizer)
+            more = (self.posthoc.state(),) if self.posthoc is not None and step else ()
+            restore(self.store, step, self.student, self.teacher, self.optimizer, *more)
         self.folder.truncate(step)
+        for hook in self.hooks:
+            hook.forget(step)
+        if self.posthoc is not None:
+            self.posthoc.store.forget(step)
         return step
+
+    def is_save_due(self) -> bool:
+        """Whether this step has a checkpoint of its own."""
+        every = (self.config.save_every, self.config.keep_every)
+        return any(steps and self.step % steps == 0 for steps in every)
+
+    def snapshot(self) -> None:
+        """Store the post-hoc averages where this step is due, before its checkpoint. A failure is reported."""
+        posthoc, every = self.posthoc, self.config.posthoc_ema.every
+        if posthoc is not None and self.step and (self.step % every == 0 or self.step == self.config.steps):
+            attempt(f"EMA snapshot of step {self.step}", lambda: posthoc.snapshot(self.step))
+
+    def look(self) -> None:
+        """Hooks that are due at this step and have not been called for it, after its checkpoint."""
+        trackers = self.folder.trackers
+        run_hooks(self.hooks, self.step, self.student, self.teacher, trackers, compiled=self.config.compile)
 
     def save(self, leaving: bool) -> None:
         """Publish a checkpoint. One failed save (a full disk) is reported; the second in a row, and one that nothing
         would follow, is an error."""
         self.folder.flush()
+        state = training_state(self.student, self.teacher, self.optimizer)
+        if self.posthoc is not None:
+            state |= self.posthoc.state()
         try:
-            self.store.publish(self.step, training_state(self.student, self.teacher, self.optimizer), self.extra)
+            self.store.publish(self.step, state, self.extra)
         except CheckpointError as error:
             self.failed_saves += 1
             tqdm.write(f"checkpoint of step {self.step} could not be saved: {error}")
