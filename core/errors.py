@@ -7,7 +7,12 @@ from collections.abc import Iterable
 
 
 class SelfFlowError(Exception):
-    """Base of every error that the command line prints without a traceback."""
+    """Base of every error that the command line prints without a traceback.
+
+    `exit_code` is what the command then ends with; docs/operations.md lists them.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(SelfFlowError):
@@ -30,8 +35,27 @@ class CheckpointError(SelfFlowError):
     """A checkpoint or a foreign weight file is missing, damaged or does not fit."""
 
 
+class AccidentError(SelfFlowError):
+    """The machine failed, and no setting is wrong: a full disk, a killed worker. The same command goes on later."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class NotWrittenError(CheckpointError):
+    """A checkpoint could not be written."""
+
+    exit_code = AccidentError.exit_code
+
+
 class NotFiniteError(SelfFlowError):
-    """The loss or the gradient norm is NaN or infinite; the weights were not touched."""
+    """The loss or the gradient norm is NaN or infinite; the weights were not touched.
+
+    `bad_step` is the number that the step has in metrics.jsonl, or None where the weights themselves are the cause.
+    """
+
+    def __init__(self, message: str, bad_step: int | None = None):
+        self.bad_step = bad_step
+        super().__init__(message)
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

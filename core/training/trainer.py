@@ -12,15 +12,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from core.errors import CheckpointError, ConfigError
+from core.errors import CheckpointError, ConfigError, NotFiniteError
 from core.objective import Objective, total_loss
-from core.training.checkpoint import CheckpointStore, restore, training_state
+from core.training.accidents import accidents_named
+from core.training.checkpoint import NOTHING_ANEW, Anew, CheckpointStore, restore, training_state
 from core.training.ema import EmaConfig, make_teacher, update_teacher
 from core.training.feed import Feed, Microbatch, Prepare
-from core.training.guards import StopRequest, check_finite, write_bad_step
+from core.training.guards import StopRequest, all_finite, check_finite, write_bad_step
 from core.training.optim import OptimizerConfig, build_optimizer
 from core.training.quarantine import Quarantine
 from core.training.records import RunFolder
+from core.training.say import Outliving, say
 
 
 @dataclass
@@ -36,6 +38,8 @@ class TrainingConfig:
         device: auto (cuda if there is one, else cpu), cpu or cuda.
         workers: processes that prepare batches; 0 prepares them in the training process.
         data_limit: distinct unusable records after which the run stops.
+        skip_steps: steps, by their number in metrics.jsonl, that are left out: their data are consumed and nothing is
+            updated. May grow when a run is resumed.
     """
 
     steps: int = 1000
@@ -47,6 +51,7 @@ class TrainingConfig:
     device: str = "auto"
     workers: int = 0
     data_limit: int = 100
+    skip_steps: list[int] = field(default_factory=list)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
 
@@ -62,6 +67,8 @@ class TrainingConfig:
         }.items():
             if getattr(self, name) < least:
                 found.append(f"{name}: {getattr(self, name)} must be at least {least}")
+        if wrong := [step for step in self.skip_steps if step < 1]:
+            found.append(f"skip_steps: {wrong[0]} must be at least 1, the number of the first step")
         for name, allowed in {"precision": ("fp32", "bf16"), "device": ("auto", "cpu", "cuda")}.items():
             if getattr(self, name) not in allowed:
                 found.append(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -83,6 +90,8 @@ class Trainer:
         loss_weights: modality -> factor of the whole loss of its steps (paper App. D).
         extra: plain data stored in every checkpoint, enough to generate from it alone.
         prepare: completes every microbatch on the training device, or None.
+        anew: what is not taken from the checkpoint that the run goes on from.
+        initialised: the weights come from elsewhere, so that they are published before the first step.
     """
 
     def __init__(
@@ -95,6 +104,8 @@ class Trainer:
         loss_weights: dict[str, float],
         extra: dict,
         prepare: Prepare | None = None,
+        anew: Anew = NOTHING_ANEW,
+        initialised: bool = False,
     ):
         self.config, self.objective, self.feed, self.folder = config, objective, feed, folder
         self.loss_weights, self.extra, self.prepare = loss_weights, extra, prepare
@@ -104,29 +115,35 @@ class Trainer:
         self.optimizer = build_optimizer(config.optimizer, self.student)
         self.store = CheckpointStore(folder.path / "checkpoints", keep=config.keep)
         self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit)
+        self.anew, self.initialised = anew, initialised
         self.step = 0  # finished steps
         self.failed_saves = 0
         if config.compile:  # in place, so that parameter names and checkpoints stay the same
             self.student.compile()
             self.teacher.compile()
 
+    @accidents_named()
     def fit(self) -> str:
         """Train to the last step. Returns 'finished', or 'stopped' after SIGTERM or SIGINT, always with a
-        published checkpoint."""
+        published checkpoint.
+
+        Raises NotFiniteError, with the state before the bad step published, and AccidentError for what the machine does.
+        """
         first, last = self.resume(), self.config.steps
         self.step = first
         if first == 0 and (warning := self.config.ema.warning(last)):
-            print(f"warning: {warning}", file=sys.stderr)
+            say(f"warning: {warning}")
         with (
             closing(self.folder),
+            closing(self.quarantine),
             closing(self.feed.steps(first, last)) as steps,
             StopRequest() as stop,
-            tqdm(total=last, initial=first, unit="step", dynamic_ncols=True) as bar,
+            tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, file=Outliving(sys.stderr)) as bar,
         ):
             started = time.perf_counter()
             for step, microbatches in steps:
                 waited = time.perf_counter() - started
-                metrics = self.train_step(step, microbatches)
+                metrics = self.attempt(step, microbatches)
                 self.step = step + 1
                 self.folder.write_metrics({"step": self.step, **metrics})
                 self.folder.write_timing(step=self.step, seconds=time.perf_counter() - started, waited=waited)
@@ -138,6 +155,22 @@ class Trainer:
                     return "finished" if self.step == last else "stopped"
                 started = time.perf_counter()
         return "finished"
+
+    def attempt(self, step: int, microbatches: list[Microbatch]) -> dict[str, float | str]:
+        """A step, or nothing where it is to be left out. Before a bad one ends the run, the state is published."""
+        if step + 1 in self.config.skip_steps:
+            return {"modality": microbatches[0].modality, "skipped": True}
+        try:
+            return self.train_step(step, microbatches)
+        except NotFiniteError as error:
+            if not all_finite(self.student, self.teacher):
+                raise NotFiniteError(f"{error}, but they hold NaN or infinity since an earlier step") from error
+            if step and step not in self.store.steps():
+                try:
+                    self.save(leaving=True)
+                except (CheckpointError, OSError) as failed:  # the bad step is the greater news
+                    say(f"checkpoint of step {step} could not be saved: {failed}")
+            raise
 
     def train_step(self, step: int, microbatches: list[Microbatch]) -> dict[str, float | str]:
         """One optimizer step: all microbatches, clip, guard, AdamW, EMA. Returns the metrics of the step."""
@@ -181,7 +214,7 @@ class Trainer:
 
     def show(self, bar: tqdm, metrics: dict) -> None:
         bar.set_postfix_str(
-            f"{metrics['modality']} loss {metrics['loss']:.3f}"
+            f"{metrics['modality']} " + (f"loss {metrics['loss']:.3f}" if "loss" in metrics else "left out")
             + (f", {len(self.quarantine)} bad records" if len(self.quarantine) else ""),
             refresh=False,
         )
@@ -192,21 +225,25 @@ class Trainer:
         step = self.store.latest()
         if step is None:
             step = 0
+            if self.initialised:
+                self.save(leaving=True)
         else:
-            restore(self.store, step, self.student, self.teacher, self.optimizer)
+            restore(self.store, step, self.student, self.teacher, self.optimizer, self.anew)
         self.folder.truncate(step)
         return step
 
     def save(self, leaving: bool) -> None:
         """Publish a checkpoint. One failed save (a full disk) is reported; the second in a row, and one that nothing
-        would follow, is an error."""
-        self.folder.flush()
+        would follow, is an error. Weights that are not finite are never published."""
+        if not all_finite(self.student, self.teacher):
+            raise NotFiniteError(f"after step {self.step} the weights hold NaN or infinity; they were not published")
         try:
+            self.folder.flush()
             self.store.publish(self.step, training_state(self.student, self.teacher, self.optimizer), self.extra)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             self.failed_saves += 1
-            tqdm.write(f"checkpoint of step {self.step} could not be saved: {error}")
             if self.failed_saves >= 2 or leaving:
                 raise
+            say(f"checkpoint of step {self.step} could not be saved: {error}")
         else:
             self.failed_saves = 0
