@@ -55,7 +55,9 @@ def describe(error: BaseException) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         first = text.partition(". ")[0].rstrip(".")
         return f"{first}: use smaller microbatches by --change training.accumulate=NUMBER, or training.precision=bf16"
-    if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)(.*)", text)):
+    if isinstance(error, RuntimeError) and (
+        found := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)(.*)", text)
+    ):
         return _describe_worker(found[1].strip(), found[2].strip(" ."))
     return None
 

@@ -117,7 +117,8 @@ def write_bad_step(
         say(f"warning: {path} cannot be written ({error.strerror}); it would hold\n{json.dumps(evidence)}")
     what = ", ".join(f"{name} is {value}" for name, value in bad.items()) or "another process failed"
     raise NotFiniteError(
-        f"step {step + 1} ({modality}): {what}. The weights were not touched; samples and values are in {path}", step + 1
+        f"step {step + 1} ({modality}): {what}. The weights were not touched; samples and values are in {path}",
+        step + 1,
     )
 
 

@@ -48,7 +48,7 @@ class Change:
     Attributes:
         step: finished steps that the run goes on from; None for those of its newest checkpoint.
         keys: settings that may differ from those of the run; they are noted in run.json.
-        arguments: as they were asked for, `key=value`; noted too, since they are part of the run's settings from now on.
+        arguments: as they were asked for, `key=value`; noted too, since they belong to the run's settings from now on.
         other_data: names of data sets whose records may differ.
     """
 

@@ -29,7 +29,7 @@ from core.errors import ConfigError
 from core.training.config import refuse_changes
 from core.training.history import NO_CHANGE, Change, clamped, entries_for, read_run, stored_config
 from core.training.lines import LineWriter, keep_lines
-from core.training.lines import read_lines as read_lines  # noqa: PLC0414 - also found here
+from core.training.lines import read_lines as read_lines
 from core.training.lock import FolderLock
 from core.training.say import say
 from core.training.trackers import LoggingConfig, Trackers
@@ -71,7 +71,9 @@ class RunFolder:
             refuse_changes(stored, config, free | change.keys)
             known = read_run(path).get("data")
             if known:  # a run that starts from imported weights has none before it trains
-                _refuse_other_data(known, {n: known.get(n) if n in change.other_data else f for n, f in fingerprints.items()})
+                _refuse_other_data(
+                    known, {n: known.get(n) if n in change.other_data else f for n, f in fingerprints.items()}
+                )
 
     @staticmethod
     def open(

@@ -1,5 +1,5 @@
-"""Lines for the person at the terminal, and a progress bar, that a run outlives: the log may lie on a full disk, and the
-reader of a pipe may be gone."""
+"""Lines for the person at the terminal that never end a run: the log may lie on a full disk, or a pipe's reader be
+gone."""
 
 from __future__ import annotations
 

@@ -137,8 +137,8 @@ class WandbTracker:
             )
         except Exception as error:
             raise AccidentError(
-                f"logging.wandb: {logging.wandb!r}: wandb could not be started: {first_line(error)}. Log in with `wandb "
-                "login`, or use logging.wandb=offline (files for `wandb sync`) or logging.wandb=off"
+                f"logging.wandb: {logging.wandb!r}: wandb could not be started: {first_line(error)}. Log in with "
+                "`wandb login`, or use logging.wandb=offline (files for `wandb sync`) or logging.wandb=off"
             ) from error
         try:
             self._known = int(self._place.read_text())

@@ -127,7 +127,7 @@ class Trainer:
         """Train to the last step. Returns 'finished', or 'stopped' after SIGTERM or SIGINT, always with a
         published checkpoint.
 
-        Raises NotFiniteError, with the state before the bad step published, and AccidentError for what the machine does.
+        Raises NotFiniteError, with the state before the bad step published, and AccidentError for what the machine did.
         """
         first, last = self.resume(), self.config.steps
         self.step = first
@@ -214,7 +214,8 @@ class Trainer:
 
     def show(self, bar: tqdm, metrics: dict) -> None:
         bar.set_postfix_str(
-            f"{metrics['modality']} " + (f"loss {metrics['loss']:.3f}" if "loss" in metrics else "left out")
+            f"{metrics['modality']} "
+            + (f"loss {metrics['loss']:.3f}" if "loss" in metrics else "left out")
             + (f", {len(self.quarantine)} bad records" if len(self.quarantine) else ""),
             refresh=False,
         )
