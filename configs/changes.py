@@ -17,7 +17,17 @@ from configs.schema import Config
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
 from core.training.config import ABSENT, changes_advice, differences, to_plain, validated
-from core.training.history import NO_CHANGE, Change, past, read_run, stored_config, value_at, with_value, within
+from core.training.history import (
+    NO_CHANGE,
+    Change,
+    past,
+    read_run,
+    shown_value,
+    stored_config,
+    value_at,
+    with_value,
+    within,
+)
 
 SKIP = "training.skip_steps"
 
@@ -97,7 +107,7 @@ def _resumed(
         if key == SKIP:  # a step that was once left out stays left out
             plain = with_value(plain, key, sorted({*(now if now is not ABSENT else ()), *wanted}))
         elif entries and any(value_at(before, key) == wanted for before in earlier):
-            notes.append(f"{key}: {_shown(now)}, changed at step {entries[-1]['step']} from {_shown(wanted)}")
+            notes.append(f"{key}: {shown_value(now)}, changed at step {entries[-1]['step']} from {shown_value(wanted)}")
         elif within(key, free):
             plain = with_value(plain, key, wanted)
         else:
@@ -140,9 +150,4 @@ def _touches(keys: set[str], section: str) -> bool:
 
 
 def _text(config: dict, key: str) -> str:
-    return _shown(value_at(config, key))
-
-
-def _shown(value: Any) -> str:
-    text = "null" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shown_value(value_at(config, key))

@@ -121,3 +121,9 @@ def with_value(config: dict, key: str, value: Any) -> dict:
     if value is ABSENT:
         return {other: kept for other, kept in config.items() if other != name}
     return config | {name: value}
+
+
+def shown_value(value: Any) -> str:
+    """A setting in one short line."""
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -54,7 +54,7 @@ def test_a_changed_learning_rate_holds_from_the_checkpoint_on_and_the_plain_comm
     assert entry["time"]
     assert isinstance(entry["command"], list)
     assert main(["inspect", str(half)]) == 0
-    assert f"step 3: {LR} 0.003 -> 0.001" in capsys.readouterr().out
+    assert f"changed   after step 3: {LR} 0.003 -> 0.001" in capsys.readouterr().out
 
 
 def test_a_changed_run_that_is_killed_has_the_bits_of_one_that_is_not(tmp_path, monkeypatch):
@@ -210,7 +210,9 @@ def test_positions_go_on_behind_what_was_consumed():
     shares, before, after = {"a": 1.0, "b": 1.0}, {"a": 4, "b": 2}, {"a": 8, "b": 3}
     plain = ModalityMix(0, shares, before)
     changed = ModalityMix(0, {"a": 1.0, "b": 3.0}, after, [MixPiece(5000, 0, shares, before)])
-    assert [changed.first_position(s) for s in range(0, 5000, 7)] == [plain.first_position(s) for s in range(0, 5000, 7)]
+    assert [changed.first_position(s) for s in range(0, 5000, 7)] == [
+        plain.first_position(s) for s in range(0, 5000, 7)
+    ]
     taken = {"a": 0, "b": 0}
     for step in range(9000):
         name = changed.modality(step)
