@@ -7,13 +7,15 @@ checkpoint on, is noted in run.json, and stays: the plain command then means the
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import typing
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from configs.build import free_on_resume
 from configs.load import load_config
-from configs.schema import Config
+from configs.schema import AudioStream, Config, ImageStream, ModalitiesConfig, VideoStream
+from core.alignment.terms import AlignmentConfig
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
 from core.training.config import ABSENT, changes_advice, differences, to_plain, validated
@@ -75,9 +77,9 @@ def resolve(path: Path, overrides: list[str], asked: list[str]) -> Resolved:
             )
         return Resolved(given)
     known = read_run(run)
-    plain, notes = _resumed(run, step, stored, to_plain(given), known.get("changes", []), free_on_resume(given))
+    plain, notes, added = _resumed(run, stored, to_plain(given), known.get("changes", []), free_on_resume(given))
     before_skipped = value_at(stored, SKIP)
-    keys: set[str] = set()
+    keys: set[str] = set(added)
     if asked:
         arguments = [*overrides, *known.get("arguments", [])]
         before = to_plain(load_config(path, arguments))
@@ -85,22 +87,25 @@ def resolve(path: Path, overrides: list[str], asked: list[str]) -> Resolved:
         _refuse_unfit(run, wanted)
         for key, _, after in wanted:
             plain = with_value(plain, key, after)
-        keys = {key for key, _, _ in wanted if value_at(stored, key) != value_at(plain, key)}
-        notes += [f"from step {step} on: {key} {_text(stored, key)} -> {_text(plain, key)}" for key in sorted(keys)]
-        if not keys:
+        changed = {key for key, _, _ in wanted if value_at(stored, key) != value_at(plain, key)}
+        notes += [f"from step {step} on: {key} {_text(stored, key)} -> {_text(plain, key)}" for key in sorted(changed)]
+        keys |= changed
+        if not changed:
             notes.append("--change: the run has these settings already")
     _refuse_done_steps(run, step, before_skipped, value_at(plain, SKIP))
     config = validated(Config, plain)
     other_data = {name for name in config.modalities.streams() if _touches(keys, f"modalities.{name}.data")}
-    change = Change(step, frozenset(keys), tuple(asked) if keys else (), frozenset(other_data))
+    change = Change(step, frozenset(keys), tuple(asked) if keys - set(added) else (), frozenset(other_data))
     return Resolved(config, change, tuple(notes))
 
 
 def _resumed(
-    run: Path, step: int, stored: dict, given: dict, changes: list[dict], free: set[str]
-) -> tuple[dict, list[str]]:
-    """(the run's settings with the free ones of the command, lines about changes that stay)."""
-    plain, notes, refused = stored, [], []
+    run: Path, stored: dict, given: dict, changes: list[dict], free: set[str]
+) -> tuple[dict, list[str], list[str]]:
+    """(the run's settings with the free ones of the command, lines about changes that stay, settings that the version
+    which started the run did not have, at their defaults)."""
+    plain, notes, refused, added = stored, [], [], []
+    defaults = _defaults()
     earlier = [entry.config for entry in past(stored, changes)]
     for key, now, wanted in differences(stored, given):
         entries = [entry for entry in changes if within(entry["key"], [key]) or within(key, [entry["key"]])]
@@ -110,6 +115,9 @@ def _resumed(
             notes.append(f"{key}: {shown_value(now)}, changed at step {entries[-1]['step']} from {shown_value(wanted)}")
         elif within(key, free):
             plain = with_value(plain, key, wanted)
+        elif now is ABSENT and value_at(defaults, key) == wanted:  # what a default means is what was done before
+            plain = with_value(plain, key, wanted)
+            added.append(key)
         else:
             since = f"since step {entries[-1]['step']}" if entries else "when the run was started"
             refused.append((key, now, wanted, since))
@@ -119,7 +127,19 @@ def _resumed(
             [f"{key}: {now!r} {since}, {after!r} now" for key, now, after, since in refused]
             + ([changes_advice(wanted)] if wanted else [_new_run(run)])
         )
-    return plain, notes
+    return plain, notes, added
+
+
+def _defaults() -> dict:
+    """The schema's own values, of all sections that may be left out too."""
+    streams = ModalitiesConfig(ImageStream(), VideoStream(), AudioStream())
+    sections = {entry.name: typing.get_type_hints(AlignmentConfig)[entry.name] for entry in fields(AlignmentConfig)}
+    terms = {
+        name: next(kind for kind in typing.get_args(hint) if kind is not type(None)) for name, hint in sections.items()
+    }
+    return to_plain(
+        Config(modalities=streams, alignment=AlignmentConfig(**{name: kind() for name, kind in terms.items()}))
+    )
 
 
 def _unfit(key: str) -> str | None:

@@ -42,9 +42,11 @@ def _arguments(options: argparse.Namespace) -> list[str]:
 def after_bad_step(options: argparse.Namespace, config: Config, error: NotFiniteError) -> str:
     """What can be done about values that are not finite, each with its command."""
     step, half = CheckpointStore(f"{config.run}/checkpoints").latest(), f"{config.training.optimizer.lr / 2:g}"
-    lr = f"training.optimizer.lr={half}"
-    # Before the first checkpoint there is nothing to keep, so that any setting may be another one.
-    slower = command(options, *((lr,) if step is None else ("--change", lr)), leave_out="training.optimizer.lr")
+    name = "training.optimizer.lr"
+    if step is None:  # nothing to keep, so that any setting may be another one
+        slower = command(options, f"{name}={half}", leave_out=name)
+    else:
+        slower = command(options, "--change", f"{name}={half}")
     lines = ["There is no checkpoint yet." if step is None else f"The last checkpoint is of step {step}."]
     if error.bad_step is None:
         lines += ["The weights went wrong after it: train on from it with a lower learning rate:", f"  {slower}"]

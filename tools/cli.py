@@ -12,6 +12,7 @@ from core.training.accidents import describe
 from core.training.say import say
 
 COMMANDS = ("train", "encode", "generate", "evaluate", "compare", "inspect", "import", "export", "bench", "demo")
+MISTAKES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)  # a path, not the machine
 MODULES = {"import": "import_weights", "export": "export_weights"}  # `import` is a word of the language
 
 
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         say(f"error: {reason}")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it may be stdout that is full
-        return AccidentError.exit_code
+        return 2 if isinstance(error, MISTAKES) else AccidentError.exit_code
 
 
 if __name__ == "__main__":

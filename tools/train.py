@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     for note in resolved.notes:
         say(note)
     if is_finished(config, resolved.change):
-        if resolved.change.keys:
+        if resolved.change.arguments:
             raise ConfigError(
                 f"--change: all {config.training.steps} steps of {config.run} are done; make it longer, too, with "
                 "--change training.steps=NUMBER"

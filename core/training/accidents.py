@@ -23,7 +23,6 @@ HINTS = {
     errno.EROFS: "it was mounted, or has become, read-only",
     errno.EACCES: "this user must be allowed to write there",
     errno.EPERM: "this user must be allowed to write there",
-    errno.ENOENT: "the folder is gone",
     errno.EIO: "the disk or its connection fails",
     errno.EMFILE: "too many open files (ulimit -n)",
 }

@@ -25,6 +25,13 @@ class Outliving:
         except (OSError, ValueError):
             return
 
+    def __eq__(self, other: object) -> bool:
+        """tqdm looks whether a line and a bar go to one stream, so that it can take the bar out of the way."""
+        return self._stream is getattr(other, "_stream", other)
+
+    def __hash__(self) -> int:
+        return id(self._stream)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 

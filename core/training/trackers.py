@@ -164,10 +164,10 @@ class BoardTracker:
     def __init__(self, path: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._shown = threading.excepthook
-        threading.excepthook = self._quietly
         # What an earlier start wrote of steps that will be made again is hidden.
         self._board = SummaryWriter(path, purge_step=step + 1 if path.exists() else None)
+        self._shown = threading.excepthook
+        threading.excepthook = self._quietly
 
     def write(self, numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():

@@ -199,7 +199,7 @@ def test_nothing_is_copied_where_anything_does_not_fit():
     ):
         with pytest.raises(CheckpointError, match=message):
             initialize(model, good | wrong, "file")
-    with pytest.raises(CheckpointError, match="1 missing in it .*: b.bias"):
+    with pytest.raises(CheckpointError, match=r"1 missing in it .*: b\.bias"):
         initialize(model, {name: value for name, value in good.items() if name != "b.bias"}, "file")
     with pytest.raises(CheckpointError, match="2 asked to be fresh, but there"):
         initialize(model, good, "file", fresh=("b",))

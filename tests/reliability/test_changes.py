@@ -232,3 +232,18 @@ def test_the_past_of_a_run_is_told_from_its_changes():
         (2, {"a": {"x": 1}, "b": {"c": 1}}),
         (5, {"a": {"x": 2}, "b": {"c": 1}}),
     ]
+
+
+def test_settings_that_an_older_version_did_not_have_count_as_their_defaults(half, capsys):
+    text = (half / "config.yaml").read_text()
+    older = text.replace("  compile: false\n", "").replace("    similarity: cosine\n", "")
+    assert older.count("\n") == text.count("\n") - 2
+    (half / "config.yaml").write_text(older)
+    assert train(half, "training.precision=bf16") == 2
+    assert "training.compile: '(not there)'" not in capsys.readouterr().err
+    assert train(half, "alignment.ema_teacher.similarity=l1") == 2
+    assert train(half) == 0
+    assert {entry[1:] for entry in changes(half)} == {
+        ("training.compile", None, False),
+        ("alignment.ema_teacher.similarity", None, "cosine"),
+    }
