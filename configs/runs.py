@@ -16,7 +16,8 @@ from configs.schema import Config, StreamConfig
 from core.errors import CheckpointError, ConfigError, choose
 from core.evaluation.pair import PairPlan
 from core.training.checkpoint import CheckpointStore
-from core.training.config import read_plain, refuse_changes, to_plain
+from core.training.config import refuse_changes, to_plain
+from core.training.history import NO_CHANGE, Change, stored_config
 from core.training.posthoc_ema import reconstruct
 from core.trunk.projectors import ProjectorSpec
 from modalities.base import ModalityAdapter
@@ -117,13 +118,16 @@ def checkpoint_store(path: Path, step: int | None) -> tuple[CheckpointStore, int
     return store, step
 
 
-def is_finished(config: Config) -> bool:
-    """Whether the run has all of its steps. Raises ConfigError where its settings differ from the given ones."""
+def is_finished(config: Config, change: Change = NO_CHANGE) -> bool:
+    """Whether the run has all of its steps. Raises ConfigError where its settings differ from the given ones, but for
+    those of `change`."""
     path = Path(config.run)
     store = CheckpointStore(path / "checkpoints")
     if max(store.steps(), default=0) < config.training.steps or (store.latest() or 0) < config.training.steps:
         return False
-    refuse_changes(read_plain(path / "config.yaml"), to_plain(config), free_on_resume(config))
+    stored = stored_config(path)
+    if stored is not None:
+        refuse_changes(stored, to_plain(config), free_on_resume(config) | change.keys)
     return True
 
 

@@ -11,7 +11,12 @@ from typing import Any
 
 
 class SelfFlowError(Exception):
-    """Base of every error that the command line prints without a traceback."""
+    """Base of every error that the command line prints without a traceback.
+
+    `exit_code` is what the command then ends with; docs/operations.md lists them.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(SelfFlowError):
@@ -34,8 +39,27 @@ class CheckpointError(SelfFlowError):
     """A checkpoint or a foreign weight file is missing, damaged or does not fit."""
 
 
+class AccidentError(SelfFlowError):
+    """The machine failed, and no setting is wrong: a full disk, a killed worker. The same command goes on later."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class NotWrittenError(CheckpointError):
+    """A checkpoint could not be written."""
+
+    exit_code = AccidentError.exit_code
+
+
 class NotFiniteError(SelfFlowError):
-    """A loss, a gradient norm or a sample is NaN or infinite; no weights were touched."""
+    """A loss, a gradient norm or a sample is NaN or infinite; no weights were touched.
+
+    `bad_step` is the number that the step has in metrics.jsonl, or None where it is not one step of a training.
+    """
+
+    def __init__(self, message: str, bad_step: int | None = None):
+        self.bad_step = bad_step
+        super().__init__(message)
 
 
 def described(error: BaseException) -> str:

@@ -13,7 +13,8 @@ from configs.runs import checkpoint_store
 from core.errors import ConfigError, DataError
 from core.training.checkpoint import PARTS, CheckpointStore, digest
 from core.training.config import read_plain
-from core.training.records import read_lines
+from core.training.history import read_run, shown_value
+from core.training.lines import read_lines
 from modalities.base import Source
 from modalities.data.caption_lengths import caption_lengths
 from modalities.data.folder_scan import scan_folder
@@ -91,13 +92,17 @@ def describe_run(path: Path) -> list[str]:
         f"method    {config['method']}, seed {config['seed']}",
         f"trunk     {trunk}",
         f"steps     {published}",
+        *describe_history(path),
     ]
     for known in store.steps():
         problem = store.problem(known)
         lines.append(f"checkpoint {known}: {'intact' if problem is None else f'DAMAGED, {problem}'}")
     last: dict[str, dict] = {}
     for entry in read_lines(path / "metrics.jsonl"):
-        last[entry["modality"]] = entry
+        if "skipped" in entry:
+            lines.append(f"left out  step {entry['step']} ({entry['modality']})")
+        else:
+            last[entry["modality"]] = entry
     for modality, entry in last.items():
         values = ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if isinstance(v, float))
         lines.append(f"{modality:9} step {entry['step']}: {values}")
@@ -105,6 +110,19 @@ def describe_run(path: Path) -> list[str]:
     count = len(read_lines(quarantine))
     lines.append(f"bad data  {count} records" + (f", listed in {quarantine}" if count else ""))
     lines += noted_lines(path)
+    return lines
+
+
+def describe_history(path: Path) -> list[str]:
+    """What the run started from, and every setting that was changed since, with its step."""
+    known = read_run(path)
+    lines = []
+    if begun := known.get("init"):
+        step = f", EMA of step {begun['step']}" if "step" in begun else f", kind {begun['kind']}"
+        lines.append(f"init      {begun['source']}{step}")
+    for entry in known.get("changes", []):
+        old, new = (shown_value(entry.get(name, "(not there)")) for name in ("old", "new"))
+        lines.append(f"changed   after step {entry['step']}: {entry['key']} {old} -> {new}")
     return lines
 
 

@@ -19,6 +19,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -31,7 +32,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from core.durable import sync, write_durably
-from core.errors import CheckpointError, nearest
+from core.errors import CheckpointError, NotWrittenError, nearest
 from core.training.optim import AnyOptimizer, optimizers_of
 
 SCHEMA = 1
@@ -141,7 +142,8 @@ class CheckpointStore:
             step: number of finished optimizer steps.
             state: nested dicts of tensors, see `training_state`.
             extra: plain data (JSON) stored beside them.
-        Raises CheckpointError when it cannot be written (a full disk) or exists; nothing half-written stays.
+        Raises NotWrittenError when it cannot be written (a full disk), and CheckpointError when it exists; nothing
+        half-written stays.
         """
         final = self.folder(step)
         aside = self.root / f".writing-{final.name}"
@@ -157,7 +159,7 @@ class CheckpointStore:
             sync(self.root)
         except (OSError, CheckpointException) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            raise CheckpointError(f"checkpoint {final} could not be written: {_reason(error)}") from error
+            raise NotWrittenError(f"checkpoint {final} could not be written: {_reason(error)}") from error
         self._intact.add(step)
         try:
             self._prune()
@@ -165,13 +167,16 @@ class CheckpointStore:
             self.report(f"old checkpoints in {self.root} could not be removed: {_reason(error)}")
         return final
 
-    def load(self, step: int, into: dict) -> None:
+    def load(self, step: int, into: dict, leave: Callable[[str], bool] = lambda key: False) -> None:
         """Read a checkpoint into the tensors of `into`, in place, bit for bit.
 
+        Args:
+            leave: whether a key is not taken: neither is it read into `into`, nor must either side have it.
         Raises CheckpointError, before anything is touched, if the checkpoint is damaged or if a key, shape or dtype
         differs from `into`.
         """
-        wanted, stored = flatten(into), self.stored(step)
+        wanted = {key: tensor for key, tensor in flatten(into).items() if not leave(key)}
+        stored = {key: item for key, item in self.stored(step).items() if not leave(key)}
         problems = [f"{key}: not in the checkpoint.{nearest(key, stored)}" for key in wanted if key not in stored]
         problems += [f"{key}: in the checkpoint, but not in the model" for key in stored if key not in wanted]
         for key in wanted.keys() & stored.keys():
@@ -292,18 +297,44 @@ def training_state(student: nn.Module, teacher: nn.Module, optimizer: AnyOptimiz
     return {"student": get_model_state_dict(student), "teacher": get_model_state_dict(teacher), "optimizer": slots}
 
 
+@dataclass(frozen=True)
+class Anew:
+    """What a run does not take from its checkpoint, since its settings were changed after it.
+
+    Attributes:
+        parts: of the network, such as `projector`: those that are new or of another kind start from their initial
+            weights, and those that are no longer needed are left behind.
+        optimizer: its whole state, of an optimizer of another kind.
+    """
+
+    parts: tuple[str, ...] = ()
+    optimizer: bool = False
+
+    def leaves(self, key: str) -> bool:
+        """Whether a key of the checkpoint, like "student/projector.linear1.weight", is not taken."""
+        part, _, name = key.partition("/")
+        inside = any(name == part or name.startswith((f"{part}.", f"{part}/")) for part in self.parts)
+        return inside or (self.optimizer and part == "optimizer")
+
+
+NOTHING_ANEW = Anew()
+
+
 def restore(
     store: CheckpointStore,
     step: int,
     student: nn.Module,
     teacher: nn.Module,
     optimizer: AnyOptimizer,
+    anew: Anew = NOTHING_ANEW,
     more: Mapping[str, dict] = _NO_MORE,
 ) -> None:
-    """Load what `training_state` gave, strictly. Raises CheckpointError naming each key that does not fit.
+    """Load what `training_state` gave, strictly but for `anew`.
 
     Args:
         more: further parts of the checkpoint, read in place.
+
+    Raises CheckpointError naming each key that does not fit.
     """
     parameters = _optimized(student, optimizer)
     by_name = dict(parameters)
@@ -311,7 +342,7 @@ def restore(
     for key, item in store.stored(step).items():
         part, rest = key.split("/", 1)
         name, _, slot = rest.rpartition("/")
-        if part == "optimizer" and name in by_name:
+        if part == "optimizer" and name in by_name and not anew.leaves(key):
             parameter = by_name[name].detach()
             dtype = item.properties.dtype  # moments of one byte, and a count of steps that is no number of the weights
             if tuple(item.size) == tuple(parameter.shape):
@@ -320,7 +351,7 @@ def restore(
                 empty = torch.empty(item.size, dtype=dtype, device=parameter.device)
             slots.setdefault(name, {})[slot] = empty
     state = {"student": get_model_state_dict(student), "teacher": get_model_state_dict(teacher), "optimizer": slots}
-    store.load(step, state | dict(more))
+    store.load(step, state | dict(more), anew.leaves)
     set_model_state_dict(student, state["student"], options=StateDictOptions(strict=True))
     set_model_state_dict(teacher, state["teacher"], options=StateDictOptions(strict=True))
     for part in optimizers_of(optimizer):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -125,8 +126,32 @@ def refuse_changes(old: dict, new: dict, free: set[str]) -> None:
     if changed:
         raise ConfigError(
             [f"{key}: {before!r} when the run was started, {after!r} now" for key, before, after in changed]
-            + ["A run can only be resumed with the settings that it was started with; use another run folder."]
+            + [changes_advice([(key, after) for key, _, after in changed])]
         )
+
+
+def changes_advice(wanted: list[tuple[str, Any]]) -> str:
+    """What to type for a run to go on with other settings."""
+    first = " ".join(f"--change {as_argument(key, value)}" for key, value in wanted[:3] if value is not ABSENT)
+    more = " ..." if len(wanted) > 3 else ""
+    return (
+        "A run is resumed with the settings that it has. To change them from here on, add "
+        f"{first or '--change KEY=VALUE'}{more}; or use another run folder."
+    )
+
+
+def as_argument(key: str, value: Any) -> str:
+    """`key=value` for a shell, which `parse_override` reads back."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+    return shlex.quote(f"{key}={text}")
+
+
+def validated(schema: type, plain: dict) -> Any:
+    """An instance of the dataclass from plain values. Raises ConfigError with what its `problems()` say."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    if found := [f"{'.'.join(key)}{': ' * bool(key)}{what}" for key, what in _own_problems(config, ())]:
+        raise ConfigError(dict.fromkeys(found))
+    return config
 
 
 def _fill(

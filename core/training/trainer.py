@@ -13,17 +13,19 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from core.errors import CheckpointError, ConfigError
+from core.errors import CheckpointError, ConfigError, NotFiniteError
 from core.objective import Objective, total_loss
-from core.training.checkpoint import CheckpointStore, restore, training_state
+from core.training.accidents import accidents_named
+from core.training.checkpoint import NOTHING_ANEW, Anew, CheckpointStore, restore, training_state
 from core.training.ema import EmaConfig, make_teacher, update_teacher
 from core.training.feed import Feed, Microbatch, Prepare
-from core.training.guards import StopRequest, check_finite, write_bad_step
+from core.training.guards import StopRequest, all_finite, check_finite, write_bad_step
 from core.training.hooks import Hook, PreviewConfig, ValidateConfig, attempt, run_hooks
 from core.training.optim import OptimizerConfig, build_optimizer
 from core.training.posthoc_ema import PosthocEma, PosthocEmaConfig
 from core.training.quarantine import Quarantine
 from core.training.records import RunFolder
+from core.training.say import Outliving, say
 
 
 @dataclass
@@ -40,6 +42,8 @@ class TrainingConfig:
         device: auto (cuda if there is one, else cpu), cpu or cuda.
         workers: processes that prepare batches; 0 prepares them in the training process.
         data_limit: distinct unusable records after which the run stops.
+        skip_steps: steps, by their number in metrics.jsonl, that are left out: their data are consumed and nothing is
+            updated. May grow when a run is resumed.
     """
 
     steps: int = 1000
@@ -52,6 +56,7 @@ class TrainingConfig:
     device: str = "auto"
     workers: int = 0
     data_limit: int = 100
+    skip_steps: list[int] = field(default_factory=list)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     posthoc_ema: PosthocEmaConfig = field(default_factory=PosthocEmaConfig)
@@ -71,6 +76,8 @@ class TrainingConfig:
         }.items():
             if getattr(self, name) < least:
                 found.append(f"{name}: {getattr(self, name)} must be at least {least}")
+        if wrong := [step for step in self.skip_steps if step < 1]:
+            found.append(f"skip_steps: {wrong[0]} must be at least 1, the number of the first step")
         for name, allowed in {"precision": ("fp32", "bf16"), "device": ("auto", "cpu", "cuda")}.items():
             if getattr(self, name) not in allowed:
                 found.append(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -94,6 +101,8 @@ class Trainer:
         prepare: completes every microbatch on the training device, or None.
         warnings: told at the start of a new run.
         hooks: what looks at the networks while they train, and changes nothing.
+        anew: what is not taken from the checkpoint that the run goes on from.
+        initialised: the weights come from elsewhere, so that they are published before the first step.
     """
 
     def __init__(
@@ -108,6 +117,8 @@ class Trainer:
         prepare: Prepare | None = None,
         warnings: Sequence[str] = (),
         hooks: Sequence[Hook] = (),
+        anew: Anew = NOTHING_ANEW,
+        initialised: bool = False,
     ):
         self.config, self.objective, self.feed, self.folder = config, objective, feed, folder
         self.loss_weights, self.extra, self.prepare = loss_weights, extra, prepare
@@ -119,31 +130,37 @@ class Trainer:
         self.posthoc = PosthocEma(config.posthoc_ema, self.student, folder.path) if config.posthoc_ema.every else None
         self.store = CheckpointStore(folder.path / "checkpoints", config.keep, keep_every=config.keep_every)
         self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit)
+        self.anew, self.initialised = anew, initialised
         self.step = 0  # finished steps
         self.failed_saves = 0
         if config.compile:  # in place, so that parameter names and checkpoints stay the same
             self.student.compile()
             self.teacher.compile()
 
+    @accidents_named()
     def fit(self) -> str:
         """Train to the last step. Returns 'finished', or 'stopped' after SIGTERM or SIGINT, always with a
-        published checkpoint."""
+        published checkpoint.
+
+        Raises NotFiniteError, with the state before the bad step published, and AccidentError for what the machine did.
+        """
         first, last = self.resume(), self.config.steps
         self.step = first
         for warning in self.warnings if first == 0 else ():
-            print(f"warning: {warning}", file=sys.stderr)
+            say(f"warning: {warning}")
         with (
             closing(self.folder),
+            closing(self.quarantine),
             closing(self.feed.steps(first, last)) as steps,
             StopRequest() as stop,
-            tqdm(total=last, initial=first, unit="step", dynamic_ncols=True) as bar,
+            tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, file=Outliving(sys.stderr)) as bar,
         ):
             self.snapshot()  # what a killed or stopped run owes of its last checkpoint
             self.look()
             started = time.perf_counter()
             for step, microbatches in steps:
                 waited = time.perf_counter() - started
-                metrics = self.train_step(step, microbatches)
+                metrics = self.attempt(step, microbatches)
                 self.step = step + 1
                 self.folder.write_metrics({"step": self.step, **metrics})
                 self.folder.write_timing(step=self.step, seconds=time.perf_counter() - started, waited=waited)
@@ -157,6 +174,22 @@ class Trainer:
                 self.look()
                 started = time.perf_counter()
         return "finished"
+
+    def attempt(self, step: int, microbatches: list[Microbatch]) -> dict[str, float | str]:
+        """A step, or nothing where it is to be left out. Before a bad one ends the run, the state is published."""
+        if step + 1 in self.config.skip_steps:
+            return {"modality": microbatches[0].modality, "skipped": True}
+        try:
+            return self.train_step(step, microbatches)
+        except NotFiniteError as error:
+            if not all_finite(self.student, self.teacher):
+                raise NotFiniteError(f"{error}, but they hold NaN or infinity since an earlier step") from error
+            if step and step not in self.store.steps():
+                try:
+                    self.save(leaving=True)
+                except (CheckpointError, OSError) as failed:  # the bad step is the greater news
+                    say(f"checkpoint of step {step} could not be saved: {failed}")
+            raise
 
     def train_step(self, step: int, microbatches: list[Microbatch]) -> dict[str, float | str]:
         """One optimizer step: all microbatches, clip, guard, AdamW, EMA. Returns the metrics of the step."""
@@ -202,7 +235,8 @@ class Trainer:
 
     def show(self, bar: tqdm, metrics: dict) -> None:
         bar.set_postfix_str(
-            f"{metrics['modality']} loss {metrics['loss']:.3f}"
+            f"{metrics['modality']} "
+            + (f"loss {metrics['loss']:.3f}" if "loss" in metrics else "left out")
             + (f", {len(self.quarantine)} bad records" if len(self.quarantine) else ""),
             refresh=False,
         )
@@ -213,9 +247,11 @@ class Trainer:
         step = self.store.latest()
         if step is None:
             step = 0
+            if self.initialised:
+                self.save(leaving=True)
         else:
-            more = (self.posthoc.state(),) if self.posthoc is not None and step else ()
-            restore(self.store, step, self.student, self.teacher, self.optimizer, *more)
+            more = self.posthoc.state() if self.posthoc is not None and step else {}
+            restore(self.store, step, self.student, self.teacher, self.optimizer, self.anew, more)
         self.folder.truncate(step)
         for hook in self.hooks:
             hook.forget(step)
@@ -241,17 +277,19 @@ class Trainer:
 
     def save(self, leaving: bool) -> None:
         """Publish a checkpoint. One failed save (a full disk) is reported; the second in a row, and one that nothing
-        would follow, is an error."""
-        self.folder.flush()
-        state = training_state(self.student, self.teacher, self.optimizer)
-        if self.posthoc is not None:
-            state |= self.posthoc.state()
+        would follow, is an error. Weights that are not finite are never published."""
+        if not all_finite(self.student, self.teacher):
+            raise NotFiniteError(f"after step {self.step} the weights hold NaN or infinity; they were not published")
         try:
+            self.folder.flush()
+            state = training_state(self.student, self.teacher, self.optimizer)
+            if self.posthoc is not None:
+                state |= self.posthoc.state()
             self.store.publish(self.step, state, self.extra)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             self.failed_saves += 1
-            tqdm.write(f"checkpoint of step {self.step} could not be saved: {error}")
             if self.failed_saves >= 2 or leaving:
                 raise
+            say(f"checkpoint of step {self.step} could not be saved: {error}")
         else:
             self.failed_saves = 0

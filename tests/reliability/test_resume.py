@@ -129,8 +129,8 @@ def test_the_comparison_sees_a_teacher_that_is_not_restored(tiny_run, tmp_path, 
         stop_after(patch, 4)
         train(tmp_path)
 
-    def restore(store, step, student, teacher, optimizer):
-        plain(store, step, student, teacher, optimizer)
+    def restore(store, step, student, teacher, optimizer, *rest):
+        plain(store, step, student, teacher, optimizer, *rest)
         teacher.load_state_dict(student.state_dict())
 
     plain = trainer_module.restore
@@ -205,7 +205,10 @@ FREE_LEAVES = {
     if name.startswith(("run", "logging.", "training.preview.", "training.validate."))
     or (name.startswith("modalities.") and name.split(".")[2] in ("sampling", "heldout", "evaluation"))
     or name.endswith((".data.path", ".data.cache", ".data.cache_limit"))
-} | {f"training.{name}" for name in ("steps", "save_every", "keep", "keep_every", "device", "workers", "data_limit")}
+} | {
+    f"training.{name}"
+    for name in ("steps", "save_every", "keep", "keep_every", "device", "workers", "data_limit", "skip_steps")
+}
 
 
 def changed(value: object) -> object:
