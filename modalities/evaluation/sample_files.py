@@ -115,7 +115,7 @@ def measure_samples(
         found.warnings += side.warnings() if side is not None else []
     if files.real is not None and files.real.sizes != files.samples.sizes:
         found.warnings.append(
-            f"samples of {_sizes(files.samples)} pixels are compared with pictures of {_sizes(files.real)}: both are "
+            f"samples of {_sizes(files.samples)} are compared with pictures of {_sizes(files.real)}: both are "
             "resized for the network, and the sizes alone move FID"
         )
     return found
@@ -142,4 +142,4 @@ def _frechet(name: str, real: FeatureStatistics, made: FeatureStatistics, warnin
 
 def _sizes(pictures: Pictures) -> str:
     found = sorted(pictures.sizes)
-    return " and ".join(f"{h} x {w}" for h, w in found) if len(found) < 3 else f"{len(found)} sizes"
+    return " and ".join(f"{h} x {w}" for h, w in found) + " pixels" if len(found) < 3 else f"{len(found)} sizes"

@@ -109,7 +109,7 @@ def impossible_measures(subject: Subject, settings: EvaluationSettings) -> dict[
     if (compared := min(len(subject.heldout), settings.generated)) < FEWEST:
         side = "held-out records" if len(subject.heldout) < settings.generated else "generated samples"
         found["samples"] = f"{compared} {side} to compare; at least {FEWEST} are needed"
-    if settings.conditions == "random" and subject.model.conditions.config.kind != "label":
+    if settings.conditions == "random" and subject.model.conditions.config.kind == "text":
         found["samples"] = "conditions: random draws classes, and this run is conditioned on text; use heldout"
     if len(subject.classes) < 2:
         seen = f"the {modality} data have {'one class' if subject.classes else 'no classes'}"
