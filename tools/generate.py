@@ -171,8 +171,9 @@ def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> Sa
 def _as_option(problem: str) -> str:
     """A line of `problems` under the names of the command line."""
     names, rest = problem.split(":", 1)
-    names = names.replace("guidance_low, guidance_high", "interval").replace("_", "-")
-    return f"--{names.replace(', ', ', --')}:{rest}"
+    both = {"guidance_low": "interval", "guidance_high": "interval"}  # one option sets both
+    options = dict.fromkeys(both.get(name, name) for name in names.split(", "))
+    return f"{', '.join(f'--{option}' for option in options).replace('_', '-')}:{rest}"
 
 
 def known_part(options: argparse.Namespace, loaded: LoadedRun) -> Known | None:

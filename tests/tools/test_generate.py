@@ -140,7 +140,7 @@ def test_a_continued_sound_begins_with_what_was_given(tiny_run, tmp_path):
         ("image", ("--guidance", "1e30"), "--guidance: 1e+30 must be at most 1000"),
         ("image", ("--guidance=-2",), "--guidance: -2.0 must not be negative"),
         ("image", ("--shift", "nan"), "--shift: nan is not a finite number"),
-        ("image", ("--interval", "nan", "1"), "--guidance-low: nan is not a finite number"),
+        ("image", ("--interval", "nan", "1"), "--interval: nan is not a finite number"),
         ("image", ("--negative", "a dog"), "--negative: is not read without guidance; set a scale above 1"),
         ("image", ("--interval", "0.9", "0.1"), "--interval: 0.9, 0.1 must lie in [0, 1], in order"),
         ("image", ("--diffusion-form", "constant"), "--diffusion-form: 'constant' is read by sde and sde_heun, not by"),
