@@ -20,12 +20,11 @@ XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 def orientation(picture: Image.Image) -> int:
     """1 to 8 as in EXIF, of a picture that was loaded; 1, upright, where nothing or nothing valid is said.
 
-    XMP counts where EXIF has no such tag, as in Pillow. TIFF files that Pillow has turned already say 1.
+    XMP counts where EXIF has no such tag, as in Pillow, which turns TIFF files itself as it loads them.
     """
     if picture.format == "TIFF":
-        found = picture.tag_v2.get(TAG)
-    else:
-        found = exif_orientation(_exif(picture))
+        return 1
+    found = exif_orientation(_exif(picture))
     if found is None and (match := XMP.search(_xmp(picture))):
         found = int(match[1])
     return found if isinstance(found, int) and 1 <= found <= 8 else 1

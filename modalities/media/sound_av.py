@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import DataError
+from core.errors import ConfigError, DataError
 from modalities.media.opening import decoding, need, open_stream
 
 PREROLL = 0.5  # seconds decoded before a place in the middle: codecs look back, MP3 the furthest, by about 0.3
@@ -43,7 +43,7 @@ def can_open(media: bytes | Path, origin: str) -> bool:
     try:
         with _opened(media, origin) as (container, stream):
             return next(_frames(container, stream, origin), None) is not None
-    except DataError:
+    except (DataError, ConfigError):  # PyAV may be missing, without which most sounds are read
         return False
 
 

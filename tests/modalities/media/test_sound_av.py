@@ -7,7 +7,7 @@ import pytest
 
 from core.errors import ConfigError, DataError
 from modalities.media.sound import probe_audio, read_audio
-from tests.modalities.making import numbered, sound_file, video_file
+from tests.modalities.making import numbered, sound_bytes, sound_file, video_file
 
 RATE = 44_100
 # Rising tones: no place is like another.
@@ -86,3 +86,11 @@ def test_without_pyav_it_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ConfigError, match=r"^this file needs the package av, .* most sounds work without it$"):
         probe_audio(data, "a.m4a")
+
+
+def test_without_pyav_a_damaged_file_is_still_one_record(monkeypatch):
+    data = bytearray(sound_bytes(STEREO, RATE))
+    data[22:24] = bytes(2)  # channels
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(DataError, match=r"^a\.wav: cannot be decoded as a sound: "):
+        probe_audio(bytes(data), "a.wav")
