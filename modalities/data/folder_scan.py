@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,39 +36,55 @@ class Scan:
 
 
 def scan_folder(root: Path, modality: str, suffixes: tuple[str, ...]) -> Scan:
-    """Walk a folder. Each folder is read once, however many links lead to it: first those that lie there, then linked
-    ones in the order of their names. Hidden files and folders, and those of a system, are left out.
+    """Walk a folder, then the folders that links in it lead to, under the names of the links.
+
+    A link that leads upwards is not followed, and of those inside linked folders only what leads to folders not read
+    yet, so that links in a circle end. Hidden files and folders, and those of a system, are left out.
 
     Args:
         suffixes: of the media, in lower case.
     """
     scan = Scan()
-    # A link upwards would take in everything beside the folder.
-    known = {_identity(folder) for folder in root.resolve().parents}
-    waiting, linked = [""], False
-    while waiting:
-        links: list[str] = []
-        stack = sorted(waiting, reverse=True)
-        starts = set(stack)
-        while stack:
-            folder = stack.pop()
+    above = {_identity(folder) for folder in root.resolve().parents}
+    read: dict[str, tuple[int, int]] = {}  # folder -> its identity
+    known: set[tuple[int, int]] = set()
+    links, depth = [""], 0
+    while links:
+        starts, links = sorted(links), []
+        for start in starts:
             try:
-                identity = _identity(root / folder)
-                if identity in known:
-                    scan.account.leave("linked folder| that is read already or leads in a circle", folder)
+                identity = _identity(root / start) if start else None
+                inside = {read[each] for each in _folders_above(start)} if depth == 1 else known
+                if identity in above or identity in inside:
+                    scan.account.leave("linked folder| read already or leading in a circle", start)
                     continue
-                entries = sorted(os.scandir(f"{root}/{folder}"), key=lambda entry: entry.name)
             except OSError:
-                scan.account.leave("folder| that cannot be opened", folder)
+                scan.account.leave("folder| that cannot be opened", start)
                 continue
-            known.add(identity)
-            if linked and folder in starts:
+            if start:
                 scan.account.follow("folder|")
-            inner = _read(scan, folder, entries, links, modality, suffixes)
-            stack += reversed(inner)
-        waiting, linked = links, True
+            stack = [start]
+            while stack:
+                folder = stack.pop()
+                try:
+                    read[folder] = _identity(root / folder)
+                    known.add(read[folder])
+                    entries = sorted(os.scandir(f"{root}/{folder}"), key=lambda entry: entry.name)
+                except OSError:
+                    scan.account.leave("folder| that cannot be opened", folder)
+                    continue
+                stack += _read(scan, folder, entries, links, modality, suffixes)
+        depth += 1
     scan.names.sort()
     return scan
+
+
+def _folders_above(link: str) -> Iterator[str]:
+    """The folders in which a link lies, up to the root, as `scan_folder` names them."""
+    while link:
+        link = link.rstrip("/").rpartition("/")[0]
+        link = f"{link}/" if link else ""
+        yield link
 
 
 def _identity(folder: Path) -> tuple[int, int]:

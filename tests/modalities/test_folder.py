@@ -181,43 +181,57 @@ def test_links_to_folders_and_files_are_followed_and_counted(tmp_path):
     elsewhere = folder(tmp_path / "elsewhere", "in/1.png", "in/deep/2.png")
     root = folder(tmp_path / "set", "own/0.png")
     (root / "linked").symlink_to(elsewhere / "in")
-    (root / "again").symlink_to(elsewhere / "in" / "deep")  # read there first: in the order of names
+    (root / "again").symlink_to(elsewhere / "in" / "deep")
+    (root / "beside").symlink_to("own")
     (root / "one.png").symlink_to(elsewhere / "in" / "1.png")
     (root / "one.txt").symlink_to(root / "nothing.txt")
     source = FolderSource(root, "image", NO_CAPTIONS)
-    assert keys(source) == ["again/2.png", "linked/1.png", "one.png", "own/0.png"]
-    assert source.labels() == ["again", "linked", "own", "set"]
-    assert source.account().linked == {"folder|": 2, "file|": 1}
-    assert source.account().left_out == {
-        "broken link|": 1,
-        "linked folder| that is read already or leads in a circle": 1,
-    }
+    expected = ["again/2.png", "beside/0.png", "linked/1.png", "linked/deep/2.png", "one.png", "own/0.png"]
+    assert keys(source) == expected
+    assert source.labels() == ["again", "beside", "deep", "linked", "own", "set"]
+    assert source.account().linked == {"folder|": 3, "file|": 1}
+    assert source.account().left_out == {"broken link|": 1}
 
 
 def test_links_in_a_circle_and_upwards_end(tmp_path):
     root = folder(tmp_path / "set", "a/0.png", "b/1.png")
     picture(tmp_path / "beside.png")
     (root / "a" / "up").symlink_to("..")
+    (root / "a" / "here").symlink_to(".")
     (root / "a" / "b").symlink_to(root / "b")
     (root / "b" / "a").symlink_to(root / "a")
     (root / "out").symlink_to(tmp_path)
     (root / "self.png").symlink_to("self.png")
     source = FolderSource(root, "image", NO_CAPTIONS)
-    assert keys(source) == ["a/0.png", "b/1.png"]
+    assert keys(source) == ["a/0.png", "a/b/1.png", "b/1.png", "b/a/0.png"]
+    assert source.account().linked == {"folder|": 2}
     assert source.account().left_out == {
-        "linked folder| that is read already or leads in a circle": 4,
+        "linked folder| read already or leading in a circle": 7,  # and those that are met again through a/b and b/a
         "broken link|": 1,
     }
 
 
-def test_many_folders_linked_to_each_other_are_read_once(tmp_path):
+def test_a_link_in_a_linked_folder_is_followed_to_what_is_not_read_yet(tmp_path):
+    for name in ("one", "two", "three"):
+        picture(tmp_path / name / f"{name}.png")
+    (tmp_path / "one" / "next").symlink_to("../two")
+    (tmp_path / "two" / "next").symlink_to("../three")
+    (tmp_path / "three" / "next").symlink_to("../one")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "first").symlink_to("../one")
+    source = FolderSource(tmp_path / "set", "image", NO_CAPTIONS)
+    assert keys(source) == ["first/next/next/three.png", "first/next/two.png", "first/one.png"]
+    assert source.account().left_out == {"linked folder| read already or leading in a circle": 1}
+
+
+def test_many_folders_linked_to_each_other_end(tmp_path):
     names = [f"d{number}" for number in range(12)]
     for name in names:
         picture(tmp_path / "set" / name / "0.png")
     for name in names:
         for other in names:
             (tmp_path / "set" / name / f"to-{other}").symlink_to(tmp_path / "set" / other)
-    assert len(FolderSource(tmp_path / "set", "image", NO_CAPTIONS)) == 12
+    assert len(FolderSource(tmp_path / "set", "image", NO_CAPTIONS)) == 12 + 12 * 11
 
 
 def test_names_go_together_in_capitals_and_in_every_unicode_form(tmp_path):

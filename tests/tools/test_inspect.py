@@ -124,7 +124,7 @@ def mixed(root: Path) -> Path:
     for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
-    (root / "more").symlink_to("dogs")
+    (root / "dogs" / "up").symlink_to("..")
     (root / "lost.png").symlink_to("nowhere.png")
     return root
 
@@ -141,7 +141,7 @@ def test_what_is_left_out_of_a_mixed_folder_is_counted_and_named(tmp_path, capsy
         "  left out: 1 .tar (read by `kind: webdataset`), such as shard.tar",
         "  left out: 1 .parquet (read by `kind: parquet`), such as table.parquet",
         "  left out: 1 broken link, such as lost.png",
-        "  left out: 1 linked folder that is read already or leads in a circle, such as more/",
+        "  left out: 1 linked folder read already or leading in a circle, such as dogs/up/",
         "  left out: 1 line of metadata.jsonl without a file, such as dogs/6.gif",
     ):
         assert expected in lines
