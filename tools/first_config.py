@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from tools.folder_look import CAPTION_FIELDS, Found, Look, held_out
+from tools.folder_look import CAPTION_FIELDS, CAPTIONED_ENOUGH, Found, Look, held_out
 
 WORD_ROUND, MOST_WORDS = 8, 256
-CAPTIONED = 0.5  # share of records from which on captions are the condition
 LARGE_VOCABULARY = 2000  # different words, from which on the table is larger
 NAMES = {"image": "picture", "video": "video", "audio": "sound"}
 
@@ -81,13 +80,13 @@ class Condition:
 def condition_of(look: Look) -> Condition:
     """Captions where there are some, else the names of folders, else nothing."""
     found = look.found
-    if any(each.captioned >= CAPTIONED for each in found.values()):
+    if any(each.captioned >= CAPTIONED_ENOUGH for each in found.values()):
         return Condition("text", {name: _captions(name, each) for name, each in found.items()}, "captions lie beside")
     ignored = ""
     if some := [name for name, each in found.items() if each.captioned > 0]:
         ignored = f"; the few captions of {', '.join(some)} are not used"
     if all(each.classes for each in found.values()):
-        why = f"folders are classes{ignored}"
+        why = f"there are classes{ignored}"
         return Condition("label", dict.fromkeys(found, "captions: none"), why)
     if any(each.classes for each in found.values()):
         why = f"some have classes and some have none: the names of folders are captions{ignored}"
@@ -96,7 +95,7 @@ def condition_of(look: Look) -> Condition:
 
 
 def _captions(modality: str, found: Found) -> str:
-    if found.captioned >= CAPTIONED:
+    if found.captioned >= CAPTIONED_ENOUGH:
         # A record without one would be set aside, and too many of these end a run.
         return "" if found.captioned == 1 else f"caption_default: a {NAMES[modality]}"
     if found.classes:
@@ -163,7 +162,7 @@ def _stream(name: str, found: Found, fit: Machine, condition: Condition, share: 
     place = [f"kind: {data.kind}", f"path: {json.dumps(data.path, ensure_ascii=False)}"]
     place += [f"media_field: {json.dumps(data.media_field)}"] if data.media_field else []
     place += [f"label_field: {data.label_field}"] if data.label_field else []
-    if condition.kind == "text" and found.captioned >= CAPTIONED and found.caption_fields != CAPTION_FIELDS[0]:
+    if condition.kind == "text" and found.captioned >= CAPTIONED_ENOUGH and found.caption_fields != CAPTION_FIELDS[0]:
         place.append(f"caption_fields: [{', '.join(found.caption_fields)}]")
     lines = [f"  {name}:                        # {describe(name, found)}"]
     if share is not None:

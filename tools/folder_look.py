@@ -27,6 +27,7 @@ CAPTIONED = 512  # records whose captions are
 FEWEST = 20  # records from which on some are held out
 HELD_OUT = 2000  # records that are enough of these
 TRAINING, TESTING = ("train", "training"), ("val", "valid", "validation", "test", "heldout", "held-out", "held_out")
+CAPTIONED_ENOUGH = 0.5  # share of records from which on captions are the condition
 MISSING = "(no caption)"
 # Fields and columns that hold captions, or classes, in published data sets; the first that is there is taken.
 CAPTION_FIELDS = (["caption", "captions"], ["text"], ["prompt"], ["description"], ["title"], ["sentence"])
@@ -90,26 +91,28 @@ def look_at(path: Path, only: Iterable[str] = ()) -> Look:
     """Raises ConfigError for a path that is not there or holds nothing that can be trained on."""
     if not path.exists():
         raise ConfigError(f"{path} does not exist; name a folder of media, a .tar or a .parquet")
-    result = Look()
+    result, failed = Look(), []
     wanted = tuple(only) or tuple(SUFFIXES)
     for modality in wanted:
         for data, heldout in candidates(path, modality, result.notes):
             try:
                 source = build_source(data, modality, Path.cwd())
-                found = _look(data, heldout, modality, source)
+                if modality in result.found:
+                    kind = {"webdataset": "in tars", "parquet": "in Parquet files"}[data.kind]
+                    result.notes.append(
+                        f"{modality} {kind}: not read beside what was found before; `selfflow init` them"
+                    )
+                    continue
+                result.found[modality] = _look(data, heldout, modality, source)
             except (ConfigError, DataError) as error:
-                if _holds_some(path, modality) or data.kind != "folder":
-                    result.notes.append(f"{modality}: {str(error).splitlines()[0]}")
-                continue
-            if modality in result.found:
-                result.notes.append(f"{modality}: {data.path} is not read: one kind of source is enough for a start")
-                continue
-            result.found[modality] = found
+                failed.append(f"{modality}: {str(error).splitlines()[0]}")
+                if _holds_some(path, modality):
+                    result.notes.append(failed[-1])
     if path.is_dir():
         result.notes += unread(path)
     if not result.found:
         lines = [f"{path} holds nothing that can be trained on; allowed are pictures, videos and sounds"]
-        raise ConfigError([*lines, *(f"  {note}" for note in dict.fromkeys(result.notes))])
+        raise ConfigError([*lines, *(f"  {note}" for note in dict.fromkeys([*failed, *result.notes]))])
     result.notes = list(dict.fromkeys(result.notes))
     return result
 
@@ -173,12 +176,16 @@ def _look(data: SourceConfig, heldout: SourceConfig | None, modality: str, sourc
             build_source(heldout, modality, Path.cwd())
         except (ConfigError, DataError):
             heldout = None
-    data, classes = with_classes(data, source, modality)
     lengths, share, words, fields = None, 0.0, 0, CAPTION_FIELDS[0]
     for tried in CAPTION_FIELDS:
         found = captions_of(replace(data, caption_fields=tried), modality)
         if found[1] > share:
             (lengths, share, words), fields = found, tried
+        if share >= CAPTIONED_ENOUGH:
+            break
+    classes: list[str] = []
+    if data.kind == "folder" or share < CAPTIONED_ENOUGH:  # of tables and tars they take a while, and captions win
+        data, classes = with_classes(data, source, modality)
     return Found(
         data=data,
         heldout=heldout,
