@@ -17,6 +17,7 @@ from modalities.media.video_pyav import (
     LARGEST,
     WindowError,
     decoded_stamps,
+    frame_rate,
     has_no_clock,
     may_reorder,
     open_video,
@@ -36,12 +37,14 @@ FIRST_SOUND_444 = 151
 def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIndex:
     """The frames of a video file, or of a uint8 (T, H, W, 3) array at `rate` frames per second.
 
-    Number, duration and rate of frames that a header states are not believed, only the time stamps of the packets.
-    Frames that an edit list hides do not count. The last frame is on screen for the time its packet states, but no
-    longer than the longest before it.
+    Number and duration of frames that a header states are not believed, only the time stamps of the packets, and of
+    these only what the file itself states. Where it states no display times, or sets its clock anew, the whole file is
+    decoded: frames are numbered in the order in which the decoder returns them. Frames that an edit list hides, and
+    those before the first that can be decoded, do not count. The last frame is on screen for the time its packet
+    states, but no longer than the longest before it.
 
     Raises:
-        DataError: no video, cut short, no time stamps, frames or pixels of an impossible shape.
+        DataError: no video, cut short, frames or pixels of an impossible shape, damage where frames must be counted.
         ConfigError: PyAV is missing.
     """
     if isinstance(media, np.ndarray):
@@ -50,18 +53,16 @@ def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIn
             raise DataError(f"{origin}: frames without a rate (frames per second), got {rate}")
         order = np.arange(len(media))
         return VideoIndex(order, order / rate, len(media) / rate)
-    with open_video(media, origin) as (container, track):
+    with open_video(media, origin, infer=False) as (container, track):
         unit, number, listed, container_name = float(track.time_base), track.index, track.frames, container.format.name
-        rate = float(track.guessed_rate or track.average_rate or 25)
         size, aspect = (track.width, track.height), float(track.sample_aspect_ratio or 1)
         codec = track.codec_context.codec.canonical_name
         pixels = "yuva420p" if states_alpha(track) else track.codec_context.pix_fmt or ""
         extra = track.codec_context.extradata or b""
-        reorders, timeless = may_reorder(track), has_no_clock(container)
-    if math.prod(size) > LARGEST:
-        raise DataError(f"{origin}: frames of {size[0]} x {size[1]} pixels; at most {LARGEST} pixels are decoded")
-    with open_video(media, origin, infer=False) as (container, track):
-        first, packets = read_packets(container.demux(track), codec, reorders)
+        rate, timeless = frame_rate(track), has_no_clock(container)
+        if math.prod(size) > LARGEST:
+            raise DataError(f"{origin}: frames of {size[0]} x {size[1]} pixels; at most {LARGEST} pixels are decoded")
+        first, packets = read_packets(container.demux(track), codec, may_reorder(track))
     check_length(media, origin, bool(packets) and len(packets) == listed and not any(packet.cut for packet in packets))
     if not ASPECTS[0] <= aspect <= ASPECTS[1]:
         raise DataError(f"{origin}: pixels {aspect:g} times as wide as high; allowed are 0.25 to 4")
@@ -78,26 +79,33 @@ def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIn
         "container": container_name,
         "codec": codec,
         "pixels": pixels,
-        "whole": codec == "h264"
-        and "444" in pixels
-        and (x264_build(extra + first) or FIRST_SOUND_444) < FIRST_SOUND_444,
+        "whole": codec == "h264" and _is_444(pixels) and x264_build(extra + first) < FIRST_SOUND_444,
         "skipped": frozenset(skipped),
     }
     shown = [packet for number, packet in enumerate(packets) if not packet.hidden and number not in skipped]
     if not shown:
         raise DataError(f"{origin}: the video has no frames")
     if timeless or not has_clock(shown, unit, container_name in BROADCAST):
-        return _count(media, origin, rate, 0 if timeless else unit, about)
+        return _count(media, origin, 0 if timeless else unit, about)
     durations = {packet.stamp: packet.duration for packet in shown}
     pts = np.array(sorted(durations), dtype=np.int64)
-    times = (pts - pts[0]) * unit
+    times = _seconds(pts, unit)
     last = durations[int(pts[-1])] * unit or 1 / rate
     if len(pts) > 1:
         last = min(last, float(np.diff(times).max()))
     return VideoIndex(pts, times, float(times[-1]) + last, start=float(pts[0] * unit), **about)
 
 
-def _count(media: Media, origin: str, rate: float, unit: float, about: dict) -> VideoIndex:
+def _seconds(stamps: np.ndarray, unit: float) -> np.ndarray:
+    """Since the first; in float, since damaged stamps may lie further apart than an integer holds."""
+    return (stamps.astype(np.float64) - float(stamps[0])) * unit
+
+
+def _is_444(pixels: str) -> bool:
+    return "444" in pixels or pixels.startswith("gbr")
+
+
+def _count(media: Media, origin: str, unit: float, about: dict) -> VideoIndex:
     """Where packets have no display time: the frames in the order in which the decoder returns them.
 
     They come at the times that FFmpeg infers for them where that is possible, else at the file's rate.
@@ -105,13 +113,13 @@ def _count(media: Media, origin: str, rate: float, unit: float, about: dict) -> 
     Args:
         unit: of the time stamps in seconds; 0 where they mean nothing.
     """
-    stamps = returned_stamps(media, origin, about["skipped"])
+    rate, stamps = returned_stamps(media, origin, about["skipped"])
     if not stamps:
         raise DataError(f"{origin}: the video has no frames")
     order = np.arange(len(stamps))
     times = order / rate
     if unit and len(stamps) > 1 and None not in stamps:
-        inferred = (np.array(stamps, dtype=np.int64) - stamps[0]) * unit
+        inferred = _seconds(np.array(stamps, dtype=np.int64), unit)
         gaps = np.diff(inferred)
         if (gaps >= 0).all() and (gaps > 0).mean() > MOST and gaps.max() <= JUMP:
             times = inferred

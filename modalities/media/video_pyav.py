@@ -62,6 +62,11 @@ def open_video(media: bytes | Path, origin: str, infer: bool = True) -> Iterator
         yield container, track
 
 
+def frame_rate(track) -> float:
+    """Frames per second by the header of the container or of the codec, as FFmpeg weighs them up."""
+    return float(track.guessed_rate or track.average_rate or 25)
+
+
 def may_reorder(track) -> bool:
     """Whether frames may be stored in another order than they are shown in."""
     properties = need("av").codec.codec.Properties
@@ -113,10 +118,10 @@ def _turns(frame, origin: str) -> int:
     return frame.rotation // 90 % 4
 
 
-def returned_stamps(media: bytes | Path, origin: str, skipped: Set[int]) -> list[int | None]:
-    """The time stamps, stated or inferred, of all frames that the decoder returns from the first key frame on."""
+def returned_stamps(media: bytes | Path, origin: str, skipped: Set[int]) -> tuple[float, list[int | None]]:
+    """The frame rate, and the time stamps, stated or inferred, of all frames that the decoder returns."""
     with open_video(media, origin) as (container, track):
-        return [_stamp(frame) for frame in _frames(container, track, skipped)]
+        return frame_rate(track), [_stamp(frame) for frame in _frames(container, track, skipped)]
 
 
 def decoded_stamps(media: bytes | Path, origin: str, skipped: Set[int], stamps: set[int]) -> set[int]:
