@@ -1,59 +1,52 @@
-"""From a configuration to a trainer: data, whitening, networks, run folder."""
+"""From a configuration to a trainer, for a new run or one that goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from autoencoders.base import Whitening
-from configs.latents import check_latents, latent_digests, text_digest
-from configs.networks import (
-    ADAPTERS,
-    build_adapters,
-    build_encoders,
-    build_text_encoder,
-    build_trunk,
-    device_preprocess,
-    encoding_adapters,
-    load_autoencoders,
-    projector_specs,
-)
-from configs.schema import Config, StreamConfig, VideoStream
-from configs.sources import open_sources
-from core.alignment.terms import build_alignment
-from core.conditioning import NOTHING_GIVEN, Conditioning
+from configs.anew import check_fit, describe_anew, earlier_mixes, find_anew
+from configs.assembly import Assembly, whitening
+from configs.initial import Initial, WeightSource, check_meaning, is_resumed, kept_whitening, read_source, start_from
+from configs.schema import Config
+from configs.warnings import warnings
+from configs.watching import build_hooks
 from core.errors import ConfigError
-from core.objective import Objective
-from core.training.checkpoint import CheckpointStore
-from core.training.config import to_plain
-from core.training.mixing import ModalityMix
+from core.training.checkpoint import NOTHING_ANEW, CheckpointStore
+from core.training.config import refuse_changes, to_plain
+from core.training.history import NO_CHANGE, Change, stored_config
 from core.training.records import RunFolder
+from core.training.say import say
 from core.training.trainer import Trainer
-from core.trunk.projectors import ProjectorSpec
-from modalities.base import ModalityAdapter, Source
-from modalities.conditions import Conditions
-from modalities.data.loader import StepDataset, StepFeed, measure_whitening
+from modalities.data.loader import StepFeed
 from modalities.data.sources import SourceConfig
-from modalities.streams import Stream, make_parts
 
-# Settings that may change when a run is resumed: they do not touch a single number of the training.
+# Settings that may change when a run is resumed without --change: they do not touch a number of what was trained.
 FREE_ON_RESUME = {
     "run",
     "logging",
     "training.save_every",
     "training.keep",
+    "training.keep_every",
+    "training.preview",
+    "training.validate",
     "training.device",
     "training.workers",
     "training.data_limit",
-    *(f"modalities.{name}.{part}" for name in ADAPTERS for part in ("heldout", "sampling", "evaluation")),
+    "training.skip_steps",  # of steps to come, see configs/changes.py
 }
 
 
 def free_on_resume(config: Config) -> set[str]:
-    """The dotted keys (or prefixes) that may change; a run without a cooldown may also be made longer."""
-    streams = config.modalities.streams().items()
-    moved = {key for name, stream in streams for key in places(stream.data, f"modalities.{name}.data")}
-    return FREE_ON_RESUME | moved | (set() if config.training.optimizer.cooldown else {"training.steps"})
+    """The dotted keys (or prefixes) that may change; a run whose learning rates do not depend on its length may also be
+    made longer."""
+    free = set(FREE_ON_RESUME)
+    for name, stream in config.streams.items():
+        free |= {f"streams.{name}.{part}" for part in ("heldout", "sampling", "evaluation")}
+        free |= set(places(stream.data, f"streams.{name}.data"))
+    return free | (set() if config.training.optimizer.reads_length() else {"training.steps"})
 
 
 def places(data: SourceConfig, key: str) -> Iterator[str]:
@@ -63,120 +56,88 @@ def places(data: SourceConfig, key: str) -> Iterator[str]:
         yield from places(part, f"{key}.parts.{name}")
 
 
-def build_streams(
-    config: Config, adapters: dict[str, ModalityAdapter], root: Path, sources: dict[str, Source] | None = None
-) -> dict[str, Stream]:
-    """Open every data source, or take the opened ones. `root` is what relative paths start from.
+def is_finished(config: Config, change: Change = NO_CHANGE) -> bool:
+    """Whether the run has all of its steps. Raises ConfigError where its settings differ from the given ones, but for
+    those of `change`."""
+    path = Path(config.run)
+    store = CheckpointStore(path / "checkpoints")
+    if max(store.steps(), default=0) < config.training.steps or (store.latest() or 0) < config.training.steps:
+        return False
+    stored = stored_config(path)
+    if stored is not None:
+        refuse_changes(stored, to_plain(config), free_on_resume(config) | change.keys)
+    return True
 
-    Raises ConfigError also for stored latents that do not fit the configuration.
+
+def build_trainer(
+    config: Config, root: Path | None = None, change: Change = NO_CHANGE, initial: Initial | None = None
+) -> Trainer:
+    """Everything `selfflow train` needs, for a new run or to resume the one in `config.run`.
+
+    Args:
+        change: what differs from the settings of the run that is resumed, see configs/changes.py.
+        initial: weights that a new run starts from.
     """
-    streams, sources = {}, open_sources(config, root) if sources is None else sources
-    check_latents(config, sources, adapters, root)
-    for name, entry in config.modalities.streams().items():
-        parts = make_parts({name: adapters[name]}, keep_media={name: bool(entry.encoders)})
-        given = conditioning(entry, adapters[name])
-        streams[name] = Stream(sources[name], parts, entry.time, entry.mask_ratio, given, entry.data.caption_choice)
-    return streams
-
-
-def conditioning(entry: StreamConfig, adapter: ModalityAdapter) -> Conditioning:
-    """Which tokens are given in training, in how many samples and at which level."""
-    if not isinstance(entry, VideoStream) or entry.first_frame_share == 0:
-        return NOTHING_GIVEN
-    table = {"first_frame": (entry.first_frame_share, adapter.given_first_frame())}
-    return Conditioning(table, entry.first_frame_noise)
-
-
-def class_names(streams: dict[str, Stream]) -> list[str]:
-    """Every class name of the data, in the order of the trunk's label table."""
-    return sorted({label for stream in streams.values() for label in stream.source.labels()})
-
-
-def measure_all(config: Config, streams: dict[str, Stream]) -> dict[str, Whitening]:
-    return {name: measure_whitening(name, stream, name, config.seed) for name, stream in streams.items()}
-
-
-def build_dataset(config: Config, streams: dict[str, Stream], labels: list[str]) -> StepDataset:
-    """The microbatches of the run. Raises DataError when the first sample of a modality cannot be made."""
-    entries = config.modalities.streams()
-    mix = ModalityMix(
-        config.seed,
-        {name: entry.share for name, entry in entries.items()},
-        {name: entry.batch for name, entry in entries.items()},
-    )
-    conditions = Conditions(config.condition, labels)
-    dataset = StepDataset(config.seed, mix, streams, config.noising, conditions, config.training.accumulate)
-    dataset.check()
-    return dataset
-
-
-def build_trainer(config: Config, root: Path | None = None) -> Trainer:
-    """Everything `selfflow train` needs, for a new run or to resume the one in `config.run`."""
-    root = root or Path.cwd()
-    adapters = build_adapters(config, root)
-    streams = build_streams(config, adapters, root)
-    fingerprints = {name: stream.source.fingerprint() for name, stream in streams.items()}
-    identity = (Path(config.run), to_plain(config), fingerprints, free_on_resume(config))
+    run = Path(config.run)
+    store = CheckpointStore(run / "checkpoints", config.training.keep, keep_every=config.training.keep_every)
+    step = store.latest()
+    stored = None if step is None else store.extra(step)
+    source = None if is_resumed(run, initial, step) or initial is None else read_source(initial.path)
+    assembly = Assembly(config, root or Path.cwd(), device=config.training.torch_device())
+    fingerprints = {name: source.fingerprint() for name, source in assembly.sources.items()}
+    identity = (run, to_plain(config), fingerprints, free_on_resume(config), change)
     RunFolder.check(*identity)
-    labels = class_names(streams)
-    check_labels(Path(config.run), labels)
-    device = config.training.torch_device()
-    for adapter in adapters.values():
-        adapter.to(device)
-    load_autoencoders(encoding_adapters(config, adapters))
-    whitening = known_whitening(Path(config.run), adapters) or measure_all(config, streams)
-    encoders = build_encoders(config, adapters, root)
-    projectors = projector_specs(config, encoders)
-    trunk = build_trunk(config, adapters, labels, projectors)
-    dataset = build_dataset(config, streams, labels)
-    text, sources = build_text_encoder(config, root), {name: stream.source for name, stream in streams.items()}
-    if text is not None:
-        text.expect(text_digest(config, sources))
-        if not dataset.stores_text():
-            text.to(device).load()
-    entries = config.modalities.streams()
-    extra = checkpoint_extra(config, root, labels, adapters, whitening, projectors)
-    extra |= {"autoencoders": latent_digests(sources), "text": text_digest(config, sources)}
+    if stored is not None:
+        check_labels(run, stored["labels"], assembly.labels)
+    if source is not None:
+        check_meaning(source, initial, config, assembly.labels)
+    assembly.load_autoencoders()
+    if stored is not None:
+        assembly.whitening = whitening.stored(stored, assembly.adapters)
+    elif source is not None:
+        assembly.whitening = whitening_from(source, assembly)
+    origin, anew = None, NOTHING_ANEW
+    if source is not None:
+        origin = start_from(source, initial, assembly.trunk)
+    if stored is not None:
+        anew = find_anew(stored, config, assembly.projectors)
+        assembly.earlier = earlier_mixes(run, config, change, step)
+        check_fit(store, step, assembly.trunk, anew)
+        for line in describe_anew(anew, assembly.trunk):
+            say(line)
+    assembly.load_text_encoder()
     return Trainer(
         config.training,
-        trunk,
-        Objective(build_alignment(config.alignment, trunk.depth)),
-        StepFeed(dataset, config.training.workers, pin=device.type == "cuda"),
-        RunFolder.open(*identity),  # the first thing that is written: everything else fits
-        {name: entry.loss_weight for name, entry in entries.items()},
-        extra,
-        device_preprocess({n: s.parts for n, s in streams.items()}, whitening, encoders, device, text),
+        assembly.trunk,
+        assembly.objective,
+        StepFeed(assembly.dataset, config.training.workers, pin=assembly.device.type == "cuda"),
+        # The first thing that is written: everything else fits.
+        RunFolder.open(*identity[:-1], replace(change, step=step or 0), origin),
+        {name: entry.loss_weight for name, entry in config.streams.items()},
+        assembly.to_store(),
+        assembly.preprocess,
+        warnings(config),
+        build_hooks(assembly),
+        anew=anew,
+        initialised=source is not None,
+        store=store,
     )
 
 
-def checkpoint_extra(
-    config: Config,
-    root: Path,
-    labels: list[str],
-    adapters: dict[str, ModalityAdapter],
-    whitening: dict[str, Whitening],
-    projectors: dict[str, ProjectorSpec],
-) -> dict:
-    """What is stored in every checkpoint beside the tensors; `load_run` needs no more.
-
-    Whitening that comes with an autoencoder's weights stays with them: it can be megabytes. Where the data are latents,
-    no weights are read, and it is stored too.
-    """
-    published = {name for name, a in encoding_adapters(config, adapters).items() if a.whitening is not None}
-    return {
-        "config": to_plain(config),
-        "root": str(root.resolve()),
-        "labels": labels,
-        "whitening": {name: values.to_dict() for name, values in whitening.items() if name not in published},
-        "projectors": {name: [spec.kind, spec.out] for name, spec in projectors.items()},
-    }
+def whitening_from(source: WeightSource, assembly: Assembly) -> dict[str, Whitening]:
+    """Statistics of a new run that starts from other weights: published with the autoencoder, or those that the weights
+    are used to, or measured."""
+    config, published = assembly.config, whitening.published(assembly.config, assembly.adapters)
+    kept = {name: values for name, values in kept_whitening(source, config).items() if name not in published}
+    found = whitening.measured(config, assembly.streams, kept)
+    for name in found:
+        how = "published with its autoencoder" if name in published else "measured on the data"
+        say(f"latent statistics of {name}: {f'those of {source.name}' if name in kept else how}")
+    return found
 
 
-def check_labels(run: Path, labels: list[str]) -> None:
+def check_labels(run: Path, known: list[str], labels: list[str]) -> None:
     """Refuse to resume a run whose label table has other rows than the data. Raises ConfigError."""
-    store = CheckpointStore(run / "checkpoints")
-    step = store.latest()
-    known = labels if step is None else store.extra(step)["labels"]
     if len(known) != len(labels):
         raise ConfigError(f"{run} was trained with {len(known)} classes, and these data have {len(labels)}")
     if known != labels:
@@ -185,16 +146,3 @@ def check_labels(run: Path, labels: list[str]) -> None:
             f"{run}: its class {first} is {known[first]!r}, and that of these data is {labels[first]!r}; the label "
             "table would be mixed up"
         )
-
-
-def known_whitening(run: Path, adapters: dict[str, ModalityAdapter]) -> dict[str, Whitening]:
-    """The statistics that a run's newest checkpoint was trained with; empty for a new run."""
-    store = CheckpointStore(run / "checkpoints")
-    step = store.latest()
-    return {} if step is None else stored_whitening(store.extra(step), adapters)
-
-
-def stored_whitening(extra: dict, adapters: dict[str, ModalityAdapter]) -> dict[str, Whitening]:
-    """Measured statistics of a checkpoint, and those published with an autoencoder's weights."""
-    stored = {name: Whitening.from_dict(values) for name, values in extra["whitening"].items()}
-    return stored | {name: adapter.whitening for name, adapter in adapters.items() if name not in stored}

@@ -1,18 +1,19 @@
-"""What `selfflow encode` makes of a configuration: one job for each modality, and the settings that its parts share."""
+"""What `selfflow encode` makes of a configuration: one job for each stream, and the settings that its parts share."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from configs.latents import media_settings, text_settings
-from configs.networks import build_adapters, build_text_encoder, load_autoencoders
-from configs.schema import Config, StreamConfig
-from configs.sources import open_sources
+from configs.assembly import Assembly
+from configs.assembly.adapters import load_autoencoders
+from configs.assembly.latents import media_settings, text_settings
+from configs.schema import Config
 from core.errors import ConfigError, nearest
 from core.training.config import to_plain
 from modalities.base import ModalityAdapter
+from modalities.data.sources import SourceConfig
 from modalities.data.stored import DTYPES, FORMAT, TextFeatures, stored_manifests
 from modalities.encoding.encode import CaptionEncoder, Job
 
@@ -41,7 +42,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class Encoding:
-    """One modality to encode.
+    """One stream to encode.
 
     Attributes:
         settings: what the bytes depend on; parts are only added to a folder that was begun with the same.
@@ -53,29 +54,28 @@ class Encoding:
     about: dict[str, Any]
 
 
-def build_encodings(config: Config, root: Path, options: EncodeOptions, modality: str | None) -> dict[str, Encoding]:
-    """modality -> what to encode, with all weights read. `root` is what relative paths start from.
+def build_encodings(config: Config, root: Path, options: EncodeOptions, stream: str | None) -> dict[str, Encoding]:
+    """stream -> what to encode, with all weights read. `root` is what relative paths start from.
 
     Raises ConfigError for wrong options, data that cannot be opened or are latents already, and missing weights.
     """
     if problems := options.problems():
         raise ConfigError(problems)
-    config = only(config, modality)
-    adapters, sources = build_adapters(config, root), open_sources(config, root)
-    for name, source in sources.items():
+    config = only(config, stream)
+    assembly = Assembly(config, root, device=config.training.torch_device())
+    for name, source in assembly.sources.items():
         if stored_manifests(source):
-            raise ConfigError(f"modalities.{name}.data: holds latents already; name the media that they were made of")
-    device = config.training.torch_device()
-    for adapter in adapters.values():
-        adapter.to(device)
-    load_autoencoders(adapters)
-    text = caption_encoder(config, root, options.text)
+            raise ConfigError(f"streams.{name}.data: holds latents already; name the media that they were made of")
+    load_autoencoders(config, assembly.adapters)
+    text = caption_encoder(assembly, options.text)
     found = {}
-    for name, stream in config.modalities.streams().items():
+    for name, entry in config.streams.items():
+        ((part, adapter),) = assembly.adapters[name].items()
+        media = entry.named_parts(name)[part].media
         job = Job(
             modality=name,
-            source=sources[name],
-            adapter=adapters[name],
+            source=assembly.sources[name],
+            adapter=adapter,
             seed=config.seed,
             views=options.views,
             part=options.part,
@@ -83,37 +83,35 @@ def build_encodings(config: Config, root: Path, options: EncodeOptions, modality
             limit=config.training.data_limit,
             text=text,
         )
-        found[name] = Encoding(job, settings(job, stream), about(job, stream))
+        found[name] = Encoding(job, settings(job, media), about(job, media, entry.data))
     return found
 
 
-def caption_encoder(config: Config, root: Path, wanted: bool) -> CaptionEncoder | None:
+def caption_encoder(assembly: Assembly, wanted: bool) -> CaptionEncoder | None:
     """The frozen text encoder with its weights read, None where no features are wanted."""
     if not wanted:
         return None
-    encoder = build_text_encoder(config, root)
+    encoder = assembly.text
     if encoder is None:
         raise ConfigError("--text: condition.encoder is not set, so there are no features to store; leave --text out")
-    encoder.to(config.training.torch_device()).load()
+    encoder.load()
     dtype = str(encoder.dtype).removeprefix("torch.")
-    settings = text_settings(config.condition.encoder)
+    settings = text_settings(assembly.config.condition.encoder)
     return CaptionEncoder(encoder, TextFeatures(settings, encoder.path, encoder.digest(), encoder.width, dtype))
 
 
-def only(config: Config, modality: str | None) -> Config:
-    """The configuration with one modality alone, or as it is."""
-    streams = config.modalities.streams()
-    if modality is None:
+def only(config: Config, stream: str | None) -> Config:
+    """The configuration with one stream alone, or as it is."""
+    if stream is None:
         return config
-    if modality not in streams:
-        raise ConfigError(f"--modality: the configuration has no {modality}; it has {', '.join(streams)}")
-    others = {entry.name: None for entry in fields(config.modalities) if entry.name != modality}
-    return replace(config, modalities=replace(config.modalities, **others))
+    if stream not in config.streams:
+        raise ConfigError(f"--stream: the configuration has no {stream}; it has {', '.join(config.streams)}")
+    return replace(config, streams={stream: config.streams[stream]})
 
 
-def settings(job: Job, stream: StreamConfig) -> dict[str, Any]:
+def settings(job: Job, media: Any) -> dict[str, Any]:
     """Everything that a stored sample depends on. Where the weights lie is not of it: their digest is."""
-    autoencoder = autoencoder_settings(stream, job.adapter)
+    autoencoder = autoencoder_settings(media, job.adapter)
     text = None if job.text is None else asdict(job.text.features)
     return {
         "format": FORMAT,
@@ -127,16 +125,16 @@ def settings(job: Job, stream: StreamConfig) -> dict[str, Any]:
         "grid": list(job.adapter.grid()),
         "channels": job.adapter.channels,
         "autoencoder": {key: value for key, value in autoencoder.items() if key != "path"},
-        "media": media_settings(stream),
+        "media": media_settings(media),
         "text": None if text is None else {key: value for key, value in text.items() if key != "path"},
     }
 
 
-def about(job: Job, stream: StreamConfig) -> dict[str, Any]:
+def about(job: Job, media: Any, data: SourceConfig) -> dict[str, Any]:
     return {
-        "autoencoder": autoencoder_settings(stream, job.adapter),
-        "media": media_settings(stream),
-        "source": {"kind": stream.data.kind, "path": stream.data.path, "fingerprint": job.source.fingerprint()},
+        "autoencoder": autoencoder_settings(media, job.adapter),
+        "media": media_settings(media),
+        "source": {"kind": data.kind, "path": data.path, "fingerprint": job.source.fingerprint()},
     }
 
 
@@ -146,9 +144,9 @@ def local_path(adapter: ModalityAdapter) -> str | None:
     return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
 
-def autoencoder_settings(stream: StreamConfig, adapter: ModalityAdapter) -> dict[str, Any]:
+def autoencoder_settings(media: Any, adapter: ModalityAdapter) -> dict[str, Any]:
     """The section of the configuration with what was left out, and the digest of the weights ("" without weights)."""
-    found = to_plain(stream.media.autoencoder)
+    found = to_plain(media.autoencoder)
     found["path"] = local_path(adapter)
     if adapter.has_weights:
         found["precision"] = found["precision"] or "fp32"

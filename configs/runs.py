@@ -1,53 +1,80 @@
-"""Trained runs: is one finished, what it generates with, and what `selfflow evaluate` measures of it."""
+"""Trained runs: what one generates with, and what `selfflow evaluate` measures of it."""
 
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from torch import Tensor, nn
 
-from configs.build import conditioning, free_on_resume, stored_whitening
-from configs.networks import build_adapters, build_text_encoder, build_trunk
+from configs.assembly import Assembly
+from configs.assembly.sources import stream_modalities
+from configs.assembly.streams import build_conditioning
 from configs.schema import Config, StreamConfig
-from core.errors import CheckpointError, ConfigError
+from core.errors import CheckpointError, ConfigError, choose
 from core.evaluation.pair import PairPlan
 from core.training.checkpoint import CheckpointStore
-from core.training.config import read_plain, refuse_changes, to_plain
-from core.trunk.projectors import ProjectorSpec
-from modalities.conditions import Conditions
+from core.training.config import from_plain
+from core.training.posthoc_ema import reconstruct
 from modalities.data.sources import build_source
 from modalities.evaluation.heldout import Reader
 from modalities.evaluation.subject import Subject
 from modalities.generation import Generator
-from modalities.streams import make_parts
+
+# which weights -> part of a checkpoint
+WEIGHTS = {"ema": "teacher", "student": "student"}
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What a checkpoint of a run generates with; `step` is the checkpoint's, `root` what its data paths start from.
+    """What a checkpoint of a run generates with; `step` is the checkpoint's.
 
-    `folder` is the run's, wherever it lies now.
+    `folder` is the run's, wherever it lies now; `weights` is a name of `WEIGHTS`; `ema_length` that of a post-hoc
+    EMA in place of these, or None.
     """
 
-    config: Config
-    generator: Generator
+    assembly: Assembly
     step: int
-    root: Path
     folder: Path
+    weights: str = "ema"
+    ema_length: float | None = None
+
+    @property
+    def config(self) -> Config:
+        return self.assembly.config
+
+    @property
+    def root(self) -> Path:
+        """What data paths start from."""
+        return self.assembly.root
+
+    @property
+    def generator(self) -> Generator:
+        return self.assembly.generator
 
 
-def load_run(path: Path, step: int | None = None, device: str = "auto", text_encoder: str | None = None) -> LoadedRun:
-    """The teacher (EMA) of a run's newest or given checkpoint, with everything stored beside it.
+def load_run(
+    path: Path,
+    step: int | None = None,
+    device: str = "auto",
+    text_encoder: str | None = None,
+    weights: str = "ema",
+    ema_length: float | None = None,
+) -> LoadedRun:
+    """The EMA (the teacher) of a run's newest or given checkpoint, with everything stored beside it.
 
     Args:
+        weights: ema, or student for the weights that the optimizer moves.
         text_encoder: folder or name of the run's frozen text encoder and its tokenizer, where that is not what the run
             was trained with.
+        ema_length: the weights of a post-hoc EMA of this length (sigma_rel) up to its last snapshot at or before the
+            checkpoint, in place of the teacher's.
     """
     store, step = checkpoint_store(path, step)
     extra = store.extra(step)
-    config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), extra["config"]))
+    config: Config = from_plain(Config, extra["config"])
     config.training.device = device
     if text_encoder is not None:
         if config.condition.encoder is None:
@@ -55,23 +82,26 @@ def load_run(path: Path, step: int | None = None, device: str = "auto", text_enc
         place = Path(text_encoder).expanduser()
         config.condition.encoder.path = str(place.resolve()) if place.exists() else text_encoder
         config.condition.encoder.tokenizer = ""
-    target = config.training.torch_device()
-    adapters = build_adapters(config, Path(extra["root"]))
-    projectors = {name: ProjectorSpec(*spec) for name, spec in extra["projectors"].items()}
-    trunk = build_trunk(config, adapters, extra["labels"], projectors)
-    trunk.load_state_dict(store.load_weights(step, "teacher"))
-    trunk = trunk.to(target).eval().requires_grad_(False)
-    for name, adapter in adapters.items():
-        adapter.to(target)
-        adapter.autoencoder.expect(extra.get("autoencoders", {}).get(name, ""))
-    whitening = stored_whitening(extra, adapters)
-    conditions = Conditions(config.condition, extra["labels"])
-    text = build_text_encoder(config, Path(extra["root"]))
-    if text is not None:
-        text.to(target).expect(extra.get("text", ""))
-    parts = {name: make_parts({name: adapter}) for name, adapter in adapters.items()}
-    generator = Generator(trunk, parts, whitening, conditions, target, text)
-    return LoadedRun(config, generator, step, Path(extra["root"]), Path(path))
+    assembly = Assembly(config, Path(extra["root"]), extra, config.training.torch_device())
+    if ema_length is None:
+        assembly.trunk.load_state_dict(store.load_weights(step, choose("weights", weights, WEIGHTS)))
+    else:
+        assembly.trunk.load_state_dict(posthoc_weights(path, ema_length, step))
+    assembly.trunk.to(assembly.device).eval().requires_grad_(False)
+    return LoadedRun(assembly, step, Path(path), weights, ema_length)
+
+
+def posthoc_weights(path: Path, length: float, step: int) -> dict[str, Tensor]:
+    """Those of a post-hoc EMA, with a line on stderr about what they were made of."""
+    weights, recipe = reconstruct(path, length, step)
+    print(
+        f"EMA of length {length:g} up to step {recipe.step}, from {len(recipe.factors)} stored averages; its profile "
+        f"is met within {recipe.error:.1%}",
+        file=sys.stderr,
+    )
+    if warning := recipe.warning():
+        print(f"warning: {warning}", file=sys.stderr)
+    return weights
 
 
 def checkpoint_store(path: Path, step: int | None) -> tuple[CheckpointStore, int]:
@@ -83,41 +113,38 @@ def checkpoint_store(path: Path, step: int | None) -> tuple[CheckpointStore, int
     return store, step
 
 
-def is_finished(config: Config) -> bool:
-    """Whether the run has all of its steps. Raises ConfigError where its settings differ from the given ones."""
-    path = Path(config.run)
-    store = CheckpointStore(path / "checkpoints")
-    if max(store.steps(), default=0) < config.training.steps or (store.latest() or 0) < config.training.steps:
-        return False
-    refuse_changes(read_plain(path / "config.yaml"), to_plain(config), free_on_resume(config))
-    return True
-
-
-def evaluation_subject(loaded: LoadedRun, stream: StreamConfig, modality: str) -> Subject:
-    """What `selfflow evaluate` measures of one modality; `stream` may differ from the run's in its data paths."""
+def evaluation_subject(assembly: Assembly, name: str, stream: StreamConfig) -> Subject:
+    """What `selfflow evaluate` measures of one stream; `stream` may differ from the run's in its data paths."""
     if stream.heldout is None:
         raise ConfigError(
-            f"modalities.{modality}.heldout: not set; name records that were not trained on, such as "
-            f"modalities.{modality}.heldout={{kind: folder, path: FOLDER}}"
+            f"streams.{name}.heldout: not set; name records that were not trained on, such as "
+            f"streams.{name}.heldout={{kind: folder, path: FOLDER}}"
         )
-    heldout, training = (build_source(source, modality, loaded.root) for source in (stream.heldout, stream.data))
+    modalities = stream_modalities(name, stream)
+    heldout, training = (build_source(source, modalities, assembly.root) for source in (stream.heldout, stream.data))
     classes, seed = training.labels(), stream.evaluation.seed
     readers = [
-        Reader(loaded.generator, modality, source, classes, seed, config.caption_choice)
+        Reader(assembly.generator, name, source, classes, seed, config.caption_choice)
         for source, config in ((heldout, stream.heldout), (training, stream.data))
     ]
-    rate = getattr(stream.media, "sample_rate", None)
-    name = Path(stream.data.path).name or f"{stream.data.kind} {modality} data"
-    return Subject(loaded.generator, modality, *readers, stream.sampling, rate, name)
+    data = Path(stream.data.path).name or f"{stream.data.kind} {name} data"
+    return Subject(assembly.generator, name, *readers, stream.sampling, data)
 
 
-def aligned_pair(loaded: LoadedRun, modality: str) -> PairPlan | None:
+def aligned_pair(loaded: LoadedRun, name: str) -> PairPlan | None:
     """The student beside the EMA teacher, and how the run noises them; None without alignment.ema_teacher."""
-    config, trunk = loaded.config, loaded.generator.trunk
+    if loaded.config.alignment.ema_teacher is None:
+        return None
+    student = copy.deepcopy(loaded.generator.trunk)
+    student.load_state_dict(CheckpointStore(loaded.folder / "checkpoints").load_weights(loaded.step, "student"))
+    return pair_plan(loaded.assembly, student, name)
+
+
+def pair_plan(assembly: Assembly, student: nn.Module, name: str) -> PairPlan | None:
+    """How a run aligns this student on a stream; None without alignment.ema_teacher."""
+    config = assembly.config
     if config.alignment.ema_teacher is None:
         return None
-    student = copy.deepcopy(trunk)
-    student.load_state_dict(CheckpointStore(loaded.folder / "checkpoints").load_weights(loaded.step, "student"))
-    stream, layers = config.modalities.streams()[modality], config.alignment.ema_teacher.layers(trunk.depth)
-    given = conditioning(stream, loaded.generator.parts[modality][modality].adapter)
+    stream, layers = config.streams[name], config.alignment.ema_teacher.layers(student.depth)
+    given = build_conditioning(name, stream, assembly.parts[name])
     return PairPlan(student, *layers, config.noising, stream.time, stream.mask_ratio, given)

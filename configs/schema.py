@@ -24,7 +24,6 @@ from modalities.encoders.build import FAMILIES
 from modalities.evaluation.settings import EvaluationSettings
 from modalities.table import media_settings
 
-
 # Rows of `condition_on` that are no names of parts.
 NONE, FIRST_FRAME = "none", "first_frame"
 
@@ -44,7 +43,7 @@ class PartConfig:
     modality: str = ""
     loss_weight: float = 1.0
     std_floor: float = 0.01
-    media: Any = section(media_settings)
+    media: Any = section(media_settings)  # noqa: RUF009 - makes a field
 
     def problems(self) -> list[str]:
         found = []
@@ -87,7 +86,7 @@ class StreamConfig:
     heldout: SourceConfig | None = None
     modality: str = ""
     std_floor: float = 0.01
-    media: Any = section(media_settings)
+    media: Any = section(media_settings)  # noqa: RUF009 - makes a field
     parts: dict[str, PartConfig] = field(default_factory=dict)
     positions_per_second: float | None = None
     condition_on: dict[str, float] = field(default_factory=dict)
@@ -117,7 +116,8 @@ class StreamConfig:
             if self.positions_per_second is not None:
                 return ["positions_per_second: is read for several `parts` alone"]
             return [] if 0 < self.std_floor <= 1 else [f"std_floor: {self.std_floor} must lie in (0, 1]"]
-        found = [f"{n}: belongs to each of the parts, parts.NAME.{n}" for n in ("modality", "media") if getattr(self, n)]
+        own = ("modality", "media")
+        found = [f"{n}: belongs to each of the parts, parts.NAME.{n}" for n in own if getattr(self, n)]
         if self.std_floor != StreamConfig.std_floor:
             found.append("std_floor: belongs to each of the parts, parts.NAME.std_floor")
         found += [f"parts.{name}: the name must be a plain one" for name in self.parts if not name.isidentifier()]
@@ -196,13 +196,27 @@ class Config:
             )
         if self.noising.times == "per_part" and not any(stream.parts for stream in self.streams.values()):
             found.append("noising.times: 'per_part' is read for streams of several parts alone, and there is none")
-        return found
+        return found + self._watching_problems()
 
     def parts(self) -> Iterator[tuple[str, str, PartConfig]]:
         """(stream, part, its settings) of all streams."""
         for stream, entry in self.streams.items():
             for name, part in entry.named_parts(stream).items():
                 yield stream, name, part
+
+    def _watching_problems(self) -> list[str]:
+        """What previews and validation ask of the streams."""
+        found = [
+            f"training.preview.prompts.{name}: the run has no such stream; it has {', '.join(self.streams)}"
+            for name in self.training.preview.prompts
+            if name not in self.streams
+        ]
+        if self.training.validate.every and all(stream.heldout is None for stream in self.streams.values()):
+            found.append(
+                "training.validate.every: nothing to validate on; name records that are not trained on, such as "
+                f"streams.{next(iter(self.streams), 'image')}.heldout={{kind: folder, path: FOLDER}}"
+            )
+        return found
 
     def _shared_problems(self) -> list[str]:
         """What parts of one modality, which share their layers and latent statistics, must agree in."""
@@ -217,7 +231,9 @@ class Config:
                     f"{where} has {other.media.autoencoder.kind!r} or another of its settings; one modality has one"
                 )
             if other.std_floor != part.std_floor:
-                found.append(f"streams.{stream}: std_floor {part.std_floor} of {part.modality} is {other.std_floor} in {where}")
+                found.append(
+                    f"streams.{stream}: std_floor {part.std_floor} of {part.modality} is {other.std_floor} in {where}"
+                )
         return found
 
     def _stream_problems(self, name: str, stream: StreamConfig) -> list[str]:

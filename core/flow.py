@@ -37,3 +37,13 @@ def score_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
 def shift_time(t: Tensor, alpha: float) -> Tensor:
     """alpha t / (1 + (alpha - 1) t): alpha > 1 moves mass towards noise (paper A.2)."""
     return alpha * t / (1 + (alpha - 1) * t)
+
+
+def shift_number(t: float, alpha: float) -> float:
+    """`shift_time` of one number in [0, 1], in a form that keeps 0 and 1 and stays between them for every alpha > 0.
+
+    The other form rounds 1 to 1.0000000000000002 for some alpha. It stays for the times of training, which have to be
+    the same bits when a run goes on.
+    """
+    moved = alpha * t
+    return moved / ((1 - t) + moved)

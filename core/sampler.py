@@ -7,7 +7,7 @@ while the others are integrated around them (first frames, inpainting, an observ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from core.flow import interpolate
 from core.inference import keyed_normals, one_level
 from core.sampler_config import LAST_SDE_STEP, SOLVERS, SamplerConfig, time_grid
 from core.solvers import Integrate, State, VelocityAt
-from core.types import TokenBatch, map_tensors
+from core.types import Context, TokenBatch, join_contexts, map_tensors
 
 __all__ = ["LAST_SDE_STEP", "SOLVERS", "SamplerConfig", "initial_noise", "sample", "sde_increments", "time_grid"]
 
@@ -41,6 +41,7 @@ def sample(
     seed: int = 0,
     increments: Callable[[int], State] | None = None,
     progress: Callable[[int, State], None] | None = None,
+    null: Context | None = None,
 ) -> State:
     """Integrate the trunk's velocity from noise to data.
 
@@ -52,29 +53,33 @@ def sample(
         increments: step (from 0) -> unit normals (B, N, C) per segment; default `sde_increments(seed, batch)`.
         progress: called after every step with the number of finished steps and the state; under dopri5 only when
             all is done, with the state at each time of the grid.
+        null: what guidance leads away from, in place of the null condition: a negative prompt for each sample.
 
     Returns:
         (B, N, C) per segment: generated tokens, and the given ones as they are in x0.
 
     Raises:
         ConfigError: with all problems of the config; or dopri5 cannot run (no torchdiffeq, tolerances too small).
-        ShapeError: noise does not fit the batch, or random numbers are needed and the batch has no keys.
+        ShapeError: noise or `null` does not fit the batch, or random numbers are needed and the batch has no keys.
     """
     if problems := config.problems():
         raise ConfigError(problems)
     _check_noise(noise, batch)
+    if null is not None and null.dropped.shape[0] != batch.size:
+        raise ShapeError(f"sample: null: {null.dropped.shape[0]} contexts for {batch.size} samples")
     state = tuple(part.to(torch.promote_types(part.dtype, torch.float32)) for part in noise)
     clean = tuple(segment.x0.to(part.dtype) for segment, part in zip(batch.segments, state, strict=True))
     level = torch.full((1, 1), config.given_level, dtype=state[0].dtype, device=state[0].device)
     held = tuple(interpolate(x0, x1, level) for x0, x1 in zip(clean, state, strict=True))
+    guided = Guided(batch, batch.context.drop_all() if null is None else null)
 
     solver = SOLVERS[config.solver]
     if solver.adaptive:
         times = config.times() if progress is not None else [config.times()[0], config.times()[-1]]
-        states = _adaptive(trunk, batch, state, held, solver.build(config), times, config)
+        states = _adaptive(trunk, guided, state, held, solver.build(config), times, config)
     else:
         draws = increments or sde_increments(seed, batch)
-        states = solver.build(config)(_velocity_at(trunk, batch, held, config), state, config.times(), draws)
+        states = solver.build(config)(_velocity_at(trunk, guided, held, config), state, config.times(), draws)
     for step, reached in enumerate(states, 1):
         state = _with_given(batch, reached, held)
         if progress is not None:
@@ -82,13 +87,40 @@ def sample(
     return _with_given(batch, state, clean)
 
 
-def _velocity_at(trunk: nn.Module, batch: TokenBatch, held: State, config: SamplerConfig) -> VelocityAt:
-    return lambda x, t: _velocity(trunk, batch, _with_given(batch, x, held), t, config)
+@dataclass(frozen=True)
+class Guided:
+    """Samples, and for each of them the context that guidance leads away from."""
+
+    batch: TokenBatch
+    null: Context
+
+    def one(self, i: int) -> Guided:
+        """Sample i as a batch of one, in memory of its own: how a tensor is aligned can choose the kernel, too."""
+
+        def row(tensor: Tensor) -> Tensor:
+            return tensor if tensor.shape[0] < self.batch.size else tensor[i : i + 1].clone()  # ids may be shared
+
+        segments = map_tensors(self.batch.segments, row)
+        context, null = map_tensors((self.batch.context, self.null), row)
+        return Guided(TokenBatch(segments, context, self.batch.keys[i : i + 1]), null)
+
+    def both(self) -> TokenBatch:
+        """(2B): every sample under the null context, then every sample under its own."""
+
+        def twice(tensor: Tensor) -> Tensor:
+            return tensor if tensor.shape[0] < self.batch.size else torch.cat([tensor, tensor])
+
+        context = join_contexts(self.null, self.batch.context)
+        return TokenBatch(map_tensors(self.batch.segments, twice), context, self.batch.keys * 2)
+
+
+def _velocity_at(trunk: nn.Module, guided: Guided, held: State, config: SamplerConfig) -> VelocityAt:
+    return lambda x, t: _velocity(trunk, guided, _with_given(guided.batch, x, held), t, config)
 
 
 def _adaptive(
     trunk: nn.Module,
-    batch: TokenBatch,
+    guided: Guided,
     state: State,
     held: State,
     integrate: Integrate,
@@ -99,11 +131,12 @@ def _adaptive(
 
     It sees only the numbers that it has to integrate, in one row: given tokens and padding would dilute its error.
     """
+    batch = guided.batch
     if _one_by_one(config, batch, state):
         runs = []
         for i in range(batch.size):
             own = [tuple(part[i : i + 1].clone() for part in parts) for parts in (state, held)]
-            runs.append(_adaptive(trunk, _one_sample(batch, i), *own, integrate, times, config))
+            runs.append(_adaptive(trunk, guided.one(i), *own, integrate, times, config))
         yield from (
             tuple(torch.cat(parts) for parts in zip(*states, strict=True)) for states in zip(*runs, strict=True)
         )
@@ -121,7 +154,7 @@ def _adaptive(
     if sum(sizes) == 0:
         yield from [state] * (len(times) - 1)
         return
-    velocity_at = _velocity_at(trunk, batch, held, config)
+    velocity_at = _velocity_at(trunk, guided, held, config)
     rows = integrate(lambda row, t: pack(velocity_at(unpack(row), t)), pack(state), times, lambda step: ())
     yield from map(unpack, rows)
 
@@ -141,15 +174,15 @@ def _check_noise(noise: State, batch: TokenBatch) -> None:
         raise ShapeError(f"sample: noise: expected shapes {wanted}, got {seen}")
 
 
-def _velocity(trunk: nn.Module, batch: TokenBatch, x: State, t: float, config: SamplerConfig) -> State:
+def _velocity(trunk: nn.Module, guided: Guided, x: State, t: float, config: SamplerConfig) -> State:
     """Guided velocity (B, N, C) per segment, in the dtype of the state."""
-    if not _one_by_one(config, batch, x):
-        return _guided(trunk, batch, x, t, config)
+    if not _one_by_one(config, guided.batch, x):
+        return _guided(trunk, guided, x, t, config)
     # Matrix products of other sizes run other kernels with other rounding: one row per sample (the modulation) goes
     # through a matrix-vector kernel in a batch of one and through a matrix-matrix kernel in a larger one.
     parts = []
-    for i in range(batch.size):
-        parts.append(_guided(trunk, _one_sample(batch, i), tuple(part[i : i + 1].clone() for part in x), t, config))
+    for i in range(guided.batch.size):
+        parts.append(_guided(trunk, guided.one(i), tuple(part[i : i + 1].clone() for part in x), t, config))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
@@ -157,35 +190,14 @@ def _one_by_one(config: SamplerConfig, batch: TokenBatch, x: State) -> bool:
     return config.exact and x[0].device.type == "cpu" and batch.size > 1
 
 
-def _guided(trunk: nn.Module, batch: TokenBatch, x: State, t: float, config: SamplerConfig) -> State:
+def _guided(trunk: nn.Module, guided: Guided, x: State, t: float, config: SamplerConfig) -> State:
     dtypes = [part.dtype for part in x]
-    inside = config.guidance_low <= max(t, 0.0) <= config.guidance_high  # dopri5 may look past the end
+    inside = config.guidance_low <= min(max(t, 0.0), 1.0) <= config.guidance_high  # dopri5 may look past the end
     if config.guidance == 1 or not inside:
-        v = trunk(x, one_level(batch, t, config.given_level, dtypes[0]), batch).velocity
+        v = trunk(x, one_level(guided.batch, t, config.given_level, dtypes[0]), guided.batch).velocity
         return tuple(part.to(dtype) for part, dtype in zip(v, dtypes, strict=True))
-    both = _null_and_condition(batch)
+    both = guided.both()
     twice = tuple(torch.cat([part, part]) for part in x)
     v = trunk(twice, one_level(both, t, config.given_level, dtypes[0]), both).velocity
     halves = [part.to(dtype).chunk(2) for part, dtype in zip(v, dtypes, strict=True)]
     return tuple(null + config.guidance * (condition - null) for null, condition in halves)
-
-
-def _one_sample(batch: TokenBatch, i: int) -> TokenBatch:
-    """Sample i as a batch of one, in memory of its own: how a tensor is aligned can choose the kernel, too."""
-
-    def row(tensor: Tensor) -> Tensor:
-        return tensor if tensor.shape[0] < batch.size else tensor[i : i + 1].clone()  # ids may be shared
-
-    segments, context = map_tensors(batch.segments, row), map_tensors(batch.context, row)
-    return TokenBatch(segments, context, batch.keys[i : i + 1])
-
-
-def _null_and_condition(batch: TokenBatch) -> TokenBatch:
-    """(2B): every sample under the null condition, then every sample under its own."""
-
-    def twice(tensor: Tensor) -> Tensor:
-        return tensor if tensor.shape[0] < batch.size else torch.cat([tensor, tensor])
-
-    context = map_tensors(batch.context, twice)
-    dropped = torch.cat([batch.context.drop_all().dropped, batch.context.dropped])
-    return TokenBatch(map_tensors(batch.segments, twice), replace(context, dropped=dropped), batch.keys * 2)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from core.errors import nearest
-from core.flow import shift_time
+from core.errors import nearest, not_finite
+from core.flow import shift_number
 from core.sde import DIFFUSION_FORMS, LAST_STEPS, diffusion, euler_maruyama_step, sde_heun_step
 from core.solvers import Integrate, dopri5, euler_step, heun_step, midpoint_step, on_grid, rk4_step
 
 # Of the SDE: the random steps end here. A step of 250 over [0, 1], whatever the number of steps (SiT, REPA, Self-Flow).
 LAST_SDE_STEP = 0.04
+
+# Published scales stay below 30. Far above them float32 has no room for the difference that is scaled.
+MOST_GUIDANCE = MOST_DIFFUSION = 1000.0
+MOST_STEPS = 100_000
 
 
 @dataclass
@@ -24,7 +29,7 @@ class SamplerConfig:
         steps: number of solver steps, the last one of an SDE included; a grid of N points has N - 1. dopri5 only
             reports its state at these times.
         shift: alpha of the time shift; above 1, more of the steps are spent near noise.
-        guidance: s in v = v_null + s (v_condition - v_null); 1 is no guidance, and costs none.
+        guidance: s in v = v_null + s (v_condition - v_null), at most 1000; 1 is no guidance, and costs none.
         guidance_low, guidance_high: guidance acts where low <= t <= high; elsewhere the null half is not evaluated.
         given_level: noise level at which the other tokens see the given ones; they are returned clean.
         exact: on a CPU, evaluate the trunk sample by sample, so that a sample has the same bytes in a batch of any
@@ -63,15 +68,18 @@ class SamplerConfig:
     last_step_size: float = LAST_SDE_STEP
 
     def problems(self) -> list[str]:
-        found = []
+        if found := not_finite(self):
+            return found
         if self.solver not in SOLVERS:
             found.append(f"solver: {self.solver!r} is not one of {', '.join(SOLVERS)}.{nearest(self.solver, SOLVERS)}")
-        if self.steps < (2 if self._ends_in_one_step() else 1):
-            found.append(f"steps: {self.steps} must be at least {2 if self._ends_in_one_step() else 1}")
+        least = 2 if self._ends_in_one_step() else 1
+        if self.steps < least:
+            found.append(f"steps: {self.steps} must be at least {least}")
+        if self.steps > MOST_STEPS:
+            found.append(f"steps: {self.steps} must be at most {MOST_STEPS:,}")
         if not self.shift > 0:
             found.append(f"shift: {self.shift} must be above 0")
-        if not self.guidance >= 0:
-            found.append(f"guidance: {self.guidance} must not be negative")
+        found += _out_of_range("guidance", self.guidance, MOST_GUIDANCE)
         if not 0 <= self.guidance_low <= self.guidance_high <= 1:
             found.append(
                 f"guidance_low, guidance_high: {self.guidance_low}, {self.guidance_high} must lie in [0, 1], in order"
@@ -83,10 +91,20 @@ class SamplerConfig:
         for name in ("atol", "rtol"):
             if not getattr(self, name) > 0:
                 found.append(f"{name}: {getattr(self, name)} must be above 0")
-        return found + self._unread() + self._sde_problems()
+        found += self._unread() + self._sde_problems()
+        return found or self._grid_problems()
 
     def _ends_in_one_step(self) -> bool:
         return self.solver in ("sde", "sde_heun") and self.last_step != "none"
+
+    def _grid_problems(self) -> list[str]:
+        """Of a grid whose settings are in range, each by itself."""
+        if all(t > after for t, after in pairwise(self.times())):
+            return []
+        return [
+            f"shift: {self.shift} puts several of the {self.steps} steps at one time; bring it nearer to 1, or move "
+            "start and end apart"
+        ]
 
     def _unread(self) -> list[str]:
         """Settings of other solvers, away from their defaults."""
@@ -104,8 +122,7 @@ class SamplerConfig:
             value = getattr(self, name)
             if value not in table:
                 found.append(f"{name}: {value!r} is not one of {', '.join(table)}.{nearest(value, table)}")
-        if not self.diffusion_norm >= 0:
-            found.append(f"diffusion_norm: {self.diffusion_norm} must not be negative")
+        found += _out_of_range("diffusion_norm", self.diffusion_norm, MOST_DIFFUSION)
         if not 0 < self.last_step_size < 1:
             found.append(f"last_step_size: {self.last_step_size} must lie between 0 and 1")
         if self.solver not in ("sde", "sde_heun"):
@@ -114,7 +131,7 @@ class SamplerConfig:
             found.append("start: 1.0 must be below 1 (0.999, say): diffusion_form sbdm is infinite at 1")
         if self._ends_in_one_step() and self.end != 0:
             found.append(f"end: {self.end} must be 0, where last_step {self.last_step} ends; or set last_step to none")
-        if self._ends_in_one_step() and self.shift > 0 and self.last_step_size >= shift_time(self.start, self.shift):
+        if self._ends_in_one_step() and self.shift > 0 and self.last_step_size >= shift_number(self.start, self.shift):
             found.append(f"last_step_size: {self.last_step_size} must be below the start")
         if self.last_step == "none" and self.last_step_size != LAST_SDE_STEP:
             found.append(f"last_step_size: {self.last_step_size} is not read with last_step none; leave it at 0.04")
@@ -133,6 +150,12 @@ class SamplerConfig:
         """steps + 1 decreasing times, after the shift."""
         last_step = self.last_step_size if self._ends_in_one_step() else None
         return time_grid(self.steps, self.shift, last_step, self.start, self.end)
+
+
+def _out_of_range(name: str, value: float, most: float) -> list[str]:
+    if value < 0:
+        return [f"{name}: {value} must not be negative"]
+    return [f"{name}: {value} must be at most {most:g}"] if value > most else []
 
 
 @dataclass(frozen=True)
@@ -175,6 +198,8 @@ def time_grid(
 ) -> list[float]:
     """steps + 1 decreasing times, in float64; by default from 1 (noise) down to 0 (data).
 
+    The first and the last one are the ends themselves, without a rounding: guidance and diffusions look at them.
+
     Args:
         shift: alpha; evenly spaced times are moved by alpha t / (1 + (alpha - 1) t) (paper A.2).
         last_step: length of the last step, which ends at 0; the others share the time above it. None: as even as the
@@ -182,6 +207,7 @@ def time_grid(
         start, end: the ends of the evenly spaced times, before the shift; `end` is for grids without a last step.
     """
     if last_step is None:
-        return [shift_time(end + (start - end) * ((steps - i) / steps), shift) for i in range(steps + 1)]
-    above = shift_time(start, shift) - last_step
-    return [last_step + above * t for t in time_grid(steps - 1, shift)] + [0.0]
+        between = [end + (start - end) * ((steps - i) / steps) for i in range(1, steps)]
+        return [shift_number(t, shift) for t in (start, *between, end)]
+    first = shift_number(start, shift)
+    return [first, *(last_step + (first - last_step) * t for t in time_grid(steps - 1, shift)[1:]), 0.0]

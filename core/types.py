@@ -123,6 +123,15 @@ class Context:
         return replace(self, dropped=torch.ones_like(self.dropped))
 
 
+def join_contexts(first: Context, second: Context) -> Context:
+    """The samples of both, in this order. Raises ShapeError where one has labels or tokens that the other lacks."""
+    pairs = {entry.name: (getattr(first, entry.name), getattr(second, entry.name)) for entry in fields(Context)}
+    lacking = [name for name, pair in pairs.items() if (pair[0] is None) != (pair[1] is None)]
+    if lacking:
+        raise ShapeError(f"Context.{lacking[0]}: of two contexts that are to be joined, one has it")
+    return Context(**{name: None if pair[0] is None else torch.cat(pair) for name, pair in pairs.items()})
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """A batch of samples: a segment for each of their parts, their context, and the key of each sample."""

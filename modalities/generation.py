@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders.base import Whitening
+from core.errors import NotFiniteError
 from core.sampler import SamplerConfig, initial_noise, sample
-from core.types import Context, TokenBatch
-from modalities.conditions import Conditions, Prompt
+from core.types import Context, TokenBatch, map_tensors
+from modalities.conditions import ConditionConfig, Conditions, Prompt
 from modalities.streams import Part, Parts, make_segments
 from modalities.text import TextEncoder
 
@@ -81,6 +82,7 @@ def generate(
     known: Mapping[str, Known] | None = None,
     batch_size: int = 8,
     progress: Callable[[int], None] | None = None,
+    negative: str | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Media of every part by its name, for each prompt, in order.
 
@@ -89,9 +91,16 @@ def generate(
     Args:
         known: name of a part -> what is kept of it.
         progress: called after every sampler step with the number of samples that took it.
+        negative: text or class name that guidance leads away from, in place of the null condition.
+
+    Raises NotFiniteError for a sample that holds NaN or infinite numbers.
     """
     parts, known = model.parts[stream], known or {}
     clean, given = _known_tokens(model, parts, known)
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(model.device)
+
     for first in range(0, len(prompts), batch_size):
         chunk = prompts[first : first + batch_size]
         keys = tuple(f"{stream}/{first + i}" for i in range(len(chunk)))
@@ -100,14 +109,16 @@ def generate(
         batch = TokenBatch(segments, model.context(chunk), keys)
         noise = tuple(part.to(model.device) for part in initial_noise(seed, batch))
         tick = None if progress is None else partial(_tick, progress, len(chunk))
-        made = sample(model.trunk, batch.to(model.device), noise, config, seed=seed, progress=tick)
+        null = None if negative is None else map_tensors(model.context([negative] * len(chunk)), moved)
+        made = sample(model.trunk, batch.to(model.device), noise, config, seed=seed, progress=tick, null=null)
+        _check_finite(made, keys)
         media = {name: model.decode(part, row) for (name, part), row in zip(parts.items(), made, strict=True)}
         for index in range(len(chunk)):
             yield {name: _kept(known.get(name), rows[index]) for name, rows in media.items()}
 
 
 def _known_tokens(model: Generator, parts: Parts, known: Mapping[str, Known]) -> tuple[list[Tensor], Tensor]:
-    """Whitened tokens (1, N, C) of every part, zeros where nothing is known, and (1, L) bool which of them are given."""
+    """Whitened tokens (1, N, C) of every part, 0 where nothing is known, and (1, L) bool which of them are given."""
     tokens, given = [], []
     for name, part in parts.items():
         if name in known:
@@ -121,6 +132,34 @@ def _known_tokens(model: Generator, parts: Parts, known: Mapping[str, Known]) ->
 
 def _kept(known: Known | None, media: Tensor) -> Tensor:
     return media if known is None else torch.where(known.kept, known.media, media)
+
+
+def _check_finite(tokens: Sequence[Tensor], keys: tuple[str, ...]) -> None:
+    """(B, N, C) of every part."""
+    count = sum(part[0].numel() for part in tokens)
+    for key, wrong in zip(keys, sum((~part.isfinite()).sum(dim=(1, 2)) for part in tokens).tolist(), strict=True):
+        if wrong:
+            raise NotFiniteError(
+                f"sample {key}: {wrong} of its {count} numbers are NaN or infinite; is a weight of this "
+                "checkpoint, or is the guidance scale or another setting of the sampler far too large?"
+            )
+
+
+def guidance_problem(condition: ConditionConfig, config: SamplerConfig) -> str | None:
+    """Why this run's condition gives guidance nothing to work with; None where it does, or where there is none."""
+    if config.guidance == 1:
+        return None
+    if condition.kind == "none":
+        return (
+            f"guidance: {config.guidance:g}, and this run was trained without a condition (condition.kind: none); "
+            "set it to 1"
+        )
+    if condition.dropout == 0:
+        return (
+            f"guidance: {config.guidance:g}, and the condition of this run was never dropped in training "
+            "(condition.dropout: 0): its null condition never learned anything, and leading away from it means nothing"
+        )
+    return None
 
 
 def _tick(progress: Callable[[int], None], samples: int, _step: int, _state: tuple[Tensor, ...]) -> None:

@@ -37,13 +37,15 @@ class DevicePreprocess:
         self.parts, self.whitening, self.encoders, self.text = parts, whitening, encoders, text
 
     @torch.no_grad()
-    def __call__(self, raw: RawBatch) -> Microbatch:
+    def __call__(self, raw: RawBatch, targets: bool = True) -> Microbatch:
+        """The batch, completed; without the features of the encoders unless `targets` are read."""
         parts = self.parts[raw.stream]
         tokens = [self._tokens(parts[part.name], part) for part in raw.parts]  # (B, N, C) each
         batch = TokenBatch(make_segments(parts, tokens, raw.given), raw.condition.complete(self.text), raw.keys)
         draws = Draws(tuple(part.noise for part in raw.parts), raw.student, raw.teacher)
-        targets = {name: encoder(raw.parts[0].media) for name, encoder in self.encoders.get(raw.stream, {}).items()}
-        return Microbatch(raw.stream, batch, draws, raw.counts, raw.rejected, targets)
+        encoders = self.encoders.get(raw.stream, {}) if targets else {}
+        features = {name: encoder(raw.parts[0].media) for name, encoder in encoders.items()}
+        return Microbatch(raw.stream, batch, draws, raw.counts, raw.rejected, features)
 
     def _tokens(self, part: Part, raw: RawPart) -> Tensor:
         latents = part.adapter.encode(raw.media, raw.posterior) if raw.latents is None else raw.latents

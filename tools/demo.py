@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
     loaded, folder = load_run(Path(config.run)), Path(config.run) / "generated"
     lines = []
-    for modality, stream in config.modalities.streams().items():
+    for modality, stream in config.streams.items():
         prompts = PROMPTS[modality]
         files = generate_files(loaded, modality, prompts, stream.sampling, SEED, folder / modality)
         right = accuracy(check_file(modality, *pair) for pair in zip(files, prompts, strict=True))

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from autoencoders.base import Whitening
 from configs.build import build_streams, checkpoint_extra, class_names, free_on_resume, measure_all
+from configs.latents import latent_digests, text_digest
 from configs.load import load_config
-from configs.networks import build_adapters, build_encoders, build_trunk, projector_specs
+from configs.meaning import (
+    autoencoder_digests,
+    file_whitening,
+    meaning_problems,
+    weights_meaning,
+    whitening_problems,
+)
+from configs.networks import build_adapters, build_encoders, build_trunk, encoding_adapters, projector_specs
 from configs.schema import Config
 from core.errors import ConfigError, DataError
 from core.training.checkpoint import CheckpointStore
@@ -18,7 +27,7 @@ from core.training.config import to_plain
 from core.training.records import RunFolder
 from core.training.trackers import LoggingConfig
 from core.trunk.foreign import KINDS, import_weights, read_file
-from core.trunk.projectors import ProjectorSpec
+from core.trunk.foreign.files import WeightFile
 from modalities.base import ModalityAdapter
 from modalities.data.loader import Stream
 
@@ -32,6 +41,12 @@ EXAMPLES = f"""examples:
 The configuration describes the trunk; every weight has to fit it by name and shape. The run starts at step 0 with these
 weights as student and teacher, so `selfflow generate` works at once and `selfflow train` goes on from them. The data
 need not be there, unless whitening has to be measured on it.
+
+A file of `selfflow export` says what its weights mean, and settings that no shape shows are compared with it: heads,
+rotary base, time scale, how text is read, class names, autoencoders, statistics of the latents. What differs is refused
+by name. --statistics file takes the file's statistics of the latents, which its weights were trained with;
+--statistics data those of the data, for weights that are to be trained on; --accept SETTING lets one setting differ.
+Prefixes such as module., _orig_mod., model. and ema. are taken off the names.
 
 kinds:
 {chr(10).join(f"  {name:14}{kind.about}" for name, kind in KINDS.items())}
@@ -52,6 +67,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--labels", type=Path, help="class names, one per line, in the order of the label table")
     parser.add_argument("--drop", action="append", default=[], metavar="PART", help="leave a part of the file out")
     parser.add_argument("--fresh", action="append", default=[], metavar="PART", help="the file lacks it: initialise it")
+    parser.add_argument("--cast", action="store_true", help="convert float16, bfloat16 or float64 weights to float32")
+    parser.add_argument("--statistics", choices=("file", "data"), help="of the latents, where they differ")
+    parser.add_argument("--accept", action="append", default=[], metavar="SETTING", help="differs on purpose")
     parser.add_argument("--projectors", help="the trunk's names for projectors.0, projectors.1 ... of a REPA file: A,B")
     parser.set_defaults(run=run)
 
@@ -64,19 +82,79 @@ def run(options: argparse.Namespace) -> int:
     for adapter in adapters.values():
         adapter.to(config.training.torch_device())
     streams, absent = open_data(config, adapters, options.config.parent)
-    labels, named = run_labels(config, streams, absent, file.state, options.labels)
-    whitening = run_whitening(config, adapters, streams, absent)
+    labels, named = run_labels(config, streams, absent, file, options.labels)
+    digests, text = known_digests(config, streams, options.config.parent, file)
+    own = weights_meaning(config, adapters, labels, {}, digests, text)
+    check_meaning(file, own, options.accept)  # before statistics are measured, which other settings would change
+    whitening, of_file = run_whitening(config, adapters, streams, absent, file, options.statistics)
     projectors = projector_specs(config, build_encoders(config, adapters, options.config.parent))
     trunk = build_trunk(config, adapters, labels, projectors)
     names = options.projectors.split(",") if options.projectors else None
-    kind = import_weights(trunk, file, options.kind, options.drop, options.fresh, names)
+    others = other_types(file.state, trunk)
+    kind = import_weights(trunk, file, options.kind, options.drop, options.fresh, names, options.cast)
     origin = {"file": options.file.name, "kind": kind, "dropped": options.drop, "fresh": options.fresh}
-    start_run(folder, config, options.config.parent, trunk, labels, adapters, whitening, projectors, origin)
+    origin |= {"cast": options.cast, "accepted": options.accept, "version": file.meaning.get("version")}
+    extra = checkpoint_extra(config, options.config.parent, labels, adapters, whitening, projectors)
+    extra["whitening"] |= {name: values.to_dict() for name, values in of_file.items()}
+    extra |= {"imported": origin, "autoencoders": digests, "text": text}
+    start_run(folder, config, trunk, extra)
     count = sum(value.numel() for value in file.state.values())
     print(f"{file.source}: kind {kind}, {count:,} parameters; run folder: {folder}, step 0")
+    for line in (*file.notes, *(f"{number} tensors of {dtype} cast to float32" for dtype, number in others.items())):
+        print(f"  {line}")
     if labels:
         print(f"{len(labels)} classes, {labels[0]!r} to {labels[-1]!r}: {named}")
+    if of_file:
+        print(f"statistics of the latents: the file's, of {', '.join(of_file)}")
+    if not file.meaning:
+        print(
+            "note: the file does not say what its weights mean; heads, statistics of the latents and the like are "
+            "taken from the configuration and its data"
+        )
+    elif not file.meaning["dropped"] and own["dropped"]:
+        print(
+            "note: the condition of these weights was never dropped; guidance means nothing until this run has learned "
+            "a null condition"
+        )
     return 0
+
+
+def check_meaning(file: WeightFile, own: dict, accepted: list[str]) -> None:
+    """Raises ConfigError with a line for every setting that the file's weights were trained with another value of."""
+    if accepted and not file.meaning:
+        raise ConfigError(f"--accept: {file.source} does not say what its weights mean, so nothing is compared")
+    if problems := meaning_problems(file.meaning, own, accepted):
+        first = f"{file.source} does not fit this configuration:"
+        last = "Set them as in the file; or say that a difference is meant, with --accept SETTING for each"
+        raise ConfigError([first, *(f"  {line}" for line in problems), last])
+
+
+def known_digests(
+    config: Config, streams: dict[str, Stream] | None, root: Path, file: WeightFile
+) -> tuple[dict[str, str], str]:
+    """Digests of the autoencoders by modality and of the text encoder: of what is at hand, or else the file's.
+
+    Generation then refuses other weights than these.
+    """
+    sources = {name: stream.source for name, stream in (streams or {}).items()}
+    digests = autoencoder_digests(config, latent_digests(sources), root)
+    text = text_digest(config, sources)
+    said = file.meaning.get("meaning", {})
+    for name, stream in config.streams.items():
+        key = f"streams.{name}.media.autoencoder"
+        same = said.get(f"{key}.kind") == stream.media.autoencoder.kind
+        if name not in digests and same and f"{key}.digest" in said:
+            digests[name] = said[f"{key}.digest"]
+    if not text and config.condition.encoder is not None:
+        text = said.get("condition.encoder.digest", "")
+    return digests, text
+
+
+def other_types(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, int]:
+    """Floating-point type -> how many tensors have it, other than the trunk's own."""
+    own = next(trunk.parameters()).dtype
+    counts = Counter(value.dtype for value in state.values() if value.is_floating_point() and value.dtype != own)
+    return {str(dtype).removeprefix("torch."): number for dtype, number in counts.items()}
 
 
 def new_folder(config: Config) -> Path:
@@ -98,7 +176,7 @@ def open_data(config: Config, adapters: dict[str, ModalityAdapter], root: Path) 
 
 
 def run_labels(
-    config: Config, streams: dict[str, Stream] | None, absent: str, state: dict[str, Tensor], path: Path | None
+    config: Config, streams: dict[str, Stream] | None, absent: str, file: WeightFile, path: Path | None
 ) -> tuple[list[str], str]:
     """Class names in the order of the label table, and where they come from. Empty without labels."""
     if config.condition.kind != "label":
@@ -109,8 +187,10 @@ def run_labels(
         return read_labels(path), str(path)
     if streams is not None:
         return class_names(streams), "the data's names"
+    if file.meaning.get("labels"):
+        return list(file.meaning["labels"]), f"the file's names, since the data cannot be opened ({absent})"
     if config.trunk.kind == "mmdit":
-        table = state.get("context.reader.table.weight")
+        table = file.state.get("context.reader.table.weight")
         rows = 1 if table is None else table.shape[0]
     else:
         rows = getattr(config.trunk, config.trunk.kind).num_classes
@@ -134,36 +214,53 @@ def read_labels(path: Path) -> list[str]:
 
 
 def run_whitening(
-    config: Config, adapters: dict[str, ModalityAdapter], streams: dict[str, Stream] | None, absent: str
-) -> dict[str, Whitening]:
-    """Published statistics of the autoencoders, or those of the data."""
+    config: Config,
+    adapters: dict[str, ModalityAdapter],
+    streams: dict[str, Stream] | None,
+    absent: str,
+    file: WeightFile,
+    wanted: str | None,
+) -> tuple[dict[str, Whitening], dict[str, Whitening]]:
+    """The statistics of all modalities, and those of them that are the file's.
+
+    Published statistics of autoencoders, those of the data, or those of the file: where the others are not to be had,
+    where they agree but for rounding, and where they are wanted. Raises ConfigError where they differ and nothing is
+    wanted.
+    """
+    theirs = {name: values for name, values in file_whitening(file.meaning).items() if name in adapters}
+    if wanted == "file" and not theirs:
+        raise ConfigError(f"--statistics: {file.source} holds none; use those of the data")
     if streams is not None:
-        return measure_all(config, streams)
-    published = {name: adapter.whitening for name, adapter in adapters.items()}
-    missing = [name for name, values in published.items() if values is None]
+        own = measure_all(config, streams)
+    else:  # weights of an autoencoder are read only where nothing else has its statistics
+        own = {name: adapter.whitening for name, adapter in adapters.items() if name not in theirs}
+        own = {name: values for name, values in own.items() if values is not None}
+    missing = [name for name in adapters if name not in own and name not in theirs]
     if missing:
         raise ConfigError(
-            f"modalities.{name}: its autoencoder has no published whitening, so it is measured on the data, which "
+            f"streams.{name}: its autoencoder has no published whitening, so it is measured on the data, which "
             f"cannot be opened: {absent}"
             for name in missing
         )
-    return {name: values for name, values in published.items() if values is not None}
+    different = whitening_problems(file.meaning, own)
+    if different and wanted is None:
+        raise ConfigError(
+            [f"{file.source} was trained on latents of other statistics; its samples would come out wrong:"]
+            + [f"  streams.{name}: {line}" for name, line in different.items()]
+            + ["Take the file's with --statistics file, or train these weights on with --statistics data"]
+        )
+    if wanted == "data":
+        of_file = {name: values for name, values in theirs.items() if name not in own}
+    else:
+        # Published ones that agree stay with the weights of their autoencoder.
+        published = {n for n, a in encoding_adapters(config, adapters).items() if n in own and a.whitening is not None}
+        of_file = {name: values for name, values in theirs.items() if name in different or name not in published}
+    return own | of_file, of_file
 
 
-def start_run(
-    folder: Path,
-    config: Config,
-    root: Path,
-    trunk: nn.Module,
-    labels: list[str],
-    adapters: dict[str, ModalityAdapter],
-    whitening: dict[str, Whitening],
-    projectors: dict[str, ProjectorSpec],
-    origin: dict,
-) -> None:
+def start_run(folder: Path, config: Config, trunk: nn.Module, extra: dict) -> None:
     """Publish a checkpoint of step 0 with the trunk as student and teacher, and no state of an optimizer."""
     plain, weights = to_plain(config), trunk.state_dict()
-    extra = checkpoint_extra(config, root, labels, adapters, whitening, projectors) | {"imported": origin}
     # First the weights: a run folder without them would start from random ones.
     store = CheckpointStore(folder / "checkpoints", keep=config.training.keep)
     store.publish(0, {"student": weights, "teacher": weights, "optimizer": {}}, extra)

@@ -121,7 +121,7 @@ class Plan:
         one, flops = complete(shown, DevicePreprocess(parts, self.whitening, {modality: encoders}))
         counted: dict[str, int | None] = {"encoders": flops}
         if "autoencoder" in missing:
-            config = self.config.modalities.streams()[modality].media.autoencoder
+            config = self.config.streams[modality].media.autoencoder
             with suppress(ConfigError):  # diffusers is not there either
                 counted["autoencoder"] = autoencoder_flops(config, modality, tuple(sample.parts[0].media.shape))
         if self.frozen.text is not None and not stores_text(self.dataset, modality):
@@ -155,7 +155,7 @@ def make_plan(config: Config, root: Path) -> Plan:
         m: {name: SimpleNamespace(channels=c) for name, c in found.items()} for m, found in frozen.channels.items()
     }
     targets = {
-        m: {**frozen.encoders[m], **stubs[m]} for m, stream in config.modalities.streams().items() if stream.encoders
+        m: {**frozen.encoders[m], **stubs[m]} for m, stream in config.streams.items() if stream.encoders
     }
     projectors = projector_specs(config, targets)
     with torch.device("meta"):
@@ -163,7 +163,7 @@ def make_plan(config: Config, root: Path) -> Plan:
     whitening = {}
     for name, adapter in adapters.items():
         # Measured where that is cheap, so that data which cannot be whitened is refused here too.
-        encodes = adapter.has_weights and not config.modalities.streams()[name].data.holds_latents
+        encodes = adapter.has_weights and not config.streams[name].data.holds_latents
         unit = Whitening(torch.zeros(adapter.channels), torch.ones(adapter.channels))
         whitening[name] = (
             unit if encodes or name in absent else measure_whitening(name, streams[name], name, config.seed)
@@ -176,7 +176,7 @@ def make_plan(config: Config, root: Path) -> Plan:
 def open_frozen(config: Config, adapters: dict[str, ModalityAdapter], root: Path) -> Frozen:
     """Raises ConfigError for an encoder that is not there and whose channels nobody knows."""
     found = Frozen(*({name: {} for name in adapters} for _ in range(3)), build_text_encoder(config, root))
-    for name, stream in config.modalities.streams().items():
+    for name, stream in config.streams.items():
         if adapters[name].has_weights and not stream.data.holds_latents:
             try:
                 refuse_to_fetch(located(stream.media.autoencoder.path, root))

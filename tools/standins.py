@@ -14,6 +14,7 @@ from configs.sources import needed, open_sources
 from core.errors import ConfigError, DataError
 from modalities.base import ModalityAdapter, Record, Source, StoredLatents
 from modalities.conditions import ConditionConfig
+from modalities.data.account import Account
 from modalities.data.sources import SourceConfig, build_source
 
 
@@ -32,6 +33,9 @@ class StandIn:
     def labels(self) -> list[str]:
         return self.names
 
+    def account(self) -> Account:
+        return Account()
+
     def fingerprint(self) -> str:
         return "stand-in"
 
@@ -45,7 +49,7 @@ def open_data(
     """
     opened: dict[str, Source] = {}
     absent: dict[str, list[str]] = {}
-    streams = config.modalities.streams()
+    streams = config.streams
     for name, stream in streams.items():
         try:
             opened[name] = build_source(stream.data, name, root)
@@ -53,7 +57,7 @@ def open_data(
             if is_there(stream.data, root):
                 open_sources(config, root)  # to raise it together with those of the other modalities
                 raise
-            lines = [*str(error).splitlines(), needed(stream.data, name, f"modalities.{name}.data")]
+            lines = [*str(error).splitlines(), needed(stream.data, name, f"streams.{name}.data")]
             absent[name] = [line for line in lines if line]
     labels = sorted({label for source in opened.values() for label in source.labels()})
     if absent and config.condition.kind == "label" and not labels:

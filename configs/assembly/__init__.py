@@ -1,4 +1,4 @@
-"""From a configuration to everything that it names, by one road for all commands; read `Assembly` from top to bottom."""
+"""From a configuration to everything that it names, by one road for all commands; see `Assembly`."""
 
 from configs.assembly.assembly import Assembly
 

@@ -27,11 +27,12 @@ def build_adapters(config: Config, root: Path) -> Adapters:
         autoencoder = replace(part.media.autoencoder, path=located(part.media.autoencoder.path, root))
         adapter = modality(part.modality).adapter(replace(part.media, autoencoder=autoencoder))
         adapters.setdefault(stream, {})[name] = adapter
-        channels, first = widths.setdefault(part.modality, (adapter.channels, media_key(config.streams[stream], stream, name)))
+        key = media_key(config.streams[stream], stream, name)
+        channels, first = widths.setdefault(part.modality, (adapter.channels, key))
         if channels != adapter.channels:
             raise ConfigError(
-                f"{media_key(config.streams[stream], stream, name)}: makes tokens of {adapter.channels} channels, and {first} "
-                f"tokens of {channels}; all parts of a modality share its input and output layers"
+                f"{key}: makes tokens of {adapter.channels} channels, and {first} tokens of {channels}; all parts of a "
+                "modality share its input and output layers"
             )
     return adapters
 

@@ -23,7 +23,7 @@ from configs.schema import Config
 from core.alignment.terms import build_alignment
 from core.objective import Objective
 from core.training.config import to_plain
-from core.training.mixing import ModalityMix
+from core.training.mixing import MixPiece, ModalityMix
 from core.trunk.projectors import ProjectorSpec
 from modalities.base import Source
 from modalities.conditions import Conditions
@@ -119,7 +119,9 @@ class Assembly:
     def encoders(self) -> Encoders:
         """stream -> name of the target -> frozen encoder of the clean media, on the device."""
         found = build_encoders(self.config, self.adapters, self.root)
-        return {stream: {name: encoder.to(self.device) for name, encoder in own.items()} for stream, own in found.items()}
+        return {
+            stream: {name: encoder.to(self.device) for name, encoder in own.items()} for stream, own in found.items()
+        }
 
     @cached_property
     def projectors(self) -> dict[str, ProjectorSpec]:
@@ -139,11 +141,17 @@ class Assembly:
         return Objective(build_alignment(self.config.alignment, self.trunk.depth))
 
     @cached_property
+    def earlier(self) -> list[MixPiece]:
+        """Shares and batches that the run had before they were changed."""
+        return []
+
+    @cached_property
     def dataset(self) -> StepDataset:
         """The batches of the run. Raises DataError when the first sample of a stream cannot be made."""
         entries = self.config.streams
         shares = {name: entry.share for name, entry in entries.items()}
-        mix = ModalityMix(self.config.seed, shares, {name: entry.batch for name, entry in entries.items()})
+        batches = {name: entry.batch for name, entry in entries.items()}
+        mix = ModalityMix(self.config.seed, shares, batches, self.earlier)
         noising, accumulate = self.config.noising, self.config.training.accumulate
         found = StepDataset(self.config.seed, mix, self.streams, noising, self.conditions, accumulate)
         found.check()
@@ -161,11 +169,13 @@ class Assembly:
 
     # What is read from disk on request, and what is kept.
 
-    def load_weights(self) -> None:
-        """Read the autoencoders that training encodes with, and the text encoder, so that missing weights are told at
-        once."""
+    def load_autoencoders(self) -> None:
+        """Read those that training encodes with, so that missing weights are told at once."""
         encoding = {name: self.adapters[name] for name, s in self.config.streams.items() if not s.data.holds_latents}
         load_autoencoders(self.config, encoding)
+
+    def load_text_encoder(self) -> None:
+        """Read it where training reads captions without stored features."""
         if self.text is not None and not self.dataset.stores_text():
             self.text.load()
 
@@ -182,6 +192,6 @@ class Assembly:
             "labels": self.labels,
             "whitening": {name: values.to_dict() for name, values in self.whitening.items() if name not in left_out},
             "projectors": {name: [spec.kind, spec.out] for name, spec in self.projectors.items()},
-            "autoencoders": latent_digests(self.sources),
+            "autoencoders": latent_digests(self.sources, self.adapters),
             "text": text_digest(self.config, self.sources),
         }

@@ -26,6 +26,8 @@ def build_text_encoder(config: Config, root: Path) -> TextEncoder | None:
 
 def context_config(condition: ConditionConfig, classes: int) -> ContextConfig:
     """How the trunk reads what `Conditions` makes."""
+    if condition.kind == "none":
+        return ContextConfig(kind="none")
     if condition.kind == "label":
         return ContextConfig(kind="labels", num_classes=classes)
     if condition.encoder is not None:

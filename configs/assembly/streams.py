@@ -21,9 +21,7 @@ def build_parts(config: Config, adapters: Adapters) -> dict[str, Parts]:
         own = entry.named_parts(stream)
         weight = {name: part.loss_weight for name, part in own.items()}
         keep_media = dict.fromkeys(own, bool(entry.encoders))
-        found[stream] = make_parts(
-            adapters[stream], entry.positions_per_second, weight=weight, keep_media=keep_media
-        )
+        found[stream] = make_parts(adapters[stream], entry.positions_per_second, weight=weight, keep_media=keep_media)
     return found
 
 

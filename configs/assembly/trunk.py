@@ -43,16 +43,17 @@ def _mmdit(config: Config, adapters: Adapters, labels: list[str], projectors: Ma
 def _class_trunk(
     config: Config, adapters: Adapters, labels: list[str], projectors: Mapping[str, ProjectorSpec]
 ) -> nn.Module:
-    """SiT or DDT: images of one size, conditioned on classes."""
+    """SiT or DDT: images of one size, conditioned on classes. Without conditions the null row alone is used."""
     kind, wanted = config.trunk.kind, getattr(config.trunk, config.trunk.kind)
     found = [adapter for parts in adapters.values() for adapter in parts.values()]
-    if len(found) != 1 or found[0].modality != "image" or config.condition.kind != "label":
+    if len(found) != 1 or found[0].modality != "image" or config.condition.kind == "text":
         raise ConfigError(
-            f"trunk.kind: {kind!r} needs one stream of images alone and condition.kind: label; this run has "
+            f"trunk.kind: {kind!r} needs one stream of images alone and condition.kind: label or none; this run has "
             f"{', '.join(adapters)} and condition.kind: {config.condition.kind}. Trunk mmdit takes any"
         )
     (_, rows, columns), channels = found[0].grid(), found[0].channels
-    fitting = {"grid": rows, "channels": channels, "num_classes": len(labels) + 1}
+    classes = len(labels) + 1 if config.condition.kind == "label" else wanted.num_classes
+    fitting = {"grid": rows, "channels": channels, "num_classes": classes}
     wrong = [f"trunk.{kind}.{name}={value}" for name, value in fitting.items() if getattr(wanted, name) != value]
     if wrong or rows != columns:
         raise ConfigError(

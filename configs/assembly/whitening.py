@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from autoencoders.base import Whitening
 from configs.assembly.adapters import Adapters
@@ -10,12 +11,18 @@ from configs.schema import Config
 from modalities.data.loader import measure_whitening
 from modalities.streams import Stream
 
+NONE_KEPT: Mapping[str, Whitening] = MappingProxyType({})
 
-def measured(config: Config, streams: Mapping[str, Stream]) -> dict[str, Whitening]:
-    """modality -> statistics, of the first part that has it."""
+
+def measured(
+    config: Config, streams: Mapping[str, Stream], kept: Mapping[str, Whitening] = NONE_KEPT
+) -> dict[str, Whitening]:
+    """modality -> statistics of the first part that has it; those that are `kept` are not measured."""
     found: dict[str, Whitening] = {}
     for stream, name, part in config.parts():
-        if stream in streams and part.modality not in found:
+        if part.modality in kept:
+            found[part.modality] = kept[part.modality]
+        elif part.modality not in found:
             found[part.modality] = measure_whitening(stream, streams[stream], name, config.seed, floor=part.std_floor)
     return found
 

@@ -69,9 +69,13 @@ class Microbatch:
 
 
 class Preprocess(Protocol):
-    """Completes a batch on the training device: latents, their whitening, features of frozen encoders."""
+    """Completes a batch on the training device: latents, their whitening, features of frozen encoders.
 
-    def __call__(self, raw: Raw) -> Microbatch: ...
+    Args:
+        targets: whether the encoders' features are read; without them the encoders need not run.
+    """
+
+    def __call__(self, raw: Raw, targets: bool = True) -> Microbatch: ...
 
 
 class Feed(Protocol):

@@ -172,8 +172,9 @@ class MMDiTConfig(MMDiTSettings):
                 found.append(f"channels.{modality}: {channels} must be at least 1")
             elif self.size in SIZES and channels > self.shape().width:
                 found.append(
-                    f"channels.{modality}: {channels} are more than the trunk's width, {self.shape().width}; it could not "
-                    "carry the noise that it has to return. Use smaller tokens (media.patch, media.hop) or a wider trunk"
+                    f"channels.{modality}: {channels} are more than the trunk's width, {self.shape().width}; it could "
+                    "not carry the noise that it has to return. Use smaller tokens (media.patch, media.hop) or a wider "
+                    "trunk"
                 )
         return found + [f"context.{problem}" for problem in self.context.problems()]
 

@@ -23,6 +23,7 @@ from core.training.mixing import ModalityMix
 from modalities.base import ModalityAdapter, Record, StoredLatents
 from modalities.conditions import Conditions, Prompt
 from modalities.data.batches import RawBatch, RawPart
+from modalities.data.decoding import decoded
 from modalities.data.order import Order
 from modalities.data.stored import merged_statistics, stored_manifests
 from modalities.streams import Part, Parts, Stream, lengths
@@ -231,7 +232,7 @@ class _ErrorsAsItems(Dataset):
 def load_parts(stream: str, parts: Parts, record: Record, epoch: int, seed: int) -> list[Tensor | StoredLatents]:
     """Media of every part, as training loads the record in that epoch, or what is stored of their latents.
 
-    Raises DataError, also for values that are not finite.
+    Raises DataError as `decoded`.
     """
     found: list[Tensor | StoredLatents] = []
     for name, part in parts.items():
@@ -244,11 +245,8 @@ def load_parts(stream: str, parts: Parts, record: Record, epoch: int, seed: int)
 
 
 def load_media(adapter: ModalityAdapter, record: Record, draw: torch.Generator) -> Tensor:
-    """Media of one part, augmented. Raises DataError, also for values that are not finite."""
-    media = adapter.augment(adapter.load(record, draw), draw)
-    if not torch.isfinite(media).all():
-        raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
-    return media
+    """Media of one part, augmented. Raises DataError as `decoded`."""
+    return adapter.augment(decoded(adapter, record, draw), draw)
 
 
 def end_workers(batches: Iterator) -> None:
@@ -267,9 +265,11 @@ def _prepare_worker(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def measure_whitening(name: str, stream: Stream, part: str, seed: int, count: int = 256) -> Whitening:
+def measure_whitening(
+    name: str, stream: Stream, part: str, seed: int, count: int = 256, floor: float = 0.01
+) -> Whitening:
     """Of one part of a stream: the statistics stored with latents, the adapter's published ones, or those of the first
-    `count` usable samples."""
+    `count` usable samples. `floor` is that of `Whitening.from_moments`."""
     if manifests := stored_manifests(stream.source):
         return merged_statistics(manifests)
     adapter = stream.parts[part].adapter
@@ -293,4 +293,4 @@ def measure_whitening(name: str, stream: Stream, part: str, seed: int, count: in
             break
     if found == 0:
         raise DataError(f"{name}: not one of {len(stream.source)} records can be used; the first: {first_error}")
-    return Whitening.from_moments(moments)
+    return Whitening.from_moments(moments, floor)

@@ -12,6 +12,7 @@ import numpy as np
 
 from core.errors import ConfigError, nearest
 from modalities.base import Record, Source
+from modalities.data.account import Account
 from modalities.data.cache import parse_size
 from modalities.data.captions import CAPTION_CHOICES, CAPTIONS, CaptionRule
 from modalities.data.embedded import EmbeddedSource
@@ -20,9 +21,11 @@ from modalities.data.latents import LatentsSource
 from modalities.data.mds_source import MdsSource
 from modalities.data.order import Blocks, blocks_of
 from modalities.data.parquet import ParquetSource
-from modalities.data.selection import SPLITS, Selection, digest, locate
+from modalities.data.selection import SPLITS, SUFFIXES, Selection, digest, locate
+from modalities.data.sidecars import CAPTION_LINES
 from modalities.data.stored import Manifest, stored_manifests
 from modalities.data.webdataset import WebdatasetSource
+from modalities.synthetic.audiovisual import AudiovisualSource
 
 
 @dataclass
@@ -45,13 +48,16 @@ class SourceConfig:
         captions: given (fields beside the media, see `caption_fields`), label (the class name is the caption; in a
             folder, the name of the folder), or none.
         caption_fields: columns, or fields of the JSON beside the media, that hold one text or a list of texts. The
-            lines of a .txt beside the media count as the field "caption".
+            lines of a .txt or .caption beside the media count as the field "caption". Dots lead inwards: `caption.en`,
+            `messages.0.content`; without the number, every item of a list is taken.
+        caption_lines: folder, webdataset: split (each line of a .txt is a caption of its own) or join (all are one).
         caption: one caption for all records, in place of the above.
         caption_default: caption of records that have none; "" sets such records aside as unusable.
         caption_choice: which of several captions is used: longest, middle (of median length) or first. null is the
             paper's: a random one in every epoch of training, the most detailed in evaluation, taken to be the longest.
             Where a field holds it, name that one in `caption_fields` instead. Of a concat, not of its parts.
-        label_field: column or JSON field of the class; a folder's classes are the names of its folders.
+        label_field: column or JSON field of the class, or cls for that of a .cls beside the media; "" in a folder
+            takes the names of its folders.
         where: field -> value that a record must have, such as {style: noto}; compared as text. Not with mds, whose
             fields are known only after reading all records.
         split: train or test, a side of the hold-out; or all.
@@ -71,6 +77,7 @@ class SourceConfig:
     members: str = ""
     captions: str = "given"
     caption_fields: list[str] = field(default_factory=lambda: ["caption", "captions"])
+    caption_lines: str = "split"
     caption: str = ""
     caption_default: str = ""
     caption_choice: str | None = None
@@ -98,7 +105,7 @@ class SourceConfig:
             f"{entry.name}: {getattr(self, entry.name)!r} is not read by kind {self.kind!r}; it reads "
             f"{', '.join(sorted(_READS[self.kind]))}"
             for entry in fields(self)
-            if entry.name not in (*_READS[self.kind], "kind", "repeat", "caption_choice")
+            if entry.name not in settings_read_by(self.kind)
             and getattr(self, entry.name) != getattr(default, entry.name)
         ]
         if "path" in _READS[self.kind] and not self.path:
@@ -109,6 +116,9 @@ class SourceConfig:
             found.append(
                 f"captions: {self.captions!r} is not one of {', '.join(CAPTIONS)}.{nearest(self.captions, CAPTIONS)}"
             )
+        if self.caption_lines not in CAPTION_LINES:
+            hint = nearest(self.caption_lines, CAPTION_LINES)
+            found.append(f"caption_lines: {self.caption_lines!r} is not one of {', '.join(CAPTION_LINES)}.{hint}")
         if self.captions == "given" and not self.caption and not self.caption_fields:
             found.append("caption_fields: empty; name a field, or set `captions: none` or a constant `caption`")
         if self.captions == "label" and self.kind in ("parquet", "webdataset", "mds") and not self.label_field:
@@ -158,9 +168,9 @@ _CAPTIONS = {"captions", "caption_fields", "caption", "caption_default"}
 _SELECTION = {"where", "split", "holdout", "holdout_key"}
 _READS: dict[str, set[str]] = {
     "embedded": {"size", "count", "seed", "frames", "rate", "seconds", "octave"},
-    "folder": {"path", *_CAPTIONS, *_SELECTION},
+    "folder": {"path", "label_field", "caption_lines", *_CAPTIONS, *_SELECTION},
     "parquet": {"path", "media_field", "label_field", "shuffle_blocks", *_CAPTIONS, *_SELECTION},
-    "webdataset": {"path", "members", "label_field", "shuffle_blocks", *_CAPTIONS, *_SELECTION},
+    "webdataset": {"path", "members", "label_field", "shuffle_blocks", "caption_lines", *_CAPTIONS, *_SELECTION},
     "mds": {
         *("path", "media_field", "label_field", "shuffle_blocks", "cache", "cache_limit", "split", "holdout"),
         *_CAPTIONS,
@@ -170,11 +180,17 @@ _READS: dict[str, set[str]] = {
 }
 
 
-def build_source(config: SourceConfig, modality: str, root: Path) -> Source:
+def settings_read_by(kind: str) -> set[str]:
+    """Of a kind of source; empty for an unknown one."""
+    return _READS[kind] | {"kind", "repeat", "caption_choice"} if kind in _READS else set()
+
+
+def build_source(config: SourceConfig, modalities: str | tuple[str, ...], root: Path) -> Source:
     """The source of a configuration.
 
     Args:
-        modality: image, video or audio.
+        modalities: of the parts of a record, or that of its only part. Files, columns and members are those of the
+            first; the other parts are read from the same media, such as the sound of a video.
         root: the folder that relative paths start from.
 
     Raises ConfigError for wrong settings, missing paths, columns, members or captions, and DataError for damaged
@@ -183,7 +199,8 @@ def build_source(config: SourceConfig, modality: str, root: Path) -> Source:
     problems = config.problems()
     if problems:
         raise ConfigError(problems)
-    source = _BUILD[config.kind](config, modality, root)
+    modalities = (modalities,) if isinstance(modalities, str) else modalities
+    source = _BUILD[config.kind](config, modalities, root)
     return source if config.repeat == 1 else ConcatSource({"": source}, {"": config.repeat})
 
 
@@ -239,6 +256,14 @@ class ConcatSource:
         """Of the folders of latents among the parts."""
         return [manifest for _, part, turn in self.runs if turn == 0 for manifest in stored_manifests(part)]
 
+    def account(self) -> Account:
+        """Of all parts; one that is repeated counts once."""
+        total = Account()
+        for _, part, turn in self.runs:
+            if turn == 0:
+                total.add(part.account())
+        return total
+
     def fingerprint(self) -> str:
         return digest("concat", *(f"{name}#{turn}:{part.fingerprint()}" for name, part, turn in self.runs))
 
@@ -251,51 +276,69 @@ def _selection(config: SourceConfig) -> Selection:
     return Selection(dict(config.where), config.split, config.holdout, config.holdout_key)
 
 
-def _embedded(config: SourceConfig, modality: str, root: Path) -> Source:
+def _embedded(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> Source:
+    if set(modalities) == {"video", "audio"}:
+        rate = {} if config.rate is None else {"fps": config.rate}
+        return AudiovisualSource(config.size, config.seed, config.count, config.frames, **rate)
+    if len(modalities) > 1:
+        raise ConfigError(
+            f"kind: 'embedded' draws one of {', '.join(SUFFIXES)}, or a video with its audio; "
+            f"not {' with '.join(modalities)}"
+        )
     return EmbeddedSource(
-        modality, config.size, config.seed, config.count, config.frames, config.rate, config.seconds, config.octave
+        modalities[0], config.size, config.seed, config.count, config.frames, config.rate, config.seconds, config.octave
     )
 
 
-def _folder(config: SourceConfig, modality: str, root: Path) -> Source:
-    return FolderSource(root / Path(config.path).expanduser(), modality, _rule(config), _selection(config))
+def _folder(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> Source:
+    return FolderSource(
+        root / Path(config.path).expanduser(),
+        modalities[0],
+        _rule(config),
+        _selection(config),
+        config.label_field,
+        config.caption_lines,
+    )
 
 
-def _parquet(config: SourceConfig, modality: str, root: Path) -> Source:
-    paths = locate(config.path, root, ".parquet")
+def _parquet(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> Source:
+    paths, account = locate(config.path, root, ".parquet")
     return ParquetSource(
         paths,
-        config.media_field or modality,
+        config.media_field or modalities[0],
         config.label_field,
         _rule(config),
         _selection(config),
         config.shuffle_blocks,
+        account,
     )
 
 
-def _webdataset(config: SourceConfig, modality: str, root: Path) -> Source:
-    paths = locate(config.path, root, ".tar")
+def _webdataset(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> Source:
+    paths, account = locate(config.path, root, ".tar")
     return WebdatasetSource(
         paths,
-        modality,
+        modalities[0],
         config.members,
         config.label_field,
         _rule(config),
         _selection(config),
         config.shuffle_blocks,
+        config.caption_lines,
+        account,
     )
 
 
-def _latents(config: SourceConfig, modality: str, root: Path) -> Source:
+def _latents(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> Source:
     path = config.path if "://" in config.path else root / Path(config.path).expanduser()
     cache = str(root / Path(config.cache).expanduser()) if config.cache else None
-    return LatentsSource(path, modality, cache, config.cache_limit or None, config.shuffle_blocks)
+    return LatentsSource(path, modalities[0], cache, config.cache_limit or None, config.shuffle_blocks)
 
 
-def _mds(config: SourceConfig, modality: str, root: Path) -> Source:
+def _mds(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> Source:
     return MdsSource(
         config.path if "://" in config.path else root / Path(config.path).expanduser(),
-        config.media_field or modality,
+        config.media_field or modalities[0],
         config.label_field,
         _rule(config),
         _selection(config),
@@ -305,13 +348,13 @@ def _mds(config: SourceConfig, modality: str, root: Path) -> Source:
     )
 
 
-def _concat(config: SourceConfig, modality: str, root: Path) -> Source:
+def _concat(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> Source:
     # Repetition is left to this concat, so that keys get one suffix and not a nested source for each part.
-    parts = {name: build_source(replace(part, repeat=1), modality, root) for name, part in config.parts.items()}
+    parts = {name: build_source(replace(part, repeat=1), modalities, root) for name, part in config.parts.items()}
     return ConcatSource(parts, {name: part.repeat for name, part in config.parts.items()})
 
 
-_BUILD: dict[str, Callable[[SourceConfig, str, Path], Source]] = {
+_BUILD: dict[str, Callable[[SourceConfig, tuple[str, ...], Path], Source]] = {
     "embedded": _embedded,
     "folder": _folder,
     "parquet": _parquet,

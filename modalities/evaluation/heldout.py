@@ -13,6 +13,7 @@ from core.keys import generator
 from core.types import TokenBatch
 from modalities.base import Record, Source, StoredLatents
 from modalities.conditions import Prompt
+from modalities.data.decoding import decoded
 from modalities.data.order import Order
 from modalities.generation import Generator
 from modalities.streams import make_segments
@@ -118,10 +119,7 @@ class Reader:
         if isinstance(record.media, StoredLatents):
             return record, record.media.mean, condition
         draw = generator(self.seed, self.modality, record.key, "evaluation")
-        media = self.model.parts[self.modality][self.modality].adapter.load(record, draw)
-        if not torch.isfinite(media).all():
-            raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
-        return record, media, condition
+        return record, decoded(self.model.parts[self.modality][self.modality].adapter, record, draw), condition
 
     def _join(self, held: list[tuple[Record, Tensor, Prompt]]) -> Records:
         records, loaded, conditions = zip(*held, strict=True)

@@ -32,7 +32,7 @@ def captions() -> list[str]:
 
 
 def heights(motion: str, centre: float, travel: float, frames: int) -> np.ndarray:
-    """(T,) height of the shape's centre at the middle of each frame, 0 at the bottom of the picture and 1 at its top."""
+    """(T,) height of the shape's centre at the middle of each frame, 0 at the bottom of the frame and 1 at its top."""
     u = (np.arange(frames) + 0.5) / frames
     ramp, arch = u - 0.5, 4 * u * (1 - u) - 0.5
     return centre + travel * {"up": ramp, "down": -ramp, "hop": arch, "dip": -arch}[motion]
@@ -98,7 +98,7 @@ class AudiovisualSource:
         return self.count
 
     def read(self, index: int) -> Record:
-        caption, height, video, sound = self.draw(index)
+        caption, _, video, sound = self.draw(index)
         name = f"{self.seed}-{index:08d}"
         return Record(
             key=name,

@@ -7,7 +7,7 @@ notes are 0.086 apart. Next to every share stands the one of shuffled pairs, whi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def read_audio(samples: np.ndarray, rate: float, frames: int) -> tuple[np.ndarra
     frequency = np.fft.rfftfreq(padded, 1 / rate)
     fundamental = (frequency > 0.8 * LOWEST) & (frequency < 1.1 * HIGHEST / 2)
     height, second = [], []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         part = wave[int(start) : int(stop)]
         power = np.abs(np.fft.rfft(part * np.hanning(len(part)), padded)) ** 2
         peak = frequency[fundamental][np.argmax(power[fundamental])]

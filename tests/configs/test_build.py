@@ -24,9 +24,9 @@ SIT = CONFIG.with_name("tiny_sit.yaml")
 def test_every_recipe_loads_with_every_method(path, method):
     plain = load_config(path, ["method=flow_matching"])
     encoders = {"image": "dinov2", "video": "vjepa2", "audio": "mert"} if method == "repa" else {}
-    present = {name: kind for name, kind in encoders.items() if name in plain.modalities.streams()}
-    overrides = [f"modalities.{name}.encoders.a={{kind: {kind}, path: weights}}" for name, kind in present.items()]
-    if present and any(stream.data.holds_latents for stream in plain.modalities.streams().values()):
+    present = {name: kind for name, kind in encoders.items() if name in plain.streams}
+    overrides = [f"streams.{name}.encoders.a={{kind: {kind}, path: weights}}" for name, kind in present.items()]
+    if present and any(stream.data.holds_latents for stream in plain.streams.values()):
         with pytest.raises(ConfigError, match="a look at media, and data of stored latents hold none"):
             load_config(path, [f"method={method}", *overrides])
         return
@@ -52,17 +52,17 @@ def test_a_method_is_a_row_under_the_users_own_settings(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["method=repa"], "modalities.image.encoders: empty; alignment.external needs one"),
-        (["modalities.image.encoders.a.path=x"], "encoders: a are not read without alignment.external"),
+        (["method=repa"], "streams.image.encoders: empty; alignment.external needs one"),
+        (["streams.image.encoders.a.path=x"], "encoders: a are not read without alignment.external"),
         (["method=sra", "alignment.ema_teacher=null"], "noising.teacher: 'earlier' is not read without"),
         (["training.ema.decay=0"], "training.ema.decay: 0 makes the teacher the student itself"),
-        (["modalities.image.time.buckets=100"], "time.buckets: 100 makes t and s agree; not with noising.kind dual"),
-        (["method=dispersive", "modalities.image.batch=1"], "alignment.dispersive needs 2 or more samples"),
+        (["streams.image.time.buckets=100"], "time.buckets: 100 makes t and s agree; not with noising.kind dual"),
+        (["method=dispersive", "streams.image.batch=1"], "alignment.dispersive needs 2 or more samples"),
         (["method=self_flow_as", "noising.mask=bernoulli"], "attention_separation: needs mask exact"),
         (["method=self_flow_as", "noising.kind=homogeneous"], "attention_separation: needs kind dual"),
         (["method=self_flow_as", "noising.homogeneous_share=0.2"], "would put samples of one group among"),
-        (["method=self_flow_as", "modalities.video.first_frame_share=0.5"], "a given frame would belong to no group"),
-        (["modalities.image.mask_ratio=0"], "mask_ratio: 0.0 must lie in (0, 0.5]"),
+        (["method=self_flow_as", "streams.video.condition_on={first_frame: 0.5}"], "a given frame would belong to no group"),
+        (["streams.image.mask_ratio=0"], "mask_ratio: 0.0 must lie in (0, 0.5]"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused_with_the_reason(overrides, expected, tmp_path):
@@ -81,10 +81,10 @@ def test_a_run_needs_a_modality(tmp_path):
 
 def test_data_may_move_also_as_parts_of_a_concat():
     parts = "{kind: concat, parts: {a: {kind: folder, path: x}, b: {kind: concat, parts: {c: {count: 3}}}}}"
-    free = free_on_resume(load_config(CONFIG, [f"modalities.image.data={parts}"]))
+    free = free_on_resume(load_config(CONFIG, [f"streams.image.data={parts}"]))
     for key in ("path", "parts.a.path", "parts.a.cache_limit", "parts.b.parts.c.path"):
-        assert f"modalities.image.data.{key}" in free
-    assert "modalities.image.data.parts.a.kind" not in free
+        assert f"streams.image.data.{key}" in free
+    assert "streams.image.data.parts.a.kind" not in free
 
 
 def test_the_length_is_free_without_a_cooldown_only():
@@ -103,7 +103,7 @@ def test_what_conditions_the_trunk_follows_from_the_condition():
 def test_labels_need_classes(tmp_path):
     (tmp_path / "a").mkdir()
     config = load_config(CONFIG, [f"run={tmp_path / 'run'}", "condition.kind=label"])
-    config.modalities.image = config.modalities.video = None
+    config.streams.image = config.streams.video = None
     trainer = build_trainer(config, tmp_path)
     assert len(trainer.extra["labels"]) == 216
     assert trainer.extra["labels"] == sorted(trainer.extra["labels"])

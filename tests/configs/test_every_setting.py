@@ -46,7 +46,7 @@ def generates(config: Any, folder: Path) -> None:
     trains(config, folder)
     loaded = load_run(folder / "run")
     asked = loaded.generator.conditions.labels or ["a cat"]
-    for name, stream in loaded.config.modalities.streams().items():
+    for name, stream in loaded.config.streams.items():
         list(generate(loaded.generator, name, asked[:1], stream.sampling, seed=0))
 
 
@@ -56,7 +56,7 @@ def is_evaluated(config: Any, folder: Path) -> None:
 
 
 def opens_data(config: Any, folder: Path) -> None:
-    build_source(config.modalities.image.data, "image", folder).read(0)
+    build_source(config.streams.image.data, "image", folder).read(0)
 
 
 def misses_data(config: Any, folder: Path) -> None:
@@ -68,32 +68,32 @@ def misses_data(config: Any, folder: Path) -> None:
 NAMES = ("image", "video", "audio")
 ONE_STEP = "training.steps=1"
 SELECTED = "caption_fields: [text], where: {kind: grey}, split: train, holdout: 0.3, holdout_key: group"
-DATA = "modalities.image.data="
+DATA = "streams.image.data="
 EVALUATION = (
     "{measures: [velocity, probe, knn, health, samples], heldout: 12, training: 24, batch: 12, times: [0.5], "
     "generated: 6, classifier_steps: 2}"
 )
 # One use for each branch that reads settings of its own: (configuration, overrides, how it is used).
 USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
-    "joint": (CONFIG, [f"modalities.{name}.sampling.guidance=2" for name in NAMES], generates),
+    "joint": (CONFIG, [f"streams.{name}.sampling.guidance=2" for name in NAMES], generates),
     "other times": (
         CONFIG,
         [
-            *(f"modalities.{name}.time={{kind: logit_normal, high_noise_share: 0.5}}" for name in NAMES),
+            *(f"streams.{name}.time={{kind: logit_normal, high_noise_share: 0.5}}" for name in NAMES),
             *("noising.s_within=0.2", "training.optimizer.warmup=2", "training.optimizer.cooldown=2"),
-            *("modalities.video.data.frames=2", "modalities.video.media.short=repeat_last"),  # shorter than a clip
-            "modalities.audio.media.seconds=0.4",
-            *("modalities.image.sampling.solver=sde", "modalities.video.sampling.solver=heun"),
-            "modalities.audio.sampling.solver=dopri5",
-            *("logging.wandb=offline", "modalities.image.media.crop=pad", "modalities.video.media.crop=pad"),
+            *("streams.video.data.frames=2", "streams.video.media.short=repeat_last"),  # shorter than a clip
+            "streams.audio.media.seconds=0.4",
+            *("streams.image.sampling.solver=sde", "streams.video.sampling.solver=heun"),
+            "streams.audio.sampling.solver=dopri5",
+            *("logging.wandb=offline", "streams.image.media.crop=pad", "streams.video.media.crop=pad"),
         ],
         generates,
     ),
     "sit": (SIT, [], generates),
-    "ddt on rae": (RAE, ["modalities.image.media.autoencoder.path=rae", ONE_STEP], trains),
+    "ddt on rae": (RAE, ["streams.image.media.autoencoder.path=rae", ONE_STEP], trains),
     "autoencoder": (
         CONFIG,
-        ["modalities.image.media={size: [32], patch: null, autoencoder: {kind: sd_vae, path: vae}}", ONE_STEP],
+        ["streams.image.media={size: [32], patch: null, autoencoder: {kind: sd_vae, path: vae}}", ONE_STEP],
         trains,
     ),
     "repa": (CONFIG, ["method=repa", *encoder_settings(Path(), *NAMES), ONE_STEP], trains),
@@ -105,14 +105,24 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
         ],
         generates,
     ),
+    "watched": (
+        CONFIG,
+        [
+            *(f"training.{name}.every=1" for name in ("preview", "validate", "posthoc_ema")),
+            *("training.preview.prompts={image: [a cat]}", "training.keep_every=1", ONE_STEP),
+            *("training.optimizer={kind: muon, schedule: wsd, cooldown: 1}", "training.validate.records=4"),
+            "streams.image.heldout={size: 8, count: 20, seed: 1}",
+        ],
+        trains,
+    ),
     "sra": (CONFIG, ["method=sra", ONE_STEP], trains),
     "layersync": (CONFIG, ["method=layersync", ONE_STEP], trains),
     "dispersive": (CONFIG, ["method=dispersive", ONE_STEP], trains),
     "hinge": (CONFIG, ["method=dispersive", "alignment.dispersive.variant=hinge", ONE_STEP], trains),
-    "separation": (CONFIG, ["method=self_flow_as", "modalities.video.first_frame_share=0", ONE_STEP], trains),
+    "separation": (CONFIG, ["method=self_flow_as", "streams.video.condition_on={first_frame: 0}", ONE_STEP], trains),
     "evaluation": (
         SIT,
-        [f"modalities.image.evaluation={EVALUATION}", "modalities.image.heldout={size: 8, count: 60, seed: 1}"],
+        [f"streams.image.evaluation={EVALUATION}", "streams.image.heldout={size: 8, count: 60, seed: 1}"],
         is_evaluated,
     ),
     "folder": (CONFIG, [f"{DATA}{{kind: folder, path: photos, caption_default: x, {SELECTED}}}"], opens_data),

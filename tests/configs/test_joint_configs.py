@@ -34,7 +34,7 @@ def test_the_papers_file_differs_in_nothing_but_how_places_are_written():
     joint, mixed = read("joint_625m"), read("paper/mixed")
     found = changed(joint, mixed)
     networks = {key: found.pop(key) for key in list(found) if key.endswith("evaluation.networks")}
-    assert set(networks) == {"modalities.image.evaluation.networks", "modalities.video.evaluation.networks"}
+    assert set(networks) == {"streams.image.evaluation.networks", "streams.video.evaluation.networks"}
     pairs = list(found.items())
     assert {key.rpartition(".")[2] for key, _ in pairs} == {"path"}
     assert {key.split(".")[1] for key, _ in pairs} == {"image", "video", "audio"}
@@ -53,16 +53,16 @@ def test_siblings_differ_in_size_alone(name):
 
 def test_the_run_on_latents_differs_in_data_alone():
     found = changed(read("joint_625m"), read("joint_625m_latents"))
-    wanted = {f"modalities.{name}.data.{key}" for name in ("image", "video", "audio") for key in ("kind", "path")}
+    wanted = {f"streams.{name}.data.{key}" for name in ("image", "video", "audio") for key in ("kind", "path")}
     assert set(found) == wanted
     out = re.search(r"selfflow encode \S+ --out (\S+)", README)[1]
-    for name, stream in read("joint_625m_latents").modalities.streams().items():
+    for name, stream in read("joint_625m_latents").streams.items():
         assert stream.data.kind == "latents"
         assert (CONFIGS / stream.data.path).resolve() == (CONFIGS.parent / out / name).resolve()
 
 
 def test_what_the_paper_says_of_the_joint_run():
-    streams = read("joint_625m").modalities.streams()
+    streams = read("joint_625m").streams
     facts = {
         "image": ("flux2", 0.57, 38, 0.25, 4.63, 6.93, (1, 16, 16), 128),
         "video": ("wan22", 0.30, 8, 0.1, 2.95, 15.0, (12, 12, 21), 48),

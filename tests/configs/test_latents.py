@@ -18,7 +18,7 @@ from tests.autoencoders.small import pretrained, save
 from tests.modalities.data.test_stored import manifest
 from tests.tools.tiny import CONFIG
 
-MEDIA = "modalities.image.media={size: [32], patch: 2, autoencoder: {kind: sd_vae, path: vae}}"
+MEDIA = "streams.image.media={size: [32], patch: 2, autoencoder: {kind: sd_vae, path: vae}}"
 
 
 class Stored:
@@ -32,7 +32,7 @@ class Stored:
 
 
 def configuration(*overrides: str) -> Config:
-    return load_config(CONFIG, ["modalities={video: null, audio: null}", MEDIA, *overrides])
+    return load_config(CONFIG, ["streams={video: null, audio: null}", MEDIA, *overrides])
 
 
 def of_image(**changes) -> Manifest:
@@ -44,7 +44,7 @@ def of_image(**changes) -> Manifest:
 
 def problems(config: Config, *manifests: Manifest, root: Path = Path()) -> str:
     """The message of the refusal; "" where everything fits."""
-    name = next(iter(config.modalities.streams()))
+    name = next(iter(config.streams))
     try:
         check_latents(config, {name: Stored(*manifests)}, build_adapters(config, root), root)
     except ConfigError as error:
@@ -54,7 +54,7 @@ def problems(config: Config, *manifests: Manifest, root: Path = Path()) -> str:
 
 def test_latents_of_the_configuration_fit_without_any_weights():
     assert problems(configuration(), of_image()) == ""
-    assert problems(configuration("modalities.image.media.crop=random"), of_image()) == ""
+    assert problems(configuration("streams.image.media.crop=random"), of_image()) == ""
     assert latent_digests({"image": Stored(of_image()), "video": object()}) == {"image": "aa"}
 
 
@@ -72,18 +72,18 @@ def test_latents_of_the_configuration_fit_without_any_weights():
 )
 def test_what_differs_is_named(changes, reason):
     found = problems(configuration(), of_image(**changes))
-    assert f"modalities.image.media{'.autoencoder' * reason.startswith('posterior')}" in found
+    assert f"streams.image.media{'.autoencoder' * reason.startswith('posterior')}" in found
     assert reason in found
     assert "encode the media again" in found
 
 
 def test_latents_without_a_deviation_serve_where_the_mean_is_trained_on():
-    assert problems(configuration("modalities.image.media.autoencoder.posterior=mean"), of_image(deviation=False)) == ""
+    assert problems(configuration("streams.image.media.autoencoder.posterior=mean"), of_image(deviation=False)) == ""
 
 
 def test_the_meaning_of_a_sound_is_compared_beyond_its_grid():
-    config = load_config(CONFIG, ["modalities={video: null, image: null}"])
-    stream = config.modalities.audio
+    config = load_config(CONFIG, ["streams={video: null, image: null}"])
+    stream = config.streams.audio
     adapter = build_adapters(config, Path())["audio"]
     whitening = {"mean": [0.0] * adapter.channels, "std": [1.0] * adapter.channels, "measured": True}
     plain = {"grid": adapter.grid(), "channels": adapter.channels, "autoencoder": {"kind": "mdct", "digest": ""}}
@@ -93,20 +93,20 @@ def test_the_meaning_of_a_sound_is_compared_beyond_its_grid():
     assert problems(config, manifest(**stored, media=media)) == ""
     for key, value in (("exponent", 1.0), ("sample_rate", 8000)):
         found = problems(config, manifest(**stored, media=media | {key: value}))
-        assert f"modalities.audio.media.{key}: {media[key]}, and the latents were made with {value}" in found
+        assert f"streams.audio.media.{key}: {media[key]}, and the latents were made with {value}" in found
 
 
 def test_the_meaning_of_blocks_of_pixels_is_compared_beyond_their_grid():
     """Nine frames of which the first is alone make as many tokens, of as many channels, as ten without."""
-    alone = load_config(CONFIG, ["modalities={image: null, audio: null}"])
-    media = alone.modalities.video.media
+    alone = load_config(CONFIG, ["streams={image: null, audio: null}"])
+    media = alone.streams.video.media
     even = f"{{frames: {media.frames + media.blocks()[0] - 1}, first_frame_alone: false}}"
     other = load_config(
         CONFIG,
         [
-            "modalities={image: null, audio: null}",
-            f"modalities.video.media={even}",
-            "modalities.video.first_frame_share=0",
+            "streams={image: null, audio: null}",
+            f"streams.video.media={even}",
+            "streams.video.condition_on={first_frame: 0}",
         ],
     )
     adapters = [build_adapters(config, Path())["video"] for config in (alone, other)]
@@ -136,7 +136,7 @@ def test_weights_at_hand_are_compared_and_others_refused(tmp_path):
 def test_parts_of_different_weights_are_refused():
     other = of_image(autoencoder={"kind": "sd_vae", "path": "vae", "digest": "bb"})
     found = problems(configuration(), of_image(), other)
-    assert "modalities.image.data: its parts were encoded with different weights" in found
+    assert "streams.image.data: its parts were encoded with different weights" in found
 
 
 def test_text_features_are_compared_where_they_are_read():
@@ -146,11 +146,11 @@ def test_text_features_are_compared_where_they_are_read():
     assert problems(configuration(), stored) == ""  # the byte-level encoder reads captions
     assert problems(configuration(encoder % 8), stored) == ""
     found = problems(configuration(encoder % 9), stored)
-    assert "condition.encoder.max_tokens: 9, and the text features of modalities.image.data were made with 8" in found
+    assert "condition.encoder.max_tokens: 9, and the text features of streams.image.data were made with 8" in found
 
 
 def test_only_media_are_encoded_in_training():
-    config = configuration("modalities.image.data={kind: latents, path: x}")
+    config = configuration("streams.image.data={kind: latents, path: x}")
     assert encoding_adapters(config, build_adapters(config, Path())) == {}
     config = configuration()
     assert list(encoding_adapters(config, build_adapters(config, Path()))) == ["image"]

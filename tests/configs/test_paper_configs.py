@@ -38,7 +38,7 @@ def read(name: str, *overrides: str) -> Config:
 
 
 def stream(name: str, *overrides: str):
-    (only,) = read(name, *overrides).modalities.streams().values()
+    (only,) = read(name, *overrides).streams.values()
     return only
 
 
@@ -57,7 +57,7 @@ def test_every_file_is_complete_and_reads_back_from_what_it_prints(name, tmp_pat
         1,
     )
     assert config.condition.dropout == 0.1
-    for modality, entry in config.modalities.streams().items():
+    for modality, entry in config.streams.items():
         assert entry.heldout is not None
         assert {network.kind for network in entry.evaluation.networks} <= set(kinds_for(modality)) - {"classifier"}
         assert entry.heldout.path != entry.data.path
@@ -86,9 +86,9 @@ def test_repa_differs_from_its_experiment_in_method_and_encoder_alone(name):
     config = read(name)
     ours = read(name.split("_repa")[0])
     changed = {key for key, _, _ in differences(to_plain(ours), to_plain(config))}
-    (modality,) = config.modalities.streams()
-    allowed = ("method", "noising.", "alignment.", f"modalities.{modality}.encoders.")
-    own = {"modalities.audio.time.shift"} if modality == "audio" else set()
+    (modality,) = config.streams
+    allowed = ("method", "noising.", "alignment.", f"streams.{modality}.encoders.")
+    own = {"streams.audio.time.shift"} if modality == "audio" else set()
     assert {key for key in changed if not key.startswith(allowed)} == own
     assert (config.method, config.alignment.external.weight, config.alignment.external.layer) == ("repa", 0.5, None)
     (encoder,) = stream(name).encoders.values()
@@ -98,7 +98,7 @@ def test_repa_differs_from_its_experiment_in_method_and_encoder_alone(name):
 @pytest.mark.parametrize("name", ["t2i_flux2", "t2v", "t2a"])
 def test_a_modality_alone_is_trained_as_in_the_mix(name):
     config, mixed = read(name), read("mixed")
-    (modality,) = config.modalities.streams()
+    (modality,) = config.streams
     changed = differences(
         to_plain(mixed)["modalities"][modality], to_plain(config)["modalities"][modality], f"{modality}."
     )
@@ -231,12 +231,12 @@ def test_steps(name, steps):
 def test_the_mixes_are_those_of_table_6():
     weights = set()
     for name in MIXED:
-        streams = read(name).modalities.streams()
+        streams = read(name).streams
         assert [entry.share for entry in streams.values()] == [0.57, 0.30, 0.13]
         assert [entry.batch for entry in streams.values()] == [38, 8, 16]
         weights.add(tuple(entry.loss_weight for entry in streams.values()))
         assert {key for key, _, _ in differences(to_plain(read("mixed")), to_plain(read(name)))} <= {
-            f"modalities.{modality}.loss_weight" for modality in streams
+            f"streams.{modality}.loss_weight" for modality in streams
         }
     assert weights == {
         (0.067, 0.319, 0.614),
@@ -270,10 +270,10 @@ def test_every_command_of_the_readme_is_one_that_works():
 def test_a_dry_run_needs_neither_data_nor_weights_and_says_what_is_missing(name, tmp_path, capsys):
     shutil.copytree(CONFIGS, tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__", "*.py"))
     path = tmp_path / "configs" / "paper" / f"{name}.yaml"
-    own = ["trunk.mmdit.size=290M", "modalities.audio.batch=2"] if name == "t2a" else ["modalities.image.batch=2"]
+    own = ["trunk.mmdit.size=290M", "streams.audio.batch=2"] if name == "t2a" else ["streams.image.batch=2"]
     assert cli.main(["train", str(path), "--dry-run", *own]) == 0
     said = capsys.readouterr().out
-    (entry,) = read(name).modalities.streams().values()
+    (entry,) = read(name).streams.values()
     assert re.search(rf"  data      not there: path: .*{Path(entry.data.path).name} does not exist", said)
     assert f"{entry.media.autoencoder.path} is not on this machine" in said
     if name == "t2a":

@@ -31,7 +31,7 @@ def test_all_missing_data_are_named_at_once_with_what_is_needed(tmp_path):
     assert re.match(r"modalities\.audio\.data: path: .*sounds\.parquet does not exist", audio)
     assert re.search(r"\.tar files in which each record is NAME \(\.mp4 .* with captions in short or long", video_needs)
     assert "the column 'sound'" in audio_needs
-    assert audio_needs.endswith("set modalities.audio.data.path=PATH")
+    assert audio_needs.endswith("set streams.audio.data.path=PATH")
 
 
 def test_what_is_there_is_opened(tmp_path):
@@ -45,6 +45,6 @@ def test_what_is_there_is_opened(tmp_path):
     [({"captions": "none"}, False), ({"caption": "a cat"}, False), ({"captions": "label"}, False), ({}, True)],
 )
 def test_captions_are_asked_for_where_they_are_read(settings, captions):
-    text = needed(SourceConfig(kind="folder", path="x", **settings), "image", "modalities.image.data")
+    text = needed(SourceConfig(kind="folder", path="x", **settings), "image", "streams.image.data")
     assert ("captions in caption or captions" in text) == captions
-    assert needed(SourceConfig(kind="embedded"), "image", "modalities.image.data") == ""
+    assert needed(SourceConfig(kind="embedded"), "image", "streams.image.data") == ""

@@ -1,6 +1,7 @@
 """The sampler against closed forms, its count of network evaluations, given tokens, and bytes over batch sizes."""
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from core.errors import ConfigError, ShapeError
 from core.keys import generator
 from core.sampler import SOLVERS, SamplerConfig, initial_noise, sample, sde_increments, time_grid
 from core.trunk.sit import SiT, SiTConfig
-from core.types import Context, Segment, TokenBatch
+from core.types import Context, Segment, TokenBatch, TrunkOutput
 from tests.core.fields import Field, batch_of, gaussian, to_point
 
 
@@ -52,6 +53,49 @@ def test_time_grids():
     assert SamplerConfig("sde", 8, last_step_size=0.1).times() == time_grid(8, last_step=0.1)
     assert SamplerConfig("sde", 8, last_step="none").times() == time_grid(8)
     assert time_grid(50)[15] == 0.7  # exactly, so that an interval up to 0.7 includes it
+
+
+SHIFTS = (*(10 ** (k / 7) for k in range(-28, 29)), 2.95, 3.0, 6.93, 6.928203230275509)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50, 1000])
+def test_both_ends_of_every_grid_are_exact(steps):
+    """alpha / (1 + (alpha - 1)) is 1.0000000000000002 for some alpha, and then guidance up to 1 was skipped there."""
+    for shift in SHIFTS:
+        for start, end in ((1.0, 0.0), (1.0, 0.001), (0.999, 0.0), (0.93, 0.07)):
+            times = time_grid(steps, shift, start=start, end=end)
+            assert len(times) == steps + 1
+            assert all(a > b for a, b in pairwise(times))
+            assert (times[0] == 1.0) == (start == 1.0)
+            assert (times[-1] == 0.0) == (end == 0.0)
+            if shift == 1:
+                assert (times[0], times[-1]) == (start, end)
+            for last_step in (0.04, 0.07, 0.31):
+                if last_step < times[0]:
+                    random = time_grid(steps + 1, shift, last_step, start)
+                    assert (random[0], random[-2], random[-1]) == (times[0], last_step, 0.0)
+                    assert all(a > b for a, b in pairwise(random))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_guidance_reaches_both_ends(solver):
+    """An interval that holds 1 alone guides the first evaluation, and one that holds 0 alone those at 0."""
+    if SOLVERS[solver].adaptive:
+        pytest.importorskip("torchdiffeq")
+    batch = batch_of(2, 3, 2)
+
+    def guided(shift, low, high):
+        trunk = Field(lambda x, t, dropped: x - 0.3)
+        config = SamplerConfig(solver, 4, shift, 2.0, low, high, exact=False)
+        sample(trunk, batch, initial_noise(0, batch), config)
+        return [(float(levels.values[0, 0]), len(noisy[0]) == 4) for noisy, levels, _ in trunk.calls]
+
+    for shift in SHIFTS[::6]:
+        calls = guided(shift, 1.0, 1.0)
+        assert calls[0] == (1.0, True)
+        assert all(act == (t == 1) for t, act in calls)
+        assert all(act == (t == 0) for t, act in guided(shift, 0.0, 0.0))
+        assert all(act for _, act in guided(shift, 0.0, 1.0))
 
 
 def test_guidance_acts_only_inside_its_interval():
@@ -187,12 +231,25 @@ def test_errors():
         ({"solver": "sde", "end": 0.04}, "end: 0.04 must be 0, where last_step mean ends; or set last_step to none"),
         ({"solver": "sde_heun", "last_step": "none"}, "end: 0.0 must be above 0"),
         ({"solver": "sde", "steps": 1}, "steps: 1 must be at least 2"),
+        ({"steps": 10**9}, "steps: 1000000000 must be at most 100,000"),
+        ({"guidance": -2.0}, "guidance: -2.0 must not be negative"),
+        ({"guidance": 1e30}, "guidance: 1e+30 must be at most 1000"),
+        ({"solver": "sde", "diffusion_norm": 1e30}, "diffusion_norm: 1e+30 must be at most 1000"),
+        ({"shift": 1e30}, "shift: 1e+30 puts several of the 50 steps at one time"),
+        ({"start": 1e-320, "steps": 50_000}, "shift: 1.0 puts several"),
     ],
 )
 def test_settings_that_do_not_go_together(settings, problem):
     found = SamplerConfig(**settings).problems()
     assert len(found) == 1
     assert found[0].startswith(problem)
+
+
+@pytest.mark.parametrize("name", [e.name for e in fields(SamplerConfig) if isinstance(e.default, float)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_settings_are_finite(solver, name, value):
+    assert SamplerConfig(solver, **{name: value}).problems() == [f"{name}: {value} is not a finite number"]
 
 
 @pytest.mark.parametrize(
@@ -267,6 +324,50 @@ def test_same_seed_same_bytes_for_any_batch_size(config, given, threads, depth):
         torch.set_num_threads(before)
     assert one.numpy().tobytes() == three.numpy().tobytes() == eight.numpy().tobytes()
     torch.testing.assert_close(loose, eight, atol=0.05 if SOLVERS[config.solver].adaptive else 1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dopri5", "sde"])
+def test_another_context_in_place_of_the_null_condition(solver):
+    """v_n + s (v_c - v_n), with v_n that of another class, for batches of any size."""
+    if SOLVERS[solver].adaptive:
+        pytest.importorskip("torchdiffeq")
+    trunk, config = random_sit(2), SamplerConfig(solver, 3, guidance=2.5)
+
+    def made(size, null_class):
+        parts = []
+        for first in range(0, 4, size):
+            batch = class_batch(first, size, False)
+            null = Context(torch.zeros(size, dtype=torch.bool), torch.full((size,), null_class))
+            null = None if null_class is None else null
+            parts.append(sample(trunk, batch, initial_noise(5, batch), config, seed=5, null=null)[0])
+        return torch.cat(parts)
+
+    seven = made(4, 7)
+    assert torch.equal(made(1, 7), seven)
+    assert not torch.equal(made(4, 8), seven)
+    batch = class_batch(0, 4, False)
+    noise = initial_noise(5, batch)
+
+    class ByHand(torch.nn.Module):
+        def forward(self, noisy, levels, batch):
+            other = replace(batch, context=replace(batch.context, label=torch.full((batch.size,), 7)))
+            null, condition = (trunk(noisy, levels, b).velocity[0] for b in (other, batch))
+            return TrunkOutput((null + 2.5 * (condition - null),))
+
+    (expected,) = sample(ByHand(), batch, noise, replace(config, guidance=1.0), seed=5)
+    torch.testing.assert_close(seven, expected, atol=0.05 if SOLVERS[solver].adaptive else 1e-4, rtol=0)
+
+
+def test_a_null_context_of_another_size_or_kind_is_refused():
+    batch = class_batch(0, 2, False)
+    dropped = torch.zeros(2, dtype=torch.bool)
+    config = SamplerConfig("euler", 1, guidance=2.0, exact=False)
+    for null, problem in (
+        (Context(dropped[:1], torch.zeros(1, dtype=torch.long)), "null: 1 contexts for 2 samples"),
+        (Context(dropped), "Context.label: of two contexts that are to be joined, one has it"),
+    ):
+        with pytest.raises(ShapeError, match=re.escape(problem)):
+            sample(random_sit(1), batch, initial_noise(5, batch), config, null=null)
 
 
 def test_bytes_depend_on_batch_size_without_exact():

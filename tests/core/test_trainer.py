@@ -130,7 +130,7 @@ def test_a_bad_step_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
 def test_loss_weights_scale_the_whole_loss_of_their_steps(tmp_path):
     names = ("image", "video", "audio")
     plain = build(tmp_path / "plain")
-    heavy = build(tmp_path / "heavy", *(f"modalities.{name}.loss_weight=3" for name in names))
+    heavy = build(tmp_path / "heavy", *(f"streams.{name}.loss_weight=3" for name in names))
     one, three = (trainer.train_step(*first_step(trainer)) for trainer in (plain, heavy))
     assert three["loss"] == pytest.approx(3 * one["loss"])
     assert three["grad_norm"] == pytest.approx(3 * one["grad_norm"], rel=1e-4)
@@ -155,7 +155,7 @@ def test_an_average_that_is_too_long_for_the_run_is_warned_of_once(decay, warned
     for steps in (10, 12):  # the second start resumes
         assert train(tmp_path, f"training.steps={steps}", f"training.ema.decay={decay}") == 0
     shown = capsys.readouterr().err
-    assert shown.count("warning: ema.decay 0.9999 averages over 10000 steps") == int(warned)
+    assert shown.count("warning: training.ema.decay 0.9999 averages over 10000 steps") == int(warned)
     assert shown.count("warning") == int(warned)
 
 

@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).with_name("quickstart.txt")
 STEPS = 16
 # Small batches, and a learning rate that is at once at its height, so that few steps show most of the arithmetic.
 OVERRIDES = [
-    *(f"modalities.{name}.batch=4" for name in ("image", "video", "audio")),
+    *(f"streams.{name}.batch=4" for name in ("image", "video", "audio")),
     *("training.optimizer.warmup=0", "training.optimizer.cooldown=0", "training.device=cpu", f"training.steps={STEPS}"),
 ]
 TOLERANCE = 1e-4  # relative; kernels of another CPU round differently

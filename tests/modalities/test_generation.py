@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from configs.runs import LoadedRun, load_run
+from core.errors import NotFiniteError
 from core.sampler import SamplerConfig
-from modalities.generation import Known, generate
+from modalities.conditions import ConditionConfig
+from modalities.generation import Known, generate, guidance_problem
 
 PROMPTS = ["a red circle", "a blue square moving left", "notes C E G", "a cat"] * 2
 PLAIN = SamplerConfig(steps=3)
@@ -61,6 +64,24 @@ def test_progress_counts_every_step_of_every_sample(loaded):
     ticks = []
     made(loaded, "image", batch_size=3, progress=ticks.append)
     assert ticks == [3] * 3 + [3] * 3 + [2] * 3
+
+
+def test_a_sample_that_is_not_finite_is_an_error(loaded):
+    trunk = copy.deepcopy(loaded.generator.trunk)
+    with torch.no_grad():
+        trunk.media_out["image"].weight[0, 0] = float("nan")
+    broken = replace(loaded, generator=replace(loaded.generator, trunk=trunk))
+    with pytest.raises(NotFiniteError, match=r"sample image/0: \d+ of its 192 numbers are NaN or infinite"):
+        made(broken, "image")
+
+
+def test_what_gives_guidance_nothing_to_work_with():
+    guided = replace(PLAIN, guidance=2.0)
+    assert guidance_problem(ConditionConfig(), guided) is None
+    assert guidance_problem(ConditionConfig(dropout=0.0), PLAIN) is None
+    assert "condition.dropout: 0" in guidance_problem(ConditionConfig(dropout=0.0), guided)
+    assert guidance_problem(ConditionConfig(kind="none"), PLAIN) is None
+    assert "condition.kind: none" in guidance_problem(ConditionConfig(kind="none"), guided)
 
 
 def picture(adapter) -> torch.Tensor:

@@ -24,4 +24,4 @@ def save_rae(folder: Path) -> Path:
 
 def encoder_settings(folder: Path, *modalities: str) -> list[str]:
     """Overrides that give each of the modalities its encoder of `save_encoders`."""
-    return [f"modalities.{m}.encoders.{ENCODERS[m]}={{kind: {ENCODERS[m]}, path: '{folder / m}'}}" for m in modalities]
+    return [f"streams.{m}.encoders.{ENCODERS[m]}={{kind: {ENCODERS[m]}, path: '{folder / m}'}}" for m in modalities]

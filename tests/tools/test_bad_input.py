@@ -71,19 +71,19 @@ def check(message: str, expected: str | tuple[str, ...]) -> None:
         ),
         ("method=dispersive alignment.dispersive.layer=7", "alignment.dispersive: layer: 7 must lie in 1..3"),
         # noising
-        ("modalities.audio.mask_ratio=0", "modalities.audio.mask_ratio: 0.0 must lie in (0, 0.5]"),
-        ("modalities.video.mask_ratio=0.6", "modalities.video.mask_ratio: 0.6 must lie in (0, 0.5]"),
-        ("modalities.image.mask_ratio=-0.1", "modalities.image.mask_ratio: -0.1 must lie in (0, 0.5]"),
+        ("streams.audio.mask_ratio=0", "streams.audio.mask_ratio: 0.0 must lie in (0, 0.5]"),
+        ("streams.video.mask_ratio=0.6", "streams.video.mask_ratio: 0.6 must lie in (0, 0.5]"),
+        ("streams.image.mask_ratio=-0.1", "streams.image.mask_ratio: -0.1 must lie in (0, 0.5]"),
         (
-            "modalities.image.time.buckets=4",
-            "modalities.image.time.buckets: 4 makes t and s agree; not with noising.kind dual, only 0",
+            "streams.image.time.buckets=4",
+            "streams.image.time.buckets: 4 makes t and s agree; not with noising.kind dual, only 0",
         ),
         (
             "method=sra noising.attention_separation=true",
             ("attention_separation: needs kind dual, ", "kind is 'homogeneous'", "needs mask exact", "is 'bernoulli'"),
         ),
         ("noising.attention_separation=true", "noising.attention_separation: needs mask exact"),
-        ("method=self_flow_as", "tiny.yaml:15: modalities.video.first_frame_share: a given frame would belong to no "),
+        ("method=self_flow_as", "tiny.yaml:15: streams.video.first_frame_share: a given frame would belong to no "),
         # teacher
         ("training.ema.decay=0", "training.ema.decay: 0 makes the teacher the student itself"),
         ("method=sra training.ema.decay=0", "training.ema.decay: 0 makes the teacher the student itself"),
@@ -92,11 +92,11 @@ def check(message: str, expected: str | tuple[str, ...]) -> None:
         (
             "method=repa",
             tuple(
-                f"modalities.{m}.encoders: empty; alignment.external needs one: {{{kind}: {{kind: {kind}, "
+                f"streams.{m}.encoders: empty; alignment.external needs one: {{{kind}: {{kind: {kind}, "
                 for m, kind in zip(MODALITIES, ("dinov2", "dinov2", "mert"), strict=True)
             ),
         ),
-        ("method=dispersive modalities.video.batch=1", "modalities.video.batch: alignment.dispersive needs 2 or more"),
+        ("method=dispersive streams.video.batch=1", "streams.video.batch: alignment.dispersive needs 2 or more"),
         ("trunk.kind=sit", "this run has image, video, audio and condition.kind: text. Trunk mmdit takes any"),
     ],
 )
@@ -108,38 +108,38 @@ def test_settings(overrides, expected, tmp_path, capsys):
     ("override", "expected"),
     [
         (
-            "modalities.image.encoders.dinov2.path=/nowhere/dinov2",
+            "streams.image.encoders.dinov2.path=/nowhere/dinov2",
             (
-                "modalities.image.encoders.dinov2.path: '/nowhere/dinov2' cannot be read: there is no such folder",
+                "streams.image.encoders.dinov2.path: '/nowhere/dinov2' cannot be read: there is no such folder",
                 "needs a folder with config.json, model.safetensors",
                 "facebook/dinov2-base",
                 "Every alignment but the external one works without it",
             ),
         ),
         (
-            "modalities.image.encoders.dinov2.path={empty}",
+            "streams.image.encoders.dinov2.path={empty}",
             ("encoders.dinov2.path: ", "config.json", "needs a folder with"),
         ),
         (
-            "modalities.image.encoders.dinov2.path={video}",
+            "streams.image.encoders.dinov2.path={video}",
             ("holds a model of type 'vjepa2'; kind 'dinov2' reads dinov2, ", "encoders.dinov2.kind: vjepa2."),
         ),
         (
-            "modalities.audio.encoders.mert.kind=dinov2",
+            "streams.audio.encoders.mert.kind=dinov2",
             "encoders.mert.kind: 'dinov2' does not encode audio; allowed: mert",
         ),
         (
-            "modalities.image.encoders.dinov2.kind=dino",
+            "streams.image.encoders.dinov2.kind=dino",
             ("encoders.dinov2.kind: 'dino' is not one of", "mean: 'dinov2'?"),
         ),
         (
-            "modalities.image.encoders.dinov2.layer=9",
+            "streams.image.encoders.dinov2.layer=9",
             "encoders.dinov2.layer: 9, but the encoder has 3 blocks; allowed: 1..3",
         ),
-        ("modalities.audio.encoders.mert.resample=refuse", "encoders.mert.resample: 'refuse', but the 90 time steps"),
-        ("modalities.audio.encoders.mert.resample=refuse", "20 of the trunk; set it to features to interpolate"),
+        ("streams.audio.encoders.mert.resample=refuse", "encoders.mert.resample: 'refuse', but the 90 time steps"),
+        ("streams.audio.encoders.mert.resample=refuse", "20 of the trunk; set it to features to interpolate"),
         ("alignment.external.layer=7", "alignment.external: layer: 7 must lie in 1..3"),
-        ("method=self_flow", "modalities.image.encoders: dinov2 are not read without alignment.external"),
+        ("method=self_flow", "streams.image.encoders: dinov2 are not read without alignment.external"),
     ],
 )
 def test_encoders(override, expected, weights, tmp_path, capsys):
@@ -157,13 +157,13 @@ def test_damaged_encoder_weights_are_named_by_the_key_that_leads_to_them(weights
     tensors.pop(min(tensors))
     save_file(tensors, path, {"format": "pt"})
     message = refused(capsys, SIT, tmp_path / "run", ["method=repa", *encoder_settings(tmp_path, "image")])
-    check(message, ("modalities.image.encoders.dinov2: ", "these weights do not fit", "missing keys: "))
+    check(message, ("streams.image.encoders.dinov2: ", "these weights do not fit", "missing keys: "))
 
 
 def test_another_token_grid_is_resampled_unless_that_is_refused(weights, tmp_path):
     """The counterpart of `resample=refuse`: 90 steps of the sound encoder become the trunk's 20."""
     own = ["method=repa", *encoder_settings(weights, *MODALITIES)]
-    assert train(tmp_path / "run", *own, "modalities.audio.encoders.mert.resample=features", "--dry-run") == 0
+    assert train(tmp_path / "run", *own, "streams.audio.encoders.mert.resample=features", "--dry-run") == 0
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_another_token_grid_is_resampled_unless_that_is_refused(weights, tmp_pat
         (["{autoencoder}={empty}"], ("{autoencoder}: '{empty}' holds no config.json", "model.pt (decoder), stat.pt")),
         ([], "{autoencoder}: kind 'rae' has weights: set their folder or their name on the hub"),
         (
-            ["{autoencoder}={rae}", "modalities.image.media.size=[128]"],
-            "modalities.image.media.size: 128 x 128: rae was trained for pictures of one size; legal: 256 x 256",
+            ["{autoencoder}={rae}", "streams.image.media.size=[128]"],
+            "streams.image.media.size: 128 x 128: rae was trained for pictures of one size; legal: 256 x 256",
         ),
         (
             ["{autoencoder}={rae}", "trunk.ddt.grid=8", "trunk.ddt.num_classes=1001"],
@@ -202,7 +202,7 @@ def test_another_token_grid_is_resampled_unless_that_is_refused(weights, tmp_pat
 )
 def test_ddt_and_rae(overrides, expected, weights, tmp_path, capsys):
     names = {
-        "autoencoder": "modalities.image.media.autoencoder.path",
+        "autoencoder": "streams.image.media.autoencoder.path",
         "rae": weights / "rae",
         "empty": weights / "empty",
     }
@@ -210,10 +210,10 @@ def test_ddt_and_rae(overrides, expected, weights, tmp_path, capsys):
     check(message, tuple(part.format(**names) for part in ((expected,) if isinstance(expected, str) else expected)))
 
 
-VAE = "modalities.image.media.autoencoder={{kind: sd_vae, path: {path}}}"
+VAE = "streams.image.media.autoencoder={{kind: sd_vae, path: {path}}}"
 FITS_VAE = [
-    "modalities.image.media.patch=null",
-    "modalities.image.media.size=[32]",
+    "streams.image.media.patch=null",
+    "streams.image.media.size=[32]",
     "trunk.sit={grid: 2, channels: 16, patch: 2}",
 ]
 
@@ -224,11 +224,11 @@ FITS_VAE = [
         (
             [VAE, *FITS_VAE],
             (
-                "modalities.image.media.autoencoder.path: '/nowhere/vae' is not a folder. Kind 'sd_vae' needs a folder",
+                "streams.image.media.autoencoder.path: '/nowhere/vae' is not a folder. Kind 'sd_vae' needs a folder",
                 "diffusion_pytorch_model.safetensors",
             ),
         ),
-        ([VAE], "modalities.image.media.size: height: 8 is not a multiple of 32; the nearest legal sizes: 32"),
+        ([VAE], "streams.image.media.size: height: 8 is not a multiple of 32; the nearest legal sizes: 32"),
         (
             ["trunk.sit.grid=4", "trunk.sit.channels=12", "trunk.sit.patch=2"],
             (
@@ -236,7 +236,7 @@ FITS_VAE = [
                 "Set trunk.sit.grid=2 trunk.sit.channels=48",
             ),
         ),
-        (["modalities.image.media.size=[8, 16]"], ("do not fit the data: grid 2 x 4", "sit needs square pictures")),
+        (["streams.image.media.size=[8, 16]"], ("do not fit the data: grid 2 x 4", "sit needs square pictures")),
         (
             ["trunk.kind=ddt"],
             "trunk.ddt: grid 16, channels 768, num_classes 1001 do not fit the data: grid 2 x 2, channels ",

@@ -191,7 +191,7 @@ def test_data_of_a_configuration(tmp_path):
     """Rates of both numbers of workers and four stages for every modality; nothing is left behind in the data set."""
     run(
         *("--data", CONFIG, "--workers", 0, 1, "--seconds", 0.05, "--json", tmp_path / "b.json"),
-        *("--set", "modalities.image.batch=3"),
+        *("--set", "streams.image.batch=3"),
     )
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     found = {}

@@ -10,7 +10,7 @@ from tools.demo import PROMPTS
 
 QUICK = (
     *("training.steps=3", "training.optimizer.cooldown=0", "training.device=cpu"),
-    *(f"modalities.{name}.{setting}" for name in PROMPTS for setting in ("batch=2", "sampling.steps=2")),
+    *(f"streams.{name}.{setting}" for name in PROMPTS for setting in ("batch=2", "sampling.steps=2")),
 )
 
 

@@ -43,16 +43,16 @@ def test_dry_run_counts_twice_the_work_for_twice_the_batch_and_less_without_a_te
         (line,) = [line for line in capsys.readouterr().out.splitlines() if "GFLOP" in line]
         return float(line.split("about ")[1].split()[0])
 
-    large = ("trunk.sit.width=256", "modalities.image.batch=16")
+    large = ("trunk.sit.width=256", "streams.image.batch=16")
     one = gigaflops(*large)
-    assert gigaflops(*large, "modalities.image.batch=32") == pytest.approx(2 * one, rel=0.05)
+    assert gigaflops(*large, "streams.image.batch=32") == pytest.approx(2 * one, rel=0.05)
     assert gigaflops(*large, "training.accumulate=2") == pytest.approx(one, rel=0.1)
     assert 0.6 * one < gigaflops(*large, "method=flow_matching") < 0.95 * one
 
 
 def test_dry_run_of_the_paper_size_needs_no_memory_for_it(capsys):
     own = [f"trunk.mmdit.{name}=null" for name in ("width", "heads", "double_blocks", "single_blocks")]
-    own += ["modalities.video=null", "modalities.audio=null"]
+    own += ["streams.video=null", "streams.audio=null"]
     assert main(["train", str(CONFIG), "--dry-run", "trunk.mmdit.size=625M", "trunk.mmdit.mlp_ratio=4", *own]) == 0
     total = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("parameters"))
     assert 6.0e8 < int(total.split()[1].replace(",", "")) < 6.6e8
@@ -60,7 +60,7 @@ def test_dry_run_of_the_paper_size_needs_no_memory_for_it(capsys):
 
 def test_dry_run_does_without_the_weights_of_an_autoencoder_and_says_that_they_are_missing(tmp_path, capsys):
     pytest.importorskip("diffusers", reason="the autoencoders with weights need diffusers")
-    media = "modalities.image.media={size: [32], patch: null, autoencoder: {kind: sd_vae, path: nowhere}}"
+    media = "streams.image.media={size: [32], patch: null, autoencoder: {kind: sd_vae, path: nowhere}}"
     assert main(["train", str(CONFIG), "--dry-run", media]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert any("1 x 2 x 2 (t, h, w) of 16 channels" in line for line in shown)
@@ -85,7 +85,7 @@ def test_dry_run_does_without_the_weights_of_an_autoencoder_and_says_that_they_a
     ],
 )
 def test_dry_run_says_how_times_are_drawn(time, words, capsys):
-    assert main(["train", str(SIT), "--dry-run", "method=flow_matching", f"modalities.image.time={{{time}}}"]) == 0
+    assert main(["train", str(SIT), "--dry-run", "method=flow_matching", f"streams.image.time={{{time}}}"]) == 0
     assert f"  times     {words}" in capsys.readouterr().out
 
 
@@ -102,7 +102,7 @@ def test_without_data_it_says_so_and_counts_the_same(capsys):
 
 
 def test_memory_is_that_of_the_largest_microbatch_on_one_and_many_devices(capsys):
-    lines = shown(capsys, "modalities.video.batch=64")
+    lines = shown(capsys, "streams.video.batch=64")
     table = {line[:30].strip(): line[30:].split("iB") for line in lines if "replicated" in line or ", sharded" in line}
     state = 20 * 92_432 / 2**20  # MiB
     assert [float(cell.split()[0]) for cell in table["state, replicated"][:3]] == pytest.approx([state] * 3, abs=0.01)
@@ -115,13 +115,13 @@ def test_memory_is_that_of_the_largest_microbatch_on_one_and_many_devices(capsys
     whole = [float(cell.split()[0]) for cell in table["with activations, sharded"][:3]]
     assert whole == pytest.approx([size + kept["video"] for size in sharded], abs=0.03)
     assert any("This version trains on one device and does not shard" in line for line in lines)
-    halved = shown(capsys, "modalities.video.batch=64", "training.accumulate=2")
+    halved = shown(capsys, "streams.video.batch=64", "training.accumulate=2")
     (line,) = [line for line in halved if line.startswith("  activations ")]
     assert float(re.search(r"video ([\d.]+)", line)[1]) == pytest.approx(kept["video"] / 2, rel=0.1)
 
 
 def test_the_mean_step_weighs_modalities_by_their_shares(capsys):
-    lines = shown(capsys, "modalities.image.batch=64", "modalities.audio.batch=64")
+    lines = shown(capsys, "streams.image.batch=64", "streams.audio.batch=64")
     (mean,) = [float(line.split()[2]) for line in lines if line.startswith("mean step ")]
     each = [float(line.split("about ")[1].split()[0]) for line in lines if line.startswith("  compute")]
     assert mean == pytest.approx(0.4 * each[0] + 0.3 * each[1] + 0.3 * each[2], abs=0.002)
@@ -143,6 +143,6 @@ def test_a_frozen_text_encoder_is_counted_from_its_config_without_weights(tmp_pa
 
 def test_what_is_there_and_does_not_fit_is_an_error(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    data = f"modalities.image.data={{kind: folder, path: {tmp_path / 'empty'}}}"
+    data = f"streams.image.data={{kind: folder, path: {tmp_path / 'empty'}}}"
     assert main(["train", str(CONFIG), "--dry-run", data]) == 2
-    assert "modalities.image.data: " in capsys.readouterr().err
+    assert "streams.image.data: " in capsys.readouterr().err

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("streaming", reason="mosaicml-streaming is not installed (extra `full`)")
 pytest.importorskip("diffusers", reason="the autoencoders with weights need diffusers")
 
+import modalities.image
 from configs.build import build_dataset, build_streams, class_names, measure_all
 from configs.load import load_config
 from configs.networks import build_adapters, device_preprocess
@@ -68,7 +69,7 @@ def encode(place: Path, out: Path, *options: str) -> int:
 
 
 def latents(path: Path) -> str:
-    return f"modalities.image.data={{kind: latents, path: {path / 'image'}}}"
+    return f"streams.image.data={{kind: latents, path: {path / 'image'}}}"
 
 
 def completed(place: Path, key: str, *overrides: str) -> Microbatch:
@@ -202,7 +203,7 @@ def weights(run, place):
 def test_generation_needs_the_weights_and_refuses_others(run, weights, tmp_path, capsys):
     command = ["generate", "image", "--run", str(run), "--prompt", "photo", "--device", "cpu", "--number", "1"]
     assert main([*command, "--out", str(tmp_path / "none")]) == 2
-    assert "modalities.image.media.autoencoder.path" in capsys.readouterr().err
+    assert "streams.image.media.autoencoder.path" in capsys.readouterr().err
     weights()
     assert main([*command, "--out", str(tmp_path / "made")]) == 0
     assert len(list((tmp_path / "made").glob("*.png"))) == 1
@@ -216,7 +217,7 @@ def test_training_refuses_latents_of_other_weights_where_it_can_tell(run, weight
     weights(other=True)
     assert train(tmp_path / "run", latents(run.parent / "latents"), config=run.parent / "config.yaml") == 2
     error = capsys.readouterr().err
-    assert "modalities.image.media.autoencoder.path: the weights at" in error
+    assert "streams.image.media.autoencoder.path: the weights at" in error
     assert "are not those of the latents" in error
     assert not (tmp_path / "run").exists()
 
@@ -225,20 +226,20 @@ def test_training_refuses_latents_of_other_weights_where_it_can_tell(run, weight
     ("override", "reason"),
     [
         (
-            "modalities.image.media={size: [32], autoencoder: {kind: flux2, path: x}}",
-            "modalities.image.media.autoencoder.kind: 'flux2', and the latents are of 'sd_vae'",
+            "streams.image.media={size: [32], autoencoder: {kind: flux2, path: x}}",
+            "streams.image.media.autoencoder.kind: 'flux2', and the latents are of 'sd_vae'",
         ),
         (
-            "modalities.image.media.size=[64]",
-            "modalities.image.media: makes 1 x 4 x 4 tokens (t, h, w) of 16 channels, and the latents are 1 x 2 x 2",
+            "streams.image.media.size=[64]",
+            "streams.image.media: makes 1 x 4 x 4 tokens (t, h, w) of 16 channels, and the latents are 1 x 2 x 2",
         ),
         (
-            "modalities.image.media.patch=1",
+            "streams.image.media.patch=1",
             "of 4 channels, and the latents are 1 x 2 x 2 tokens (t, h, w) of 16 channels",
         ),
         (
-            "method=repa modalities.image.encoders.dinov2={kind: dinov2, path: x}",
-            "modalities.image.encoders: dinov2 look at media, and data of stored latents hold none",
+            "method=repa streams.image.encoders.dinov2={kind: dinov2, path: x}",
+            "streams.image.encoders: dinov2 look at media, and data of stored latents hold none",
         ),
     ],
 )
@@ -251,9 +252,9 @@ def test_what_does_not_fit_is_refused_before_the_first_step(override, reason, ru
 
 
 def test_held_out_latents_are_evaluated_without_media(run, place, tmp_path, capsys):
-    assert encode(place, tmp_path, "seed=9", "modalities.image.data.path=photos/dog") == 0
+    assert encode(place, tmp_path, "seed=9", "streams.image.data.path=photos/dog") == 0
     out = tmp_path / "results"
-    held_out = f"modalities.image.heldout={{kind: latents, path: {tmp_path / 'image'}}}"
+    held_out = f"streams.image.heldout={{kind: latents, path: {tmp_path / 'image'}}}"
     command = ["evaluate", "--run", str(run), "--device", "cpu", "--out", str(out), held_out]
     assert main(command) == 2  # the photos that it was trained on
     assert "holds records that the run is trained on" in capsys.readouterr().err
@@ -261,16 +262,16 @@ def test_held_out_latents_are_evaluated_without_media(run, place, tmp_path, caps
         (place / "new" / "dog").mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place / "new" / "dog")
         shutil.copy(path.with_suffix(".txt"), place / "new" / "dog")
-    assert encode(place, tmp_path / "new", "modalities.image.data.path=new") == 0
-    command[-1] = f"modalities.image.heldout={{kind: latents, path: {tmp_path / 'new' / 'image'}}}"
+    assert encode(place, tmp_path / "new", "streams.image.data.path=new") == 0
+    command[-1] = f"streams.image.heldout={{kind: latents, path: {tmp_path / 'new' / 'image'}}}"
     assert main(command) == 0
     (found,) = out.glob("*.json")
     values = json.loads(found.read_text())["values"]
     assert values["velocity/mean"] > 0
     assert not any(name.startswith("samples/") for name in values)
     capsys.readouterr()
-    assert main([*command, "modalities.image.evaluation.measures=[samples]"]) == 2
-    assert "feature networks look at media, and modalities.image.heldout and modalities.image.data hold latents" in (
+    assert main([*command, "streams.image.evaluation.measures=[samples]"]) == 2
+    assert "feature networks look at media, and streams.image.heldout and streams.image.data hold latents" in (
         capsys.readouterr().err
     )
 
@@ -282,7 +283,7 @@ def test_settings_of_the_command_line_are_refused_by_name(place, tmp_path, capsy
         (["--modality", "audio"], "--modality: the configuration has no audio; it has image"),
         (["--text"], "--text: condition.encoder is not set"),
         (["--batch", "0"], "--batch: 0 must be at least 1"),
-        ([latents(place / "latents")], "modalities.image.data: holds latents already"),
+        ([latents(place / "latents")], "streams.image.data: holds latents already"),
     ):
         assert encode(place, tmp_path / "out", *option) == 2
         assert reason in capsys.readouterr().err
@@ -292,6 +293,68 @@ def test_settings_of_the_command_line_are_refused_by_name(place, tmp_path, capsy
     assert "--views: 1 when" in error
     assert "seed: 3 when" in error
     assert "--dtype: 'float32' when" in error
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_configuration_is_read(place, tmp_path, capsys):
+    (tmp_path / "taken").write_text("x")
+    for out in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        assert main(["encode", str(place / "no such.yaml"), "--out", str(out)]) == 2
+        assert f"--out: {tmp_path / 'taken'} is no folder" in capsys.readouterr().err
+
+
+def test_what_was_set_aside_is_tried_again_with_retry_alone(place, tmp_path, capsys, monkeypatch):
+    """A decoder that was missing the first time: the same command says so, and does not read the records again."""
+    read = "modalities.image.read_image"
+    real, refused = modalities.image.read_image, []
+
+    def refusing(media, origin, *rest):
+        if origin.endswith(("02.png", "17.png")):
+            refused.append(origin)
+            raise ZeroDivisionError("no decoder")
+        return real(media, origin, *rest)
+
+    monkeypatch.setattr(read, refusing)
+    assert encode(place, tmp_path) == 0
+    assert "17 samples of 20 records, 3 could not be used (listed in " in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "02.png: cannot be decoded: ZeroDivisionError: no decoder" in capsys.readouterr().out
+    refused.clear()
+    assert encode(place, tmp_path) == 0
+    assert refused == []
+    assert "3 records were set aside earlier" in capsys.readouterr().out
+    monkeypatch.setattr(read, real)
+    assert encode(place, tmp_path, "--retry") == 0
+    shown = capsys.readouterr().out
+    assert "3 records that were set aside are tried again; 2 parts are made anew" in shown
+    assert "19 samples of 20 records, 1 could not be used" in shown
+    assert encode(place, tmp_path / "whole") == 0
+    assert content(tmp_path / "image") == content(tmp_path / "whole" / "image")
+
+
+@pytest.mark.parametrize("name", ["write_durably", "mds_writer"])
+def test_a_full_disk_anywhere_is_one_line_and_the_same_command_goes_on(name, place, tmp_path, capsys, monkeypatch):
+    full = OSError(28, "No space left on device")
+
+    def fail(*given, **named):
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"modalities.encoding.parts.{name}", fail if name == "write_durably" else lambda: fail)
+        assert encode(place, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path / 'image'}: cannot be written: No space left on device" in error
+    assert encode(place, tmp_path) == 0
+
+
+def test_a_full_disk_when_all_parts_are_there(place, tmp_path, capsys, monkeypatch):
+    def publish(*given):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modalities.encoding.parts.PartFolder.publish", publish)
+        assert encode(place, tmp_path) == 2
+    assert "No space left on device; all parts are there, and the same command goes on" in capsys.readouterr().err
+    assert encode(place, tmp_path) == 0
 
 
 def test_shares_and_what_is_said_of_them(place, tmp_path, capsys):
@@ -312,7 +375,8 @@ def test_inspect_verifies_and_decodes(place, run, weights, tmp_path, capsys):
         "latents   1 x 2 x 2 tokens (t, h, w) of 16 channels, float32, with deviations",
         "whitening published with the weights",
         "verified  every shard and every sample is intact",
-        "bad data  1 samples, listed in",
+        "bad data  1 records, listed in",
+        "10.png: the file is empty (0 bytes)\n",
     ):
         assert expected in shown
     assert sorted(path.suffix for path in (tmp_path / "look").iterdir()) == [".png"] * 3 + [".txt"] * 3

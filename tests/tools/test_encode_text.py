@@ -20,8 +20,8 @@ from tests.modalities.text.small import WIDTH, save_text_encoder
 from tests.tools.tiny import CONFIG, published, train
 from tools.cli import main
 
-IMAGES = "modalities={video: null, audio: null}"
-COUNT = "modalities.image.data.count=12"
+IMAGES = "streams={video: null, audio: null}"
+COUNT = "streams.image.data.count=12"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def encode(out: Path, *options: str) -> int:
 
 
 def latents(path: Path) -> str:
-    return f"modalities.image.data={{kind: latents, path: {path / 'image'}}}"
+    return f"streams.image.data={{kind: latents, path: {path / 'image'}}}"
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_features_of_another_encoder_are_refused(stored, encoder, tmp_path, caps
     other = settings(encoder, max_tokens=7)
     assert train(tmp_path / "run", IMAGES, other, latents(stored)) == 2
     error = capsys.readouterr().err
-    assert "condition.encoder.max_tokens: 7, and the text features of modalities.image.data were made with 8" in error
+    assert "condition.encoder.max_tokens: 7, and the text features of streams.image.data were made with 8" in error
 
 
 def test_features_are_not_stored_unless_asked(tmp_path, encoder, capsys):

@@ -93,8 +93,8 @@ def test_the_live_trunk_is_not_touched():
 
 @pytest.mark.parametrize("method", ["flow_matching", "sra", "layersync", "dispersive", "self_flow", "self_flow_as"])
 def test_only_methods_with_a_teacher_pay_for_one(method, tmp_path):
-    config = load_config(CONFIG, [f"method={method}", "modalities.video.first_frame_share=0"])
-    config.modalities.audio = None
+    config = load_config(CONFIG, [f"method={method}", "streams.video.condition_on={first_frame: 0}"])
+    config.streams.audio = None
     adapters = build_adapters(config, tmp_path)
     streams = build_streams(config, adapters, tmp_path)
     whitening = {name: Whitening(torch.zeros(a.channels), torch.ones(a.channels)) for name, a in adapters.items()}

@@ -50,10 +50,14 @@ def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
     assert about.pop("torch")
     assert about == {
         "prompt": "a cat",
+        "negative": None,
         "modality": "image",
+        "text": {"words": 2, "limit": 6, "cut": False, "words_read_in_part": {"cat": 0.667}},
         "seed": 5,
         "index": 0,
         "step": 3,
+        "weights": "ema",
+        "warnings": [],
         "method": "self_flow",
         "kept": False,
         "sampler": {
@@ -81,7 +85,7 @@ def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
 
 def test_the_defaults_are_the_runs_own_and_its_folder(tmp_path):
     run = tmp_path / "run"
-    assert train(run, "training.steps=1", "modalities.image.sampling.steps=2") == 0
+    assert train(run, "training.steps=1", "streams.image.sampling.steps=2") == 0
     assert main(["generate", "image", "--run", str(run), "--prompt", "x"]) == 0
     about = json.loads((run / "generated" / "image" / "0000-x.json").read_text())
     assert about["sampler"]["steps"] == 2
@@ -131,6 +135,13 @@ def test_a_continued_sound_begins_with_what_was_given(tiny_run, tmp_path):
     [
         ("image", ("--number", "0"), "--number and --batch-size must be at least 1"),
         ("image", ("--steps", "0"), "--steps: 0 must be at least 1"),
+        ("image", ("--guidance", "nan"), "--guidance: nan is not a finite number"),
+        ("image", ("--guidance", "inf"), "--guidance: inf is not a finite number"),
+        ("image", ("--guidance", "1e30"), "--guidance: 1e+30 must be at most 1000"),
+        ("image", ("--guidance=-2",), "--guidance: -2.0 must not be negative"),
+        ("image", ("--shift", "nan"), "--shift: nan is not a finite number"),
+        ("image", ("--interval", "nan", "1"), "--interval: nan is not a finite number"),
+        ("image", ("--negative", "a dog"), "--negative: is not read without guidance; set a scale above 1"),
         ("image", ("--interval", "0.9", "0.1"), "--interval: 0.9, 0.1 must lie in [0, 1], in order"),
         ("image", ("--diffusion-form", "constant"), "--diffusion-form: 'constant' is read by sde and sde_heun, not by"),
         ("image", ("--first-frame", "x.png"), "this option goes with `generate video`, not with image"),
@@ -155,7 +166,7 @@ def test_a_wrong_request_is_one_clear_error(modality, options, expected, tiny_ru
 
 def test_a_modality_or_a_run_that_is_not_there(tmp_path, capsys):
     run = tmp_path / "run"
-    assert train(run, "training.steps=1", "modalities.audio=null") == 0
+    assert train(run, "training.steps=1", "streams.audio=null") == 0
     assert generate(run, "audio", tmp_path / "out") == 2
     assert "was not trained on audio; it has image, video" in capsys.readouterr().err
     assert generate(tmp_path / "nowhere", "image", tmp_path / "out") == 2
@@ -177,6 +188,94 @@ def test_classes_instead_of_texts(config, tmp_path, capsys):
     assert "Did you mean: 'red circle'?" in capsys.readouterr().err
     assert generate(run, "image", tmp_path / "out") == 2
     assert "condition.kind 'label'; ask with --class NAME" in capsys.readouterr().err
+
+
+def test_nothing_is_overwritten(tiny_run, tmp_path):
+    """The numbers go on, for another seed, the same one, and with files that someone else put there."""
+    first = ("--number", "2", "--seed", "4")
+    assert generate(tiny_run, "image", tmp_path, *first) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {f"{n}{s}" for n in ("0000-a-cat", "0001-a-cat", "grid") for s in (".png", ".json")}
+    (tmp_path / "0007-mine.png").write_bytes(b"mine")
+    (tmp_path / "grid-2.png").write_bytes(b"mine")
+    assert generate(tiny_run, "image", tmp_path, "--number", "2", "--seed", "5") == 0
+    assert generate(tiny_run, "image", tmp_path, *first) == 0
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert after["0007-mine.png"] == after["grid-2.png"] == b"mine"
+    added = ("0008-a-cat", "0009-a-cat", "0010-a-cat", "0011-a-cat", "grid-3", "grid-4")
+    assert set(after) - set(before) == {"0007-mine.png", "grid-2.png"} | {
+        f"{name}{suffix}" for name in added for suffix in (".png", ".json")
+    }
+    assert after["0008-a-cat.png"] != after["0000-a-cat.png"]
+    for pair in (("0010-a-cat", "0000-a-cat"), ("0011-a-cat", "0001-a-cat")):  # the same seed, the same bytes
+        assert after[f"{pair[0]}.png"] == after[f"{pair[1]}.png"]
+        assert after[f"{pair[0]}.json"] == after[f"{pair[1]}.json"]
+    grid = json.loads(after["grid-4.json"])
+    assert grid["files"] == ["0010-a-cat.png", "0011-a-cat.png"]
+    assert grid["seed"] == 4
+
+
+def test_an_output_place_that_cannot_be_used_is_told_before_the_work(tiny_run, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        # A run that is not there would be the next thing to be refused.
+        assert generate(tmp_path / "nowhere", "image", out) == 2
+        assert "file is no folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_student_instead_of_the_ema(tiny_run, tmp_path):
+    for which in ("ema", "student"):
+        assert generate(tiny_run, "image", tmp_path / which, "--weights", which) == 0
+        assert json.loads((tmp_path / which / "0000-a-cat.json").read_text())["weights"] == which
+    assert media(tmp_path / "ema")["0000-a-cat.png"] != media(tmp_path / "student")["0000-a-cat.png"]
+    assert generate(tiny_run, "image", tmp_path / "default") == 0
+    assert media(tmp_path / "default") == media(tmp_path / "ema")
+
+
+def test_a_negative_prompt_takes_the_place_of_the_null_condition(tiny_run, tmp_path):
+    def made(name: str, *options: str) -> dict[str, bytes]:
+        assert generate(tiny_run, "image", tmp_path / name, "--guidance", "3", "--number", "3", *options) == 0
+        return media(tmp_path / name)
+
+    plain, dog = made("plain"), made("dog", "--negative", "a dog")
+    assert plain["0000-a-cat.png"] != dog["0000-a-cat.png"]
+    assert json.loads(dog["0000-a-cat.json"])["negative"] == "a dog"
+    assert made("one by one", "--negative", "a dog", "--batch-size", "1") == dog
+    assert made("other", "--negative", "blue")["0000-a-cat.png"] != dog["0000-a-cat.png"]
+    # Led away from itself, a prompt stays where it is without guidance.
+    same = made("same", "--negative", "a cat")
+    assert generate(tiny_run, "image", tmp_path / "none", "--number", "3") == 0
+    unguided = read_image(tmp_path / "none" / "0000-a-cat.png", "").astype(int)
+    assert np.abs(read_image(tmp_path / "same" / "0000-a-cat.png", "").astype(int) - unguided).max() <= 1
+    assert same["0000-a-cat.png"] != plain["0000-a-cat.png"]
+
+
+def test_a_negative_class(tmp_path, capsys):
+    run, asked = tmp_path / "run", ("--class", "red circle")
+    assert train(run, "training.steps=2", config=CONFIG.with_name("tiny_sit.yaml")) == 0
+    guided = ("--guidance", "4")
+    assert generate(run, "image", tmp_path / "null", *guided, asked=asked) == 0
+    assert generate(run, "image", tmp_path / "blue", *guided, "--negative", "blue square", asked=asked) == 0
+    about = json.loads((tmp_path / "blue" / "0000-red-circle.json").read_text())
+    assert (about["prompt"], about["negative"]) == ("red circle", "blue square")
+    assert generate(run, "image", tmp_path / "x", *guided, "--negative", "blue sqare", asked=asked) == 2
+    assert "class 'blue sqare' is not one of the run's classes. Did you mean: 'blue square'?" in capsys.readouterr().err
+
+
+def test_guidance_without_a_null_condition_is_said(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(run, "training.steps=1", "condition.dropout=0") == 0
+    capsys.readouterr()
+    assert generate(run, "image", tmp_path / "plain") == 0
+    assert "warning" not in capsys.readouterr().err
+    assert generate(run, "image", tmp_path / "guided", "--guidance", "3", "--number", "2") == 0
+    assert capsys.readouterr().err.count("warning: guidance: 3, and the condition of this run was never dropped") == 1
+    (line,) = json.loads((tmp_path / "guided" / "0001-a-cat.json").read_text())["warnings"]
+    assert "condition.dropout: 0" in line
+    assert generate(run, "image", tmp_path / "negative", "--guidance", "3", "--negative", "a dog") == 0
+    assert "warning" not in capsys.readouterr().err  # there the null condition is not used
 
 
 def test_a_class_asked_of_a_run_with_texts(tiny_run, tmp_path, capsys):

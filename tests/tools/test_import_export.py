@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from autoencoders.base import Whitening
 from core.training.checkpoint import CheckpointStore, digest
 from core.training.records import read_lines
 from core.trunk.foreign import read_state_dict
 from modalities.base import AutoencoderAdapter
-from tests.tools.tiny import CONFIG, published, train
+from tests.tools.tiny import CONFIG, STEPS, published, train
+from tools import import_weights
 from tools.cli import main
 
 SIT = CONFIG.with_name("tiny_sit.yaml")
@@ -176,7 +180,7 @@ def test_without_the_data(released, tmp_path, capsys, monkeypatch):
     config.write_text(SIT.read_text().replace("{size: 8, count: 60}", "{kind: folder, path: nowhere, captions: none}"))
     assert bring(released, tmp_path / "run", config=config) == 2
     shown = capsys.readouterr().err
-    assert "modalities.image: its autoencoder has no published whitening" in shown
+    assert "streams.image: its autoencoder has no published whitening" in shown
     assert "nowhere" in shown
 
     statistics = Whitening(torch.full((48,), 0.1), torch.full((48,), 0.5))
@@ -197,3 +201,214 @@ def test_an_imported_run_can_be_inspected(released, tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "run"), "--digest"]) == 0
     (teacher,) = digest({"": weights(tmp_path / "run", "teacher")}).values()
     assert capsys.readouterr().out.splitlines() == ["step 0", f"student {teacher}", f"teacher {teacher}"]
+
+
+def document(path: Path) -> dict:
+    """What a .safetensors file says of its weights, read as another project would."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["selfflow"])
+
+
+@pytest.fixture(scope="module")
+def spoken(sit_run, tmp_path_factory) -> Path:
+    """The run's EMA weights in a file that says what they mean."""
+    path = tmp_path_factory.mktemp("spoken") / "weights.safetensors"
+    assert export(sit_run, path, "selfflow") == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def joint(tiny_run, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("joint") / "weights.safetensors"
+    assert export(tiny_run, path, "native-mmdit") == 0
+    return path
+
+
+def test_a_file_says_what_its_weights_mean(spoken, joint, sit_run, tiny_run):
+    found = document(joint)
+    assert found["meaning"]["trunk.mmdit.rope_theta"] == 2000.0
+    assert found["meaning"]["trunk.mmdit.rope_axes"] == [4, 6, 6]
+    assert found["meaning"]["condition.text.max_words"] == 6
+    assert found["meaning"]["streams.video.media.stride"] == [2, 4, 4]
+    assert found["meaning"]["streams.audio.media.exponent"] == 0.5
+    assert found["whitening"] == CheckpointStore(tiny_run / "checkpoints").extra(STEPS)["whitening"]
+    assert set(found["whitening"]) == {"image", "video", "audio"}
+    assert found["version"]
+    assert found["labels"] == []
+    assert document(spoken)["labels"] == CheckpointStore(sit_run / "checkpoints").extra(4)["labels"]
+    for path in (spoken, joint):
+        assert "/" not in path.read_bytes()[:4000].decode("latin-1").split('"selfflow":')[1].split("whitening")[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("trunk.mmdit.heads=4", "trunk.mmdit.heads: 4, and the file's weights were trained with 2"),
+        ("trunk.mmdit.rope_theta=10000", "trunk.mmdit.rope_theta: 10000.0, and the file's weights were trained with"),
+        ("trunk.mmdit.rope_axes=[8,4,4]", "trunk.mmdit.rope_axes: [8, 4, 4], and the file's"),
+        ("trunk.mmdit.time_scale=1", "trunk.mmdit.time_scale: 1.0, and the file's weights were trained with 1000.0"),
+        ("trunk.mmdit.qk_norm=false", "trunk.mmdit.qk_norm: False, and the file's weights were trained with True"),
+        ("condition.text.ngrams=[3]", "condition.text.ngrams: [3], and the file's weights were trained with [3, 4]"),
+        ("condition.text.rows_per_word=8", "condition.text.rows_per_word: 8, and the file's"),
+        ("condition.text.max_words=9", "condition.text.max_words: 9, and the file's weights were trained with 6"),
+        ("condition.text.vocabulary=128", "condition.text.vocabulary: 128, and the file's"),
+        ("streams.audio.media.sample_rate=8000", "streams.audio.media.sample_rate: 8000, and the file's"),
+        ("streams.video.media.fps=16", "streams.video.media.fps: 16.0, and the file's"),
+        ("streams.video.media.first_frame_alone=false", "streams.video.media.first_frame_alone: False, and"),
+    ],
+)
+def test_other_settings_of_the_same_shapes_are_refused_by_name(joint, tmp_path, capsys, change, line):
+    more = ()
+    if "first_frame_alone" in change:
+        frames = ("streams.video.media.frames=4", "streams.video.data.frames=4")
+        more = (*frames, "streams.video.condition_on={first_frame: 0}")
+    assert bring(joint, tmp_path / "run", change, *more, config=CONFIG) == 2
+    shown = capsys.readouterr().err
+    assert line in shown
+    assert "--accept" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_heads_of_a_sit_are_refused_or_meant(spoken, tmp_path, capsys):
+    """The shapes agree, so these weights once loaded in silence."""
+    assert bring(spoken, tmp_path / "run", "trunk.sit.heads=4") == 2
+    assert "trunk.sit.heads: 4, and the file's weights were trained with 2" in capsys.readouterr().err
+    assert bring(spoken, tmp_path / "run", "trunk.sit.heads=4", "--accept", "trunk.sit.heads") == 0
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").extra(0)["imported"]["accepted"] == ["trunk.sit.heads"]
+    capsys.readouterr()
+    assert bring(spoken, tmp_path / "other", "--accept", "trunk.sit.head") == 2
+    assert "'trunk.sit.head' is nothing that is compared. Did you mean: 'trunk.sit.heads'?" in capsys.readouterr().err
+
+
+def test_statistics_of_other_data_are_refused_unless_chosen(spoken, sit_run, tmp_path, capsys, monkeypatch):
+    """Trained on these, they brightened every sample of an imported run from 201 to 39."""
+    real = import_weights.measure_all
+    dark = Whitening(torch.full((48,), -0.9), torch.full((48,), 0.05))
+    monkeypatch.setattr(import_weights, "measure_all", lambda config, streams: {"image": dark})
+    assert bring(spoken, tmp_path / "refused") == 2
+    shown = capsys.readouterr().err
+    assert "trained on latents of other statistics" in shown
+    assert "streams.image: means differ by up to" in shown
+    assert "--statistics file" in shown
+    assert not (tmp_path / "refused").exists()
+
+    pictures, red = {}, ["--class", "red circle"]
+    assert main(["generate", "image", "--run", str(sit_run), *red, "--out", str(tmp_path / "a")]) == 0
+    for choice in ("file", "data"):
+        run, out = tmp_path / choice, tmp_path / f"{choice} made"
+        assert bring(spoken, run, "--statistics", choice) == 0
+        assert main(["generate", "image", "--run", str(run), *red, "--out", str(out)]) == 0
+        pictures[choice] = (out / "0000-red-circle.png").read_bytes()
+    assert pictures["file"] == (tmp_path / "a" / "0000-red-circle.png").read_bytes()
+    assert pictures["data"] != pictures["file"]
+
+    # What was taken is what training goes on with.
+    monkeypatch.setattr(import_weights, "measure_all", real)
+    assert train(tmp_path / "file", "training.steps=1", config=SIT) == 0
+    theirs = CheckpointStore(sit_run / "checkpoints").extra(4)["whitening"]
+    assert CheckpointStore(tmp_path / "file" / "checkpoints").extra(1)["whitening"] == theirs
+
+
+def test_statistics_but_for_rounding_are_the_same(spoken, sit_run, tmp_path, monkeypatch):
+    real = import_weights.measure_all
+
+    def rounded(config, streams):
+        return {name: Whitening(v.mean + 1e-5, v.std * 1.0001) for name, v in real(config, streams).items()}
+
+    monkeypatch.setattr(import_weights, "measure_all", rounded)
+    assert bring(spoken, tmp_path / "run") == 0
+    theirs = CheckpointStore(sit_run / "checkpoints").extra(4)["whitening"]
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").extra(0)["whitening"] == theirs
+
+
+def test_statistics_of_a_file_without_any(released, tmp_path, capsys):
+    assert bring(released, tmp_path / "run", "--statistics", "file") == 2
+    assert "--statistics: " in capsys.readouterr().err
+    assert bring(released, tmp_path / "run", "--accept", "labels") == 2
+    assert "does not say what its weights mean, so nothing is compared" in capsys.readouterr().err
+    assert bring(released, tmp_path / "run") == 0
+    assert "note: the file does not say what its weights mean" in capsys.readouterr().out
+
+
+def test_another_order_of_classes_is_refused(spoken, sit_run, tmp_path, capsys):
+    labels = CheckpointStore(sit_run / "checkpoints").extra(4)["labels"]
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join([labels[1], labels[0], *labels[2:]]) + "\n")
+    assert bring(spoken, tmp_path / "run", "--labels", str(names)) == 2
+    line = f"labels: class 0 is {labels[1]!r}, and {labels[0]!r} in the file in another order"
+    assert line in capsys.readouterr().err
+    assert bring(spoken, tmp_path / "run", "--labels", str(names), "--accept", "labels") == 0
+
+
+def test_without_the_data_the_file_has_names_and_statistics(spoken, sit_run, tmp_path, capsys):
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(SIT.read_text().replace("{size: 8, count: 60}", "{kind: folder, path: nowhere, captions: none}"))
+    assert bring(spoken, run, config=config) == 0
+    shown = capsys.readouterr().out
+    assert "24 classes, 'blue circle' to 'yellow triangle': the file's names" in shown
+    assert "statistics of the latents: the file's, of image" in shown
+    for folder, out in ((run, "a"), (sit_run, "b")):
+        asked = ["--class", "red circle", "--out", str(tmp_path / out)]
+        assert main(["generate", "image", "--run", str(folder), *asked]) == 0
+    assert (tmp_path / "a" / "0000-red-circle.png").read_bytes() == (
+        tmp_path / "b" / "0000-red-circle.png"
+    ).read_bytes()
+
+
+def test_a_native_pickle_says_it_too_and_a_released_one_cannot(tiny_run, released, tmp_path, capsys):
+    path = tmp_path / "joint.pt"
+    assert export(tiny_run, path, "native-mmdit") == 0
+    assert "note" not in capsys.readouterr().out
+    assert bring(path, tmp_path / "run", "trunk.mmdit.heads=4", config=CONFIG) == 2
+    assert "trunk.mmdit.heads: 4, and the file's weights were trained with 2" in capsys.readouterr().err
+    assert bring(path, tmp_path / "run", config=CONFIG) == 0
+    # As the project that released these weights loads them: a plain state dict.
+    content = torch.load(released, weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in content.values())
+
+
+def test_guidance_of_weights_whose_condition_was_never_dropped(tmp_path, capsys):
+    run, path = tmp_path / "run", tmp_path / "w.safetensors"
+    assert train(run, "training.steps=1", "condition.dropout=0", config=SIT) == 0
+    assert export(run, path, "native-sit") == 0
+    assert bring(path, tmp_path / "new") == 0
+    assert "note: the condition of these weights was never dropped" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_finite_are_refused(released, tmp_path, capsys):
+    state = read_state_dict(released)
+    state["blocks.1.attn.qkv.weight"][3, :5] = float("nan")
+    state["final_layer.linear.bias"][0] = float("inf")
+    torch.save(state, tmp_path / "broken.pt")
+    assert bring(tmp_path / "broken.pt", tmp_path / "run") == 2
+    shown = capsys.readouterr().err
+    assert "NaN or infinite: blocks.1.attn.qkv.weight (5 of " in shown
+    assert "final_layer.linear.bias (1 of " in shown
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "ema.", "module._orig_mod.", "ema_model.module."]
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_prefixes_come_off_and_are_named(released, tmp_path, capsys, prefix, suffix):
+    path = tmp_path / f"wrapped{suffix}"
+    state = {f"{prefix}{name}": value.clone() for name, value in read_state_dict(released).items()}
+    torch.save(state, path) if suffix == ".pt" else save_file(state, path)
+    assert bring(path, tmp_path / "run") == 0
+    assert f"prefix {prefix} taken off {len(state)} names" in capsys.readouterr().out
+    assert digest({"": weights(tmp_path / "run", "student")}) == digest({"": read_state_dict(released)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_when_asked_for(released, tmp_path, capsys, dtype):
+    path, state = tmp_path / "half.safetensors", read_state_dict(released)
+    save_file({name: value.to(dtype) for name, value in state.items()}, path)
+    assert bring(path, tmp_path / "run") == 2
+    shown = capsys.readouterr().err
+    assert f"{len(state)} of another type" in shown
+    assert "--cast" in shown
+    assert bring(path, tmp_path / "run", "--cast") == 0
+    assert f"{len(state)} tensors of {str(dtype)[6:]} cast to float32" in capsys.readouterr().out
+    cast = weights(tmp_path / "run", "student")
+    assert all(torch.equal(cast[name], value.to(dtype).float()) for name, value in state.items())

@@ -51,6 +51,7 @@ def test_a_microbatch_and_a_state_by_hand():
     wanted = 2 * 4 * B * N * C + 8 * 3 * N + 4 * B * 3 + 8 * B * N + 8 * B + B
     assert microbatch_bytes(given) == microbatch_bytes(given.to(torch.device("meta"))) == wanted
     assert state_bytes(1000) == 20_000  # float32: weight, gradient, two moments, EMA
+    assert state_bytes(1000, averages=2) == 28_000  # two post-hoc EMAs
     assert state_bytes(1000, 8) == 2500
     assert state_bytes(3, 64) == 1
 
@@ -58,9 +59,9 @@ def test_a_microbatch_and_a_state_by_hand():
 def trunk_and_microbatch(name: str, folder: Path) -> tuple[nn.Module, Objective, Microbatch]:
     """A real trunk of a tiny configuration and its microbatch; large enough for single numbers not to matter."""
     own = {
-        "image": ["modalities.video=null", "modalities.audio=null", "modalities.image.batch=32"],
-        "video": ["modalities.image=null", "modalities.audio=null", "modalities.video.batch=16"],
-        "sit": ["modalities.image.batch=32"],
+        "image": ["streams.video=null", "streams.audio=null", "streams.image.batch=32"],
+        "video": ["streams.image=null", "streams.audio=null", "streams.video.batch=16"],
+        "sit": ["streams.image.batch=32"],
     }[name]
     config = load_config(CONFIG.with_name("tiny_sit.yaml") if name == "sit" else CONFIG, own)
     adapters = build_adapters(config, folder)

@@ -48,7 +48,7 @@ def test_a_microbatch_of_one_repeated_sample_has_the_shapes_of_the_real_one(accu
 
 @pytest.mark.parametrize("method", ["self_flow", "self_flow_as", "dispersive"])
 def test_stand_ins_have_the_shapes_of_the_data(method, tmp_path):
-    own = [f"method={method}", "modalities.video.first_frame_share=0"]
+    own = [f"method={method}", "streams.video.condition_on={first_frame: 0}"]
     with_data = make_plan(load_config(CONFIG, own), tmp_path)
     without = make_plan(load_config(CONFIG, [*own, *ABSENT]), tmp_path)
     assert (list(with_data.absent), list(without.absent)) == ([], ["image", "video", "audio"])
@@ -74,20 +74,20 @@ def test_the_text_encoder_is_never_read_and_stored_features_spare_its_work(tmp_p
     assert (tuple(context.tokens.shape), context.tokens.dtype) == ((4, 7, 24), torch.bfloat16)
     assert "nobody/nothing is not on this machine" in step.missing["text encoder"]
     assert "text encoder" not in step.frozen
-    latents = "modalities.image.data={kind: latents, path: nowhere, size: 16, count: 100000}"
+    latents = "streams.image.data={kind: latents, path: nowhere, size: 16, count: 100000}"
     step = make_plan(load_config(CONFIG, [encoder, latents]), tmp_path).step("image")
     assert tuple(step.microbatch.batch.context.tokens.shape) == (4, 7, 24)
     assert (step.missing, step.frozen) == ({}, {})
 
 
 def test_an_encoder_whose_channels_are_known_need_not_be_there(tmp_path):
-    own = ["method=repa", "modalities.image.encoders.dinov2={kind: dinov2, path: facebook/dinov2-large}"]
-    own += ["modalities.video=null", "modalities.audio=null"]
+    own = ["method=repa", "streams.image.encoders.dinov2={kind: dinov2, path: facebook/dinov2-large}"]
+    own += ["streams.video=null", "streams.audio=null"]
     plan = make_plan(load_config(CONFIG, own), tmp_path)
     step = plan.step("image")
     assert tuple(step.microbatch.targets["image_dinov2"].shape) == (4, 4, 1024)
     assert list(step.missing) == ["encoder dinov2"]
-    own[1] = "modalities.image.encoders.dinov2={kind: dinov2, path: nobody/nothing}"
+    own[1] = "streams.image.encoders.dinov2={kind: dinov2, path: nobody/nothing}"
     with pytest.raises(ConfigError, match="nobody/nothing"):
         make_plan(load_config(CONFIG, own), tmp_path)
 

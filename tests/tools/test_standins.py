@@ -15,22 +15,22 @@ from tests.modalities.making import picture_bytes
 from tests.tools.tiny import CONFIG
 from tools.standins import is_there, open_data, record
 
-ABSENT = [f"modalities.{name}.data={{kind: webdataset, path: nowhere/{name}}}" for name in ("image", "video", "audio")]
+ABSENT = [f"streams.{name}.data={{kind: webdataset, path: nowhere/{name}}}" for name in ("image", "video", "audio")]
 
 
 @pytest.mark.parametrize(
     "own",
     [
-        ["modalities.image.media.min_size=20"],
-        ["modalities.image.media={size: [8, 12], patch: 4, crop: random}"],
-        ["modalities.audio.media={sample_rate: 8000, seconds: 0.25, channels: 2, hop: 50}"],
-        ["modalities.video.media={size: [12, 8], frames: 5, fps: 23.976, patch: 4, patch_frames: 2, min_size: 16}"],
+        ["streams.image.media.min_size=20"],
+        ["streams.image.media={size: [8, 12], patch: 4, crop: random}"],
+        ["streams.audio.media={sample_rate: 8000, seconds: 0.25, channels: 2, hop: 50}"],
+        ["streams.video.media={size: [12, 8], frames: 5, fps: 23.976, patch: 4, patch_frames: 2, min_size: 16}"],
     ],
 )
 def test_every_adapter_loads_its_stand_in(own, tmp_path):
     config = load_config(CONFIG, own)
     for name, adapter in build_adapters(config, tmp_path).items():
-        stand_in = record(config.modalities.streams()[name], adapter, config.condition, ["a class"])
+        stand_in = record(config.streams[name], adapter, config.condition, ["a class"])
         media = adapter.load(stand_in, torch.Generator())
         tokens = adapter.encode(media[None])
         assert tokens.shape == (1, adapter.ids().shape[0], adapter.channels)
@@ -39,7 +39,7 @@ def test_every_adapter_loads_its_stand_in(own, tmp_path):
 
 
 def test_stored_latents_come_with_text_features_where_a_frozen_encoder_is_named(tmp_path):
-    latents = "modalities.image.data={kind: latents, path: nowhere, size: 16, count: 100000}"
+    latents = "streams.image.data={kind: latents, path: nowhere, size: 16, count: 100000}"
     encoder = "condition.encoder={kind: t5, path: nowhere, max_tokens: 7, width: 24}"
     for own, text in (([latents], ()), ([latents, encoder], ((7, 24),))):
         config = load_config(CONFIG, own)
@@ -61,17 +61,17 @@ def test_only_what_is_not_there_gets_a_stand_in(tmp_path):
     assert len(sources["video"]) == 1
     reason, hint = absent["video"]
     assert "nowhere/video does not exist" in reason
-    assert "set modalities.video.data.path=PATH" in hint
+    assert "set streams.video.data.path=PATH" in hint
 
 
 def test_data_that_are_there_but_unfit_are_refused_with_those_that_are_not(tmp_path):
     (tmp_path / "empty").mkdir()
-    config = load_config(CONFIG, ["modalities.image.data={kind: folder, path: empty}", ABSENT[1]])
+    config = load_config(CONFIG, ["streams.image.data={kind: folder, path: empty}", ABSENT[1]])
     with pytest.raises(ConfigError, match=r"(?s)modalities\.image\.data: .*empty.*modalities\.video\.data: .*exist"):
         open_data(config, build_adapters(config, tmp_path), tmp_path)
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "a.tar").write_bytes(b"not a tar")
-    config = load_config(CONFIG, ["modalities.image.data={kind: webdataset, path: shards}"])
+    config = load_config(CONFIG, ["streams.image.data={kind: webdataset, path: shards}"])
     with pytest.raises(DataError, match=r"a\.tar"):
         open_data(config, build_adapters(config, tmp_path), tmp_path)
 
@@ -100,15 +100,15 @@ def test_classes_are_those_of_the_data_that_are_there_or_as_many_as_the_trunk_ha
     config = load_config(sit, [ABSENT[0]])
     sources, _ = open_data(config, build_adapters(config, tmp_path), tmp_path)
     assert len(sources["image"].labels()) == config.trunk.sit.num_classes - 1
-    own = ["condition.kind=label", "modalities.video=null", "modalities.audio=null"]
+    own = ["condition.kind=label", "streams.video=null", "streams.audio=null"]
     config = load_config(CONFIG, [*own, ABSENT[0]])
     with pytest.raises(ConfigError, match="nowhere/image does not exist"):  # nothing else knows how many
         open_data(config, build_adapters(config, tmp_path), tmp_path)
     for label in ("cat", "dog"):
         (tmp_path / "set" / label).mkdir(parents=True)
         (tmp_path / "set" / label / "1.png").write_bytes(picture_bytes(np.zeros((8, 8, 3), np.uint8)))
-    own = ["condition.kind=label", "modalities.audio=null", ABSENT[1]]
-    config = load_config(CONFIG, [*own, "modalities.image.data={kind: folder, path: set, captions: label}"])
+    own = ["condition.kind=label", "streams.audio=null", ABSENT[1]]
+    config = load_config(CONFIG, [*own, "streams.image.data={kind: folder, path: set, captions: label}"])
     sources, absent = open_data(config, build_adapters(config, tmp_path), tmp_path)
     assert sources["video"].labels() == ["cat", "dog"]
     assert list(absent) == ["video"]

@@ -19,7 +19,7 @@ from tests.modalities.text.small import WIDTH, save_text_encoder
 from tests.tools.tiny import result, train
 from tools.cli import main
 
-IMAGES = "modalities={video: null, audio: null}"
+IMAGES = "streams={video: null, audio: null}"
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def settings(folder: Path, **changes) -> str:
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("run")
-    heldout = "modalities.image.heldout={size: 8, count: 12, seed: 1}"
+    heldout = "streams.image.heldout={size: 8, count: 12, seed: 1}"
     assert train(path, settings(folder), IMAGES, heldout, "training.steps=4") == 0
     return path
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(folder, run, workers, tmp_path):
-    heldout = "modalities.image.heldout={size: 8, count: 12, seed: 1}"
+    heldout = "streams.image.heldout={size: 8, count: 12, seed: 1}"
     for steps in (2, 4):
         own = (settings(folder), IMAGES, heldout, f"training.steps={steps}", f"training.workers={workers}")
         assert train(tmp_path, *own) == 0
@@ -70,7 +70,7 @@ def test_prompts_act_and_a_batch_of_any_size_gives_the_same_bits(run):
 
 
 def test_evaluation_encodes_the_captions(run, capsys):
-    measures = "modalities.image.evaluation={measures: [velocity], heldout: 6, batch: 4, times: [0.5]}"
+    measures = "streams.image.evaluation={measures: [velocity], heldout: 6, batch: 4, times: [0.5]}"
     assert main(["evaluate", "--run", str(run), measures]) == 0
     assert "velocity" in capsys.readouterr().out
 

@@ -88,8 +88,8 @@ def test_all_problems_of_a_config_at_once_each_with_its_place(tmp_path, capsys):
     )
     message = refused(capsys, tmp_path, "noising.mask=excat", config=path)
     for expected in (
-        "wrong.yaml:2: modalities.image.batch: 0 must be at least 1",
-        "wrong.yaml:2: modalities.image.mask_ratio: 0.7 must lie in (0, 0.5]",
+        "wrong.yaml:2: streams.image.batch: 0 must be at least 1",
+        "wrong.yaml:2: streams.image.mask_ratio: 0.7 must lie in (0, 0.5]",
         "wrong.yaml:4: trunk.mmdit.widht: unknown key",
         "Did you mean: 'width'?",
         "wrong.yaml:6: training.steps: expected int, got 'soon'",
@@ -105,17 +105,17 @@ def test_all_problems_of_a_config_at_once_each_with_its_place(tmp_path, capsys):
         ("method=selfflow", "method: 'selfflow' is not one of flow_matching, repa, sra, layersync, "),
         ("method=selfflow", "Did you mean: 'self_flow'?"),
         ("training.device=tpu", "training.device: 'tpu' is not one of auto, cpu, cuda"),
-        ("modalities.image.batch=3 training.accumulate=2", "modalities.image.batch: 3 is not divisible"),
-        ("modalities.image.media.size=[9,8]", "size: 9 is not a multiple of patch 4; nearest: 8 or 12"),
-        ("modalities.video.media.frames=4", "frames: 4 is not 1 plus a multiple of patch_frames 2; nearest: 3 or 5"),
+        ("streams.image.batch=3 training.accumulate=2", "streams.image.batch: 3 is not divisible"),
+        ("streams.image.media.size=[9,8]", "size: 9 is not a multiple of patch 4; nearest: 8 or 12"),
+        ("streams.video.media.frames=4", "frames: 4 is not 1 plus a multiple of patch_frames 2; nearest: 3 or 5"),
         (
             "alignment.ema_teacher.teacher_layer=1",
             "alignment.ema_teacher: need 1 <= student_layer < teacher_layer <= depth, got 1, 1, 3",
         ),
         ("condition.kind=labels", "condition.kind: 'labels' is not one of text, label"),
         ("trunk.kind=sit", "trunk.kind: 'sit' needs the image modality alone and condition.kind: label"),
-        ("modalities.image.data.path=photos", "path: 'photos' is not read by kind 'embedded'"),
-        ("modalities.audio.data.octave=9", "notes of octave 9 need at least"),
+        ("streams.image.data.path=photos", "path: 'photos' is not read by kind 'embedded'"),
+        ("streams.audio.data.octave=9", "notes of octave 9 need at least"),
         ("training.ema.decay=1", "training.ema.decay: 1.0 must lie in [0, 1)"),
     ],
 )
@@ -170,20 +170,20 @@ def test_a_folder_of_pictures_beside_the_config_trains_from_anywhere(tmp_path, m
 def test_an_empty_folder_missing_captions_and_wrong_sizes_are_refused_before_step_1(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     config = photos(tmp_path)
-    message = refused(capsys, tmp_path, "modalities.image.data.path=empty", config=config)
+    message = refused(capsys, tmp_path, "streams.image.data.path=empty", config=config)
     assert "empty holds no image file" in message
-    message = refused(capsys, tmp_path, "modalities.image.data.path=photo", config=config)
+    message = refused(capsys, tmp_path, "streams.image.data.path=photo", config=config)
     assert "does not exist" in message
     assert "Did you mean: 'photos'?" in message
-    message = refused(capsys, tmp_path, "modalities.image.media.min_size=64", config=config)
+    message = refused(capsys, tmp_path, "streams.image.media.min_size=64", config=config)
     assert "8 x 8 pixels, the short side must have at least 64" in message
-    message = refused(capsys, tmp_path, "modalities.image.data.captions=none", config=config)
+    message = refused(capsys, tmp_path, "streams.image.data.captions=none", config=config)
     assert "has no caption" in message
 
     bare = photos(tmp_path / "bare", captions=False)
     message = refused(capsys, tmp_path, config=bare)
     assert "no caption; needed: one of the fields caption, captions" in message
-    assert train(tmp_path / "run", "modalities.image.data.captions=label", config=bare) == 0
+    assert train(tmp_path / "run", "streams.image.data.captions=label", config=bare) == 0
 
 
 def test_damaged_files_are_replaced_noted_and_counted(tmp_path, capsys):

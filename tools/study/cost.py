@@ -78,7 +78,7 @@ def cost(run: Run, along: list[str]) -> Cost:
     objective = Objective(build_alignment(config.alignment, trunk.depth))
     preprocess = device_preprocess(parts, whitening, encoders, device)
 
-    entries = config.modalities.streams()
+    entries = config.streams
     shares = sum(entry.share for entry in entries.values())
     flops: dict[str, float] = {}
     data = {}
@@ -93,12 +93,12 @@ def cost(run: Run, along: list[str]) -> Cost:
 
 def check_measures(loaded: LoadedRun, modality: str, along: list[str]) -> Subject:
     """The subject of the evaluation, when its data allow all measures and the weights of its networks are there."""
-    stream = loaded.config.modalities.streams()[modality]
+    stream = loaded.config.streams[modality]
     job = prepare_evaluation(loaded, stream, modality)
     if along:
         settings = replace(stream.evaluation, measures=along)
         if found := settings.problems():
-            raise ConfigError(f"modalities.{modality}.evaluation.{line}" for line in found)
+            raise ConfigError(f"streams.{modality}.evaluation.{line}" for line in found)
         prepare_evaluation(loaded, replace(stream, evaluation=settings), modality)
     for network in stream.evaluation.networks if "samples" in (*job.measures, *along) else []:
         if not trained_here(network):

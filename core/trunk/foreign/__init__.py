@@ -1,15 +1,17 @@
 """Weights of other projects in and out: strict, and byte-identical on the way back."""
 
-from core.trunk.foreign.files import read_file, read_state_dict, write_file
+from core.trunk.foreign.files import WeightFile, read_file, read_state_dict, write_file
 from core.trunk.foreign.kinds import KINDS, detect
 from core.trunk.foreign.sit import infer_projectors, infer_sit_config, load_sit
 from core.trunk.foreign.strict import load_strictly
-from core.trunk.foreign.transfer import export_weights, import_weights
+from core.trunk.foreign.transfer import export_weights, holds_meaning, import_weights
 
 __all__ = [
     "KINDS",
+    "WeightFile",
     "detect",
     "export_weights",
+    "holds_meaning",
     "import_weights",
     "infer_projectors",
     "infer_sit_config",

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import CheckpointError
+from core.trunk.foreign.prefixes import strip_prefixes
 
-WRAPPERS = ("ema", "ema_model", "model", "state_dict")  # in order of preference: the EMA is what is evaluated
+WRAPPERS = ("ema", "ema_model", "model", "state_dict", "module")  # in order of preference: the EMA is evaluated
+MEANING = "selfflow"  # where a file of ours says what its weights mean: JSON, in the metadata or beside the weights
 PICKLED = (".pt", ".pth", ".ckpt")
 _SHOWN = 5
 
@@ -28,11 +32,15 @@ class WeightFile:
         source: the file, and what in it, for messages.
         state: tensors by name.
         arguments: of the training that wrote the file, where it tells them.
+        meaning: what a file of this project says of its weights, beside names and shapes; {} where it says nothing.
+        notes: what was done to the names, a line each.
     """
 
     source: str
     state: dict[str, Tensor]
     arguments: dict[str, object] = field(default_factory=dict)
+    meaning: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_file(path: Path | str) -> WeightFile:
@@ -40,7 +48,7 @@ def read_file(path: Path | str) -> WeightFile:
 
     Pickled files are read with torch's restricted unpickler. Beside tensors and plain containers it is allowed
     `argparse.Namespace`, a bag of values in which SiT, REPA and SRA store their training arguments. A state dict
-    inside one of `WRAPPERS`, and names that start with "module.", are unwrapped.
+    inside one of `WRAPPERS`, and names with prefixes of wrapping classes (prefixes.py), are unwrapped.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or holds no tensors by name.
@@ -50,8 +58,10 @@ def read_file(path: Path | str) -> WeightFile:
         raise CheckpointError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         try:
-            return _unwrap(load_file(path), str(path), {})
-        except SafetensorError as error:
+            with safe_open(path, "pt") as file:
+                said = (file.metadata() or {}).get(MEANING)
+            return _unwrap(load_file(path), str(path), {}, _meaning(said, path))
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from error
     if path.suffix not in PICKLED:
         raise CheckpointError(f"{path}: unknown kind {path.suffix!r}; allowed are .safetensors, {', '.join(PICKLED)}")
@@ -62,7 +72,9 @@ def read_file(path: Path | str) -> WeightFile:
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: damaged, or holds more than plain tensors ({_reason(error)})") from error
     arguments = content.get("args") if isinstance(content, dict) else None
-    return _unwrap(content, str(path), vars(arguments) if isinstance(arguments, argparse.Namespace) else {})
+    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+    meaning = _meaning(content.get(MEANING) if isinstance(content, dict) else None, path)
+    return _unwrap(content, str(path), arguments, meaning)
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
@@ -70,11 +82,14 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     return read_file(path).state
 
 
-def write_file(state: dict[str, Tensor], path: Path | str, wrapper: str | None = None) -> None:
+def write_file(
+    state: dict[str, Tensor], path: Path | str, wrapper: str | None = None, meaning: dict[str, Any] | None = None
+) -> None:
     """Write tensors by name to a new `.safetensors` or `.pt` file; a killed process leaves nothing under its name.
 
     Args:
         wrapper: of a `.pt` file, the name that the state dict lies under; None for a plain state dict.
+        meaning: plain data (JSON) for `WeightFile.meaning`; a plain state dict in a `.pt` file has no place for it.
 
     Raises:
         CheckpointError: the kind is unknown, the file exists, or it cannot be written.
@@ -86,13 +101,14 @@ def write_file(state: dict[str, Tensor], path: Path | str, wrapper: str | None =
         raise CheckpointError(f"{path} exists already and is not overwritten")
     # A copy each: views of one storage would be written together, and safetensors refuses them.
     state = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    text = {} if meaning is None else {MEANING: json.dumps(meaning, sort_keys=True)}
     aside = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            save_file(state, aside, metadata={"format": "pt"})
+            save_file(state, aside, metadata=text or {"format": "pt"})  # one key: the order of several is not fixed
         else:
-            torch.save({wrapper: state} if wrapper else state, aside)
+            torch.save({wrapper: state, **text} if wrapper else state, aside)
         os.replace(aside, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's zip writer raises RuntimeError on a full disk
         aside.unlink(missing_ok=True)
@@ -105,16 +121,28 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _unwrap(content: object, source: str, arguments: dict[str, object]) -> WeightFile:
+def _unwrap(content: object, source: str, arguments: dict[str, object], meaning: dict[str, Any]) -> WeightFile:
     if isinstance(content, dict):
         wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None)
         if wrapper is not None:
-            return _unwrap(content[wrapper], f"{source}[{wrapper}]", arguments)
+            return _unwrap(content[wrapper], f"{source}[{wrapper}]", arguments, meaning)
         if content and all(isinstance(value, Tensor) for value in content.values()):
-            state = {str(name).removeprefix("module."): value for name, value in content.items()}
-            return WeightFile(source, state, arguments)
+            state, notes = strip_prefixes({str(name): value for name, value in content.items()}, source)
+            return WeightFile(source, state, arguments, meaning, notes)
     found = f"a dict with {list(content)[:_SHOWN]}" if isinstance(content, dict) else type(content).__name__
     raise CheckpointError(f"{source}: no tensors by name here or under {', '.join(WRAPPERS)}; found {found}")
+
+
+def _meaning(text: object, path: Path) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: what it says of its weights ({MEANING}) is damaged: {error}") from error
+    raise CheckpointError(f"{path}: what it says of its weights ({MEANING}) is damaged: it is a {type(found).__name__}")
 
 
 def _reason(error: BaseException) -> str:

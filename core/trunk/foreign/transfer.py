@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +12,8 @@ from core.errors import CheckpointError, choose
 from core.trunk.foreign.files import WeightFile, some, write_file
 from core.trunk.foreign.kinds import KINDS, check_arguments, check_kind, detect
 from core.trunk.foreign.sit import misfit_settings
-from core.trunk.foreign.strict import load_strictly, without
+from core.trunk.foreign.strict import cast as cast_floats
+from core.trunk.foreign.strict import load_strictly, not_finite, without
 from core.trunk.sit import SiT
 
 
@@ -22,6 +24,7 @@ def import_weights(
     drop: Sequence[str] = (),
     fresh: Sequence[str] = (),
     projectors: Sequence[str] | None = None,
+    cast: bool = False,
 ) -> str:
     """Copy a file's weights into `trunk`, all or none of them.
 
@@ -30,18 +33,22 @@ def import_weights(
         drop: parts of the file, by its own names, that are left out, such as `projectors`.
         fresh: parts of the trunk that the file lacks and that keep their initial weights, such as `projector`.
         projectors: the trunk's names for REPA's `projectors.0`, `projectors.1` ...; its own order unless given.
+        cast: convert floating-point numbers of another type than the trunk's instead of refusing them.
 
     Returns:
         The kind of the file.
 
     Raises:
-        CheckpointError: the file is of no kind or of another kind, or anything in it does not fit. Nothing was copied.
+        CheckpointError: the file is of no kind or of another kind, anything in it does not fit, or numbers are not
+            finite. Nothing was copied.
     """
     name = kind or detect(file.state, file.source)
     reader = check_kind(name, file.state, file.source)
     check_arguments(reader, file.arguments, file.source)
     _check_trunk(name, trunk)
     state = without(file.state, drop, file.source)
+    if cast:  # before conversions, which compute
+        state = cast_floats(state, next(trunk.parameters()).dtype)
     state = reader.decode(state, _names(trunk, projectors) if "projectors" not in drop else [])
     try:
         load_strictly(trunk, state, f"{file.source} (kind {name})", fresh)
@@ -60,6 +67,7 @@ def export_weights(
     kind: str,
     drop: Sequence[str] = (),
     projectors: Sequence[str] | None = None,
+    meaning: dict[str, Any] | None = None,
 ) -> None:
     """Write weights of a trunk to a new `.safetensors` or `.pt` file; what `import_weights` reads back.
 
@@ -69,10 +77,12 @@ def export_weights(
         kind: a name of `KINDS`.
         drop: parts of the trunk that are left out, such as `projector`.
         projectors: the order in which REPA numbers the trunk's projectors; their own unless given.
+        meaning: see `write_file`; left out of a `.pt` file of a kind that has no place for it, see `holds_meaning`.
 
     Raises:
         ConfigError: there is no such kind.
-        CheckpointError: the kind cannot hold these weights, with the reasons; or the file cannot be written.
+        CheckpointError: the kind cannot hold these weights, with the reasons; they are not finite; or the file cannot
+            be written.
     """
     writer = choose("kind", kind, KINDS)
     state = without(state, drop, "the trunk")
@@ -81,7 +91,15 @@ def export_weights(
     written = writer.encode(state, _names(trunk, projectors), patch)
     if found := writer.misfits(written):
         raise CheckpointError(f"kind {kind!r} ({writer.about}) cannot hold these weights: {some(found)}")
-    write_file(written, path, writer.wrapper)
+    if broken := not_finite(written):
+        raise CheckpointError(f"weights that are NaN or infinite are not exported: {some(broken)}")
+    native = "state_dict" if meaning is not None and kind.startswith("native-") else None
+    write_file(written, path, writer.wrapper or native, meaning)
+
+
+def holds_meaning(kind: str, path: Path | str) -> bool:
+    """Whether a file of this kind and suffix has a place for what its weights mean."""
+    return Path(path).suffix == ".safetensors" or kind.startswith("native-") or KINDS[kind].wrapper is not None
 
 
 def _check_trunk(kind: str, trunk: nn.Module) -> None:

@@ -1,10 +1,10 @@
-"""Open the data of a run; all modalities whose data are missing or unfit are named at once, with what is needed."""
+"""Open the data of a run; all streams whose data are missing or unfit are named at once, with what is needed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from configs.schema import Config
+from configs.schema import Config, StreamConfig
 from core.errors import ConfigError
 from modalities.base import Source
 from modalities.data.selection import SUFFIXES
@@ -12,25 +12,30 @@ from modalities.data.sources import SourceConfig, build_source
 
 
 def open_sources(config: Config, root: Path) -> dict[str, Source]:
-    """modality -> its training records.
+    """stream -> its training records.
 
     Args:
         root: what relative paths start from.
 
-    Raises ConfigError with lines for every modality that cannot be opened, DataError for damaged files.
+    Raises ConfigError with lines for every stream that cannot be opened, DataError for damaged files.
     """
     sources: dict[str, Source] = {}
     problems: list[str] = []
-    for name, stream in config.modalities.streams().items():
+    for name, stream in config.streams.items():
         try:
-            sources[name] = build_source(stream.data, name, root)
+            sources[name] = build_source(stream.data, stream_modalities(name, stream), root)
         except ConfigError as error:
-            key = f"modalities.{name}.data"
-            problems += [f"{key}: {line}" for line in error.problems]
-            problems += [f"{key}: {line}" for line in [needed(stream.data, name, key)] if line]
+            key = f"streams.{name}.data"
+            hint = needed(stream.data, stream_modalities(name, stream)[0], key)
+            problems += [f"{key}: {line}" for line in (*error.problems, hint) if line]
     if problems:
         raise ConfigError(problems)
     return sources
+
+
+def stream_modalities(name: str, stream: StreamConfig) -> tuple[str, ...]:
+    """Of its parts; a source looks for the files of the first."""
+    return tuple(part.modality for part in stream.named_parts(name).values())
 
 
 def needed(config: SourceConfig, modality: str, key: str) -> str:

@@ -8,30 +8,24 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from configs.networks import ADAPTERS, build_adapters, named
-from configs.schema import Config, StreamConfig
+from configs.assembly.adapters import Adapters, build_adapters, media_key, named
+from configs.schema import Config
 from core.errors import ConfigError
 from core.training.config import to_plain
-from modalities.audio import AudioConfig
 from modalities.base import ModalityAdapter, Source
 from modalities.data.stored import Manifest, stored_manifests
+from modalities.table import modality
 from modalities.text import TextEncoderConfig
-from modalities.video import VideoConfig
 
 # Settings of media that no grid shows, and that change what latents mean.
 MEANING = ("fps", "first_frame_alone", "sample_rate", "hop", "exponent")
 
 
-def media_settings(stream: StreamConfig) -> dict[str, Any]:
+def media_settings(media: Any) -> dict[str, Any]:
     """The section `media` without its autoencoder, with what was left out of an MDCT, or of blocks of pixels."""
-    found = to_plain(stream.media)
+    found = to_plain(media)
     del found["autoencoder"]
-    if stream.media.autoencoder.path is None:
-        if isinstance(stream.media, AudioConfig):
-            found["hop"], found["exponent"] = stream.media.frames()
-        elif isinstance(stream.media, VideoConfig):
-            found["patch_frames"], found["first_frame_alone"] = stream.media.blocks()
-    return found
+    return found | (media.implied() if media.autoencoder.path is None else {})
 
 
 def text_settings(config: TextEncoderConfig) -> dict[str, Any]:
@@ -45,28 +39,36 @@ def text_settings(config: TextEncoderConfig) -> dict[str, Any]:
     }
 
 
-def check_latents(config: Config, sources: dict[str, Source], adapters: dict[str, ModalityAdapter], root: Path) -> None:
+def check_latents(config: Config, sources: dict[str, Source], adapters: Adapters, root: Path) -> None:
     """Raise ConfigError for latents of another autoencoder or size, and for text features of another encoder.
 
     Weights are read, and compared, only where `autoencoder.path` is a local one: training on latents needs none.
     """
     problems: list[str] = []
-    for name, stream in config.modalities.streams().items():
-        for manifest in stored_manifests(sources[name]):
-            problems += [f"modalities.{name}.{line}" for line in differences(stream, adapters[name], manifest)]
+    for name, stream in config.streams.items():
+        manifests = stored_manifests(sources[name])
+        for part, entry in stream.named_parts(name).items():
+            key = media_key(stream, name, part)
+            for manifest in manifests:
+                problems += [f"{key}{line}" for line in differences(entry.media, adapters[name][part], manifest)]
+        for manifest in manifests:
             problems += text_differences(config, name, manifest)
-        if len({manifest.autoencoder["digest"] for manifest in stored_manifests(sources[name])}) > 1:
-            problems.append(f"modalities.{name}.data: its parts were encoded with different weights")
+        if len({manifest.autoencoder["digest"] for manifest in manifests}) > 1:
+            problems.append(f"streams.{name}.data: its parts were encoded with different weights")
     if not problems:
-        problems += other_weights(config, latent_digests(sources), root)
+        problems += other_weights(config, latent_digests(sources, adapters), root)
     if problems:
         raise ConfigError([*problems, "Change these settings, or encode the media again with `selfflow encode`."])
 
 
-def latent_digests(sources: dict[str, Source]) -> dict[str, str]:
-    """modality -> digest of the autoencoder of its latents, "" for one without weights; none for sources of media."""
+def latent_digests(sources: dict[str, Source], adapters: Adapters) -> dict[str, dict[str, str]]:
+    """stream -> part -> digest of the autoencoder of its latents, "" for one without weights; none for media."""
     stored = {name: stored_manifests(source) for name, source in sources.items()}
-    return {name: manifests[0].autoencoder["digest"] for name, manifests in stored.items() if manifests}
+    return {
+        name: {part: manifests[0].autoencoder["digest"] for part in adapters[name]}
+        for name, manifests in stored.items()
+        if manifests
+    }
 
 
 def text_digest(config: Config, sources: dict[str, Source]) -> str:
@@ -86,52 +88,54 @@ def text_digest(config: Config, sources: dict[str, Source]) -> str:
     return "".join(found)
 
 
-def differences(stream: StreamConfig, adapter: ModalityAdapter, manifest: Manifest) -> Iterator[str]:
-    """One line for every setting of a modality that is not that of its latents."""
-    autoencoder = stream.media.autoencoder
-    if autoencoder.kind != manifest.autoencoder["kind"]:
-        yield f"media.autoencoder.kind: {autoencoder.kind!r}, and the latents are of {manifest.autoencoder['kind']!r}"
+def differences(media: Any, adapter: ModalityAdapter, manifest: Manifest) -> Iterator[str]:
+    """The end of a line, behind the key of the media settings, for every setting that is not that of the latents."""
+    if media.autoencoder.kind != manifest.autoencoder["kind"]:
+        yield f".autoencoder.kind: {media.autoencoder.kind!r}, and the latents are of {manifest.autoencoder['kind']!r}"
         return
+    here = media_settings(media)
     if adapter.grid() != manifest.grid or adapter.channels != manifest.channels:
         seen, stored = (
             f"{' x '.join(map(str, grid))} tokens (t, h, w) of {channels} channels"
             for grid, channels in ((adapter.grid(), adapter.channels), (manifest.grid, manifest.channels))
         )
-        made = {key: value for key, value in manifest.media.items() if media_settings(stream).get(key) != value}
-        yield f"media: makes {seen}, and the latents are {stored}; they were made with {made}"
+        made = {key: value for key, value in manifest.media.items() if here.get(key) != value}
+        yield f": makes {seen}, and the latents are {stored}; they were made with {made}"
     for key in MEANING:
-        seen, stored = media_settings(stream).get(key), manifest.media.get(key)
+        seen, stored = here.get(key), manifest.media.get(key)
         if seen != stored:
-            yield f"media.{key}: {seen}, and the latents were made with {stored}"
+            yield f".{key}: {seen}, and the latents were made with {stored}"
     if adapter.posterior_noise and not manifest.deviation:
-        yield "media.autoencoder.posterior: 'sample', and the latents were stored without a deviation; set it to mean"
+        yield ".autoencoder.posterior: 'sample', and the latents were stored without a deviation; set it to mean"
 
 
-def text_differences(config: Config, modality: str, manifest: Manifest) -> list[str]:
+def text_differences(config: Config, stream: str, manifest: Manifest) -> list[str]:
     """Lines for stored text features that are not those of `condition.encoder`. Without an encoder none are read."""
     if config.condition.encoder is None or manifest.text is None:
         return []
     wanted = text_settings(config.condition.encoder)
     return [
-        f"condition.encoder.{key}: {wanted[key]!r}, and the text features of modalities.{modality}.data were made with "
+        f"condition.encoder.{key}: {wanted[key]!r}, and the text features of streams.{stream}.data were made with "
         f"{stored!r}"
         for key, stored in manifest.text.encoder.items()
         if wanted[key] != stored
     ]
 
 
-def other_weights(config: Config, digests: dict[str, str], root: Path) -> list[str]:
+def other_weights(config: Config, digests: dict[str, dict[str, str]], root: Path) -> list[str]:
     """Lines for autoencoders that are at hand and are not those of the latents."""
     problems = []
-    for name, adapter in build_adapters(config, root).items():  # others than the run's: these are forgotten again
-        path = adapter.config.autoencoder.path
-        if digests.get(name) and path and Path(path).expanduser().exists():
-            with named("autoencoder", f"modalities.{name}.media.autoencoder"):
+    for stream, adapters in build_adapters(config, root).items():  # others than the run's: these are forgotten again
+        for part, adapter in adapters.items():
+            path, known = adapter.config.autoencoder.path, digests.get(stream, {}).get(part)
+            if not known or not path or not Path(path).expanduser().exists():
+                continue
+            key = f"{media_key(config.streams[stream], stream, part)}.autoencoder"
+            with named("autoencoder", key):
                 seen = adapter.autoencoder.digest()
-            if seen != digests[name]:
+            if seen != known:
                 problems.append(
-                    f"modalities.{name}.media.autoencoder.path: the weights at {path} (digest {seen}) are not those of "
-                    f"the latents (digest {digests[name]})"
+                    f"{key}.path: the weights at {path} (digest {seen}) are not those of the latents (digest {known})"
                 )
     return problems
 
@@ -142,12 +146,12 @@ def stored_adapter(manifest: Manifest, weights: str | None = None) -> ModalityAd
     Args:
         weights: path of the autoencoder's weights, in place of where they were.
     """
-    settings, make = ADAPTERS[manifest.modality]
+    kind = modality(manifest.modality)
     autoencoder = {name: value for name, value in manifest.autoencoder.items() if name != "digest"}
     if weights is not None:
         autoencoder["path"] = weights
-    plain = OmegaConf.merge(OmegaConf.structured(settings), {**manifest.media, "autoencoder": autoencoder})
-    adapter = make(OmegaConf.to_object(plain))
+    plain = OmegaConf.merge(OmegaConf.structured(kind.settings), {**manifest.media, "autoencoder": autoencoder})
+    adapter = kind.adapter(OmegaConf.to_object(plain))
     with named("autoencoder", "manifest.json: autoencoder"):
         adapter.autoencoder.expect(manifest.autoencoder["digest"])
         adapter.load_weights()
