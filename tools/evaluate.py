@@ -21,20 +21,20 @@ from core.errors import ConfigError, SelfFlowError, described, nearest
 from core.training.trainer import TrainingConfig
 from modalities.evaluation.attempts import Measured
 from modalities.evaluation.measure import evaluate
+from modalities.evaluation.networks import PartNetwork, own_networks, result_names, stored_networks
 from modalities.evaluation.sample_files import measure_samples, open_comparison
-from modalities.evaluation.samples import generated, network_names, own_networks, random_classes, stored_networks
+from modalities.evaluation.samples import generated, random_classes
 from modalities.evaluation.subject import Subject, plan
 from modalities.generation import guidance_problem
 from modalities.media.opening import with_suffix
 from modalities.metrics.adm import write_samples
-from modalities.metrics.base import FeatureNetwork
 from tools.outputs import output_folder
 
 EXAMPLES = """examples:
   selfflow evaluate --run runs/mine
-  selfflow evaluate --run runs/mine --modality image streams.image.evaluation.measures=[velocity,probe]
+  selfflow evaluate --run runs/mine --stream image streams.image.evaluation.measures=[velocity,probe]
   selfflow evaluate --run runs/mine 'streams.image.heldout={kind: folder, path: /data/held-out}'
-  selfflow evaluate --run runs/mine --modality audio \\
+  selfflow evaluate --run runs/mine --stream audio \\
       'streams.audio.evaluation.networks=[{kind: clap, path: laion/larger_clap_music}]'
   selfflow evaluate --run runs/imagenet --npz samples.npz streams.image.evaluation.generated=50000
   selfflow evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception.pth
@@ -43,7 +43,7 @@ What is measured, on how many records and by which networks are the settings str
 records are streams.NAME.heldout. Records that the run was trained on are refused. Without weights of a feature
 network a small classifier is trained on the training records; its distances are named after it and are no FID.
 
-Results: RUN/evaluation/step-STEP-MODALITY.json with `values` (flat names and numbers, listed in
+Results: RUN/evaluation/step-STEP-STREAM.json with `values` (flat names and numbers, listed in
 modalities/evaluation/measure.py and samples.py), `networks` (what measured them), `records` (how many were there, used
 and unusable), `warnings`, `failed`, and the settings.
 
@@ -67,7 +67,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the run's")
     parser.add_argument("--run", dest="folder", type=Path, help="run folder")
     parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
-    parser.add_argument("--modality", choices=("image", "video", "audio"), help="only this one")
+    parser.add_argument("--stream", metavar="NAME", help="only this one of the run's")
     parser.add_argument("--batch", type=int, help="samples at once; changes no number beyond float rounding")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--text-encoder", help="folder or hub name of the run's text encoder, where the run names none")
@@ -101,14 +101,19 @@ def run(options: argparse.Namespace) -> int:
     if options.batch is not None:
         if options.batch < 1:
             raise ConfigError(f"--batch: {options.batch} must be at least 1")
-        streams = {m: replace(s, evaluation=replace(s.evaluation, batch=options.batch)) for m, s in streams.items()}
-    if options.modality and options.modality not in streams:
-        raise ConfigError(f"{options.folder} was not trained on {options.modality}; it has {', '.join(streams)}")
+        batched = {name: replace(entry.evaluation, batch=options.batch) for name, entry in streams.items()}
+        streams = {name: replace(entry, evaluation=batched[name]) for name, entry in streams.items()}
+    if options.stream:
+        if options.stream not in streams:
+            known = ", ".join(streams)
+            raise ConfigError(
+                f"--stream: {options.stream!r} is not one of those that {options.folder} was trained on, {known}."
+                f"{nearest(options.stream, streams)}"
+            )
+        streams = {options.stream: streams[options.stream]}
     if options.npz is not None:
         return write_pictures(options.npz, loaded, streams)
-    if options.modality:
-        streams = {options.modality: streams[options.modality]}
-    elif any(stream.heldout for stream in streams.values()):
+    if not options.stream and any(stream.heldout for stream in streams.values()):
         for name in [name for name, stream in streams.items() if stream.heldout is None]:
             print(f"{name} is left out: streams.{name}.heldout is not set", file=sys.stderr)
             del streams[name]
@@ -116,14 +121,14 @@ def run(options: argparse.Namespace) -> int:
     jobs = [with_networks(loaded, prepare(loaded, stream, name)) for name, stream in streams.items()]
     for job in jobs:
         for line in job.notes:
-            print(f"{job.subject.modality}: {line}", file=sys.stderr)
+            print(f"{job.subject.stream}: {line}", file=sys.stderr)
     results, failed = 0, False
     while jobs:  # each with its networks is let go when it is done
         job = jobs.pop(0)
         try:
             result = measure(loaded, job, out)
         except SelfFlowError as error:
-            print(f"{job.subject.modality}: not measured: {error}", file=sys.stderr)
+            print(f"{job.subject.stream}: not measured: {error}", file=sys.stderr)
             failed = True
             continue
         show(result)  # before it is written: a full disk must not lose it
@@ -147,8 +152,8 @@ def check_overrides(overrides: list[str]) -> None:
     """Raises ConfigError for settings that would be read by nothing here."""
     for override in overrides:
         name = override.partition("=")[0]
-        if not re.fullmatch(rf"modalities\.\w+\.({'|'.join(SETTINGS)})(\..+)?", name):
-            part = name.split(".")[2] if name.startswith("modalities.") and name.count(".") > 1 else ""
+        if not re.fullmatch(rf"streams\.\w+\.({'|'.join(SETTINGS)})(\..+)?", name):
+            part = name.split(".")[2] if name.startswith("streams.") and name.count(".") > 1 else ""
             raise ConfigError(
                 f"{name}: the run keeps what it was trained with; only streams.NAME.{', .'.join(SETTINGS)} can be "
                 f"set here.{nearest(part, SETTINGS)}"
@@ -157,9 +162,10 @@ def check_overrides(overrides: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One modality that can be measured, and how.
+    """One stream that can be measured, and how.
 
     Attributes:
+        stream: its settings.
         notes: what was left out, or is unusual.
         networks: those with weights, of the samples.
         failed: networks whose weights cannot be used.
@@ -169,33 +175,33 @@ class Job:
     subject: Subject
     measures: list[str]
     notes: list[str]
-    networks: dict[str, FeatureNetwork] = field(default_factory=dict)
+    networks: dict[str, PartNetwork] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
 
 
 def evaluate_run(
-    loaded: LoadedRun, stream: StreamConfig, modality: str, out: Path, classifiers: Path | None = None
+    loaded: LoadedRun, stream: StreamConfig, name: str, out: Path, classifiers: Path | None = None
 ) -> dict:
-    """Measure one modality and write the result into `out`.
+    """Measure one stream and write the result into `out`.
 
     Args:
         classifiers: folder of the small classifiers that are trained on the way, which runs may share; `out` unless
             set.
     """
-    job = with_networks(loaded, prepare(loaded, stream, modality))
+    job = with_networks(loaded, prepare(loaded, stream, name))
     result = measure(loaded, job, classifiers or out)
     write_result(out, result)
     return result
 
 
-def prepare(loaded: LoadedRun, stream: StreamConfig, modality: str) -> Job:
+def prepare(loaded: LoadedRun, stream: StreamConfig, name: str) -> Job:
     """Open the data and choose the measures. Raises ConfigError where they do not fit."""
-    subject = evaluation_subject(loaded, stream, modality)
+    subject = evaluation_subject(loaded.assembly, name, stream)
     measures, notes = plan(subject, stream.evaluation)
     unfit = guidance_problem(loaded.config.condition, stream.sampling)
     if unfit and "samples" in measures:
         notes = [*notes, f"samples: {unfit}"]
-        print(f"warning: streams.{modality}.sampling.{unfit}", file=sys.stderr)
+        print(f"warning: streams.{name}.sampling.{unfit}", file=sys.stderr)
     return Job(stream, subject, measures, notes)
 
 
@@ -216,22 +222,23 @@ def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
     Args:
         classifiers: folder of the small classifiers that are trained on the way.
     """
-    subject, settings, modality = job.subject, job.stream.evaluation, job.subject.modality
+    subject, settings, stream = job.subject, job.stream.evaluation, job.subject.stream
     measures, networks, found = list(job.measures), {}, Measured(warnings=list(job.notes), failed=list(job.failed))
     if "health" in measures:
         try:
-            subject = replace(subject, pair=aligned_pair(loaded, modality))
+            subject = replace(subject, pair=aligned_pair(loaded, stream))
         except SelfFlowError as error:
             found.fail("health/align", described(error))
     if "samples" in measures:
         own = own_networks(subject, settings, classifiers, found)
         known = {**job.networks, **own}
         # In the order of the settings, whichever of them were made here.
-        networks = {name: known[name].to(subject.model.device) for name in network_names(settings) if name in known}
+        names = [name for name in result_names(subject, settings) if name in known]
+        networks = {name: known[name].to(subject.model.device) for name in names}
         if not networks:
             measures.remove("samples")
     steps = min(settings.generated, len(subject.heldout)) * job.stream.sampling.steps if networks else 0
-    with tqdm(total=steps, unit="step", desc=f"{modality} samples", dynamic_ncols=True, disable=not steps) as bar:
+    with tqdm(total=steps, unit="step", desc=f"{stream} samples", dynamic_ncols=True, disable=not steps) as bar:
         try:
             evaluate(subject, settings, measures, networks, bar.update, found)
         except KeyboardInterrupt:
@@ -240,13 +247,13 @@ def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
             found.fail(INTERRUPTED, "what was not measured by then is missing")
     sides = {"heldout": subject.heldout, "training": subject.training}
     return {
-        "modality": modality,
+        "stream": stream,
         "step": loaded.step,
         "method": loaded.config.method,
         "weights": "ema",
         "measures": measures,
         "values": found.values,
-        "networks": {name: network.name for name, network in networks.items()},
+        "networks": {name: one.network.name for name, one in networks.items()},
         "records": {
             name: {"available": len(reader), "used": reader.used, "unusable": len(reader.unusable)}
             for name, reader in sides.items()
@@ -261,7 +268,7 @@ def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
 
 def write_result(out: Path, result: dict) -> None:
     """Raises KeyboardInterrupt, once it is written, for one that was interrupted."""
-    write_json(out / f"step-{result['step']:08d}-{result['modality']}.json", result)
+    write_json(out / f"step-{result['step']:08d}-{result['stream']}.json", result)
     if INTERRUPTED in result["failed"]:
         raise KeyboardInterrupt
 
@@ -280,7 +287,7 @@ def write_json(path: Path, result: dict) -> None:
 
 def show(result: dict) -> None:
     """The result as a table."""
-    print(f"{result['modality']}, step {result['step']}, {result['method']}")
+    print(f"{result['stream']}, step {result['step']}, {result['method']}")
     for name, network in result["networks"].items():
         print(f"  {name}: {network}")
     for name, counts in result["records"].items():
@@ -299,20 +306,32 @@ def show_values(values: dict[str, float], warnings: list[str]) -> None:
 
 def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfig]) -> int:
     """A sample file for the ADM evaluator: uniformly random classes, which is its usual protocol."""
-    if "image" not in streams:
-        raise ConfigError(f"--npz: holds pictures, and this run has {', '.join(streams)}")
+    name, part = picture_stream(streams)
     if loaded.config.condition.kind == "text":
         raise ConfigError("--npz: holds pictures of random classes, and this run is conditioned on text")
-    settings, sampler = streams["image"].evaluation, streams["image"].sampling
+    settings, sampler = streams[name].evaluation, streams[name].sampling
     if unfit := guidance_problem(loaded.config.condition, sampler):
-        print(f"warning: streams.image.sampling.{unfit}", file=sys.stderr)
+        print(f"warning: streams.{name}.sampling.{unfit}", file=sys.stderr)
     conditions = random_classes(loaded.generator, settings.seed, settings.generated)
     with tqdm(total=settings.generated * sampler.steps, unit="step", dynamic_ncols=True) as bar:
-        pictures = generated(loaded.generator, "image", sampler, settings, conditions, bar.update)
+        samples = generated(loaded.generator, name, sampler, settings, conditions, bar.update)
         with writing(path):
-            written = write_samples(path, pictures, settings.generated)
+            written = write_samples(path, (media[part] for media in samples), settings.generated)
     print(f"{settings.generated} pictures in {written}")
     return 0
+
+
+def picture_stream(streams: dict[str, StreamConfig]) -> tuple[str, str]:
+    """The stream of pictures, and the name of its part. Raises ConfigError where there is none, or several."""
+    found = []
+    for name, stream in streams.items():
+        parts = stream.named_parts(name)
+        found += [(name, part) for part, entry in parts.items() if len(parts) == 1 and entry.modality == "image"]
+    if not found:
+        raise ConfigError(f"--npz: holds pictures, and none of {', '.join(streams)} is a stream of pictures alone")
+    if len(found) > 1:
+        raise ConfigError(f"--npz: of which of {', '.join(name for name, _ in found)}? Name one with --stream")
+    return found[0]
 
 
 def measure_file(options: argparse.Namespace) -> int:

@@ -16,7 +16,10 @@ from modalities.conditions import Prompt
 from modalities.data.decoding import decoded
 from modalities.data.order import Order
 from modalities.generation import Generator
-from modalities.streams import make_segments
+from modalities.streams import Part, make_segments
+
+# A record, the media of its parts, its condition
+_Loaded = tuple[Record, dict[str, Tensor | StoredLatents], Prompt]
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,13 @@ class Records:
     """Loaded records of one batch.
 
     Attributes:
-        media: (B, *media), or the means (B, N, C) of a source of latents.
+        media: name of the part -> (B, *media), or the means (B, N, C) of stored latents.
         labels: (B,) place of each record's class among the reader's, -1 where it has none of these.
         conditions: class name, or the most detailed caption, of each.
         keys: of the records.
     """
 
-    media: Tensor | StoredLatents
+    media: dict[str, Tensor | StoredLatents]
     labels: Tensor
     conditions: list[Prompt]
     keys: tuple[str, ...]
@@ -40,7 +43,8 @@ class Reader:
     """The usable records of one source, in the keyed order of `seed`; the others are stepped over and counted.
 
     Args:
-        model: whose adapter loads the media, and whose conditions the records must have.
+        model: whose adapters load the media, and whose conditions the records must have.
+        stream: whose parts are loaded.
         classes: names that labels are counted in. Held-out and training records share one list, since their sources
             need not have the same classes.
         choice: which of several captions, a name of `CAPTION_CHOICES`; None is the longest.
@@ -53,13 +57,13 @@ class Reader:
     def __init__(
         self,
         model: Generator,
-        modality: str,
+        stream: str,
         source: Source,
         classes: list[str],
         seed: int,
         choice: str | None = None,
     ):
-        self.model, self.modality, self.source, self.classes, self.seed = model, modality, source, classes, seed
+        self.model, self.stream, self.source, self.classes, self.seed = model, stream, source, classes, seed
         self.choice = choice
         self.unusable: dict[int, str] = {}
         self.used = 0
@@ -70,7 +74,7 @@ class Reader:
 
     def records(self, count: int, batch: int) -> Iterator[Records]:
         """Up to `count` of them. Raises DataError when not one can be used."""
-        held: list[tuple[Record, Tensor, Prompt]] = []
+        held: list[_Loaded] = []
         found = 0
         for index in self._order():
             if index in self.unusable:
@@ -92,12 +96,12 @@ class Reader:
         if not found:
             first = next(iter(self.unusable.values()))
             raise DataError(
-                f"{self.modality}: not one of {len(self)} records can be used for evaluation; the first: {first}"
+                f"{self.stream}: not one of {len(self)} records can be used for evaluation; the first: {first}"
             )
 
     def batches(self, count: int, batch: int) -> Iterator[TokenBatch]:
         """The same as `token_batch`es."""
-        return (token_batch(self.model, self.modality, records) for records in self.records(count, batch))
+        return (token_batch(self.model, self.stream, records) for records in self.records(count, batch))
 
     def origins(self, count: int) -> set[str]:
         """Which records the first `count` are, without decoding their media."""
@@ -110,35 +114,47 @@ class Reader:
         return found
 
     def _order(self) -> Iterator[int]:
-        order = Order(self.source, self.seed, self.modality)
+        order = Order(self.source, self.seed, self.stream)
         return (order.at(position)[1] for position in range(len(self.source)))
 
-    def _load(self, index: int) -> tuple[Record, Tensor, Prompt]:
+    def _load(self, index: int) -> _Loaded:
         record = self.source.read(index)
         condition = self.model.conditions.chosen(record, self.choice)
-        if isinstance(record.media, StoredLatents):
-            return record, record.media.mean, condition
-        draw = generator(self.seed, self.modality, record.key, "evaluation")
-        return record, decoded(self.model.parts[self.modality][self.modality].adapter, record, draw), condition
+        media: dict[str, Tensor | StoredLatents] = {}
+        for name, part in self.model.parts[self.stream].items():
+            own = record.part(name)
+            if isinstance(own.media, StoredLatents):
+                media[name] = own.media
+            else:  # every part draws the same numbers, as `load_parts`
+                media[name] = decoded(part.adapter, own, generator(self.seed, self.stream, record.key, "evaluation"))
+        return record, media, condition
 
-    def _join(self, held: list[tuple[Record, Tensor, Prompt]]) -> Records:
+    def _join(self, held: list[_Loaded]) -> Records:
         records, loaded, conditions = zip(*held, strict=True)
         labels = torch.tensor([self._place.get(record.label, -1) for record in records])
-        media = torch.stack(loaded)
-        if isinstance(records[0].media, StoredLatents):
-            media = StoredLatents(media)
+        media = {name: _stacked([row[name] for row in loaded]) for name in loaded[0]}
         return Records(media, labels, list(conditions), tuple(record.key for record in records))
 
 
-def token_batch(model: Generator, modality: str, records: Records) -> TokenBatch:
-    """Whitened tokens under the records' own conditions, on the model's device."""
-    parts = model.parts[modality]
-    if isinstance(records.media, StoredLatents):
-        tokens = model.whitening[modality].whiten(records.media.mean).cpu()
-    else:
-        tokens = model.encode(parts[modality], records.media)
+def _stacked(rows: list[Tensor | StoredLatents]) -> Tensor | StoredLatents:
+    """The means, of latents."""
+    if isinstance(rows[0], StoredLatents):
+        return StoredLatents(torch.stack([row.mean for row in rows]))
+    return torch.stack(rows)
+
+
+def token_batch(model: Generator, stream: str, records: Records) -> TokenBatch:
+    """Whitened tokens of all parts under the records' own conditions, on the model's device."""
+    parts = model.parts[stream]
+    tokens = [_tokens(model, part, records.media[name]) for name, part in parts.items()]  # (B, N, C) each
     context = model.context(records.conditions)
-    return TokenBatch(make_segments(parts, [tokens]), context, records.keys).to(model.device)
+    return TokenBatch(make_segments(parts, tokens), context, records.keys).to(model.device)
+
+
+def _tokens(model: Generator, part: Part, media: Tensor | StoredLatents) -> Tensor:
+    if isinstance(media, StoredLatents):
+        return model.whitening[part.adapter.modality].whiten(media.mean).cpu()
+    return model.encode(part, media)
 
 
 def shared_records(heldout: Reader, training: Reader, tested: int, trained: int) -> str:

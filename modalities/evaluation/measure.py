@@ -1,4 +1,4 @@
-"""The measures of one model on one modality, as flat names and numbers.
+"""The measures of one model on one stream, as flat names and numbers.
 
     velocity/mean, velocity/t=T       mean squared velocity error on held-out records, of all times and of time T
     probe/layer=K, probe/best         accuracy of a linear probe of block K on held-out records; its largest
@@ -10,6 +10,9 @@
                                       share_noisier, norm_student, norm_teacher, level_student, level_teacher,
                                       level_gap, share_masked. Only of runs with alignment.ema_teacher
     samples/NETWORK/NAME              distances of generated to held-out media (modalities/evaluation/samples.py)
+
+In a stream of several parts the first and the last are velocity/PART/... and samples/PART/NETWORK/...; the others are
+over the tokens of all parts.
 
 Numbers are the same for any batch size up to float rounding, and for equal settings and seed in every run.
 """
@@ -33,10 +36,10 @@ from core.keys import key
 from core.types import Taps, TokenBatch
 from modalities.evaluation.attempts import Measured
 from modalities.evaluation.heldout import Reader, token_batch
+from modalities.evaluation.networks import PartNetwork
 from modalities.evaluation.samples import samples
 from modalities.evaluation.settings import EvaluationSettings
 from modalities.evaluation.subject import Subject
-from modalities.metrics.base import FeatureNetwork
 
 # Held-out records that health looks at: means over tens of thousands of tokens, which more would not change.
 HEALTH_RECORDS = 256
@@ -46,7 +49,7 @@ def evaluate(
     subject: Subject,
     settings: EvaluationSettings,
     measures: list[str],
-    networks: dict[str, FeatureNetwork],
+    networks: dict[str, PartNetwork],
     progress: Callable[[int], None] | None = None,
     found: Measured | None = None,
 ) -> Measured:
@@ -71,7 +74,7 @@ def evaluate(
     if "samples" in measures:
         samples(subject, settings, networks, found, progress)
     if not found.values:
-        raise DataError("\n".join([f"{subject.modality}: nothing could be measured", *found.warnings]))
+        raise DataError("\n".join([f"{subject.stream}: nothing could be measured", *found.warnings]))
     for name, reader in (("held-out", subject.heldout), ("training", subject.training)):
         if reader.unusable:
             first = next(iter(reader.unusable.values()))
@@ -82,8 +85,12 @@ def evaluate(
 def velocity(subject: Subject, settings: EvaluationSettings) -> dict[str, float]:
     batches = subject.heldout.batches(settings.heldout, settings.batch)
     curve = velocity_loss_curve(subject.model.trunk, batches, settings.times, settings.seed)
-    losses = dict(zip(curve.times, curve.losses[subject.modality], strict=True))
-    return {"velocity/mean": curve.mean(subject.modality)} | {f"velocity/t={t:g}": loss for t, loss in losses.items()}
+    found: dict[str, float] = {}
+    for part in subject.parts:
+        under = f"velocity/{subject.prefix(part)}"
+        found[f"{under}mean"] = curve.mean(part)
+        found |= {f"{under}t={t:g}": loss for t, loss in zip(curve.times, curve.losses[part], strict=True)}
+    return found
 
 
 def class_knowledge(subject: Subject, settings: EvaluationSettings, measures: list[str], found: Measured) -> None:
@@ -144,7 +151,7 @@ def _features(
     def unconditional() -> Iterator[TokenBatch]:
         for records in reader.records(count, settings.batch):
             labels.append(records.labels)
-            batch = token_batch(subject.model, subject.modality, records)
+            batch = token_batch(subject.model, subject.stream, records)
             yield TokenBatch(batch.segments, batch.context.drop_all(), batch.keys)
 
     trunk = subject.model.trunk

@@ -1,6 +1,6 @@
 """Generated media against held-out ones, through feature networks.
 
-Values of one network, under `samples/NETWORK/`:
+Values of one network, under `samples/NETWORK/`, or `samples/PART/NETWORK/` where the samples have several parts:
 
     the network's distance     Frechet distance of its features: FID, FD-DINOv2, FVD (VideoMAEv2), FAD, ...; never FID
                                unless the network is the standard Inception
@@ -10,60 +10,53 @@ Values of one network, under `samples/NETWORK/`:
     IS                         inception score; "class score" by another network with classes
     CLIP score                 of pictures and their captions, by CLIP
 
-NETWORK is its kind, with a number behind it where there are several of one kind.
+NETWORK is its kind, with a number behind it where there are several of one kind. Each looks at every part that it can.
 """
 
 from __future__ import annotations
 
-import os
 import warnings as python_warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from core.durable import writing
-from core.errors import ConfigError, DataError, SelfFlowError, described
+from core.errors import ConfigError, DataError, described
 from core.evaluation.inception_score import inception_score_of_runs
 from core.evaluation.kernel import kernel_distance
 from core.evaluation.manifold import density_coverage, precision_recall
 from core.evaluation.statistics import FeatureStatistics, RankDeficientWarning, frechet_distance
-from core.keys import generator, key
+from core.keys import generator
 from core.sampler import SamplerConfig
 from modalities.conditions import Prompt
 from modalities.evaluation.attempts import Measured
-from modalities.evaluation.heldout import Reader
+from modalities.evaluation.networks import PartNetwork
 from modalities.evaluation.settings import EvaluationSettings
-from modalities.evaluation.subject import FEWEST, Subject, trained_here
+from modalities.evaluation.subject import FEWEST, Subject
 from modalities.generation import Generator, generate
 from modalities.metrics.base import FeatureNetwork, Features
-from modalities.metrics.classifier import Classifier, train_classifier
-from modalities.metrics.networks import build_network
 from modalities.metrics.pretrained import Clip, clip_score
-
-CLASSIFIER_RECORDS = 50_000  # training records that a classifier learns from, at most: 150 MB of pictures in memory
 
 
 def samples(
     subject: Subject,
     settings: EvaluationSettings,
-    networks: dict[str, FeatureNetwork],
+    networks: dict[str, PartNetwork],
     found: Measured,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """All values of all networks. A network that fails is noted and left out; the others go on."""
+    """All values of all networks, by their names. One that fails is noted and left out; the others go on."""
     device, networks = subject.model.device, dict(networks)
     real: dict[str, list[Features]] = {name: [] for name in networks}
     made: dict[str, list[Features]] = {name: [] for name in networks}
     conditions: list[Prompt] = []
 
-    def look(side: dict[str, list[Features]], media: Tensor) -> None:
-        for name, network in list(networks.items()):
+    def look(side: dict[str, list[Features]], media: Mapping[str, Tensor]) -> None:
+        for name, one in list(networks.items()):
             try:
-                side[name].append(_on_cpu(network(media.to(device))))
+                side[name].append(_on_cpu(one.network(media[one.part].to(device))))
             except Exception as error:  # noqa: BLE001, as `Measured.attempt`
                 found.fail(f"samples/{name}", described(error))
                 del networks[name]
@@ -78,7 +71,7 @@ def samples(
             raise DataError(f"{len(conditions)} held-out records to compare with; at least {FEWEST} are needed")
         if settings.conditions == "random":
             conditions[:] = random_classes(subject.model, settings.seed, len(conditions))
-        for media in generated(subject.model, subject.modality, subject.sampler, settings, conditions, progress):
+        for media in generated(subject.model, subject.stream, subject.sampler, settings, conditions, progress):
             look(made, media)
         return {}
 
@@ -86,7 +79,7 @@ def samples(
     found.attempt("samples", generate_and_look)
     if "samples" in found.failed[before:]:
         return
-    for name, network in networks.items():
+    for name, network in ((name, one.network) for name, one in networks.items()):
         a, b = (_moved(Features.join(side[name]), device) for side in (real, made))
         one = compare(network, a, b, settings.seed)
         if isinstance(network, Clip) and subject.model.conditions.config.kind != "none":
@@ -102,16 +95,16 @@ def _clip(network: Clip, pictures: Tensor, texts: list[str]) -> dict[str, float]
 
 def generated(
     model: Generator,
-    modality: str,
+    stream: str,
     sampler: SamplerConfig,
     settings: EvaluationSettings,
     conditions: list[Prompt],
     progress: Callable[[int], None] | None = None,
-) -> Iterator[Tensor]:
-    """Batches (B, *media) of samples, one for each condition."""
-    media = generate(model, modality, conditions, sampler, settings.seed, None, settings.batch, progress)
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of samples, one for each condition: name of the part -> (B, *media)."""
+    media = generate(model, stream, conditions, sampler, settings.seed, None, settings.batch, progress)
     while held := list(islice(media, settings.batch)):
-        yield torch.stack([parts[modality] for parts in held])
+        yield {name: torch.stack([parts[name] for parts in held]) for name in held[0]}
 
 
 def random_classes(model: Generator, seed: int, count: int) -> list[Prompt]:
@@ -182,87 +175,3 @@ def _on_cpu(features: Features) -> Features:
 def _moved(features: Features, device: torch.device) -> Features:
     parts = (features.pool, features.spatial, features.logits)
     return Features(*(None if part is None else part.to(device) for part in parts))
-
-
-def network_names(settings: EvaluationSettings) -> list[str]:
-    """The name that each network of the settings has in the result."""
-    kinds = [config.kind for config in settings.networks]
-    return [
-        kind + (f"-{kinds[: place + 1].count(kind)}" if kinds.count(kind) > 1 else "")
-        for place, kind in enumerate(kinds)
-    ]
-
-
-def stored_networks(
-    subject: Subject, settings: EvaluationSettings, root: Path
-) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
-    """The networks of the settings that come with weights, by name, on the CPU; and why others cannot be used.
-
-    Raises the first one's error where no network at all is left, none that is trained here either.
-    """
-    found: dict[str, FeatureNetwork] = {}
-    wrong: dict[str, SelfFlowError] = {}
-    for name, config in zip(network_names(settings), settings.networks, strict=True):
-        if not trained_here(config):
-            try:
-                found[name] = build_network(config, subject.modality, sample_rate=subject.sample_rate, root=root)
-            except SelfFlowError as error:
-                wrong[name] = error
-    if len(wrong) == len(settings.networks):
-        raise next(iter(wrong.values()))
-    return found, {name: described(error) for name, error in wrong.items()}
-
-
-def own_networks(
-    subject: Subject, settings: EvaluationSettings, folder: Path, found: Measured
-) -> dict[str, FeatureNetwork]:
-    """The classifiers without a path: found in `folder`, or trained on the training records and put there."""
-    made: dict[str, FeatureNetwork] = {}
-
-    def make(name: str) -> dict[str, float]:
-        made[name] = own_classifier(subject, settings, folder, found.warnings)
-        return {}
-
-    for name, config in zip(network_names(settings), settings.networks, strict=True):
-        if trained_here(config):
-            found.attempt(f"samples/{name}", partial(make, name))
-    return made
-
-
-def own_classifier(
-    subject: Subject, settings: EvaluationSettings, folder: Path, warnings: list[str] | None = None
-) -> Classifier:
-    """One for each set of training data, media size, length of training and seed, so that a stale one is not taken.
-
-    One that cannot be stored is used all the same, and `warnings` say so.
-    """
-    reader, size = subject.training, subject.model.parts[subject.modality][subject.modality].adapter.size
-    about = (reader.source.fingerprint(), str(size), str(subject.sample_rate), settings.classifier_steps, settings.seed)
-    path = folder / f"classifier-{subject.modality}-{key(*about):016x}.safetensors"
-    if path.exists():
-        return Classifier.load(path)
-    network = train_classifier(
-        _classified(reader, settings.batch),
-        subject.classes,
-        subject.modality,
-        subject.data,
-        steps=settings.classifier_steps,
-        seed=settings.seed,
-        sample_rate=subject.sample_rate,
-        device=subject.model.device,
-    )
-    try:
-        with writing(path, "; it is trained again the next time"):
-            os.replace(network.save(path.with_suffix(".part")), path)
-    except DataError as error:
-        if warnings is None:
-            raise
-        warnings.append(str(error))
-    return network
-
-
-def _classified(reader: Reader, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for records in reader.records(CLASSIFIER_RECORDS, batch):
-        known = records.labels >= 0
-        if known.any():
-            yield records.media[known], records.labels[known]

@@ -12,6 +12,7 @@ from modalities.evaluation.heldout import Reader, shared_records
 from modalities.evaluation.settings import MEASURES, EvaluationSettings
 from modalities.generation import Generator
 from modalities.metrics.networks import NetworkConfig
+from modalities.streams import Parts
 
 FEWEST = 6  # samples and held-out records to compare: density counts the 5 nearest others
 FEWEST_TO_PROBE = 5  # training records: a fifth of them chooses the penalty
@@ -20,7 +21,7 @@ FEWEST_TO_CLASSIFY = 3  # training records of the small classifier: one is set a
 
 @dataclass(frozen=True)
 class Subject:
-    """A model on one modality, with its data.
+    """A model on one stream, with its data.
 
     Attributes:
         heldout, training: readers of records; the first are not trained on.
@@ -30,7 +31,7 @@ class Subject:
     """
 
     model: Generator
-    modality: str
+    stream: str
     heldout: Reader
     training: Reader
     sampler: SamplerConfig
@@ -38,10 +39,12 @@ class Subject:
     pair: PairPlan | None = None
 
     @property
-    def sample_rate(self) -> int | None:
-        """Hz, of sounds."""
-        rates = [getattr(part.adapter.config, "sample_rate", None) for part in self.model.parts[self.modality].values()]
-        return next((rate for rate in rates if rate), None)
+    def parts(self) -> Parts:
+        return self.model.parts[self.stream]
+
+    def prefix(self, part: str) -> str:
+        """What stands before the name of a value that is one part's: nothing where the stream has no other."""
+        return "" if len(self.parts) == 1 else f"{part}/"
 
     @property
     def classes(self) -> list[str]:
@@ -72,7 +75,7 @@ def plan(subject: Subject, settings: EvaluationSettings) -> tuple[list[str], lis
             harmed.append("samples by a classifier that is trained on them")
         if harmed:
             raise ConfigError(
-                f"streams.{subject.modality}.heldout: holds records that the run is trained on: {overlap}. Name "
+                f"streams.{subject.stream}.heldout: holds records that the run is trained on: {overlap}. Name "
                 f"others, or a split of both sources; this would spoil {', '.join(harmed)}"
             )
         notes.append(f"samples are compared with records that were trained on: {overlap}")
@@ -84,7 +87,7 @@ def refuse_strangers(subject: Subject) -> None:
     conditions, classes = subject.model.conditions, subject.heldout.source.labels()
     if conditions.config.kind == "label" and classes and not set(classes) & set(conditions.labels):
         raise ConfigError(
-            f"streams.{subject.modality}.heldout: its classes ({few(classes)}) are none of the classes that the "
+            f"streams.{subject.stream}.heldout: its classes ({few(classes)}) are none of the classes that the "
             f"run was trained on ({few(conditions.labels)}), so that nothing can be measured on them"
         )
 
@@ -95,7 +98,7 @@ def few(names: list[str], shown: int = 5) -> str:
 
 def impossible_measures(subject: Subject, settings: EvaluationSettings) -> dict[str, str]:
     """Measure -> why these data do not allow it, as far as it can be known without reading them."""
-    found, modality = {}, subject.modality
+    found, stream = {}, subject.stream
     classifiers = [trained_here(network) for network in settings.networks]
     # A classifier that cannot be trained is noted on the way, where other networks can do the measuring.
     classifier, training = bool(classifiers) and all(classifiers), min(len(subject.training), settings.training)
@@ -116,16 +119,16 @@ def impossible_measures(subject: Subject, settings: EvaluationSettings) -> dict[
     if settings.conditions == "random" and subject.model.conditions.config.kind == "text":
         found["samples"] = "conditions: random draws classes, and this run is conditioned on text; use heldout"
     if len(subject.classes) < 2:
-        seen = f"the {modality} data have {'one class' if subject.classes else 'no classes'}"
+        seen = f"the {stream} data have {'one class' if subject.classes else 'no classes'}"
         found |= {name: f"needs classes, and {seen}" for name in ("probe", "knn")}
         if classifier:
             found["samples"] = (
                 f"the small classifier needs classes, and {seen}; name networks with weights: "
-                f"streams.{modality}.evaluation.networks=[{{kind: KIND, path: WEIGHTS}}]"
+                f"streams.{stream}.evaluation.networks=[{{kind: KIND, path: WEIGHTS}}]"
             )
     readers = {"heldout": subject.heldout} | ({"data": subject.training} if any(classifiers) else {})
     if stored := [name for name, reader in readers.items() if stored_manifests(reader.source)]:
-        keys = " and ".join(f"streams.{modality}.{name}" for name in stored)
+        keys = " and ".join(f"streams.{stream}.{name}" for name in stored)
         found["samples"] = f"feature networks look at media, and {keys} hold latents; name the media they were made of"
     return found
 

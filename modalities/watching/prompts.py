@@ -13,7 +13,7 @@ LOOKED_AT = 256  # records, at most
 
 
 def data_prompts(
-    source: Source, conditions: Conditions, modality: str, count: int, seed: int, choice: str | None = None
+    source: Source, conditions: Conditions, stream: str, count: int, seed: int, choice: str | None = None
 ) -> list[Prompt]:
     """Different captions (with their stored features) or classes, repeated where the data have fewer than `count`.
 
@@ -25,7 +25,7 @@ def data_prompts(
     Raises DataError where none of the records that are looked at has a condition.
     """
     found: dict[str, Prompt] = {}
-    order, problem = Order(source, seed, modality), "no records"
+    order, problem = Order(source, seed, stream), "no records"
     for position in range(min(len(source), LOOKED_AT)):
         try:
             prompt = conditions.chosen(source.read(order.at(position)[1]), choice)
@@ -36,5 +36,5 @@ def data_prompts(
         if len(found) == count:
             break
     if not found:
-        raise DataError(f"{modality}: no condition for a preview in the data; the last record: {problem}")
+        raise DataError(f"{stream}: no condition for a preview in the data; the last record: {problem}")
     return list(islice(cycle(found.values()), count))

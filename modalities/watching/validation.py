@@ -1,7 +1,8 @@
 """Held-out numbers of the EMA weights while a run trains: one line for each step in RUN/validation.jsonl.
 
-Names are MODALITY/ and those of modalities/evaluation/measure.py: velocity/mean, velocity/t=T, health/NAME/layer=K, and
-with alignment.ema_teacher health/align_NAME. Values are functions of weights, data and settings alone.
+Names are STREAM/ and those of modalities/evaluation/measure.py: velocity/mean, velocity/t=T (velocity/PART/... of samples
+with several parts), health/NAME/layer=K, and with alignment.ema_teacher health/align_NAME. Values are functions of
+weights, data and settings alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MEASURES = ["velocity", "health"]
 
 @dataclass(frozen=True)
 class Validated:
-    """One modality: its data, how it is measured, and how the run aligns it (without the student), or None."""
+    """One stream: its data, how it is measured, and how the run aligns it (without the student), or None."""
 
     subject: Subject
     settings: EvaluationSettings
@@ -39,13 +40,13 @@ class Validation:
     """
     Args:
         path: of the lines.
-        modalities: name -> what to measure; the trunks are those that every call brings along.
+        streams: name -> what to measure; the trunks are those that every call brings along.
     """
 
     name = "validation"
 
-    def __init__(self, every: int, path: Path, modalities: Mapping[str, Validated]):
-        self.every, self.path, self.modalities = every, Path(path), modalities
+    def __init__(self, every: int, path: Path, streams: Mapping[str, Validated]):
+        self.every, self.path, self.streams = every, Path(path), streams
         self._said: set[str] = set()
 
     def is_done(self, step: int) -> bool:
@@ -57,13 +58,13 @@ class Validation:
     def __call__(self, step: int, student: nn.Module, teacher: nn.Module, trackers: Trackers) -> None:
         student.eval()
         values: dict[str, float] = {}
-        for modality, item in self.modalities.items():
+        for stream, item in self.streams.items():
             model = replace(item.subject.model, trunk=teacher)
             pair = None if item.pair is None else replace(item.pair, student=student)
             measured = evaluate(replace(item.subject, model=model, pair=pair), item.settings, MEASURES, {})
-            values |= {f"{modality}/{name}": value for name, value in measured.values.items()}
+            values |= {f"{stream}/{name}": value for name, value in measured.values.items()}
             for line in measured.warnings:
-                self._say(f"validation of {modality}: {line}")
+                self._say(f"validation of {stream}: {line}")
         append_durably(self.path, {"step": step, **values})
         trackers.write_numbers(step, {f"heldout/{name}": value for name, value in values.items()})
 

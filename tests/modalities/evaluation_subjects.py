@@ -16,6 +16,7 @@ from modalities.evaluation.heldout import Reader
 from modalities.evaluation.subject import Subject
 from modalities.generation import Generator
 from modalities.image import ImageAdapter, ImageConfig
+from modalities.streams import make_parts
 
 CLASSES = ["blue", "green", "red"]
 
@@ -57,10 +58,11 @@ def model(kind: str = "label") -> Generator:
     adapter = ImageAdapter(ImageConfig(size=[8, 8], patch=4))
     conditions = Conditions(ConditionConfig(kind=kind), [*CLASSES, "purple"] if kind == "label" else [])
     whitening = Whitening(torch.zeros(48), torch.ones(48))
-    return Generator(trunk, {"image": adapter}, {"image": whitening}, conditions, torch.device("cpu"))
+    parts = {"image": make_parts({"image": adapter})}
+    return Generator(trunk, parts, {"image": whitening}, conditions, torch.device("cpu"))
 
 
 def subject(heldout: Memory, training: Memory, kind: str = "label") -> Subject:
     made = model(kind)
     readers = [Reader(made, "image", source, training.labels(), seed=0) for source in (heldout, training)]
-    return Subject(made, "image", *readers, SamplerConfig(steps=2), None, "pictures in memory")
+    return Subject(made, "image", *readers, SamplerConfig(steps=2), "pictures in memory")

@@ -150,14 +150,14 @@ def test_a_class_with_one_record_and_more_features_than_records_are_no_hindrance
 
 def test_any_exception_of_a_decoder_sets_a_record_aside(monkeypatch):
     asked = apart()
-    real = type(asked.model.adapters["image"]).load
+    real = type(asked.parts["image"].adapter).load
 
     def load(self, record, draw):
         if record.origin == "val/3":
             raise ZeroDivisionError("division by zero")
         return real(self, record, draw)
 
-    monkeypatch.setattr(type(asked.model.adapters["image"]), "load", load)
+    monkeypatch.setattr(type(asked.parts["image"].adapter), "load", load)
     found = evaluate(asked, replace(ALL, heldout=40), ["velocity"], {})
     assert found.failed == []
     (line,) = found.warnings

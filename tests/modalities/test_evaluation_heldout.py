@@ -19,7 +19,7 @@ def reader(source, classes=CLASSES, kind="label") -> Reader:
 
 def joined(parts) -> tuple[list[str], torch.Tensor]:
     parts = list(parts)
-    return [key for part in parts for key in part.keys], torch.cat([part.media for part in parts])
+    return [key for part in parts for key in part.keys], torch.cat([part.media["image"] for part in parts])
 
 
 @pytest.mark.parametrize("batch", [1, 4, 50])
@@ -89,5 +89,7 @@ def test_embedded_records_are_shared_by_seed_also_inside_a_concat():
 
 def test_looking_for_shared_records_decodes_nothing_and_survives_damage(monkeypatch):
     first, second = reader(Memory("a", 5, broken={1})), reader(Memory("b", 5))
-    monkeypatch.setattr(type(first.model.adapters["image"]), "load", lambda *_: pytest.fail("media was decoded"))
+    monkeypatch.setattr(
+        type(first.model.parts["image"]["image"].adapter), "load", lambda *_: pytest.fail("media was decoded")
+    )
     assert shared_records(first, second, 5, 5) == ""

@@ -13,15 +13,8 @@ from core.errors import CheckpointError, ConfigError
 from core.evaluation.manifold import PrecisionRecall
 from core.keys import generator
 from modalities.evaluation.attempts import Measured
-from modalities.evaluation.samples import (
-    compare,
-    network_names,
-    own_classifier,
-    own_networks,
-    random_classes,
-    samples,
-    stored_networks,
-)
+from modalities.evaluation.networks import PartNetwork, network_names, own_classifier, own_networks, stored_networks
+from modalities.evaluation.samples import compare, random_classes, samples
 from modalities.evaluation.settings import EvaluationSettings
 from modalities.metrics.base import Features, Framewise
 from modalities.metrics.networks import NetworkConfig
@@ -38,6 +31,10 @@ class Colours(nn.Module):
     def forward(self, media):
         pool = media.mean((2, 3))
         return Features(pool, media[:, :, ::4, ::4].flatten(1), 4 * pool)
+
+
+def on_image(**networks) -> dict[str, PartNetwork]:
+    return {name: PartNetwork("image", network) for name, network in networks.items()}
 
 
 def features(count: int, seed: int = 0, shift: float = 0.0) -> Features:
@@ -87,7 +84,7 @@ def test_numbers_do_not_depend_on_the_batch_size():
     for batch in (5, 24):
         found = measured[batch] = Measured()
         asked = subject(Memory("val", 40), Memory("train", 30))
-        samples(asked, replace(FEW, batch=batch), {"inception": Colours()}, found)
+        samples(asked, replace(FEW, batch=batch), on_image(inception=Colours()), found)
     assert measured[5].values == pytest.approx(measured[24].values, rel=1e-5)
     assert measured[5].warnings == measured[24].warnings
     assert {"samples/inception/FID", "samples/inception/sFID", "samples/inception/IS"} <= set(measured[5].values)
@@ -96,10 +93,10 @@ def test_numbers_do_not_depend_on_the_batch_size():
 def test_as_many_samples_as_there_are_records_and_at_least_six():
     made = []
     asked = subject(Memory("val", 8), Memory("train", 30))
-    samples(asked, FEW, {"inception": Colours()}, Measured(), made.append)
+    samples(asked, FEW, on_image(inception=Colours()), Measured(), made.append)
     assert sum(made) == 8 * asked.sampler.steps
     found = Measured()
-    samples(subject(Memory("val", 8, broken={1, 2, 3}), Memory("train", 30)), FEW, {"inception": Colours()}, found)
+    samples(subject(Memory("val", 8, broken={1, 2, 3}), Memory("train", 30)), FEW, on_image(inception=Colours()), found)
     assert (found.values, found.failed) == ({}, ["samples"])
     assert found.warnings == ["samples is left out: 5 held-out records to compare with; at least 6 are needed"]
 
@@ -121,16 +118,16 @@ class Broken(Colours):
 @pytest.mark.parametrize("turn", [1, 5, 6, 10])  # held-out records make 5 batches, generated samples 5 more
 def test_a_network_that_fails_does_not_take_the_others_with_it(turn):
     asked, whole, found = subject(Memory("val", 40), Memory("train", 30)), Measured(), Measured()
-    samples(asked, FEW, {"inception": Colours()}, whole)
+    samples(asked, FEW, on_image(inception=Colours()), whole)
     broken = Broken(turn, RuntimeError("CUDA out of memory\nTried to allocate"))
-    samples(asked, FEW, {"broken": broken, "inception": Colours()}, found)
+    samples(asked, FEW, on_image(broken=broken, inception=Colours()), found)
     assert found.values == whole.values
     assert found.failed == ["samples/broken"]
     assert "samples/broken is left out: RuntimeError: CUDA out of memory (test_evaluation_samples.py:" in str(
         found.warnings
     )
     alone = Measured()
-    samples(asked, FEW, {"broken": Broken(turn, RuntimeError("x"))}, alone)
+    samples(asked, FEW, on_image(broken=Broken(turn, RuntimeError("x"))), alone)
     assert alone.failed == ["samples/broken", "samples"]
 
 
@@ -174,22 +171,22 @@ def test_random_classes_are_uniform_and_only_of_label_runs():
 def test_a_classifier_sees_training_records_only_is_kept_and_is_not_mistaken_for_another(tmp_path):
     heldout, training = Memory("val", 20), Memory("train", 30, strange={4})
     asked = subject(heldout, training)
-    network = own_classifier(asked, FEW, tmp_path)
+    network = own_classifier(asked, "image", FEW, tmp_path)
     assert heldout.reads == []
     assert sorted(training.reads) == list(range(30))
     assert network.name.startswith("small classifier trained on pictures in memory")
     (file,) = tmp_path.iterdir()
-    again = own_classifier(subject(heldout, Memory("train", 30, strange={4})), FEW, tmp_path)
+    again = own_classifier(subject(heldout, Memory("train", 30, strange={4})), "image", FEW, tmp_path)
     assert all(torch.equal(again.state_dict()[name], value) for name, value in network.state_dict().items())
     assert [*tmp_path.iterdir()] == [file]
     for other, settings in ((Memory("train", 31), FEW), (training, replace(FEW, classifier_steps=6))):
-        own_classifier(subject(heldout, other), settings, tmp_path)
+        own_classifier(subject(heldout, other), "image", settings, tmp_path)
     assert len([*tmp_path.iterdir()]) == 3
 
 
 def test_networks_of_one_kind_are_numbered(tmp_path):
     asked = subject(Memory("val", 20), Memory("train", 30))
-    path = str(own_classifier(asked, FEW, tmp_path).save(tmp_path / "mine"))
+    path = str(own_classifier(asked, "image", FEW, tmp_path).save(tmp_path / "mine"))
     one, two = NetworkConfig(), NetworkConfig("classifier", path)
     assert network_names(replace(FEW, networks=[one])) == ["classifier"]
     both = replace(FEW, networks=[one, two])
