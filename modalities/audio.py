@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -18,12 +20,13 @@ from autoencoders.pretrained import Kind
 from autoencoders.songbloom import CHANNELS, SAMPLE_RATE
 from autoencoders.transforms import Mdct
 from core.errors import ConfigError, DataError, ShapeError, nearest
-from modalities.base import AutoencoderAdapter, Record
-from modalities.media.opening import decoding
+from modalities.base import AutoencoderAdapter, Known, Record, Windows
+from modalities.media.opening import WindowError, decoding
 from modalities.media.sound import (
     RESAMPLERS,
     AudioInfo,
     audio_blocks,
+    audio_start,
     load_torchaudio,
     probe_audio,
     read_audio,
@@ -115,14 +118,13 @@ class AudioConfig:
         return 64 if self.hop is None else self.hop, 0.5 if self.exponent is None else self.exponent
 
 
-class _UnfitWindow(DataError):
-    """This window cannot be used; others of the same file may."""
-
-
 class AudioAdapter(AutoencoderAdapter):
     """Sounds (channels, samples) and their tokens. Raises ConfigError when the config has problems."""
 
     modality = "audio"
+    known_files = MappingProxyType(
+        {"audio": "a sound that is given as a whole", "continue": "a sound whose beginning is kept"}
+    )
 
     def __init__(self, config: AudioConfig):
         if found := config.problems():
@@ -142,23 +144,54 @@ class AudioAdapter(AutoencoderAdapter):
         """A window at a random place in time. Where it is silent or not finite another one is drawn, and a sound is
         refused only when it holds no other."""
         with decoding(record.origin, "a sound"):
-            info = probe_audio(record.media, record.origin, record.rate)
-            needed = math.ceil(self.samples * info.rate / self.config.sample_rate)
-            if info.samples < needed and self.config.short == "refuse":
-                raise DataError(
-                    f"{record.origin}: {info.samples / info.rate:.3f} s, a window needs {self.config.seconds:g} s"
-                )
+            info, needed = self._probe(record)
             unfit = None
             for start in self._starts(record, info, needed, generator):
                 try:
                     sound = self._window(record, info, start, min(needed, info.samples - start))
-                except _UnfitWindow as error:
+                except WindowError as error:
                     unfit = unfit or error
                     continue
                 if sound.any():
                     return functional.pad(sound, (0, self.samples - sound.shape[1]))
-                unfit = unfit or _UnfitWindow(f"{record.origin}: silent: every sample is 0")
+                unfit = unfit or _silent(record)
             raise DataError(str(unfit))
+
+    def windows(self, record: Record) -> Windows:
+        with decoding(record.origin, "a sound"):
+            info, _ = self._probe(record)
+            begins = audio_start(record.media, record.origin)
+        room = info.samples / info.rate - self.samples / self.config.sample_rate
+        return Windows(begins, begins + room, self.config.short == "pad", partial(self._at, record, info, begins))
+
+    def _probe(self, record: Record) -> tuple[AudioInfo, int]:
+        """What the file holds, and how many of its samples make a window. Raises DataError where it is too short."""
+        info = probe_audio(record.media, record.origin, record.rate)
+        needed = math.ceil(self.samples * info.rate / self.config.sample_rate)
+        if info.samples < needed and self.config.short == "refuse":
+            raise DataError(
+                f"{record.origin}: {info.samples / info.rate:.3f} s, a window needs {self.config.seconds:g} s"
+            )
+        return info, needed
+
+    def _at(self, record: Record, info: AudioInfo, begins: float, start: float, _generator: torch.Generator) -> Tensor:
+        """(channels, self.samples): the window at `start` of a sound that begins at `begins`, to the sample; silent
+        before and behind the sound."""
+        place = round((start - begins) * self.config.sample_rate)
+        before = min(max(0, -place), self.samples)
+        # What is read begins where a sample of the file and a resampled one coincide, at or before the window.
+        common = math.gcd(info.rate, self.config.sample_rate)
+        blocks, skip = divmod(max(0, place), self.config.sample_rate // common)
+        most = skip + self.samples - before
+        first = blocks * (info.rate // common)
+        count = min(math.ceil(most * info.rate / self.config.sample_rate), info.samples - first)
+        if most == skip or count <= 0:
+            raise _silent(record)
+        with decoding(record.origin, "a sound"):
+            sound = self._window(record, info, first, count, most)[:, skip:]
+        if not sound.any():
+            raise _silent(record)
+        return functional.pad(sound, (before, self.samples - before - sound.shape[1]))
 
     def _starts(self, record: Record, info: AudioInfo, needed: int, generator: torch.Generator) -> Iterator[int]:
         """Places in the file at which windows of `needed` samples may start, in the order in which they are tried.
@@ -194,6 +227,16 @@ class AudioAdapter(AutoencoderAdapter):
         steps = torch.arange(self.grid()[0], dtype=torch.float64)
         return (steps + middle) * self.autoencoder.spec.stride[0] / self.config.sample_rate
 
+    def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
+        """Of a whole sound the window that begins with it."""
+        if len(files) > 1:
+            raise ConfigError("--audio gives the whole sound; not with --continue")
+        if "audio" in files:
+            self._probe(files["audio"])
+            return Known.whole(self, self.load_prefix(files["audio"])[0])
+        media, samples = self.load_prefix(files["continue"])
+        return Known(media, self.given_prefix(samples), self.kept_prefix(samples))
+
     def load_prefix(self, record: Record) -> tuple[Tensor, int]:
         """The beginning of a sound to be continued: a window (channels, samples) and how many samples are known.
 
@@ -204,18 +247,18 @@ class AudioAdapter(AutoencoderAdapter):
         sound = self._window(record, info, 0, min(needed, info.samples))
         return functional.pad(sound, (0, self.samples - sound.shape[1])), sound.shape[1]
 
-    def _window(self, record: Record, info: AudioInfo, start: int, count: int) -> Tensor:
-        """(channels, at most self.samples) at the config's rate: `count` samples of the file from `start` on."""
+    def _window(self, record: Record, info: AudioInfo, start: int, count: int, most: int | None = None) -> Tensor:
+        """(channels, at most `most` or self.samples) at the config's rate: `count` samples of the file from `start`."""
         unit = info.rate // math.gcd(info.rate, self.config.sample_rate)
         margin = unit * math.ceil(MARGIN * info.rate / unit)
         before = min(start, margin)
         after = min(info.samples - start - count, margin)
         samples = read_audio(record.media, record.origin, start - before, before + count + after)
         if not np.isfinite(samples).all():
-            raise _UnfitWindow(f"{record.origin}: holds samples that are not finite")
+            raise WindowError(f"{record.origin}: holds samples that are not finite")
         samples = self._mix(samples, record.origin)
         first = before * self.config.sample_rate // info.rate  # exact: `start` and `margin` are multiples of `unit`
-        kept = min(self.samples, math.ceil(count * self.config.sample_rate / info.rate))
+        kept = min(most or self.samples, math.ceil(count * self.config.sample_rate / info.rate))
         sound = resample(samples, info.rate, self.config.sample_rate, self.config.resampler)[first : first + kept]
         return torch.tensor(sound.T, dtype=torch.float32)
 
@@ -250,3 +293,7 @@ class AudioAdapter(AutoencoderAdapter):
     def write(self, media: Tensor, path: Path) -> Path:
         """16-bit WAV."""
         return write_audio(media, path, self.config.sample_rate)
+
+
+def _silent(record: Record) -> WindowError:
+    return WindowError(f"{record.origin}: silent: every sample is 0")

@@ -9,10 +9,11 @@ which never need the weights; the trainer moves it to its device with `to` and e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -85,6 +86,47 @@ class Record:
         return replace(self, media=media.data, suffix=media.suffix, rate=media.rate, parts={})
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Where in time a window of a record's media may be cut.
+
+    Parts of one record are cut at the same time, so all times are seconds on the clock of the file, on which picture
+    and sound need not begin together.
+
+    Attributes:
+        first, last: starts of the first and the last window that the media fill; `last` is earlier where they are
+            shorter than a window.
+        fills: windows may begin before the media and reach beyond them; what is missing is filled up.
+        load: (start, generator) -> media of the window. Raises WindowError where others may be fit, else DataError.
+    """
+
+    first: float
+    last: float
+    fills: bool
+    load: Callable[[float, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Known:
+    """Media of a part of which something is to be kept.
+
+    Attributes:
+        media: (*shape) as the adapter loads it.
+        given: (N,) bool, tokens that lie within what is known; the trunk sees these.
+        kept: bool that broadcasts to `media`: what comes back exactly as it is in `media`.
+    """
+
+    media: Tensor
+    given: Tensor
+    kept: Tensor
+
+    @classmethod
+    def whole(cls, adapter: ModalityAdapter, media: Tensor) -> Known:
+        """All of a part, such as a video whose sound is to be made."""
+        tokens = math.prod(adapter.grid())
+        return cls(media, torch.ones(tokens, dtype=torch.bool), torch.ones((), dtype=torch.bool))
+
+
 class Source(Protocol):
     """Random access to records. `read` raises DataError for a record that cannot be used.
 
@@ -108,7 +150,12 @@ class Source(Protocol):
 class ModalityAdapter(Protocol):
     """One modality: records to media, media to tokens, tokens to media, media to files.
 
+    An adapter of media that pass in time also has `windows(record) -> Windows`, by which the parts of one record are
+    cut at the same time. Raises DataError where the record cannot be used.
+
     Attributes:
+        known_files: name of a file that `known_from` reads -> what it is for; `selfflow generate` has an option for
+            each.
         channels: C, of a token.
         has_weights: a network encodes, so `encode` belongs on the trainer's device and not into a loader's worker.
         posterior_noise: training draws standard normal noise (N, C) for every sample and hands it to `encode`.
@@ -116,6 +163,7 @@ class ModalityAdapter(Protocol):
     """
 
     modality: str
+    known_files: ClassVar[Mapping[str, str]]
     channels: int
     has_weights: bool
     posterior_noise: bool
@@ -154,6 +202,15 @@ class ModalityAdapter(Protocol):
 
     def load_weights(self) -> nn.Module | None:
         """Read the autoencoder's weights now instead of at first use; ConfigError where they are missing or others."""
+
+    def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
+        """What is kept of a part, from some of `known_files`.
+
+        Args:
+            draw: a generator in the same state each time, so that files that belong together are cut alike.
+
+        Raises ConfigError for files that do not go together, DataError for an unfit one.
+        """
 
     def write(self, media: Tensor, path: Path) -> Path:
         """Write one sample's media to `path` (the suffix is added); returns the file written."""

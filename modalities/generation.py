@@ -13,6 +13,7 @@ from autoencoders.base import Whitening
 from core.errors import NotFiniteError
 from core.sampler import SamplerConfig, initial_noise, sample
 from core.types import Context, TokenBatch, map_tensors
+from modalities.base import Known
 from modalities.conditions import ConditionConfig, Conditions, Prompt
 from modalities.streams import Part, Parts, make_segments
 from modalities.text import TextEncoder
@@ -51,26 +52,6 @@ class Generator:
 
     def _autoencoder_device(self, part: Part) -> torch.device:
         return self.device if part.adapter.has_weights else torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Known:
-    """Media of a part of which something is to be kept.
-
-    Attributes:
-        media: (*shape) as the adapter loads it.
-        given: (N,) bool, tokens that lie within the known part; the trunk sees these.
-        kept: bool that broadcasts to `media`: the known part, which comes back exactly as it is in `media`.
-    """
-
-    media: Tensor
-    given: Tensor
-    kept: Tensor
-
-    @classmethod
-    def whole(cls, part: Part, media: Tensor) -> Known:
-        """All of a part, such as a video whose sound is to be made."""
-        return cls(media, torch.ones(len(part.ids), dtype=torch.bool), torch.ones((), dtype=torch.bool))
 
 
 def generate(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from autoencoders.config import AutoencoderConfig
 from autoencoders.kinds import autoencoder_problems, build_pretrained, pretrained_kind
 from autoencoders.transforms import Pixels
 from core.errors import ConfigError, DataError, ShapeError, nearest
-from modalities.base import AutoencoderAdapter, Record
+from modalities.base import AutoencoderAdapter, Known, Record
 from modalities.media.opening import decoding
 from modalities.media.pictures import read_image
 from modalities.media.writing import write_image
@@ -156,6 +157,12 @@ class ImageAdapter(AutoencoderAdapter):
     """Pictures (3, H, W) in [-1, 1] and their tokens. Raises ConfigError when the config has problems."""
 
     modality = "image"
+    known_files = MappingProxyType(
+        {
+            "image": "the picture to paint into, with --mask; without it a picture that is given as a whole",
+            "mask": "light pixels are painted anew, dark ones are kept",
+        }
+    )
 
     def __init__(self, config: ImageConfig):
         if found := config.problems():
@@ -177,6 +184,15 @@ class ImageAdapter(AutoencoderAdapter):
 
     def seconds(self) -> Tensor:
         return torch.zeros(1, dtype=torch.float64)
+
+    def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
+        if "image" not in files:
+            raise ConfigError("--mask says what is kept of a picture: --image and --mask go together")
+        media = self.load(files["image"], draw())
+        if "mask" not in files:
+            return Known.whole(self, media)
+        mask = self.load_mask(files["mask"], draw())
+        return Known(media, self.given_from_image_mask(mask), mask)
 
     def load_mask(self, record: Record, generator: torch.Generator) -> Tensor:
         """(H, W) bool, True where the picture is known: dark in the mask. Light parts are painted anew.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -13,12 +16,13 @@ from autoencoders.config import AutoencoderConfig
 from autoencoders.kinds import build_pretrained, pretrained_kind
 from autoencoders.transforms import SpaceTimePixels
 from core.errors import ConfigError, DataError, nearest
-from modalities.base import AutoencoderAdapter, Record
+from modalities.base import AutoencoderAdapter, Known, Record, Windows
 from modalities.image import PIXEL_PATCH, fit_frames, flip_at_random, frame_problems, height_and_width
+from modalities.media.opening import WindowError
 from modalities.media.pictures import read_image
 from modalities.media.video import index_video, read_frames
 from modalities.media.video_decoders import DECODERS
-from modalities.media.video_pyav import WindowError
+from modalities.media.video_index import VideoIndex
 from modalities.media.writing import write_video
 
 WINDOWS = 4  # of one file are tried
@@ -95,6 +99,9 @@ class VideoAdapter(AutoencoderAdapter):
     """Clips (T, 3, H, W) in [-1, 1] and their tokens. Raises ConfigError when the config has problems."""
 
     modality = "video"
+    known_files = MappingProxyType(
+        {"video": "a clip that is given as a whole", "first_frame": "a picture that the clip starts from"}
+    )
 
     def __init__(self, config: VideoConfig):
         if found := config.problems():
@@ -112,6 +119,30 @@ class VideoAdapter(AutoencoderAdapter):
 
         Where a window cannot be decoded another one is drawn: a damaged place is not a damaged file.
         """
+        index = self._index(record)
+        room = max(0.0, index.seconds - self.config.frames / self.config.fps)
+        tried = set()
+        for _ in range(WINDOWS):
+            wanted = self._shown(record, index, room * torch.rand((), generator=generator).item())
+            if (window := tuple(wanted)) in tried:
+                continue
+            tried.add(window)
+            try:
+                return self._read(record, index, wanted, generator)
+            except WindowError as error:
+                damage = str(error)  # not the error, which holds an open decoder
+        raise DataError(f"{damage} (windows tried: {len(tried)})")
+
+    def windows(self, record: Record) -> Windows:
+        config, index = self.config, self._index(record)
+        room = index.seconds - config.frames / config.fps
+        if config.short == "refuse":
+            room = max(0.0, room)  # the last frame of the window may be cut short
+        fills = config.short == "repeat_last"
+        return Windows(index.start, index.start + room, fills, partial(self._window, record, index))
+
+    def _index(self, record: Record) -> VideoIndex:
+        """Raises DataError for a video that is too short."""
         config = self.config
         index = index_video(record.media, record.origin, record.rate)
         there = index.count(config.fps)
@@ -120,21 +151,22 @@ class VideoAdapter(AutoencoderAdapter):
                 f"{record.origin}: {there} frames at {config.fps:g} fps ({index.seconds:.2f} s), "
                 f"a clip needs {config.frames}"
             )
-        room = max(0.0, index.seconds - config.frames / config.fps)
-        tried = set()
-        for _ in range(WINDOWS):
-            wanted = index.shown(room * torch.rand((), generator=generator).item(), config.fps, config.frames)
-            wanted = np.pad(wanted, (0, config.frames - len(wanted)), mode="edge")
-            if (window := tuple(wanted)) in tried:
-                continue
-            tried.add(window)
-            try:
-                frames = read_frames(record.media, record.origin, index, wanted, config.backend, config.background)
-            except WindowError as error:
-                damage = str(error)  # not the error, which holds an open decoder
-                continue
-            return fit_frames(frames, config, record.origin, generator, aspect=index.aspect)
-        raise DataError(f"{damage} (windows tried: {len(tried)})")
+        return index
+
+    def _window(self, record: Record, index: VideoIndex, start: float, generator: torch.Generator) -> Tensor:
+        return self._read(record, index, self._shown(record, index, start - index.start), generator)
+
+    def _shown(self, record: Record, index: VideoIndex, start: float) -> np.ndarray:
+        """(T,) numbers of the frames of a window; the first and the last stand for what lies before and behind them."""
+        wanted = index.shown(start, self.config.fps, self.config.frames)
+        if not len(wanted):
+            raise WindowError(f"{record.origin}: ends {index.seconds:.2f} s behind its first frame")
+        return np.pad(wanted, (0, self.config.frames - len(wanted)), mode="edge").clip(min=0)
+
+    def _read(self, record: Record, index: VideoIndex, wanted: np.ndarray, generator: torch.Generator) -> Tensor:
+        config = self.config
+        frames = read_frames(record.media, record.origin, index, wanted, config.backend, config.background)
+        return fit_frames(frames, config, record.origin, generator, aspect=index.aspect)
 
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
         return flip_at_random(media, generator) if self.config.flip else media
@@ -144,6 +176,17 @@ class VideoAdapter(AutoencoderAdapter):
         ends = torch.arange(1, steps + 1, dtype=torch.float64) * stride - (steps * stride - self.config.frames)
         starts = torch.cat([torch.zeros(1, dtype=torch.float64), ends[:-1]])  # a first frame alone ends at 1
         return (starts + ends) / 2 / self.config.fps
+
+    def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
+        """Of a whole clip the window that begins with its first frame."""
+        if len(files) > 1:
+            raise ConfigError("--video gives all frames; not with --first-frame")
+        if "video" in files:
+            windows = self.windows(files["video"])
+            return Known.whole(self, windows.load(windows.first, draw()))
+        media = self.load_first_frame(files["first_frame"], draw())
+        first = torch.arange(len(media)) == 0
+        return Known(media, self.given_first_frame(), first[:, None, None, None])
 
     def load_first_frame(self, record: Record, generator: torch.Generator) -> Tensor:
         """A picture as the first frame of a clip (T, 3, H, W); the later frames, to be generated, repeat it."""

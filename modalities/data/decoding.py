@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -17,12 +20,23 @@ def decoded(adapter: ModalityAdapter, record: Record, generator: torch.Generator
             and no list of what decoders raise is complete), and for values that are not finite.
         ConfigError: a package or a setting is wrong, for all records alike.
     """
+    with guarded(record.origin):
+        return finite(adapter.load(record, generator), record.origin)
+
+
+@contextmanager
+def guarded(origin: str) -> Iterator[None]:
+    """Errors of a record's decoder as `decoded` raises them."""
     try:
-        media = adapter.load(record, generator)
+        yield
     except (ConfigError, DataError):
         raise
     except Exception as error:
-        raise DataError(f"{record.origin}: cannot be decoded: {described(error)}") from error
+        raise DataError(f"{origin}: cannot be decoded: {described(error)}") from error
+
+
+def finite(media: Tensor, origin: str) -> Tensor:
+    """The same. Raises DataError for values that are not finite."""
     if not torch.isfinite(media).all():
-        raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
+        raise DataError(f"{origin}: the decoded media holds NaN or infinite values")
     return media

@@ -26,6 +26,7 @@ from modalities.data.batches import RawBatch, RawPart
 from modalities.data.decoding import decoded
 from modalities.data.order import Order
 from modalities.data.stored import merged_statistics, stored_manifests
+from modalities.data.together import load_together
 from modalities.streams import Part, Parts, Stream, lengths
 
 MAX_REPLACEMENTS = 64  # bad records in a row before the data is called unusable
@@ -232,16 +233,28 @@ class _ErrorsAsItems(Dataset):
 def load_parts(stream: str, parts: Parts, record: Record, epoch: int, seed: int) -> list[Tensor | StoredLatents]:
     """Media of every part, as training loads the record in that epoch, or what is stored of their latents.
 
-    Raises DataError as `decoded`.
+    Several parts that pass in time are cut at the same time. Raises DataError as `decoded`.
     """
-    found: list[Tensor | StoredLatents] = []
+
+    def draw(purpose: str = "media") -> torch.Generator:
+        return generator(seed, stream, epoch, record.key, purpose)
+
+    own = {name: record.part(name) for name in parts}
+    stored = {name: item.media for name, item in own.items() if isinstance(item.media, StoredLatents)}
+    timed = {
+        name: part.adapter
+        for name, part in parts.items()
+        if name not in stored and getattr(part.adapter, "windows", None)
+    }
+    cut: dict[str, Tensor] = {}
+    if len(timed) > 1:
+        loaded = load_together(timed, {name: own[name] for name in timed}, draw("start"), draw)
+        cut = {name: timed[name].augment(media, draw("augment")) for name, media in loaded.items()}
+    found = stored | cut
     for name, part in parts.items():
-        own = record.part(name)
-        if isinstance(own.media, StoredLatents):
-            found.append(own.media)
-        else:
-            found.append(load_media(part.adapter, own, generator(seed, stream, epoch, record.key, "media")))
-    return found
+        if name not in found:
+            found[name] = load_media(part.adapter, own[name], draw())
+    return [found[name] for name in parts]
 
 
 def load_media(adapter: ModalityAdapter, record: Record, draw: torch.Generator) -> Tensor:
@@ -271,7 +284,7 @@ def measure_whitening(
     """Of one part of a stream: the statistics stored with latents, the adapter's published ones, or those of the first
     `count` usable samples. `floor` is that of `Whitening.from_moments`."""
     if manifests := stored_manifests(stream.source):
-        return merged_statistics(manifests)
+        return merged_statistics(manifests, part, floor)
     adapter = stream.parts[part].adapter
     if adapter.whitening is not None:
         return adapter.whitening

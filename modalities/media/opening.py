@@ -46,6 +46,10 @@ def open_stream(media: bytes | Path, origin: str) -> io.BytesIO | str:
     return io.BytesIO(media) if isinstance(media, bytes) else str(media)
 
 
+class WindowError(DataError):
+    """This window of a file cannot be used: it is damaged or silent. Others of the same file may be fit."""
+
+
 @contextmanager
 def decoding(origin: str, what: str, *errors: type[Exception]) -> Iterator[None]:
     """Turn whatever a decoder raises into a DataError: no exception of one file may end a run.

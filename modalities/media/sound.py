@@ -21,7 +21,14 @@ from torch import Tensor
 from core import optional
 from core.errors import DataError
 from modalities.media.opening import Media, check_array, decoding, need, open_stream, with_suffix
-from modalities.media.sound_av import PREROLL, can_open, container_blocks, probe_container, read_container
+from modalities.media.sound_av import (
+    PREROLL,
+    can_open,
+    container_blocks,
+    container_start,
+    probe_container,
+    read_container,
+)
 from modalities.media.sound_length import Patched, check_length, readable, stated_sizes
 from modalities.media.sound_mp3 import states_length
 from modalities.media.sound_ogg import is_chained, is_whole, last_bytes
@@ -73,6 +80,14 @@ def probe_audio(media: Media, origin: str, rate: float | None = None) -> AudioIn
     if end == start:
         raise DataError(f"{origin}: cut short: of {promised} samples, nothing can be read from {start} on")
     return AudioInfo(end, own_rate, channels)
+
+
+def audio_start(media: Media, origin: str) -> float:
+    """Seconds on the clock of the file at which its sound begins; 0 where it holds nothing else."""
+    if isinstance(media, np.ndarray):
+        return 0.0
+    with _opened(media, origin) as sound:
+        return 0.0 if sound.file else container_start(media, origin)
 
 
 def read_audio(media: Media, origin: str, start: int, count: int) -> np.ndarray:

@@ -29,7 +29,7 @@ def _opened(media: bytes | Path, origin: str) -> Iterator[tuple[Any, Any]]:
         av.open(open_stream(media, origin), metadata_errors="replace") as container,
     ):
         if not container.streams.audio:
-            raise DataError(f"{origin}: has no sound ({container.format.long_name})")
+            raise DataError(f"{origin}: has no sound track ({container.format.long_name})")
         stream = container.streams.audio[0]
         if stream.codec_context is None:
             raise DataError(f"{origin}: its sound has a codec that is not known here ({container.format.long_name})")
@@ -68,6 +68,13 @@ def probe_container(media: bytes | Path, origin: str) -> tuple[int, int, int, bo
                 )
             samples += frame.samples
         return samples, rate, channels, True
+
+
+def container_start(media: bytes | Path, origin: str) -> float:
+    """Seconds on the clock of the file at which the first sample is heard; what an encoder put before it is not."""
+    with _opened(media, origin) as (container, stream):
+        first = next(_frames(container, stream, origin), None)
+        return 0.0 if first is None or first.pts is None else float(first.pts * first.time_base)
 
 
 def read_container(media: bytes | Path, origin: str, start: int, count: int) -> np.ndarray:

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from core.errors import DataError
-from modalities.media.opening import Media, check_array
+from modalities.media.opening import Media, WindowError, check_array
 from modalities.media.video_decoders import DECODERS, check_backend
 from modalities.media.video_index import VideoIndex
 from modalities.media.video_length import check_length
 from modalities.media.video_packets import JUMP, before_key, closed, has_clock, leading, read_packets, x264_build
 from modalities.media.video_pyav import (
     LARGEST,
-    WindowError,
     decoded_stamps,
     frame_rate,
     has_no_clock,
@@ -117,13 +116,15 @@ def _count(media: Media, origin: str, unit: float, about: dict) -> VideoIndex:
     if not stamps:
         raise DataError(f"{origin}: the video has no frames")
     order = np.arange(len(stamps))
-    times = order / rate
+    times, start = order / rate, 0.0
+    if unit and stamps[0] is not None:
+        start = stamps[0] * unit
     if unit and len(stamps) > 1 and None not in stamps:
         inferred = _seconds(np.array(stamps, dtype=np.int64), unit)
         gaps = np.diff(inferred)
         if (gaps >= 0).all() and (gaps > 0).mean() > MOST and gaps.max() <= JUMP:
             times = inferred
-    return VideoIndex(order, times, float(times[-1]) + 1 / rate, counted=True, **about)
+    return VideoIndex(order, times, float(times[-1]) + 1 / rate, start=start, counted=True, **about)
 
 
 def read_frames(

@@ -14,9 +14,9 @@ import numpy as np
 
 from core.errors import ConfigError, DataError
 from core.optional import need as need_optional
-from modalities.media.opening import decoding, open_stream
+from modalities.media.opening import WindowError, decoding, open_stream
 from modalities.media.video_index import VideoIndex
-from modalities.media.video_pyav import WindowError, decode_pyav, has_alpha, orientation
+from modalities.media.video_pyav import decode_pyav, has_alpha, orientation
 
 WITHOUT = "backend: pyav works"
 

@@ -13,15 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import DataError
-from modalities.media.opening import decoding, need, open_stream
+from modalities.media.opening import WindowError, decoding, need, open_stream
 from modalities.media.video_index import VideoIndex
 
 LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 LARGEST = 2**26  # pixels of a frame; 8192 x 8192
-
-
-class WindowError(DataError):
-    """These frames of a video cannot be decoded; others of the same file may be."""
 
 
 class MirroredError(DataError):

@@ -7,9 +7,9 @@ from PIL import Image
 from autoencoders.config import AutoencoderConfig
 from core.errors import ConfigError, DataError, ShapeError
 from core.keys import generator
-from modalities.base import make_segment
 from modalities.image import ImageAdapter, ImageConfig, fit_frames
 from modalities.media.pictures import read_image
+from modalities.streams import make_parts, make_segments
 from tests.modalities.making import gradient, picture_bytes, record
 
 
@@ -36,7 +36,7 @@ def test_positions_and_segment():
     adapter = ImageAdapter(ImageConfig(size=[8, 12]))
     assert adapter.grid() == (1, 2, 3)
     assert adapter.ids().tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
-    segment = make_segment(adapter, torch.zeros(2, 6, 48))
+    (segment,) = make_segments(make_parts({"image": adapter}), [torch.zeros(2, 6, 48)])
     assert segment.modality == "image"
 
 

@@ -54,7 +54,7 @@ def test_content_decides_and_not_the_suffix(tmp_path, suffix):
 
 def test_the_sound_of_a_file_with_pictures(tmp_path):
     silent = video_file(tmp_path / "a.mp4", numbered(5))
-    with pytest.raises(DataError, match=r"a\.mp4: has no sound \(QuickTime / MOV\)"):
+    with pytest.raises(DataError, match=r"a\.mp4: has no sound track \(QuickTime / MOV\)"):
         probe_audio(silent, "a.mp4")
 
 
