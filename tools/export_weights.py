@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from configs.meaning import autoencoder_digests, weights_meaning
-from configs.networks import build_adapters
 from configs.runs import LoadedRun, checkpoint_store, load_run
 from core.trunk.foreign import KINDS, export_weights, holds_meaning
 
@@ -65,7 +64,6 @@ def run(options: argparse.Namespace) -> int:
 def run_meaning(loaded: LoadedRun) -> dict:
     """What the weights of a run mean, see configs/meaning.py."""
     extra = checkpoint_store(loaded.folder, loaded.step)[0].extra(loaded.step)
-    digests = autoencoder_digests(loaded.config, extra.get("autoencoders", {}), loaded.root)
-    labels, whitening = extra["labels"], loaded.generator.whitening
-    adapters = build_adapters(loaded.config, loaded.root)
-    return weights_meaning(loaded.config, adapters, labels, whitening, digests, extra.get("text", ""))
+    assembly, digests = loaded.assembly, autoencoder_digests(loaded.config, extra.get("autoencoders", {}), loaded.root)
+    text = extra.get("text", "")
+    return weights_meaning(loaded.config, assembly.adapters, assembly.labels, assembly.whitening, digests, text)

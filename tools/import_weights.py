@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from autoencoders.base import Whitening
-from configs.build import build_streams, checkpoint_extra, class_names, free_on_resume, measure_all
-from configs.latents import latent_digests, text_digest
+from configs.assembly import Assembly, whitening
+from configs.assembly.adapters import media_key
+from configs.assembly.latents import latent_digests, text_digest
+from configs.build import free_on_resume
 from configs.load import load_config
 from configs.meaning import (
     autoencoder_digests,
@@ -19,7 +22,6 @@ from configs.meaning import (
     weights_meaning,
     whitening_problems,
 )
-from configs.networks import build_adapters, build_encoders, build_trunk, encoding_adapters, projector_specs
 from configs.schema import Config
 from core.errors import ConfigError, DataError
 from core.training.checkpoint import CheckpointStore
@@ -29,7 +31,6 @@ from core.training.trackers import LoggingConfig
 from core.trunk.foreign import KINDS, import_weights, read_file
 from core.trunk.foreign.files import WeightFile
 from modalities.base import ModalityAdapter
-from modalities.data.loader import Stream
 
 EXAMPLES = f"""examples:
   selfflow import selfflow_imagenet256.pt --config imagenet.yaml run=runs/released
@@ -78,31 +79,27 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     folder = new_folder(config)
     file = read_file(options.file)
-    adapters = build_adapters(config, options.config.parent)
-    for adapter in adapters.values():
-        adapter.to(config.training.torch_device())
-    streams, absent = open_data(config, adapters, options.config.parent)
-    labels, named = run_labels(config, streams, absent, file, options.labels)
-    digests, text = known_digests(config, streams, options.config.parent, file)
-    own = weights_meaning(config, adapters, labels, {}, digests, text)
+    assembly = Assembly(config, options.config.parent, device=config.training.torch_device())
+    absent = open_data(assembly)
+    assembly.labels, named = run_labels(assembly, absent, file, options.labels)
+    digests, text = known_digests(assembly, file)
+    own = weights_meaning(config, assembly.adapters, assembly.labels, {}, digests, text)
     check_meaning(file, own, options.accept)  # before statistics are measured, which other settings would change
-    whitening, of_file = run_whitening(config, adapters, streams, absent, file, options.statistics)
-    projectors = projector_specs(config, build_encoders(config, adapters, options.config.parent))
-    trunk = build_trunk(config, adapters, labels, projectors)
+    assembly.whitening, of_file = run_whitening(assembly, absent, file, options.statistics)
     names = options.projectors.split(",") if options.projectors else None
-    others = other_types(file.state, trunk)
-    kind = import_weights(trunk, file, options.kind, options.drop, options.fresh, names, options.cast)
+    others = other_types(file.state, assembly.trunk)
+    kind = import_weights(assembly.trunk, file, options.kind, options.drop, options.fresh, names, options.cast)
     origin = {"file": options.file.name, "kind": kind, "dropped": options.drop, "fresh": options.fresh}
     origin |= {"cast": options.cast, "accepted": options.accept, "version": file.meaning.get("version")}
-    extra = checkpoint_extra(config, options.config.parent, labels, adapters, whitening, projectors)
+    extra = assembly.to_store()
     extra["whitening"] |= {name: values.to_dict() for name, values in of_file.items()}
-    extra |= {"imported": origin, "autoencoders": digests, "text": text}
-    start_run(folder, config, trunk, extra)
+    extra |= {"imported": origin, "autoencoders": by_part(config, digests), "text": text}
+    start_run(folder, config, assembly.trunk, extra)
     count = sum(value.numel() for value in file.state.values())
     print(f"{file.source}: kind {kind}, {count:,} parameters; run folder: {folder}, step 0")
     for line in (*file.notes, *(f"{number} tensors of {dtype} cast to float32" for dtype, number in others.items())):
         print(f"  {line}")
-    if labels:
+    if labels := assembly.labels:
         print(f"{len(labels)} classes, {labels[0]!r} to {labels[-1]!r}: {named}")
     if of_file:
         print(f"statistics of the latents: the file's, of {', '.join(of_file)}")
@@ -129,25 +126,32 @@ def check_meaning(file: WeightFile, own: dict, accepted: list[str]) -> None:
         raise ConfigError([first, *(f"  {line}" for line in problems), last])
 
 
-def known_digests(
-    config: Config, streams: dict[str, Stream] | None, root: Path, file: WeightFile
-) -> tuple[dict[str, str], str]:
+def known_digests(assembly: Assembly, file: WeightFile) -> tuple[dict[str, str], str]:
     """Digests of the autoencoders by modality and of the text encoder: of what is at hand, or else the file's.
 
     Generation then refuses other weights than these.
     """
-    sources = {name: stream.source for name, stream in (streams or {}).items()}
-    digests = autoencoder_digests(config, latent_digests(sources), root)
+    config, sources = assembly.config, assembly.sources
+    digests = autoencoder_digests(config, latent_digests(sources, assembly.adapters), assembly.root)
     text = text_digest(config, sources)
     said = file.meaning.get("meaning", {})
-    for name, stream in config.streams.items():
-        key = f"streams.{name}.media.autoencoder"
-        same = said.get(f"{key}.kind") == stream.media.autoencoder.kind
-        if name not in digests and same and f"{key}.digest" in said:
-            digests[name] = said[f"{key}.digest"]
+    for _, _, part in config.parts():
+        key = f"media.{part.modality}.autoencoder"
+        same = said.get(f"{key}.kind") == part.media.autoencoder.kind
+        if part.modality not in digests and same and f"{key}.digest" in said:
+            digests[part.modality] = said[f"{key}.digest"]
     if not text and config.condition.encoder is not None:
         text = said.get("condition.encoder.digest", "")
     return digests, text
+
+
+def by_part(config: Config, digests: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """modality -> digest, as stream -> part -> digest."""
+    found: dict[str, dict[str, str]] = {}
+    for stream, name, part in config.parts():
+        if part.modality in digests:
+            found.setdefault(stream, {})[name] = digests[part.modality]
+    return found
 
 
 def other_types(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, int]:
@@ -167,26 +171,31 @@ def new_folder(config: Config) -> Path:
     return folder
 
 
-def open_data(config: Config, adapters: dict[str, ModalityAdapter], root: Path) -> tuple[dict[str, Stream] | None, str]:
-    """The data, or None and why it cannot be opened."""
+def open_data(assembly: Assembly) -> str:
+    """Why the data cannot be opened, "" where they can; the assembly then goes without sources."""
     try:
-        return build_streams(config, adapters, root), ""
+        return "" if assembly.sources else "there are none"
     except (ConfigError, DataError) as error:
-        return None, str(error).splitlines()[0]
+        assembly.sources = {}
+        return str(error).splitlines()[0]
 
 
-def run_labels(
-    config: Config, streams: dict[str, Stream] | None, absent: str, file: WeightFile, path: Path | None
-) -> tuple[list[str], str]:
-    """Class names in the order of the label table, and where they come from. Empty without labels."""
+def run_labels(assembly: Assembly, absent: str, file: WeightFile, path: Path | None) -> tuple[list[str], str]:
+    """Class names in the order of the label table, and where they come from. Empty without labels.
+
+    Args:
+        absent: why there are no data; "" where there are.
+        path: of --labels.
+    """
+    config = assembly.config
     if config.condition.kind != "label":
         if path is not None:
             raise ConfigError(f"--labels: not read with condition.kind {config.condition.kind!r}")
         return [], ""
     if path is not None:
         return read_labels(path), str(path)
-    if streams is not None:
-        return class_names(streams), "the data's names"
+    if not absent:
+        return assembly.labels, "the data's names"
     if file.meaning.get("labels"):
         return list(file.meaning["labels"]), f"the file's names, since the data cannot be opened ({absent})"
     if config.trunk.kind == "mmdit":
@@ -214,12 +223,7 @@ def read_labels(path: Path) -> list[str]:
 
 
 def run_whitening(
-    config: Config,
-    adapters: dict[str, ModalityAdapter],
-    streams: dict[str, Stream] | None,
-    absent: str,
-    file: WeightFile,
-    wanted: str | None,
+    assembly: Assembly, absent: str, file: WeightFile, wanted: str | None
 ) -> tuple[dict[str, Whitening], dict[str, Whitening]]:
     """The statistics of all modalities, and those of them that are the file's.
 
@@ -227,33 +231,38 @@ def run_whitening(
     where they agree but for rounding, and where they are wanted. Raises ConfigError where they differ and nothing is
     wanted.
     """
+    adapters: dict[str, ModalityAdapter] = {}  # the first of each modality
+    keys: dict[str, str] = {}
+    for stream, name, part in assembly.config.parts():
+        adapters.setdefault(part.modality, assembly.adapters[stream][name])
+        keys.setdefault(part.modality, media_key(assembly.config.streams[stream], stream, name))
     theirs = {name: values for name, values in file_whitening(file.meaning).items() if name in adapters}
     if wanted == "file" and not theirs:
         raise ConfigError(f"--statistics: {file.source} holds none; use those of the data")
-    if streams is not None:
-        own = measure_all(config, streams)
+    if not absent:
+        own = assembly.whitening
     else:  # weights of an autoencoder are read only where nothing else has its statistics
         own = {name: adapter.whitening for name, adapter in adapters.items() if name not in theirs}
         own = {name: values for name, values in own.items() if values is not None}
     missing = [name for name in adapters if name not in own and name not in theirs]
     if missing:
         raise ConfigError(
-            f"streams.{name}: its autoencoder has no published whitening, so it is measured on the data, which "
-            f"cannot be opened: {absent}"
+            f"{keys[name]}.autoencoder: has no published whitening, so it is measured on the data, which cannot be "
+            f"opened: {absent}"
             for name in missing
         )
     different = whitening_problems(file.meaning, own)
     if different and wanted is None:
         raise ConfigError(
             [f"{file.source} was trained on latents of other statistics; its samples would come out wrong:"]
-            + [f"  streams.{name}: {line}" for name, line in different.items()]
+            + [f"  {name}: {line}" for name, line in different.items()]
             + ["Take the file's with --statistics file, or train these weights on with --statistics data"]
         )
     if wanted == "data":
         of_file = {name: values for name, values in theirs.items() if name not in own}
     else:
         # Published ones that agree stay with the weights of their autoencoder.
-        published = {n for n, a in encoding_adapters(config, adapters).items() if n in own and a.whitening is not None}
+        published = {name for name in whitening.published(assembly.config, assembly.adapters) if name in own}
         of_file = {name: values for name, values in theirs.items() if name in different or name not in published}
     return own | of_file, of_file
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from configs.networks import ADAPTERS
 from configs.runs import checkpoint_store
 from core.errors import ConfigError, DataError
 from core.training.checkpoint import PARTS, CheckpointStore, digest
@@ -21,6 +20,7 @@ from modalities.data.folder_scan import scan_folder
 from modalities.data.names import is_hidden
 from modalities.data.selection import SUFFIXES
 from modalities.data.sources import SourceConfig, build_source
+from modalities.table import MODALITIES
 from modalities.text import TextConfig, word_limit
 from tools.data_notes import noted_lines
 from tools.encoded import encoded_folders, inspect_encoded
@@ -47,7 +47,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("path", type=Path, help="run folder, data, or what `selfflow encode` wrote")
     parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
     parser.add_argument("--digest", action="store_true", help="checksums of student, teacher and optimizer")
-    parser.add_argument("--data", choices=tuple(ADAPTERS), help="read the path as data of this modality")
+    parser.add_argument("--data", choices=tuple(MODALITIES), help="read the path as data of this modality")
     parser.add_argument("--number", type=int, default=5, help="records to show (default 5)")
     encoded = parser.add_argument_group("encoded data")
     encoded.add_argument("--verify", action="store_true", help="check every shard and every sample by its checksum")
@@ -130,8 +130,8 @@ def describe_data(path: Path, modality: str, number: int) -> list[str]:
     """Number of records, the first ones, what is wrong with those that cannot be read, and what is left out."""
     config = SourceConfig(kind=data_kind(path, modality), path=str(path), caption_default=NO_CAPTION)
     source: Source = build_source(config, modality, Path.cwd())
-    settings, make_adapter = ADAPTERS[modality]
-    adapter = make_adapter(settings())
+    row = MODALITIES[modality]
+    adapter = row.adapter(row.settings())
     lines = [f"{path}: {len(source)} {modality} records, {len(source.labels())} labels"]
     lines += [f"  {line}" for line in source.account().lines()]
     limit = word_limit(TextConfig())  # the default: data alone know of no run

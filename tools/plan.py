@@ -1,43 +1,31 @@
 """A run without its weights, for `--dry-run`: its data and networks, with stand-ins for what is not there.
 
-Nothing is fetched. What is there is used: the first record of every modality is read, and frozen networks whose weights
+Nothing is fetched. What is there is used: the first record of every stream is read, and frozen networks whose weights
 are at hand run on its shapes. A stand-in has the shapes of what it stands for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
 
 from autoencoders.base import Whitening
 from autoencoders.diffusers_weights import HUB_NAME
-from configs.build import build_dataset, build_streams, class_names
-from configs.networks import (
-    build_adapters,
-    build_encoders,
-    build_text_encoder,
-    build_trunk,
-    located,
-    projector_specs,
-)
-from configs.schema import Config, ModalitiesConfig
-from core.alignment.terms import build_alignment
+from configs.assembly import Assembly, whitening
+from configs.assembly.adapters import located
+from configs.assembly.encoders import Encoders, build_encoders, projector_specs
+from configs.assembly.trunk import build_trunk
+from configs.schema import Config
 from core.errors import ConfigError
-from core.objective import Objective
 from core.training.feed import Microbatch
 from core.types import TokenBatch, map_tensors
-from modalities.base import ModalityAdapter
 from modalities.conditions import RawCondition
 from modalities.data.batches import RawBatch
-from modalities.data.loader import StepDataset, measure_whitening
-from modalities.encoders import Encoder
-from modalities.preprocess import DevicePreprocess
-from modalities.text import TextEncoder
+from modalities.data.loader import StepDataset
 from tools.flops import META, complete
 from tools.published import autoencoder_flops, text_flops
 from tools.standins import open_data
@@ -59,25 +47,8 @@ ENCODER_CHANNELS = {
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """The frozen networks that a run computes with in every step.
-
-    Attributes:
-        encoders: modality -> target name -> those whose weights are at hand.
-        channels: modality -> target name -> channels, of those whose weights are not.
-        missing: modality -> network -> why its weights are not at hand.
-        text: the text encoder, not read; None where there is none.
-    """
-
-    encoders: dict[str, dict[str, Encoder]]
-    channels: dict[str, dict[str, int]]
-    missing: dict[str, dict[str, str]]
-    text: TextEncoder | None
-
-
-@dataclass(frozen=True)
 class Step:
-    """What one microbatch of a modality is, and what the frozen networks that complete it cost.
+    """What one microbatch of a stream is, and what the frozen networks that complete it cost.
 
     Attributes:
         microbatch: completed, on the meta device.
@@ -94,45 +65,43 @@ class Step:
 class Plan:
     """
     Attributes:
-        trunk: the student, without storage.
-        dataset: of which the modalities in `absent` have a stand-in.
-        absent: modality -> why its data cannot be opened, and what is wanted.
+        assembly: its trunk has no storage, its encoders are those whose weights are at hand, and its sources have
+            stand-ins for the streams in `absent`.
+        absent: stream -> why its data cannot be opened, and what is wanted.
+        channels: stream -> target -> channels, of the encoders whose weights are not at hand.
+        missing: stream -> network -> why its weights are not at hand.
     """
 
-    config: Config
-    trunk: nn.Module
-    objective: Objective
-    adapters: dict[str, ModalityAdapter]
-    dataset: StepDataset
-    whitening: dict[str, Whitening]
-    labels: list[str]
+    assembly: Assembly
     absent: dict[str, list[str]]
-    frozen: Frozen
+    channels: dict[str, dict[str, int]]
+    missing: dict[str, dict[str, str]]
 
-    def step(self, modality: str) -> Step:
+    def step(self, stream: str) -> Step:
         """Raises ShapeError where something does not fit."""
-        size = batch_size(self.dataset, modality)
-        sample = first_sample(self.dataset, modality)
-        missing, encoders = dict(self.frozen.missing[modality]), self.frozen.encoders[modality]
-        parts = {modality: self.dataset.streams[modality].parts}
-        shown = sample
-        if "autoencoder" in missing:  # nothing encodes, so latents of the right size stand in
-            shown = replace(sample, parts=tuple(replace(p, latents=torch.zeros_like(p.noise)) for p in sample.parts))
-        one, flops = complete(shown, DevicePreprocess(parts, self.whitening, {modality: encoders}))
-        counted: dict[str, int | None] = {"encoders": flops}
-        if "autoencoder" in missing:
-            config = self.config.streams[modality].media.autoencoder
-            with suppress(ConfigError):  # diffusers is not there either
-                counted["autoencoder"] = autoencoder_flops(config, modality, tuple(sample.parts[0].media.shape))
-        if self.frozen.text is not None and not stores_text(self.dataset, modality):
-            reason = not_here(self.frozen.text.path)
+        assembly, dataset, missing = self.assembly, self.assembly.dataset, dict(self.missing[stream])
+        entries = assembly.config.streams[stream].named_parts(stream)
+        size, sample = batch_size(dataset, stream), first_sample(dataset, stream)
+        shown, counted = [], {}
+        for part in sample.parts:
+            name = autoencoder_of(entries, part.name)
+            if name in missing:  # nothing encodes, so latents of the right size stand in
+                shown.append(replace(part, latents=torch.zeros_like(part.noise)))
+                entry = entries[part.name]
+                with suppress(ConfigError):  # diffusers is not there either
+                    counted[name] = autoencoder_flops(entry.media.autoencoder, entry.modality, tuple(part.media.shape))
+            else:
+                shown.append(part)
+        one, flops = complete(replace(sample, parts=tuple(shown)), assembly.preprocess)
+        counted["encoders"] = flops
+        if assembly.text is not None and not stores_text(dataset, stream):
+            reason = not_here(assembly.text.path)
             missing |= {"text encoder": reason} if reason else {}
             with suppress(ConfigError):
-                counted["text encoder"] = text_flops(self.frozen.text, readable=not reason)
+                counted["text encoder"] = text_flops(assembly.text, readable=not reason)
         tokens = sum(one.batch.lengths)
         targets = {
-            name: torch.empty(1, tokens, channels, device=META)
-            for name, channels in self.frozen.channels[modality].items()
+            name: torch.empty(1, tokens, channels, device=META) for name, channels in self.channels[stream].items()
         }
         microbatch = repeated(replace(one, targets={**one.targets, **targets}), size)
         return Step(microbatch, {name: size * count for name, count in counted.items() if count}, missing)
@@ -146,55 +115,80 @@ def make_plan(config: Config, root: Path) -> Plan:
 
     Raises the errors that training would raise before its first step, but for data and weights that are not there.
     """
-    adapters = build_adapters(config, root)
-    sources, absent = open_data(config, adapters, root)
-    streams = build_streams(config, adapters, root, sources)
-    labels = class_names(streams)
-    frozen = open_frozen(config, adapters, root)
-    stubs = {
-        m: {name: SimpleNamespace(channels=c) for name, c in found.items()} for m, found in frozen.channels.items()
-    }
+    assembly = Assembly(config, root)
+    absent = open_data(assembly)
+    channels, missing = open_frozen(assembly)
     targets = {
-        m: {**frozen.encoders[m], **stubs[m]} for m, stream in config.streams.items() if stream.encoders
+        stream: {**assembly.encoders[stream], **{name: Stub(count) for name, count in channels[stream].items()}}
+        for stream in config.streams
     }
-    projectors = projector_specs(config, targets)
+    assembly.projectors = projector_specs(config, targets)
+    leave_empty(assembly)
+    # Measured where that is cheap, so that data which cannot be whitened is refused here too.
+    unit: dict[str, Whitening] = {}
+    measured: set[str] = set()
+    for stream, name, part in config.parts():
+        adapter = assembly.adapters[stream][name]
+        encodes = adapter.has_weights and not config.streams[stream].data.holds_latents
+        if part.modality in measured:
+            continue
+        measured.add(part.modality)
+        if encodes or stream in absent:
+            unit[part.modality] = Whitening(torch.zeros(adapter.channels), torch.ones(adapter.channels))
+    assembly.whitening = whitening.measured(config, assembly.streams, unit)
+    assembly.dataset.check()
+    return Plan(assembly, absent, channels, missing)
+
+
+@dataclass(frozen=True)
+class Stub:
+    """What a projector must know of an encoder."""
+
+    channels: int
+
+
+def leave_empty(assembly: Assembly) -> None:
+    """Let the trunk be one without storage, on the meta device."""
+    given = assembly.config, assembly.adapters, assembly.labels, assembly.projectors
     with torch.device("meta"):
-        trunk = build_trunk(config, adapters, labels, projectors)
-    whitening = {}
-    for name, adapter in adapters.items():
-        # Measured where that is cheap, so that data which cannot be whitened is refused here too.
-        encodes = adapter.has_weights and not config.streams[name].data.holds_latents
-        unit = Whitening(torch.zeros(adapter.channels), torch.ones(adapter.channels))
-        whitening[name] = (
-            unit if encodes or name in absent else measure_whitening(name, streams[name], name, config.seed)
-        )
-    dataset = build_dataset(config, streams, labels)
-    objective = Objective(build_alignment(config.alignment, trunk.depth))
-    return Plan(config, trunk, objective, adapters, dataset, whitening, labels, absent, frozen)
+        assembly.trunk = build_trunk(*given)
 
 
-def open_frozen(config: Config, adapters: dict[str, ModalityAdapter], root: Path) -> Frozen:
-    """Raises ConfigError for an encoder that is not there and whose channels nobody knows."""
-    found = Frozen(*({name: {} for name in adapters} for _ in range(3)), build_text_encoder(config, root))
+def open_frozen(assembly: Assembly) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, str]]]:
+    """(`channels`, `missing`) of a plan; the assembly gets the encoders whose weights are at hand.
+
+    Raises ConfigError for an encoder that is not there and whose channels nobody knows.
+    """
+    config, root = assembly.config, assembly.root
+    encoders: Encoders = {name: {} for name in config.streams}
+    channels: dict[str, dict[str, int]] = {name: {} for name in config.streams}
+    missing: dict[str, dict[str, str]] = {name: {} for name in config.streams}
     for name, stream in config.streams.items():
-        if adapters[name].has_weights and not stream.data.holds_latents:
-            try:
-                refuse_to_fetch(located(stream.media.autoencoder.path, root))
-                adapters[name].load_weights()
-            except ConfigError as error:
-                found.missing[name]["autoencoder"] = one_line(error)
+        entries = stream.named_parts(name)
+        for part, adapter in assembly.adapters[name].items():
+            if adapter.has_weights and not stream.data.holds_latents:
+                try:
+                    refuse_to_fetch(located(entries[part].media.autoencoder.path, root))
+                    adapter.load_weights()
+                except ConfigError as error:
+                    missing[name][autoencoder_of(entries, part)] = one_line(error)
         for target, entry in stream.encoders.items():
-            alone = ModalitiesConfig(**{name: replace(stream, encoders={target: entry})})
-            one = {name: adapters[name]}
+            alone = replace(config, streams={name: replace(stream, encoders={target: entry})})
             try:
                 refuse_to_fetch(located(entry.path, root))
-                found.encoders[name] |= build_encoders(replace(config, modalities=alone), one, root)[name]
+                encoders[name] |= build_encoders(alone, assembly.adapters, root)[name]
             except ConfigError as error:
                 if entry.path not in ENCODER_CHANNELS:
                     raise
-                found.channels[name][f"{name}_{target}"] = ENCODER_CHANNELS[entry.path]
-                found.missing[name][f"encoder {target}"] = one_line(error)
-    return found
+                channels[name][f"{name}_{target}"] = ENCODER_CHANNELS[entry.path]
+                missing[name][f"encoder {target}"] = one_line(error)
+    assembly.encoders = encoders
+    return channels, missing
+
+
+def autoencoder_of(parts: Mapping[str, object], part: str) -> str:
+    """How the autoencoder of a part is called among the frozen networks of its stream."""
+    return "autoencoder" if len(parts) == 1 else f"autoencoder of {part}"
 
 
 def not_here(path: str) -> str:
@@ -216,9 +210,9 @@ def refuse_to_fetch(path: str) -> None:
         raise ConfigError(reason)
 
 
-def first_batch(dataset: StepDataset, modality: str) -> RawBatch:
+def first_batch(dataset: StepDataset, stream: str) -> RawBatch:
     """One of the size that training sees, made of a stream's first sample alone."""
-    one, size = first_sample(dataset, modality), batch_size(dataset, modality)
+    one, size = first_sample(dataset, stream), batch_size(dataset, stream)
     tensors = {
         name: _repeated(getattr(one, name), size) for name in ("parts", "condition", "student", "teacher", "given")
     }
@@ -226,15 +220,15 @@ def first_batch(dataset: StepDataset, modality: str) -> RawBatch:
     return replace(one, keys=one.keys * size, counts=counts, **tensors)
 
 
-def first_sample(dataset: StepDataset, modality: str) -> RawBatch:
+def first_sample(dataset: StepDataset, stream: str) -> RawBatch:
     """A batch of one sample. Its text features have the right size but no content."""
-    one = dataset.collate(modality, [dataset.sample(modality, 0, [])], ())
+    one = dataset.collate(stream, [dataset.sample(stream, 0, [])], ())
     return replace(one, condition=RawCondition(dataset.conditions.blank(one.condition.known)))
 
 
-def batch_size(dataset: StepDataset, modality: str) -> int:
+def batch_size(dataset: StepDataset, stream: str) -> int:
     """Samples of a microbatch."""
-    return dataset.mix.global_batch[modality] // dataset.accumulate
+    return dataset.mix.global_batch[stream] // dataset.accumulate
 
 
 def repeated(one: Microbatch, size: int) -> Microbatch:
@@ -256,9 +250,9 @@ def _repeated(item, size: int):
     return map_tensors(item, lambda tensor: tensor.expand(size, *tensor.shape[1:]))
 
 
-def stores_text(dataset: StepDataset, modality: str) -> bool:
-    """Whether a modality's first sample carries stored features of a text encoder."""
-    return dataset.sample(modality, 0, []).condition.features is not None
+def stores_text(dataset: StepDataset, stream: str) -> bool:
+    """Whether a stream's first sample carries stored features of a text encoder."""
+    return dataset.sample(stream, 0, []).condition.features is not None
 
 
 def one_line(error: Exception) -> str:

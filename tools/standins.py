@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from configs.networks import CLASS_TRUNKS
-from configs.schema import Config, StreamConfig
-from configs.sources import needed, open_sources
+from configs.assembly import Assembly
+from configs.assembly.conditions import class_names
+from configs.assembly.latents import check_latents
+from configs.assembly.sources import needed, open_sources, stream_modalities
+from configs.assembly.trunk import CLASS_TRUNKS
+from configs.schema import Config
 from core.errors import ConfigError, DataError
-from modalities.base import ModalityAdapter, Record, Source, StoredLatents
-from modalities.conditions import ConditionConfig
+from modalities.base import Media, ModalityAdapter, Record, Source, StoredLatents
 from modalities.data.account import Account
 from modalities.data.sources import SourceConfig, build_source
 
@@ -40,33 +43,35 @@ class StandIn:
         return "stand-in"
 
 
-def open_data(
-    config: Config, adapters: dict[str, ModalityAdapter], root: Path
-) -> tuple[dict[str, Source], dict[str, list[str]]]:
-    """(modality -> source, modality -> why its data cannot be opened, so that it has a stand-in).
+def open_data(assembly: Assembly) -> dict[str, list[str]]:
+    """Give an assembly its sources: those that can be opened, and stand-ins.
 
-    Raises ConfigError and DataError, as training does, for data that are there but cannot be used.
+    Returns stream -> why its data cannot be opened, so that it has a stand-in. Raises ConfigError and DataError, as
+    training does, for data that are there but cannot be used.
     """
+    config, root = assembly.config, assembly.root
     opened: dict[str, Source] = {}
     absent: dict[str, list[str]] = {}
-    streams = config.streams
-    for name, stream in streams.items():
+    for name, stream in config.streams.items():
+        modalities = stream_modalities(name, stream)
         try:
-            opened[name] = build_source(stream.data, name, root)
+            opened[name] = build_source(stream.data, modalities, root)
         except (ConfigError, DataError) as error:
             if is_there(stream.data, root):
-                open_sources(config, root)  # to raise it together with those of the other modalities
+                open_sources(config, root)  # to raise it together with those of the other streams
                 raise
-            lines = [*str(error).splitlines(), needed(stream.data, name, f"streams.{name}.data")]
+            lines = [*str(error).splitlines(), needed(stream.data, modalities[0], f"streams.{name}.data")]
             absent[name] = [line for line in lines if line]
-    labels = sorted({label for source in opened.values() for label in source.labels()})
+    labels = class_names(opened.values())
     if absent and config.condition.kind == "label" and not labels:
         if config.trunk.kind not in CLASS_TRUNKS:
             open_sources(config, root)  # how many classes there are, only the data know
         labels = [f"class {number}" for number in range(getattr(config.trunk, config.trunk.kind).num_classes - 1)]
     for name in absent:
-        opened[name] = StandIn(record(streams[name], adapters[name], config.condition, labels), labels)
-    return {name: opened[name] for name in streams}, absent
+        opened[name] = StandIn(record(config, name, assembly.adapters[name], labels), labels)
+    assembly.sources = {name: opened[name] for name in config.streams}
+    check_latents(config, assembly.sources, assembly.adapters, root)
+    return absent
 
 
 def is_there(data: SourceConfig, root: Path) -> bool:
@@ -80,25 +85,32 @@ def is_there(data: SourceConfig, root: Path) -> bool:
     return root.joinpath(*fixed[:wild]).exists()
 
 
-def record(stream: StreamConfig, adapter: ModalityAdapter, condition: ConditionConfig, labels: list[str]) -> Record:
-    """One that `adapter` can load; stored latents come with stored text features."""
-    media, rate, text = _media(stream, adapter), None, ()
-    if stream.data.holds_latents:
-        shape = (adapter.ids().shape[0], adapter.channels)
-        media = StoredLatents(torch.zeros(shape), torch.ones(shape) if adapter.posterior_noise else None)
-        if condition.encoder is not None:
-            text = (torch.zeros(condition.encoder.length(), condition.encoder.channels()),)
-    elif adapter.modality != "image":
-        rate = stream.media.fps if adapter.modality == "video" else stream.media.sample_rate
-    return Record("stand-in", "a stand-in", media, captions=("",), label=next(iter(labels), None), rate=rate, text=text)
+def record(config: Config, stream: str, adapters: Mapping[str, ModalityAdapter], labels: list[str]) -> Record:
+    """One that the adapters of a stream's parts can load; stored latents come with stored text features."""
+    entry, encoder, text = config.streams[stream], config.condition.encoder, ()
+    latents = entry.data.holds_latents
+    if latents and encoder is not None:
+        text = (torch.zeros(encoder.length(), encoder.channels()),)
+    parts = {name: _latents(adapter) if latents else _media(adapter) for name, adapter in adapters.items()}
+    first, label = next(iter(parts.values())), next(iter(labels), None)
+    return Record(
+        "stand-in", "a stand-in", first.data, captions=("",), label=label, rate=first.rate, parts=parts, text=text
+    )
 
 
-def _media(stream: StreamConfig, adapter: ModalityAdapter) -> np.ndarray:
+def _latents(adapter: ModalityAdapter) -> Media:
+    shape = (adapter.ids().shape[0], adapter.channels)
+    return Media(StoredLatents(torch.zeros(shape), torch.ones(shape) if adapter.posterior_noise else None))
+
+
+def _media(adapter: ModalityAdapter) -> Media:
     """A grey ramp, or a slow one of sound, of the size that a sample has."""
-    length, height, width = adapter.size
+    config, (length, height, width) = adapter.config, adapter.size
     if adapter.modality == "audio":
         ramp = np.linspace(-0.5, 0.5, length, dtype=np.float32)
-        return np.repeat(ramp[:, None], stream.media.channels, axis=1)
-    height, width = (max(side, stream.media.min_size) for side in (height, width))
-    shape = (height, width, 3) if adapter.modality == "image" else (length, height, width, 3)
-    return np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8)[:, None], shape).copy()
+        return Media(np.repeat(ramp[:, None], config.channels, axis=1), rate=config.sample_rate)
+    height, width = (max(side, config.min_size) for side in (height, width))
+    video = adapter.modality == "video"
+    shape = (length, height, width, 3) if video else (height, width, 3)
+    frames = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8)[:, None], shape).copy()
+    return Media(frames, rate=config.fps if video else None)

@@ -6,12 +6,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from configs.build import build_dataset, build_streams, class_names, measure_all
-from configs.networks import build_adapters
+from configs.assembly import Assembly
 from configs.schema import Config
 from core.training.mixing import ModalityMix
 from modalities.data.loader import StepDataset, StepFeed
-from modalities.data.stored import stored_manifests
 from tools.benchmark.measure import Row, Times, median_row
 
 STAGES = {
@@ -32,14 +30,9 @@ def data_rows(config: Config, root: Path, workers: list[int], seconds: float, ro
         workers: numbers of loader processes.
         seconds: how long each of them is watched in a round.
     """
-    adapters = build_adapters(config, root)
-    streams = build_streams(config, adapters, root)
-    labels = class_names(streams)
-    ready = {n for n, stream in streams.items() if not adapters[n].has_weights or stored_manifests(stream.source)}
-    whitening = measure_all(config, {name: streams[name] for name in ready})
-    dataset = build_dataset(config, streams, labels)
+    dataset = Assembly(config, root).dataset
     rows = []
-    for name in streams:
+    for name in dataset.streams:
         alone = only(dataset, name)
         section = f"data {name}"
         rows += stage_rows(section, alone, name)

@@ -6,29 +6,15 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
-from configs.build import build_dataset, build_streams, class_names, known_whitening, measure_all
-from configs.networks import (
-    build_adapters,
-    build_encoders,
-    build_trunk,
-    device_preprocess,
-    encoding_adapters,
-    load_autoencoders,
-    projector_specs,
-)
+from configs.assembly import Assembly, whitening
 from configs.runs import LoadedRun
-from core.alignment.terms import build_alignment
 from core.errors import ConfigError
-from core.objective import Objective
-from modalities.conditions import Conditions
+from core.training.checkpoint import CheckpointStore
 from modalities.evaluation.subject import Subject, trained_here
-from modalities.generation import Generator
 from modalities.metrics.networks import build_network
 from tools.evaluate import prepare as prepare_evaluation
 from tools.flops import step_flops
-from tools.plan import first_batch
+from tools.plan import first_batch, leave_empty
 from tools.study.plan import Run
 
 NAME = "cost.json"
@@ -63,20 +49,12 @@ def cost(run: Run, along: list[str]) -> Cost:
 
     Raises the errors that training would raise before its first step, and those of the measures.
     """
-    config, device = run.config, torch.device("cpu")
-    adapters = build_adapters(config, run.root)
-    streams = build_streams(config, adapters, run.root)
-    labels, encoders = class_names(streams), build_encoders(config, adapters, run.root)
-    with torch.device("meta"):
-        trunk = build_trunk(config, adapters, labels, projector_specs(config, encoders))
-    load_autoencoders(encoding_adapters(config, adapters))
-    whitening = known_whitening(run.folder, adapters) or measure_all(config, streams)
-    dataset = build_dataset(config, streams, labels)
-    parts = {name: stream.parts for name, stream in streams.items()}
-    generator = Generator(trunk, parts, whitening, Conditions(config.condition, labels), device)
-    loaded = LoadedRun(config, generator, 0, run.root, run.folder)
-    objective = Objective(build_alignment(config.alignment, trunk.depth))
-    preprocess = device_preprocess(parts, whitening, encoders, device)
+    config, assembly = run.config, Assembly(run.config, run.root)
+    assembly.load_autoencoders()
+    if stored := newest(run.folder):
+        assembly.whitening = whitening.stored(stored, assembly.adapters)
+    leave_empty(assembly)
+    loaded = LoadedRun(assembly, 0, run.folder)
 
     entries = config.streams
     shares = sum(entry.share for entry in entries.values())
@@ -86,9 +64,17 @@ def cost(run: Run, along: list[str]) -> Cost:
         subject = check_measures(loaded, name, along)
         source = Path(entry.data.path).name or entry.data.kind
         data[name] = f"{source}, {len(subject.training):,} records to train on and {len(subject.heldout):,} held out"
-        for part, count in step_flops(objective, trunk, first_batch(dataset, name), preprocess).items():
+        batch = first_batch(assembly.dataset, name)
+        for part, count in step_flops(assembly.objective, assembly.trunk, batch, assembly.preprocess).items():
             flops[part] = flops.get(part, 0.0) + config.training.accumulate * entry.share / shares * count
-    return Cost(sum(parameter.numel() for parameter in trunk.parameters()), flops, data)
+    return Cost(sum(parameter.numel() for parameter in assembly.trunk.parameters()), flops, data)
+
+
+def newest(run: Path) -> dict | None:
+    """What is stored beside the tensors of a run's newest checkpoint; None for a new run."""
+    store = CheckpointStore(run / "checkpoints")
+    step = store.latest()
+    return None if step is None else store.extra(step)
 
 
 def check_measures(loaded: LoadedRun, modality: str, along: list[str]) -> Subject:
