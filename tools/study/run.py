@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from configs.build import build_trainer
-from configs.runs import is_finished, load_run
+from configs.build import build_trainer, is_finished
+from configs.runs import load_run
 from configs.schema import StreamConfig
 from tools.evaluate import evaluate_run
 from tools.study.plan import Run, evaluation_steps
