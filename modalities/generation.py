@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ def generate(
     prompts: Sequence[str | Prompt],
     config: SamplerConfig,
     seed: int,
-    known: Mapping[str, Known] | None = None,
+    known: Mapping[str, Known] | Sequence[Mapping[str, Known]] | None = None,
     batch_size: int = 8,
     progress: Callable[[int], None] | None = None,
     negative: str | None = None,
@@ -70,14 +70,16 @@ def generate(
     Sample i draws its noise from (seed, stream, i) alone.
 
     Args:
-        known: name of a part -> what is kept of it.
+        known: name of a part -> what is kept of it; one for all prompts, or one for each.
         progress: called after every sampler step with the number of samples that took it.
         negative: text or class name that guidance leads away from, in place of the null condition.
 
     Raises NotFiniteError for a sample that holds NaN or infinite numbers.
     """
     parts, known = model.parts[stream], known or {}
-    clean, given = _known_tokens(model, parts, known)
+    each = [known] * len(prompts) if isinstance(known, Mapping) else list(known)
+    # Most often one for all, which is encoded once.
+    encode = lru_cache(1)(lambda place: _known_tokens(model, parts, each[place]))
 
     def moved(tensor: Tensor) -> Tensor:
         return tensor.to(model.device)
@@ -85,8 +87,10 @@ def generate(
     for first in range(0, len(prompts), batch_size):
         chunk = prompts[first : first + batch_size]
         keys = tuple(f"{stream}/{first + i}" for i in range(len(chunk)))
-        tokens = [x0.expand(len(chunk), -1, -1).contiguous() for x0 in clean]
-        segments = make_segments(parts, tokens, given.expand(len(chunk), -1) if known else None)
+        rows = [encode(0 if isinstance(known, Mapping) else first + i) for i in range(len(chunk))]
+        tokens = [torch.cat(column) for column in zip(*(clean for clean, _ in rows), strict=True)]
+        given = torch.cat([given for _, given in rows])
+        segments = make_segments(parts, tokens, given if given.any() else None)
         batch = TokenBatch(segments, model.context(chunk), keys)
         noise = tuple(part.to(model.device) for part in initial_noise(seed, batch))
         tick = None if progress is None else partial(_tick, progress, len(chunk))
@@ -95,7 +99,7 @@ def generate(
         _check_finite(made, keys)
         media = {name: model.decode(part, row) for (name, part), row in zip(parts.items(), made, strict=True)}
         for index in range(len(chunk)):
-            yield {name: _kept(known.get(name), rows[index]) for name, rows in media.items()}
+            yield {name: _kept(each[first + index].get(name), row[index]) for name, row in media.items()}
 
 
 def _known_tokens(model: Generator, parts: Parts, known: Mapping[str, Known]) -> tuple[list[Tensor], Tensor]:

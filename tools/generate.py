@@ -1,10 +1,11 @@
-"""selfflow generate: pictures, clips and sounds from a trained run."""
+"""selfflow generate: pictures, clips, sounds, and what a stream has several of, from a trained run."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -12,16 +13,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from configs.assembly.adapters import load_autoencoders
 from configs.captions import text_limit
-from configs.networks import load_autoencoders
 from configs.runs import WEIGHTS, LoadedRun, load_run
-from core.errors import ConfigError
+from core.errors import ConfigError, nearest
 from core.keys import generator
 from core.sampler import SOLVERS, SamplerConfig
 from core.sde import DIFFUSION_FORMS, LAST_STEPS
-from modalities.base import Record
-from modalities.generation import Known, generate, guidance_problem
+from modalities.base import Known, Record
+from modalities.generation import generate, guidance_problem
 from modalities.media.writing import write_grid
+from modalities.sample_files import write_parts
+from modalities.streams import Parts
+from modalities.table import MODALITIES
 from modalities.text import describe_cut
 from tools.numbered import next_number, write_grid_file, write_numbered
 from tools.outputs import output_folder
@@ -33,6 +37,8 @@ EXAMPLES = """examples:
   selfflow generate video --run runs/quickstart --prompt "a red circle moving up" --first-frame frame.png
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --steps 50 --solver heun
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --continue start.wav
+  selfflow generate clips --run runs/clips --prompt "a red circle" --video silent.mp4     its sound, as one MP4
+  selfflow generate clips --run runs/clips --prompt "a red circle" --audio melody.wav     a video to a sound
   selfflow generate image --run runs/quickstart --prompt "a circle" --guidance 3 --negative "a red circle"
   selfflow generate image --run runs/quickstart --prompt "a red circle" --weights student --step 2000
   selfflow generate image --run runs/unconditional --number 8        a run with condition.kind: none takes no prompt
@@ -49,7 +55,7 @@ def add_parser(subparsers) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("modality", choices=("image", "video", "audio"))
+    parser.add_argument("stream", help="a stream of the run, such as image")
     parser.add_argument("--run", dest="folder", type=Path, required=True, help="run folder")
     parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
     parser.add_argument("--weights", choices=tuple(WEIGHTS), default="ema", help="default ema")
@@ -58,13 +64,13 @@ def add_parser(subparsers) -> None:
     wanted.add_argument("--class", dest="label", action="append", help="class name, for runs with labels")
     parser.add_argument("--negative", help="text or class name that guidance leads away from; needs --guidance")
     parser.add_argument("--number", type=int, default=1, help="samples of each prompt (default 1)")
-    parser.add_argument("--out", type=Path, help="output folder (default RUN/generated/MODALITY)")
+    parser.add_argument("--out", type=Path, help="output folder (default RUN/generated/STREAM)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8, help="samples at once (default 8)")
     parser.add_argument("--ema-length", type=float, help="weights of a post-hoc EMA of this length, such as 0.08")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--text-encoder", help="folder or hub name of the run's text encoder, where the run names none")
-    sampler = parser.add_argument_group("sampler (defaults: the run's streams.MODALITY.sampling)")
+    sampler = parser.add_argument_group("sampler (defaults: the run's streams.STREAM.sampling)")
     sampler.add_argument("--solver", choices=tuple(SOLVERS))
     sampler.add_argument("--steps", type=int)
     sampler.add_argument("--shift", type=float, help="alpha of the time grid's shift; above 1 spends steps at noise")
@@ -80,11 +86,13 @@ def add_parser(subparsers) -> None:
     sampler.add_argument("--diffusion-norm", type=float, help="SDE: scale of the diffusion")
     sampler.add_argument("--last-step", choices=tuple(LAST_STEPS), help="SDE: how the last step reaches the data")
     sampler.add_argument("--last-step-size", type=float, help="SDE: where the last step begins")
-    known = parser.add_argument_group("keeping a part")
-    known.add_argument("--image", type=Path, help="image: the picture to paint into, with --mask")
-    known.add_argument("--mask", type=Path, help="image: light pixels are painted anew, dark ones are kept")
-    known.add_argument("--first-frame", type=Path, help="video: a picture to start from")
-    known.add_argument("--continue", dest="prefix", type=Path, help="audio: a sound to continue")
+    known = parser.add_argument_group(
+        "giving a part, or some of it", "What is given comes back as it is. Of parts with one modality: NAME=FILE."
+    )
+    for name, modalities in known_files().items():
+        (help_text,) = {MODALITIES[modality].adapter.known_files[name] for modality in modalities}
+        label = f"{', '.join(modalities)}: {help_text}"
+        known.add_argument(as_option(name), dest=f"file_{name}", metavar="FILE", help=label)
     parser.set_defaults(run=run)
 
 
@@ -93,34 +101,37 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--number and --batch-size must be at least 1")
     if options.ema_length is not None and options.weights != "ema":
         raise ConfigError("--ema-length: is an average; not with --weights student")
-    out = output_folder(options.out or options.folder / "generated" / options.modality, "--out")
+    out = output_folder(options.out or options.folder / "generated" / options.stream, "--out")
     loaded = load_run(
         options.folder, options.step, options.device, options.text_encoder, options.weights, options.ema_length
     )
     streams = loaded.config.streams
-    if options.modality not in streams:
-        raise ConfigError(f"{options.folder} was not trained on {options.modality}; it has {', '.join(streams)}")
+    if options.stream not in streams:
+        hint = nearest(options.stream, list(streams))
+        raise ConfigError(f"{options.folder} was not trained on {options.stream}; it has {', '.join(streams)}.{hint}")
     prompts = [prompt for prompt in asked(options, loaded) for _ in range(options.number)]
-    settings = sampler_settings(options, streams[options.modality].sampling)
+    settings = sampler_settings(options, streams[options.stream].sampling)
     check_negative(options, loaded, settings)
     for line in dict.fromkeys(
         line for prompt in prompts for line in warnings(loaded, prompt, settings, options.negative)
     ):
         print(f"warning: {line}", file=sys.stderr)
-    known = known_part(options, loaded)
-<<<<<<< HEAD
-    load_autoencoders(
-        {options.modality: loaded.generator.parts[options.modality][options.modality].adapter}
-    )  # missing ones are told at once
-    files = generate_files(loaded, options.modality, prompts, settings, options.seed, out, known, options.batch_size)
-    print(f"{len(files)} files in {out}")
-=======
-    load_autoencoders({options.modality: loaded.generator.adapters[options.modality]})  # missing ones are told at once
+    known = known_parts(options, loaded.generator.parts[options.stream])
+    adapters = loaded.assembly.adapters
+    load_autoencoders(loaded.config, {options.stream: adapters[options.stream]})  # missing ones are told at once
     files = generate_files(
-        loaded, options.modality, prompts, settings, options.seed, out, known, options.batch_size, options.negative
+        loaded,
+        options.stream,
+        prompts,
+        settings,
+        options.seed,
+        out,
+        known,
+        options.batch_size,
+        options.negative,
+        given_files(options),
     )
     print(f"{len(files)} files in {out}: {files[0].name}" + (f" to {files[-1].name}" if len(files) > 1 else ""))
->>>>>>> main
     return 0
 
 
@@ -184,28 +195,58 @@ def _as_option(problem: str) -> str:
     return f"{', '.join(f'--{option}' for option in options).replace('_', '-')}:{rest}"
 
 
-def known_part(options: argparse.Namespace, loaded: LoadedRun) -> Known | None:
-    """What is to be kept, from the files on the command line."""
-    meant = {"image": options.image or options.mask, "video": options.first_frame, "audio": options.prefix}
-    for modality, path in meant.items():
-        if path is not None and modality != options.modality:
-            raise ConfigError(f"{path}: this option goes with `generate {modality}`, not with {options.modality}")
-    if meant[options.modality] is None:
-        return None
-    adapter = loaded.generator.parts[options.modality][options.modality].adapter
-    cut = [generator(options.seed, "known") for _ in range(2)]  # one state twice: picture and mask are cut alike
-    if options.modality == "image":
-        if options.image is None or options.mask is None:
-            raise ConfigError("--image and --mask go together")
-        mask = adapter.load_mask(file_record(options.mask), cut[0])
-        media = adapter.load(file_record(options.image), cut[1])
-        return Known(media, adapter.given_from_image_mask(mask), mask)
-    if options.modality == "video":
-        media = adapter.load_first_frame(file_record(options.first_frame), cut[0])
-        first = torch.arange(media.shape[0]) == 0
-        return Known(media, adapter.given_first_frame(), first[:, None, None, None])
-    media, samples = adapter.load_prefix(file_record(options.prefix))
-    return Known(media, adapter.given_prefix(samples), adapter.kept_prefix(samples))
+def known_files() -> dict[str, list[str]]:
+    """Name of a file that can be given -> the modalities that know it."""
+    found: dict[str, list[str]] = {}
+    for name, row in MODALITIES.items():
+        for file in getattr(row.adapter, "known_files", ()):
+            found.setdefault(file, []).append(name)
+    return found
+
+
+def given_files(options: argparse.Namespace) -> dict[str, str]:
+    """Name of an option -> FILE, or PART=FILE, of those on the command line."""
+    values = {name: getattr(options, f"file_{name}", None) for name in known_files()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def known_parts(options: argparse.Namespace, parts: Parts) -> dict[str, Known]:
+    """What is to be kept of each part, from the files on the command line. Raises ConfigError for wrong ones."""
+    taken: dict[str, dict[str, Record]] = {}
+    for file, value in given_files(options).items():
+        part, path = part_of_file(file, value, options.stream, parts)
+        taken.setdefault(part, {})[file] = file_record(path)
+    known = {
+        name: parts[name].adapter.known_from(files, partial(generator, options.seed, "known"))
+        for name, files in taken.items()
+    }
+    if known and all(name in known and bool(known[name].given.all()) for name in parts):
+        raise ConfigError(f"{', '.join(given_options(options))}: give all of a sample, so that nothing is left to make")
+    return known
+
+
+def part_of_file(file: str, value: str, stream: str, parts: Parts) -> tuple[str, Path]:
+    """Which part a file is for; PART=FILE says so where several could take it."""
+    fitting = [name for name, part in parts.items() if file in part.adapter.known_files]
+    name, equals, rest = value.partition("=")
+    if equals and name in fitting:
+        return name, Path(rest)
+    option = as_option(file)
+    if not fitting:
+        wanted, has = " or ".join(known_files()[file]), ", ".join(part.adapter.modality for part in parts.values())
+        raise ConfigError(f"{option}: goes with streams that have {wanted}; {stream} has {has}")
+    if len(fitting) > 1:
+        choices = " or ".join(f"{option} {name}=FILE" for name in fitting)
+        raise ConfigError(f"{option}: {stream} has several parts that it can be for; write {choices}")
+    return fitting[0], Path(value)
+
+
+def given_options(options: argparse.Namespace) -> list[str]:
+    return [as_option(name) for name in given_files(options)]
+
+
+def as_option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def file_record(path: Path) -> Record:
@@ -214,70 +255,63 @@ def file_record(path: Path) -> Record:
 
 def generate_files(
     loaded: LoadedRun,
-    modality: str,
+    stream: str,
     prompts: list[str],
     settings: SamplerConfig,
     seed: int,
     out: Path,
-    known: Known | None = None,
+    known: Mapping[str, Known] | None = None,
     batch_size: int = 8,
     negative: str | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> list[Path]:
-<<<<<<< HEAD
-    """Write one media file and one .json for each prompt, and a labelled grid of several pictures."""
-    out.mkdir(parents=True, exist_ok=True)
-    adapter, files, pictures = loaded.generator.parts[modality][modality].adapter, [], []
-    with tqdm(total=len(prompts) * settings.steps, unit="step", desc=modality, dynamic_ncols=True) as bar:
-        made = generate(
-            loaded.generator,
-            modality,
-            prompts,
-            settings,
-            seed,
-            {modality: known} if known else None,
-            batch_size,
-            bar.update,
-        )
-        for index, (prompt, sample) in enumerate(zip(prompts, made, strict=True)):
-            media = sample[modality]
-            path = adapter.write(media, out / f"{index:04d}-{slug(prompt)}")
-=======
-    """Write one media file and one .json for each prompt, and a labelled grid of several pictures.
+    """Write every sample with its .json, and a labelled grid of several pictures; returns the first file of each.
 
     No file is overwritten; numbers go on behind the highest one in the folder. Raises DataError where one cannot be
     written.
+
+    Args:
+        known: name of a part -> what is kept of it.
+        files: name of an option -> the file that was given by it, for the .json.
     """
-    texts = prompt_lengths(loaded, prompts)
-    adapter, files, pictures = loaded.generator.adapters[modality], [], []
+    texts, known = prompt_lengths(loaded, prompts), known or {}
+    parts, written, pictures = loaded.generator.parts[stream], [], []
     number, shared = next_number(out), {"seed": seed, "weights": loaded.weights, "step": loaded.step}
-    with tqdm(total=len(prompts) * settings.steps, unit="step", desc=modality, dynamic_ncols=True) as bar:
-        made = generate(loaded.generator, modality, prompts, settings, seed, known, batch_size, bar.update, negative)
+    with tqdm(total=len(prompts) * settings.steps, unit="step", desc=stream, dynamic_ncols=True) as bar:
+        made = generate(loaded.generator, stream, prompts, settings, seed, known, batch_size, bar.update, negative)
         for index, (prompt, media) in enumerate(zip(prompts, made, strict=True)):
->>>>>>> main
             about = {
                 "prompt": prompt,
                 "negative": negative,
-                "modality": modality,
+                "stream": stream,
+                "parts": {name: described_part(part.adapter.modality, known.get(name)) for name, part in parts.items()},
+                "files": dict(files or {}),
                 **texts.get(prompt, {}),
                 "index": index,
                 **shared,
                 "method": loaded.config.method,
-                "kept": known is not None,
                 "sampler": asdict(settings),
                 "warnings": warnings(loaded, prompt, settings, negative),
                 "torch": torch.__version__,
             }
             if loaded.ema_length is not None:
                 about["ema_length"] = loaded.ema_length
-            number, path = write_numbered(out, slug(prompt), number, about, partial(adapter.write, media))
+            number, paths = write_numbered(out, slug(prompt), number, about, partial(write_parts, parts, media))
             number += 1
-            files.append(path)
-            if modality == "image":
-                pictures.append(media)
+            written.append(paths[0])
+            if len(parts) == 1 and paths[0].suffix == ".png":
+                pictures += media.values()
     if len(pictures) > 1:
-        about = {"files": [path.name for path in files], "prompts": prompts, **shared}
+        about = {"files": [path.name for path in written], "prompts": prompts, **shared}
         write_grid_file(out, about, partial(write_grid, torch.stack(pictures), labels=prompts))
-    return files
+    return written
+
+
+def described_part(modality: str, known: Known | None) -> dict[str, str]:
+    """Of a part, for the .json: made, given as a whole, or kept in part."""
+    if known is None:
+        return {"modality": modality, "was": "made"}
+    return {"modality": modality, "was": "given" if bool(known.given.all()) else "kept in part"}
 
 
 def prompt_warnings(loaded: LoadedRun, prompts: list[str]) -> list[str]:

@@ -21,11 +21,15 @@ def write_text(text: str, path: Path) -> Path:
     return path
 
 
+def write_texts(text: str, path: Path) -> list[Path]:
+    return [write_text(text, path)]
+
+
 def write_many(folder: Path, writer: int) -> list[str]:
     number, names = next_number(folder), []
     for i in range(40):
         text = f"{writer}/{i}"
-        number, path = write_numbered(folder, "same", number, {"text": text}, partial(write_text, text))
+        number, (path,) = write_numbered(folder, "same", number, {"text": text}, partial(write_texts, text))
         grid = write_grid_file(folder, {"text": text}, partial(write_text, text))
         names += [path.name, grid.name]
         number += 1
@@ -53,7 +57,8 @@ def test_numbers_go_on_behind_the_highest(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("System error.")])
 def test_what_cannot_be_written_leaves_nothing(tmp_path, error):
-    def full(path: Path) -> Path:
+    def full(path: Path) -> list[Path]:
+        write_text("first", path.with_name(path.name + "-video"))
         raise error
 
     with pytest.raises(DataError, match=r"cannot be written: (No space left on device|System error\.)"):
