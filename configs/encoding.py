@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,18 @@ class EncodeOptions:
     """
     Attributes:
         views: samples of each record, differently cropped or cut.
-        part: records that are published together.
+        chunk: records that are published together.
         dtype: of stored latents, float16 or float32.
         text: store features of the captions too.
     """
 
     views: int = 1
-    part: int = 1024
+    chunk: int = 1024
     dtype: str = "float16"
     text: bool = False
 
     def problems(self) -> list[str]:
-        found = [f"--{n}: {getattr(self, n)} must be at least 1" for n in ("views", "part") if getattr(self, n) < 1]
+        found = [f"--{n}: {getattr(self, n)} must be at least 1" for n in ("views", "chunk") if getattr(self, n) < 1]
         if self.dtype not in DTYPES:
             found.append(f"--dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}.{nearest(self.dtype, DTYPES)}")
         return found
@@ -45,8 +46,8 @@ class Encoding:
     """One stream to encode.
 
     Attributes:
-        settings: what the bytes depend on; parts are only added to a folder that was begun with the same.
-        about: the fields of the manifest that only the configuration knows.
+        settings: what the bytes depend on; chunks are only added to a folder that was begun with the same.
+        about: what only the configuration knows of the manifest, see `publish`.
     """
 
     job: Job
@@ -70,19 +71,18 @@ def build_encodings(config: Config, root: Path, options: EncodeOptions, stream: 
     text = caption_encoder(assembly, options.text)
     found = {}
     for name, entry in config.streams.items():
-        ((part, adapter),) = assembly.adapters[name].items()
-        media = entry.named_parts(name)[part].media
         job = Job(
-            modality=name,
+            stream=name,
             source=assembly.sources[name],
-            adapter=adapter,
+            parts=assembly.parts[name],
             seed=config.seed,
             views=options.views,
-            part=options.part,
+            chunk=options.chunk,
             dtype=options.dtype,
             limit=config.training.data_limit,
             text=text,
         )
+        media = {part: own.media for part, own in entry.named_parts(name).items()}
         found[name] = Encoding(job, settings(job, media), about(job, media, entry.data))
     return found
 
@@ -109,31 +109,47 @@ def only(config: Config, stream: str | None) -> Config:
     return replace(config, streams={stream: config.streams[stream]})
 
 
-def settings(job: Job, media: Any) -> dict[str, Any]:
-    """Everything that a stored sample depends on. Where the weights lie is not of it: their digest is."""
-    autoencoder = autoencoder_settings(media, job.adapter)
+def settings(job: Job, media: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a stored sample depends on. Where the weights lie is not of it: their digest is.
+
+    Args:
+        media: section `media` of every part.
+    """
     text = None if job.text is None else asdict(job.text.features)
     return {
         "format": FORMAT,
-        "modality": job.modality,
+        "stream": job.stream,
         "records": len(job.source),
         "source": job.source.fingerprint(),
         "seed": job.seed,
         "views": job.views,
-        "part": job.part,
+        "chunk": job.chunk,
         "dtype": job.dtype,
-        "grid": list(job.adapter.grid()),
-        "channels": job.adapter.channels,
-        "autoencoder": {key: value for key, value in autoencoder.items() if key != "path"},
-        "media": media_settings(media),
+        "parts": {name: part_settings(part.adapter, media[name]) for name, part in job.parts.items()},
         "text": None if text is None else {key: value for key, value in text.items() if key != "path"},
     }
 
 
-def about(job: Job, media: Any, data: SourceConfig) -> dict[str, Any]:
+def part_settings(adapter: ModalityAdapter, media: Any) -> dict[str, Any]:
+    autoencoder = autoencoder_settings(media, adapter)
     return {
-        "autoencoder": autoencoder_settings(media, job.adapter),
+        "modality": adapter.modality,
+        "grid": list(adapter.grid()),
+        "channels": adapter.channels,
+        "autoencoder": {key: value for key, value in autoencoder.items() if key != "path"},
         "media": media_settings(media),
+    }
+
+
+def about(job: Job, media: Mapping[str, Any], data: SourceConfig) -> dict[str, Any]:
+    return {
+        "parts": {
+            name: {
+                "autoencoder": autoencoder_settings(media[name], part.adapter),
+                "media": media_settings(media[name]),
+            }
+            for name, part in job.parts.items()
+        },
         "source": {"kind": data.kind, "path": data.path, "fingerprint": job.source.fingerprint()},
     }
 

@@ -16,27 +16,27 @@ from configs.load import load_config
 from core.durable import writing
 from core.errors import ConfigError
 from modalities.data.stored import DTYPES
-from modalities.encoding.encode import Progress, encode_parts
-from modalities.encoding.parts import PartFolder, mds_writer
+from modalities.encoding.chunks import ChunkFolder, mds_writer
+from modalities.encoding.encode import Progress, encode_chunks
 from modalities.encoding.publish import publish
 from tools.outputs import output_folder
 
 DEFAULTS = EncodeOptions()
 EXAMPLES = """examples:
   selfflow encode configs/paper/t2i_flux2.yaml --out /data/latents --workers 8
-  selfflow encode configs/mine.yaml --out latents --modality video --views 4 --workers 16
+  selfflow encode configs/mine.yaml --out latents --stream video --views 4 --workers 16
   selfflow encode configs/mine.yaml --out latents --share 2/8          one of eight machines that see one folder
 
-Reads streams.NAME.data, loads and crops as training does, and writes FOLDER/NAME: MDS shards of raw latents with
-captions, labels and checksums, and manifest.json. To train on them:
+Reads streams.NAME.data, loads and crops as training does, and writes FOLDER/NAME: MDS shards of raw latents of every
+part of a sample, with captions, labels and checksums, and manifest.json. To train on them:
 
   selfflow train configs/mine.yaml 'streams.image.data={kind: latents, path: latents/image}'
 
 The same command goes on where it was interrupted, also after kill -9; a changed setting is refused by name. Records
 that cannot be used are set aside, listed in FOLDER/NAME/quarantine.jsonl and shown by `selfflow inspect FOLDER`. Once
-their part is finished, only --retry tries them again (after a missing decoder has been installed, say).
+their chunk is finished, only --retry tries them again (after a missing decoder has been installed, say).
 
-For data on several disks, or machines without a common folder: encode one --share on each, gather the part-* folders
+For data on several disks, or machines without a common folder: encode one --share on each, gather the chunk-* folders
 in one place, and run the command once more there. `selfflow inspect FOLDER` checks the result and decodes samples.
 """
 
@@ -50,8 +50,8 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("config", type=Path, help="YAML file of the experiment")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets a folder for each modality")
-    parser.add_argument("--modality", choices=("image", "video", "audio"), help="only this one")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets a folder for each stream")
+    parser.add_argument("--stream", metavar="NAME", help="only this one of the configuration")
     parser.add_argument("--workers", type=int, default=2, help="processes that load media; 0 is none (default 2)")
     parser.add_argument("--batch", type=int, default=16, help="samples encoded at once (default 16)")
     parser.add_argument(
@@ -63,12 +63,12 @@ def add_parser(subparsers) -> None:
         "--dtype", choices=DTYPES, default=DEFAULTS.dtype, help=f"of the latents (default {DEFAULTS.dtype})"
     )
     parser.add_argument(
-        "--part",
+        "--chunk",
         type=int,
-        default=DEFAULTS.part,
-        help=f"records that are published together: what a kill may cost (default {DEFAULTS.part})",
+        default=DEFAULTS.chunk,
+        help=f"records that are published together: what a kill may cost (default {DEFAULTS.chunk})",
     )
-    parser.add_argument("--retry", action="store_true", help="make the parts anew in which records were set aside")
+    parser.add_argument("--retry", action="store_true", help="make the chunks anew in which records were set aside")
     parser.set_defaults(run=run)
 
 
@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
     mds_writer()  # before anything is loaded: the package may be missing
     output_folder(options.out, "--out")
     config = load_config(options.config, options.overrides)
-    chosen = EncodeOptions(options.views, options.part, options.dtype, options.text)
-    encodings = build_encodings(config, options.config.parent, chosen, options.modality)
+    chosen = EncodeOptions(options.views, options.chunk, options.dtype, options.text)
+    encodings = build_encodings(config, options.config.parent, chosen, options.stream)
     for name, encoding in encodings.items():
         if (text := encoding.job.text) is not None:
             for line in caption_warnings(config, {name: encoding.job.source}, text.encoder):
@@ -93,46 +93,46 @@ def run(options: argparse.Namespace) -> int:
 def encode(
     encoding: Encoding, path: Path, share: tuple[int, int], workers: int, batch: int, retry: bool = False
 ) -> None:
-    """Make the missing parts of a share; where then none is missing, publish the whole.
+    """Make the missing chunks of a share; where then none is missing, publish the whole.
 
     Args:
-        retry: the parts of the share in which records were set aside are made anew.
+        retry: the chunks of the share in which records were set aside are made anew.
     """
     job = encoding.job
-    folder = PartFolder(path, encoding.settings, job.parts)
+    folder = ChunkFolder(path, encoding.settings, job.chunks)
     with writing(path):
         folder.open()
         known_bad = set_aside(folder, share, retry)
     missing = [number for number in folder.missing() if number % share[1] == share[0]]
     todo = sum(len(job.records(number)) for number in missing) * job.views
-    whole = sum(len(job.records(number)) for number in range(share[0], job.parts, share[1])) * job.views
+    whole = sum(len(job.records(number)) for number in range(share[0], job.chunks, share[1])) * job.views
     if missing:
         with ExitStack() as stack:
             bar = stack.enter_context(
-                tqdm(total=whole, initial=whole - todo, unit="sample", desc=job.modality, dynamic_ncols=True)
+                tqdm(total=whole, initial=whole - todo, unit="sample", desc=job.stream, dynamic_ncols=True)
             )
-            encode_parts(job, folder, missing, workers, batch, Report(bar, known_bad))
+            encode_chunks(job, folder, missing, workers, batch, Report(bar, known_bad))
     if left := len(folder.missing()):
-        print(f"{job.modality}: this share is done; {left} of {job.parts} parts of {path} are missing")
+        print(f"{job.stream}: this share is done; {left} of {job.chunks} chunks of {path} are missing")
         return
-    with writing(path, "; all parts are there, and the same command goes on"):
+    with writing(path, "; all chunks are there, and the same command goes on"):
         found = publish(job, folder, encoding.about)
     bad = f", {found.bad} could not be used (listed in {folder.quarantine})" if found.bad else ""
     print(
-        f"{job.modality}: {found.samples:,} samples of {found.records:,} records{bad}, {found.bytes / 1e6:,.1f} MB in "
+        f"{job.stream}: {found.samples:,} samples of {found.records:,} records{bad}, {found.bytes / 1e6:,.1f} MB in "
         f"{len(found.shards)} shards: {path}"
     )
 
 
-def set_aside(folder: PartFolder, share: tuple[int, int], retry: bool) -> int:
-    """The number of records that were set aside in finished parts, and stay so; says what can be done about them."""
+def set_aside(folder: ChunkFolder, share: tuple[int, int], retry: bool) -> int:
+    """The number of records that were set aside in finished chunks, and stay so; says what can be done about them."""
     bad = {number: len(folder.read(number).bad) for number in folder.there()}
     again = [number for number, count in bad.items() if count and number % share[1] == share[0]]
     count = sum(bad[number] for number in again)
     if count and retry:
         for number in again:
             folder.discard(number)
-        print(f"{count:,} records that were set aside are tried again; {len(again):,} parts are made anew", flush=True)
+        print(f"{count:,} records that were set aside are tried again; {len(again):,} chunks are made anew", flush=True)
         return sum(bad.values()) - count
     if count:
         print(f"{count:,} records were set aside earlier ({folder.quarantine}); --retry tries them again", flush=True)

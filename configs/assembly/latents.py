@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from configs.schema import Config
 from core.errors import ConfigError
 from core.training.config import to_plain
 from modalities.base import ModalityAdapter, Source
-from modalities.data.stored import Manifest, stored_manifests
+from modalities.data.stored import Manifest, StoredPart, stored_manifests
 from modalities.table import modality
 from modalities.text import TextEncoderConfig
 
@@ -47,14 +47,16 @@ def check_latents(config: Config, sources: dict[str, Source], adapters: Adapters
     problems: list[str] = []
     for name, stream in config.streams.items():
         manifests = stored_manifests(sources[name])
-        for part, entry in stream.named_parts(name).items():
-            key = media_key(stream, name, part)
-            for manifest in manifests:
-                problems += [f"{key}{line}" for line in differences(entry.media, adapters[name][part], manifest)]
+        found = [line for manifest in manifests for line in missing_parts(name, adapters[name], manifest)]
+        for part, entry in {} if found else stream.named_parts(name).items():
+            stored, key = [manifest.parts[part] for manifest in manifests], media_key(stream, name, part)
+            for one in stored:
+                found += [f"{key}{line}" for line in differences(entry.media, adapters[name][part], one)]
+            if len({one.autoencoder["digest"] for one in stored}) > 1:
+                found.append(f"streams.{name}.data: its {part} latents were encoded with different weights")
         for manifest in manifests:
-            problems += text_differences(config, name, manifest)
-        if len({manifest.autoencoder["digest"] for manifest in manifests}) > 1:
-            problems.append(f"streams.{name}.data: its parts were encoded with different weights")
+            found += text_differences(config, name, manifest)
+        problems += found
     if not problems:
         problems += other_weights(config, latent_digests(sources, adapters), root)
     if problems:
@@ -65,7 +67,7 @@ def latent_digests(sources: dict[str, Source], adapters: Adapters) -> dict[str, 
     """stream -> part -> digest of the autoencoder of its latents, "" for one without weights; none for media."""
     stored = {name: stored_manifests(source) for name, source in sources.items()}
     return {
-        name: {part: manifests[0].autoencoder["digest"] for part in adapters[name]}
+        name: {part: manifests[0].parts[part].autoencoder["digest"] for part in adapters[name]}
         for name, manifests in stored.items()
         if manifests
     }
@@ -88,24 +90,38 @@ def text_digest(config: Config, sources: dict[str, Source]) -> str:
     return "".join(found)
 
 
-def differences(media: Any, adapter: ModalityAdapter, manifest: Manifest) -> Iterator[str]:
+def missing_parts(stream: str, adapters: Mapping[str, ModalityAdapter], manifest: Manifest) -> list[str]:
+    """Lines for parts of a stream that stored samples do not have; those that they have beyond them are not read."""
+    found = []
+    for name, adapter in adapters.items():
+        part = manifest.parts.get(name)
+        if part is None or part.modality != adapter.modality:
+            there = ", ".join(f"{key} ({own.modality})" for key, own in manifest.parts.items())
+            found.append(
+                f"streams.{stream}.data: its samples have the part{'s' * (len(manifest.parts) > 1)} {there}, and no "
+                f"{name} ({adapter.modality})"
+            )
+    return found
+
+
+def differences(media: Any, adapter: ModalityAdapter, stored: StoredPart) -> Iterator[str]:
     """The end of a line, behind the key of the media settings, for every setting that is not that of the latents."""
-    if media.autoencoder.kind != manifest.autoencoder["kind"]:
-        yield f".autoencoder.kind: {media.autoencoder.kind!r}, and the latents are of {manifest.autoencoder['kind']!r}"
+    if media.autoencoder.kind != stored.autoencoder["kind"]:
+        yield f".autoencoder.kind: {media.autoencoder.kind!r}, and the latents are of {stored.autoencoder['kind']!r}"
         return
     here = media_settings(media)
-    if adapter.grid() != manifest.grid or adapter.channels != manifest.channels:
-        seen, stored = (
+    if adapter.grid() != stored.grid or adapter.channels != stored.channels:
+        seen, there = (
             f"{' x '.join(map(str, grid))} tokens (t, h, w) of {channels} channels"
-            for grid, channels in ((adapter.grid(), adapter.channels), (manifest.grid, manifest.channels))
+            for grid, channels in ((adapter.grid(), adapter.channels), (stored.grid, stored.channels))
         )
-        made = {key: value for key, value in manifest.media.items() if here.get(key) != value}
-        yield f": makes {seen}, and the latents are {stored}; they were made with {made}"
+        made = {key: value for key, value in stored.media.items() if here.get(key) != value}
+        yield f": makes {seen}, and the latents are {there}; they were made with {made}"
     for key in MEANING:
-        seen, stored = here.get(key), manifest.media.get(key)
-        if seen != stored:
-            yield f".{key}: {seen}, and the latents were made with {stored}"
-    if adapter.posterior_noise and not manifest.deviation:
+        seen, there = here.get(key), stored.media.get(key)
+        if seen != there:
+            yield f".{key}: {seen}, and the latents were made with {there}"
+    if adapter.posterior_noise and not stored.deviation:
         yield ".autoencoder.posterior: 'sample', and the latents were stored without a deviation; set it to mean"
 
 
@@ -140,19 +156,20 @@ def other_weights(config: Config, digests: dict[str, dict[str, str]], root: Path
     return problems
 
 
-def stored_adapter(manifest: Manifest, weights: str | None = None) -> ModalityAdapter:
-    """The adapter that the latents of a manifest were made with, to decode them.
+def stored_adapter(name: str, part: StoredPart, weights: str | None = None) -> ModalityAdapter:
+    """The adapter that the latents of a part were made with, to decode them.
 
     Args:
+        name: of the part, for messages.
         weights: path of the autoencoder's weights, in place of where they were.
     """
-    kind = modality(manifest.modality)
-    autoencoder = {name: value for name, value in manifest.autoencoder.items() if name != "digest"}
+    kind = modality(part.modality)
+    autoencoder = {key: value for key, value in part.autoencoder.items() if key != "digest"}
     if weights is not None:
         autoencoder["path"] = weights
-    plain = OmegaConf.merge(OmegaConf.structured(kind.settings), {**manifest.media, "autoencoder": autoencoder})
+    plain = OmegaConf.merge(OmegaConf.structured(kind.settings), {**part.media, "autoencoder": autoencoder})
     adapter = kind.adapter(OmegaConf.to_object(plain))
-    with named("autoencoder", "manifest.json: autoencoder"):
-        adapter.autoencoder.expect(manifest.autoencoder["digest"])
+    with named("autoencoder", f"manifest.json: parts.{name}.autoencoder"):
+        adapter.autoencoder.expect(part.autoencoder["digest"])
         adapter.load_weights()
     return adapter

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from core.errors import ConfigError, DataError
 from modalities.base import Record
+from modalities.data.account import Account
 from modalities.data.captions import refuse_unusable
 from modalities.data.mds import MdsShards
 from modalities.data.order import Blocks
 from modalities.data.selection import digest
-from modalities.data.stored import MANIFEST, Manifest, read_manifest, row_columns, unpack
+from modalities.data.stored import MANIFEST, Manifest, read_manifest, unpack
 
 
 class LatentsSource:
@@ -19,21 +21,21 @@ class LatentsSource:
 
     Args:
         path: holds manifest.json; a folder, or a URL as MdsShards takes it.
-        modality: that the folder must be of.
+        modalities: that its samples must have parts of.
         cache, cache_limit: of MdsShards.
         shuffle_blocks: shards that the order reads at a time.
 
     Attributes:
         manifest: what is stored, without the list of shards, which can be long.
 
-    Raises ConfigError for a folder that is missing, not finished, of another modality, or of which nothing can be
-    read; DataError where index.json is not that of the manifest.
+    Raises ConfigError for a folder that is missing, not finished, without one of the modalities, or of which nothing
+    can be read; DataError where index.json is not that of the manifest.
     """
 
     def __init__(
         self,
         path: str | Path,
-        modality: str,
+        modalities: Collection[str] = (),
         cache: str | None = None,
         cache_limit: str | None = None,
         shuffle_blocks: int = 16,
@@ -48,8 +50,11 @@ class LatentsSource:
         if not local:
             where = f"{self.path}/{MANIFEST}"
             self.manifest = Manifest.from_json(self.shards.read_file(MANIFEST).decode("utf-8", "replace"), where)
-        if self.manifest.modality != modality:
-            raise ConfigError(f"path: {self.path} holds latents of the modality {self.manifest.modality}")
+        there = [part.modality for part in self.manifest.parts.values()]
+        if missing := sorted(set(modalities) - set(there)):
+            raise ConfigError(
+                f"path: {self.path} holds latents of {' and '.join(there)}, and none of {', '.join(missing)}"
+            )
         self._compare()
         self._digest = digest("latents", *(shard["sha256"] for shard in self.manifest.shards))
         self.manifest = replace(self.manifest, shards=[])
@@ -64,7 +69,7 @@ class LatentsSource:
                 f"{self.path}: index.json has {len(self.shards)} samples in {len(self.shards.blocks())} shards, and "
                 f"{MANIFEST} says {manifest.samples} in {len(counts)}"
             )
-        wanted = row_columns(manifest.shape, manifest.dtype, manifest.deviation, manifest.text is not None)
+        wanted = manifest.columns()
         if differ := [name for name in sorted({*wanted, *self.shards.columns}) if not self._same(name, wanted)]:
             seen, said = self.shards.columns.get(differ[0], "missing"), wanted.get(differ[0], "none")
             raise DataError(f"{self.path}: column {differ[0]!r} is {seen}, and {MANIFEST} says {said}")
@@ -84,6 +89,11 @@ class LatentsSource:
 
     def labels(self) -> list[str]:
         return list(self.manifest.labels)
+
+    def account(self) -> Account:
+        account = Account()
+        account.leave("record| (set aside in encoding)", count=self.manifest.bad)
+        return account
 
     def fingerprint(self) -> str:
         return self._digest

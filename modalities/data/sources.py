@@ -332,7 +332,7 @@ def _webdataset(config: SourceConfig, modalities: tuple[str, ...], root: Path) -
 def _latents(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> Source:
     path = config.path if "://" in config.path else root / Path(config.path).expanduser()
     cache = str(root / Path(config.cache).expanduser()) if config.cache else None
-    return LatentsSource(path, modalities[0], cache, config.cache_limit or None, config.shuffle_blocks)
+    return LatentsSource(path, modalities, cache, config.cache_limit or None, config.shuffle_blocks)
 
 
 def _mds(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> Source:

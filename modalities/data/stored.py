@@ -1,22 +1,23 @@
 """Stored latents: one sample as a row of MDS shards, and the manifest that says what all rows are.
 
-A folder that `selfflow encode` has written for one modality holds
+A folder that `selfflow encode` has written for one stream holds
 
     manifest.json           see `Manifest`; written last, so a folder without it is not finished
     index.json              of all shards, as mosaicml-streaming reads it
-    part-00000/             the shards of records 0, 1, ... of the source, with an index.json of their own
+    chunk-00000/            the shards of records 0, 1, ... of the source, with an index.json of their own
     encode.json             the settings that the folder was begun with
     quarantine.jsonl        records that could not be used
 
-Latents are raw: whitening is applied when they are read, so that statistics can be corrected without encoding again.
-MDS has no checksum of a sample, so every row carries one over all of its columns.
+A sample has one part or more; a row holds the latents of each in columns of their own. Latents are raw: whitening is
+applied when they are read, so that statistics can be corrected without encoding again. MDS has no checksum of a sample,
+so every row carries one over all of its columns.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from math import prod
 from pathlib import Path
@@ -28,9 +29,9 @@ from torch import Tensor
 
 from autoencoders.base import Moments, Size, Whitening
 from core.errors import ConfigError, DataError
-from modalities.base import Record, Source, StoredLatents
+from modalities.base import Media, Record, Source, StoredLatents
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 DTYPES = ("float16", "float32")
 ABOUT = {"index", "view", "origin", "bytes"}  # of the record in its source, which view, of which media, how large
@@ -56,52 +57,25 @@ class TextFeatures:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What an encoded folder holds.
+class StoredPart:
+    """One part of every stored sample.
 
     Attributes:
-        format: of rows and manifest, FORMAT.
         modality: image, video or audio.
-        records, samples, bad: records of the source; samples stored; records of which one view or more could not be
-            used (earlier versions counted the views).
-        views: samples of each record, differently cropped or cut.
-        bytes: of all shards.
         grid, channels: tokens along (t, h, w) of a sample, and C.
-        dtype: of the stored latents.
         deviation: rows hold the posterior's deviation beside its mean.
-        autoencoder: its section of the configuration, and the `digest` of its weights (None without weights).
-        media: the section `media` of the modality, without the autoencoder.
-        text: of the stored features of captions, None where there are none.
+        autoencoder: its section of the configuration, and the `digest` of its weights ("" without weights).
+        media: its section `media`, without the autoencoder.
         whitening: mean and std of every channel, and `measured`: over these samples, or published with the weights.
-        labels: class names, sorted.
-        seed: of crops and windows.
-        source: kind, path and fingerprint of the records.
-        code: version of this program, and its commit where it is a checkout.
-        date: when it was finished.
-        shards: name, samples, bytes and sha256 of each file, in order.
     """
 
     modality: str
-    records: int
-    samples: int
-    bad: int
-    views: int
-    bytes: int
     grid: Size
     channels: int
-    dtype: str
     deviation: bool
     autoencoder: dict[str, Any]
     media: dict[str, Any]
-    text: TextFeatures | None
     whitening: dict[str, Any]
-    labels: list[str]
-    seed: int
-    source: dict[str, Any]
-    code: dict[str, Any]
-    date: str
-    shards: list[dict[str, Any]]
-    format: int = FORMAT
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,6 +84,52 @@ class Manifest:
 
     def statistics(self) -> Whitening:
         return Whitening.from_dict(self.whitening)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an encoded folder holds.
+
+    Attributes:
+        format: of rows and manifest, FORMAT.
+        stream: that was encoded; crops and windows are drawn under its name.
+        parts: name -> part, in the order of the segments.
+        records, samples, bad: records of the source; samples stored; records of which one view or more could not be
+            used.
+        views: samples of each record, differently cropped or cut.
+        bytes: of all shards.
+        dtype: of the stored latents.
+        text: of the stored features of captions, None where there are none.
+        labels: class names, sorted.
+        seed: of crops and windows.
+        source: kind, path and fingerprint of the records.
+        code: version of this program, and its commit where it is a checkout.
+        date: when it was finished.
+        shards: name, samples, bytes and sha256 of each file, in order.
+    """
+
+    stream: str
+    parts: dict[str, StoredPart]
+    records: int
+    samples: int
+    bad: int
+    views: int
+    bytes: int
+    dtype: str
+    text: TextFeatures | None
+    labels: list[str]
+    seed: int
+    source: dict[str, Any]
+    code: dict[str, Any]
+    date: str
+    shards: list[dict[str, Any]]
+    format: int = FORMAT
+
+    def columns(self) -> dict[str, str]:
+        """See `row_columns`."""
+        shapes = {name: part.shape for name, part in self.parts.items()}
+        sampled = [name for name, part in self.parts.items() if part.deviation]
+        return row_columns(shapes, sampled, self.dtype, self.text is not None)
 
     def to_json(self) -> str:
         """One line for each field."""
@@ -131,7 +151,8 @@ class Manifest:
             )
         try:
             text = None if values["text"] is None else TextFeatures(**values["text"])
-            found = cls(**values | {"grid": tuple(values["grid"]), "text": text})
+            parts = {name: StoredPart(**part | {"grid": tuple(part["grid"])}) for name, part in values["parts"].items()}
+            found = cls(**values | {"parts": parts, "text": text})
             problems = found.problems()
         except (TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"{origin}: damaged: {type(error).__name__}: {error}") from error
@@ -148,19 +169,29 @@ class Manifest:
                 found.append(f"{name}: {getattr(self, name)}, but its shards have {seen}")
         if self.dtype not in DTYPES:
             found.append(f"dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
-        if len(self.whitening["mean"]) not in (self.channels, prod(self.grid)):
-            found.append(f"whitening: of {len(self.whitening['mean'])} channels, and the latents have {self.channels}")
+        if not self.parts:
+            found.append("parts: there are none")
+        for name, part in self.parts.items():
+            if (seen := len(part.whitening["mean"])) not in (part.channels, prod(part.grid)):
+                found.append(f"parts.{name}.whitening: of {seen} channels, and the latents have {part.channels}")
         return found
 
 
-def row_columns(shape: tuple[int, int], dtype: str, deviation: bool, text: bool) -> dict[str, str]:
-    """Column -> MDS encoding of a row with latents of `shape` (N, C).
+def row_columns(
+    shapes: Mapping[str, tuple[int, int]], sampled: Iterable[str], dtype: str, text: bool
+) -> dict[str, str]:
+    """Column -> MDS encoding of a row.
 
     Text is JSON, whose escapes also hold the name of a file that is not UTF-8.
+
+    Args:
+        shapes: name of the part -> (N, C) of its latents.
+        sampled: names of the parts with a deviation.
     """
-    array = f"ndarray:{dtype}:{shape[0]},{shape[1]}"
-    found = {"key": "json", "captions": "json", "label": "json", "about": "json", "crc": "uint32", "mean": array}
-    found |= {"deviation": array} if deviation else {}
+    arrays = {name: f"ndarray:{dtype}:{tokens},{channels}" for name, (tokens, channels) in shapes.items()}
+    found = {"key": "json", "captions": "json", "label": "json", "about": "json", "crc": "uint32"}
+    found |= {f"mean.{name}": array for name, array in arrays.items()}
+    found |= {f"deviation.{name}": arrays[name] for name in sampled}
     return found | ({"text": "bytes", "text_rows": "json"} if text else {})
 
 
@@ -179,14 +210,18 @@ def checksum(row: Mapping[str, Any]) -> int:
 
 
 def pack(
-    record: Record, about: dict[str, Any], dtype: str, mean: Tensor, deviation: Tensor | None, text: list[Tensor] | None
+    record: Record,
+    about: dict[str, Any],
+    dtype: str,
+    latents: Mapping[str, StoredLatents],
+    text: list[Tensor] | None,
 ) -> dict[str, Any]:
     """One row.
 
     Args:
         record: with the key that the sample is to have; its media are not looked at.
         about: where it comes from: origin, view, ...
-        mean, deviation: (N, C) float32.
+        latents: by part.
         text: features (S, Dc) of every caption, without padding, in the manifest's dtype; None where none are stored.
 
     Raises ConfigError for a value that float16 cannot hold.
@@ -196,13 +231,15 @@ def pack(
         "captions": list(record.captions),
         "label": record.label,
         "about": about,
-        "mean": _as_array(mean, dtype, f"{record.origin}: its latents hold"),
     }
-    if deviation is not None:
-        row["deviation"] = _as_array(deviation, dtype, f"{record.origin}: the deviation of its latents holds")
+    for name, values in latents.items():
+        row[f"mean.{name}"] = _as_array(values.mean, dtype, f"{record.origin}: its {name} latents hold")
+        if values.deviation is not None:
+            what = f"{record.origin}: the deviation of its {name} latents holds"
+            row[f"deviation.{name}"] = _as_array(values.deviation, dtype, what)
     if text is not None:
-        row["text_rows"] = [len(part) for part in text]
-        row["text"] = b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in text)
+        row["text_rows"] = [len(features) for features in text]
+        row["text"] = b"".join(features.contiguous().view(torch.uint8).numpy().tobytes() for features in text)
     return row | {"crc": checksum(row)}
 
 
@@ -214,11 +251,11 @@ def _as_array(values: Tensor, dtype: str, what: str) -> np.ndarray:
 
 
 def unpack(row: Mapping[str, Any], manifest: Manifest, origin: str) -> Record:
-    """A row as a Record with StoredLatents.
+    """A row as a Record whose parts are StoredLatents.
 
     Raises DataError for a row that is damaged, is not what the manifest says, or holds latents that are not finite.
     """
-    wanted = set(row_columns(manifest.shape, manifest.dtype, manifest.deviation, manifest.text is not None))
+    wanted = set(manifest.columns())
     if set(row) != wanted:
         raise DataError(
             f"{origin}: expected the columns {', '.join(sorted(wanted))}, got {', '.join(sorted(map(str, row)))}"
@@ -228,25 +265,28 @@ def unpack(row: Mapping[str, Any], manifest: Manifest, origin: str) -> Record:
     origin = f"{origin}: {row['key']}"
     if set(row["about"]) != ABOUT:
         raise DataError(f"{origin}: expected {', '.join(sorted(ABOUT))} in the column 'about', got {row['about']}")
-    latents = StoredLatents(
-        _as_tensor(row["mean"], manifest, f"{origin}: mean"),
-        _as_tensor(row["deviation"], manifest, f"{origin}: deviation") if manifest.deviation else None,
-    )
+    parts = {}
+    for name, part in manifest.parts.items():
+        mean, deviation = (
+            _as_tensor(row[column], part.shape, manifest.dtype, f"{origin}: {column}") if there else None
+            for column, there in ((f"mean.{name}", True), (f"deviation.{name}", part.deviation))
+        )
+        parts[name] = Media(StoredLatents(mean, deviation))
     return Record(
         key=row["key"],
         origin=row["about"]["origin"],  # of the media, so that records of two encodings can be told to be the same
-        media=latents,
+        media=b"",  # a part of another name has none
         captions=tuple(row["captions"]),
         label=row["label"],
+        parts=parts,
         text=() if manifest.text is None else _split_text(row, manifest.text, origin),
     )
 
 
-def _as_tensor(values: np.ndarray, manifest: Manifest, what: str) -> Tensor:
-    if values.shape != manifest.shape or values.dtype != manifest.dtype:
+def _as_tensor(values: np.ndarray, shape: tuple[int, int], dtype: str, what: str) -> Tensor:
+    if values.shape != shape or values.dtype != dtype:
         raise DataError(
-            f"{what}: expected {manifest.dtype} {manifest.shape} as the manifest says, "
-            f"got {values.dtype} {tuple(values.shape)}"
+            f"{what}: expected {dtype} {shape} as the manifest says, got {values.dtype} {tuple(values.shape)}"
         )
     found = torch.from_numpy(values.astype(np.float32))  # a copy: the bytes of a shard may not be written to
     if not bool(found.isfinite().all()):
@@ -269,16 +309,18 @@ def stored_manifests(source: Source) -> list[Manifest]:
     return ask() if ask else []
 
 
-def merged_statistics(manifests: list[Manifest]) -> Whitening:
-    """The whitening of several folders of one autoencoder: published, or that of all their samples together."""
-    first = manifests[0].statistics()
-    if len(manifests) == 1 or not manifests[0].whitening["measured"]:
-        return first
+def merged_statistics(manifests: list[Manifest], part: str, floor: float = 0.01) -> Whitening:
+    """The whitening of a part in several folders of one autoencoder: published, or that of all their samples together.
+
+    `floor` is that of `Whitening.from_moments`, for statistics that were measured.
+    """
+    if not manifests[0].parts[part].whitening["measured"]:
+        return manifests[0].parts[part].statistics()
     moments = Moments()
     for manifest in manifests:
-        found, count = manifest.statistics(), manifest.samples * prod(manifest.grid)
+        found, count = manifest.parts[part].statistics(), manifest.samples * manifest.parts[part].shape[0]
         moments.merge(Moments(count, found.mean.double(), found.std.double().square() * count))
-    return Whitening.from_moments(moments)
+    return Whitening.from_moments(moments, floor)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -290,7 +332,7 @@ def read_manifest(folder: Path) -> Manifest:
         hint = (
             "its encoding is not finished: run the same `selfflow encode` again"
             if begun
-            else f"it holds {', '.join(found)}: add the modality to the path"
+            else f"it holds {', '.join(found)}: add the stream to the path"
             if found
             else "write it with `selfflow encode`"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import DataError
 
 if TYPE_CHECKING:
-    from modalities.encoding.parts import PartFolder
+    from modalities.encoding.chunks import ChunkFolder
 
 SHOWN = 5  # records in a message
 
@@ -41,17 +41,17 @@ def lines(entries: list[dict[str, Any]], shown: int = SHOWN) -> list[str]:
 class BadRecords:
     """Counts the records of a folder that cannot be used, and ends the work when there are more than `limit`.
 
-    Records are counted, not their views; those in finished parts count too, whichever process made them.
+    Records are counted, not their views; those in finished chunks count too, whichever process made them.
     """
 
-    def __init__(self, folder: PartFolder, limit: int):
+    def __init__(self, folder: ChunkFolder, limit: int):
         self.folder, self.limit = folder, limit
         self.records: set[int] = set()  # indices in the source
         self._entries: list[dict[str, Any]] = []  # met by this process
-        self._looked: set[int] = set()  # parts
+        self._looked: set[int] = set()  # chunks
 
     def look(self) -> None:
-        """Take in the parts that were finished since the last look. Raises DataError as `add`."""
+        """Take in the chunks that were finished since the last look. Raises DataError as `add`."""
         for number in self.folder.there() - self._looked:
             self._looked.add(number)
             self.records |= {entry["index"] for entry in self.folder.read(number).bad}
@@ -74,7 +74,7 @@ class BadRecords:
         last = "".join(f"\n  {line}" for line in lines(entries[-SHOWN:]))
         raise DataError(
             f"{len(self.records)} records could not be used, more than training.data_limit {self.limit}"
-            f"{'. The last ones:' if last else ', in the parts that are there'}{last}\n"
-            f"All of them: {self.folder.quarantine}. Finished parts are kept. The same command would meet these "
+            f"{'. The last ones:' if last else ', in the chunks that are there'}{last}\n"
+            f"All of them: {self.folder.quarantine}. Finished chunks are kept. The same command would meet these "
             f"records again; it goes on with a larger limit: training.data_limit={2 * len(self.records)}"
         )

@@ -1,13 +1,13 @@
-"""Records to stored latents: loaded as training loads them, encoded on the device, written in parts.
+"""Records to stored latents: loaded as training loads them, encoded on the device, written in chunks.
 
-Workers load, this process encodes, a thread of it writes. A batch never spans two parts and is made of the same
-records for any number of workers, so that the bytes of a part depend on the settings alone.
+Workers load, this process encodes, a thread of it writes. A batch never spans two chunks and is made of the same
+records for any number of workers, so that the bytes of a chunk depend on the settings alone.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,15 +21,15 @@ from torch.utils.data import DataLoader, Dataset
 from autoencoders.base import Moments
 from core.durable import writing
 from core.errors import DataError, SelfFlowError
-from core.keys import generator
-from modalities.base import ModalityAdapter, Record, Source
-from modalities.data.loader import end_workers, load_media
+from modalities.base import Record, Source, StoredLatents
+from modalities.data.loader import end_workers, load_parts
 from modalities.data.stored import TextFeatures, pack, row_columns
 from modalities.encoding.bad import BadRecords, bad_entry, one_each
-from modalities.encoding.parts import PartFolder, PartWriter
+from modalities.encoding.chunks import ChunkFolder, ChunkWriter
+from modalities.streams import Parts
 from modalities.text import TextEncoder
 
-KEPT = "; finished parts are kept"
+KEPT = "; finished chunks are kept"
 
 
 @dataclass(frozen=True)
@@ -49,33 +49,34 @@ class Job:
     """What is encoded.
 
     Attributes:
-        adapter: with its autoencoder on the device that is to encode.
+        stream: crops and windows are drawn under its name, as in training.
+        parts: of its samples, with their autoencoders on the device that is to encode.
         seed: of crops and windows: view k is loaded as a training with this seed loads the record in epoch k.
         views: samples of each record; with more than one, key#k is the key of view k.
-        part: records of one part.
+        chunk: records of one chunk.
         dtype: of stored latents.
         limit: more unusable records than this end the work.
         text: encodes captions; None where their features are not stored.
     """
 
-    modality: str
+    stream: str
     source: Source
-    adapter: ModalityAdapter
+    parts: Parts
     seed: int
     views: int
-    part: int
+    chunk: int
     dtype: str
     limit: int
     text: CaptionEncoder | None = None
 
     @property
-    def parts(self) -> int:
+    def chunks(self) -> int:
         """In all."""
-        return -(-len(self.source) // self.part)
+        return -(-len(self.source) // self.chunk)
 
-    def records(self, part: int) -> range:
+    def records(self, chunk: int) -> range:
         """Their indices in the source."""
-        return range(part * self.part, min((part + 1) * self.part, len(self.source)))
+        return range(chunk * self.chunk, min((chunk + 1) * self.chunk, len(self.source)))
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,24 @@ class Progress:
 
 @dataclass
 class _Batch:
-    """Consecutive records of one part, loaded by a worker. `records` have no media; these are in `media`."""
+    """Consecutive records of one chunk, loaded by a worker.
 
-    part: int
+    Attributes:
+        records: of the samples, without media.
+        about: of each sample, see `pack`.
+        media: part -> (B, *media) of the samples; empty where there is none.
+        bad: records that are left out, or views of them.
+    """
+
+    chunk: int
     records: list[Record] = field(default_factory=list)
     about: list[dict[str, Any]] = field(default_factory=list)
-    media: Tensor | None = None
+    media: dict[str, Tensor] = field(default_factory=dict)
     bad: list[dict[str, Any]] = field(default_factory=list)
 
 
 class _Batches(Dataset):
-    """item i = the records of `plan[i]` (part, indices), with all of their views."""
+    """item i = the records of `plan[i]` (chunk, indices), with all of their views."""
 
     def __init__(self, job: Job, plan: list[tuple[int, range]]):
         # The text encoder stays in the main process: a worker must not be sent its weights.
@@ -121,109 +129,122 @@ class _Batches(Dataset):
         except SelfFlowError as error:  # torch would turn one of a worker into the text of a traceback
             return error
 
-    def _load(self, part: int, indices: range) -> _Batch:
-        job, batch, media = self.job, _Batch(part), []
+    def _load(self, chunk: int, indices: range) -> _Batch:
+        job, batch, media = self.job, _Batch(chunk), []
         for index in indices:
             try:
                 record = job.source.read(index)
-                size = media_bytes(record)
+                size = media_bytes(record, job.parts)
             except DataError as error:
                 batch.bad.append(bad_entry(index, range(job.views), str(index), f"record {index}", error))
                 continue
             for view in range(job.views):
                 try:
-                    media.append(
-                        load_media(job.adapter, record, generator(job.seed, job.modality, view, record.key, "media"))
-                    )
+                    media.append(load_parts(job.stream, job.parts, record, view, job.seed))
                 except DataError as error:
                     batch.bad.append(bad_entry(index, [view], record.key, record.origin, error))
                     continue
                 key = f"{record.key}#{view}" if job.views > 1 else record.key
-                batch.records.append(replace(record, key=key, media=b""))
+                batch.records.append(replace(record, key=key, media=b"", parts={}))
                 batch.about.append({"index": index, "view": view, "origin": record.origin, "bytes": size})
         if media:
-            batch.media = torch.stack(media)
+            columns = zip(*media, strict=True)
+            batch.media = {name: torch.stack(rows) for name, rows in zip(job.parts, columns, strict=True)}
         return batch
 
 
-def media_bytes(record: Record) -> int:
-    """Of the source's media: of the file, of the encoded bytes, or of the array. DataError where the file is gone."""
-    if isinstance(record.media, Path):
-        try:
-            return record.media.stat().st_size
-        except OSError as error:
-            raise DataError(f"{record.origin}: cannot be read: {error.strerror}") from error
-    return record.media.nbytes if isinstance(record.media, np.ndarray) else len(record.media)
+def media_bytes(record: Record, parts: Iterable[str]) -> int:
+    """Of the source's media: of files, of encoded bytes, or of arrays. DataError where a file is gone."""
+    media = [record.part(name).media for name in parts]
+    total = 0
+    for one in {id(one): one for one in media}.values():  # parts may lie in one file
+        if isinstance(one, Path):
+            try:
+                total += one.stat().st_size
+            except OSError as error:
+                raise DataError(f"{record.origin}: cannot be read: {error.strerror}") from error
+        else:
+            total += one.nbytes if isinstance(one, np.ndarray) else len(one)
+    return total
 
 
-class _OpenPart:
-    """A part that is being written; used by the writing thread alone."""
+@dataclass
+class _Encoded:
+    """What is stored of a batch's samples.
 
-    def __init__(self, job: Job, folder: PartFolder, number: int, measure: bool):
-        shape = (job.adapter.ids().shape[0], job.adapter.channels)
-        columns = row_columns(shape, job.dtype, job.adapter.posterior_noise, job.text is not None)
+    Attributes:
+        latents: part -> mean and deviation (B, N, C).
+        texts: features of every caption of every sample; None where they are not stored.
+        bad: records whose samples are among these and must be left out.
+    """
+
+    latents: dict[str, StoredLatents]
+    texts: list[list[Tensor]] | None = None
+    bad: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _OpenChunk:
+    """A chunk that is being written; used by the writing thread alone."""
+
+    def __init__(self, job: Job, folder: ChunkFolder, number: int):
+        shapes = {name: (len(part.ids), part.adapter.channels) for name, part in job.parts.items()}
+        sampled = [name for name, part in job.parts.items() if part.adapter.posterior_noise]
+        columns = row_columns(shapes, sampled, job.dtype, job.text is not None)
         self.folder, self.dtype = folder, job.dtype
-        self.writer: PartWriter = folder.start(number, columns)
-        self.moments = Moments() if measure else None
+        self.writer: ChunkWriter = folder.start(number, columns)
+        # Of the parts whose autoencoder has no statistics of its own.
+        self.moments = {name: Moments() for name, part in job.parts.items() if part.adapter.whitening is None}
         self.bad: list[dict[str, Any]] = []
         self.labels: set[str] = set()
 
-    def add(
-        self,
-        batch: _Batch,
-        mean: Tensor | None,
-        deviation: Tensor | None,
-        texts: list[list[Tensor]] | None,
-        bad: list[dict[str, Any]],
-    ) -> Progress:
-        """Latents (B, N, C) of the batch's records; those named in `bad` are among them and left out."""
-        rows, left_out = [], {(entry["index"], view) for entry in bad for view in entry["views"]}
-        self.bad += batch.bad + bad
+    def add(self, batch: _Batch, encoded: _Encoded) -> Progress:
+        rows, left_out = [], {(entry["index"], view) for entry in encoded.bad for view in entry["views"]}
+        bad = batch.bad + encoded.bad
+        self.bad += bad
         for place, (record, about) in enumerate(zip(batch.records, batch.about, strict=True)):
             if (about["index"], about["view"]) in left_out:
                 continue
-            text = None if texts is None else texts[place]
-            rows.append(
-                pack(record, about, self.dtype, mean[place], None if deviation is None else deviation[place], text)
-            )
-            if self.moments is not None:
-                self.moments.add(mean[place], None if deviation is None else deviation[place])
+            text = None if encoded.texts is None else encoded.texts[place]
+            latents = sample_of(encoded.latents, place)
+            rows.append(pack(record, about, self.dtype, latents, text))
+            for name, moments in self.moments.items():
+                moments.add(latents[name].mean, latents[name].deviation)
             if record.label is not None:
                 self.labels.add(record.label)
-        joined = one_each(batch.bad + bad)
+        joined = one_each(bad)
         return Progress(len(rows), sum(len(entry["views"]) for entry in joined), len(joined), self.writer.add(rows))
 
     def finish(self) -> None:
-        found = None
-        if self.moments is not None and self.moments.count:
-            moments = self.moments
-            found = {"count": moments.count, "mean": moments.mean.tolist(), "squares": moments.squares.tolist()}
+        found = {
+            name: {"count": moments.count, "mean": moments.mean.tolist(), "squares": moments.squares.tolist()}
+            for name, moments in self.moments.items()
+            if moments.count
+        }
         bad = one_each(self.bad)
-        self.folder.note_bad(bad)  # before the part is there: a kill loses none
+        self.folder.note_bad(bad)  # before the chunk is there: a kill loses none
         self.writer.finish(bad, sorted(self.labels), found)
 
 
-def encode_parts(
+def encode_chunks(
     job: Job,
-    folder: PartFolder,
+    folder: ChunkFolder,
     numbers: list[int],
     workers: int,
     batch: int,
     progress: Callable[[Progress], None] = lambda done: None,
 ) -> None:
-    """Encode and publish parts, in order.
+    """Encode and publish chunks, in order.
 
     Args:
-        numbers: of the parts to make.
+        numbers: of the chunks to make.
         workers: processes that load; 0 is this one.
         batch: samples encoded at once; changes no byte on a CPU.
 
-    Raises DataError when more than `job.limit` records cannot be used, those of finished parts included, or a disk is
+    Raises DataError when more than `job.limit` records cannot be used, those of finished chunks included, or a disk is
     full; ConfigError for latents that do not fit dtype.
-    Whatever ends the work, finished parts stay and the one in hand leaves nothing behind.
+    Whatever ends the work, finished chunks stay and the one in hand leaves nothing behind.
     """
     bad = BadRecords(folder, job.limit)
-    measure = job.adapter.whitening is None
     size = max(1, batch // job.views)
     plan = [
         (number, records[first : first + size])
@@ -231,43 +252,43 @@ def encode_parts(
         for records in (job.records(number),)
         for first in range(0, len(records), size)
     ]
-    part: _OpenPart | None = None
+    chunk: _OpenChunk | None = None
     pending: Future[Progress] | None = None
     with ThreadPoolExecutor(max_workers=1) as thread:
         try:
             for place, loaded in enumerate(_loaded(job, plan, workers)):
                 if isinstance(loaded, SelfFlowError):
                     raise loaded
-                if part is None:
+                if chunk is None:
                     bad.look()
                 encoded = _encode(job, loaded)
-                bad.add(loaded.bad + encoded[-1])
+                bad.add(loaded.bad + encoded.bad)
                 if pending is not None:
                     progress(pending.result())
-                if part is None:
+                if chunk is None:
                     with writing(folder.path, KEPT):
-                        part = _OpenPart(job, folder, loaded.part, measure)
-                last = place + 1 == len(plan) or plan[place + 1][0] != loaded.part
-                pending = thread.submit(_write, part, last, loaded, *encoded)
-                part = None if last else part
+                        chunk = _OpenChunk(job, folder, loaded.chunk)
+                last = place + 1 == len(plan) or plan[place + 1][0] != loaded.chunk
+                pending = thread.submit(_write, chunk, last, loaded, encoded)
+                chunk = None if last else chunk
             if pending is not None:
                 progress(pending.result())
         except BaseException:
             if pending is not None:
                 pending.exception()  # waits for it
-            if part is not None:
-                part.writer.abandon()
+            if chunk is not None:
+                chunk.writer.abandon()
             raise
 
 
-def _write(part: _OpenPart, last: bool, *encoded: Any) -> Progress:
+def _write(chunk: _OpenChunk, last: bool, batch: _Batch, encoded: _Encoded) -> Progress:
     try:
-        with writing(part.folder.path, KEPT):
-            done = part.add(*encoded)
+        with writing(chunk.folder.path, KEPT):
+            done = chunk.add(batch, encoded)
             if last:
-                part.finish()
+                chunk.finish()
     except BaseException:
-        part.writer.abandon()
+        chunk.writer.abandon()
         raise
     return done
 
@@ -287,24 +308,35 @@ def _prepare_worker(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _encode(
-    job: Job, batch: _Batch
-) -> tuple[Tensor | None, Tensor | None, list[list[Tensor]] | None, list[dict[str, Any]]]:
-    """Mean and deviation (B, N, C), features of every caption of every record, and the records that came out bad."""
-    if batch.media is None:
-        return None, None, None, []
-    mean, deviation = job.adapter.posterior(batch.media)
-    deviation = deviation if job.adapter.posterior_noise else None
-    texts = None
+def _encode(job: Job, batch: _Batch) -> _Encoded:
+    encoded = _Encoded({})
+    if not batch.media:
+        return encoded
+    for name, part in job.parts.items():
+        mean, deviation = part.adapter.posterior(batch.media[name])
+        encoded.latents[name] = StoredLatents(mean, deviation if part.adapter.posterior_noise else None)
     if job.text is not None:
         features = iter(job.text([caption for record in batch.records for caption in record.captions]))
-        texts = [[next(features) for _ in record.captions] for record in batch.records]
-    bad = []
+        encoded.texts = [[next(features) for _ in record.captions] for record in batch.records]
     for place, (record, about) in enumerate(zip(batch.records, batch.about, strict=True)):
-        latents = [part[place] for part in (mean, deviation) if part is not None]
-        for what, parts in (("latents", latents), ("text features", texts[place] if texts else [])):
-            if not all(bool(part.isfinite().all()) for part in parts):
+        values = {f"{name} latents": _tensors(latents) for name, latents in sample_of(encoded.latents, place).items()}
+        if encoded.texts is not None:
+            values["text features"] = encoded.texts[place]
+        for what, tensors in values.items():
+            if not all(bool(tensor.isfinite().all()) for tensor in tensors):
                 reason = f"{record.origin}: its {what} hold NaN or infinite values"
-                bad.append(bad_entry(about["index"], [about["view"]], record.key, record.origin, reason))
+                encoded.bad.append(bad_entry(about["index"], [about["view"]], record.key, record.origin, reason))
                 break
-    return mean, deviation, texts, bad
+    return encoded
+
+
+def sample_of(latents: dict[str, StoredLatents], place: int) -> dict[str, StoredLatents]:
+    """Those (N, C) of one sample of a batch (B, N, C)."""
+    return {
+        name: StoredLatents(part.mean[place], None if part.deviation is None else part.deviation[place])
+        for name, part in latents.items()
+    }
+
+
+def _tensors(latents: StoredLatents) -> list[Tensor]:
+    return [tensor for tensor in (latents.mean, latents.deviation) if tensor is not None]

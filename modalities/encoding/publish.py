@@ -1,4 +1,4 @@
-"""From finished parts to one data set: the index of all shards, the list of bad records, and the manifest."""
+"""From finished chunks to one data set: the index of all shards, the list of bad records, and the manifest."""
 
 from __future__ import annotations
 
@@ -12,41 +12,43 @@ import torch
 from autoencoders.base import Moments, Whitening
 from core.errors import DataError
 from core.training.records import commit
-from modalities.data.stored import MANIFEST, Manifest
+from modalities.base import ModalityAdapter
+from modalities.data.stored import MANIFEST, Manifest, StoredPart
+from modalities.encoding.chunks import QUARANTINE, Chunk, ChunkFolder
 from modalities.encoding.encode import Job
-from modalities.encoding.parts import QUARANTINE, Part, PartFolder
+
+# Stored statistics are hardly floored: readers apply the `std_floor` of their configuration.
+STORED_FLOOR = 1e-6
 
 
-def publish(job: Job, folder: PartFolder, about: dict[str, Any]) -> Manifest:
-    """Write index.json, quarantine.jsonl and manifest.json of a folder in which every part is there.
+def publish(job: Job, folder: ChunkFolder, about: dict[str, Any]) -> Manifest:
+    """Write index.json, quarantine.jsonl and manifest.json of a folder in which every chunk is there.
 
     Args:
-        about: what only the configuration knows: the fields autoencoder, media and source of the manifest.
+        about: what only the configuration knows: the manifest's `source`, and under `parts` the fields autoencoder and
+            media of every part.
 
     Raises DataError when not one record could be used.
     """
-    parts = [folder.read(number) for number in range(folder.count)]
-    bad = [entry for part in parts for entry in part.bad]
-    samples = sum(part.samples for part in parts)
+    chunks = [folder.read(number) for number in range(folder.count)]
+    bad = [entry for chunk in chunks for entry in chunk.bad]
+    samples = sum(chunk.samples for chunk in chunks)
     if samples == 0:
         raise DataError(
-            f"{job.modality}: not one of {len(job.source)} records can be used; the first: {bad[0]['reason']}"
+            f"{job.stream}: not one of {len(job.source)} records can be used; the first: {bad[0]['reason']}"
         )
-    shards = [entry for part in parts for entry in moved(part, folder.name(part.number))]
+    shards = [entry for chunk in chunks for entry in moved(chunk, folder.name(chunk.number))]
     found = Manifest(
-        modality=job.modality,
+        stream=job.stream,
+        parts={name: stored_part(part.adapter, name, chunks, about["parts"][name]) for name, part in job.parts.items()},
         records=len(job.source),
         samples=samples,
         bad=len({entry["index"] for entry in bad}),
         views=job.views,
         bytes=sum(shard["raw_data"]["bytes"] for shard in shards),
-        grid=job.adapter.grid(),
-        channels=job.adapter.channels,
         dtype=job.dtype,
-        deviation=job.adapter.posterior_noise,
         text=None if job.text is None else job.text.features,
-        whitening=statistics(job, parts),
-        labels=sorted({label for part in parts for label in part.labels}),
+        labels=sorted({label for chunk in chunks for label in chunk.labels}),
         seed=job.seed,
         code=code(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -59,7 +61,7 @@ def publish(job: Job, folder: PartFolder, about: dict[str, Any]) -> Manifest:
             }
             for shard in shards
         ],
-        **about,
+        source=about["source"],
     )
     folder.publish("index.json", json.dumps({"version": 2, "shards": shards}, sort_keys=True))
     folder.publish(QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in bad))
@@ -76,22 +78,31 @@ def code() -> dict[str, Any]:
         return commit()
 
 
-def moved(part: Part, folder: str) -> list[dict[str, Any]]:
-    """The part's entries of the index, as seen from the folder above it."""
+def moved(chunk: Chunk, folder: str) -> list[dict[str, Any]]:
+    """The chunk's entries of the index, as seen from the folder above it."""
     return [
         {**shard, "raw_data": {**shard["raw_data"], "basename": f"{folder}/{shard['raw_data']['basename']}"}}
-        for shard in part.shards
+        for shard in chunk.shards
     ]
 
 
-def statistics(job: Job, parts: list[Part]) -> dict[str, Any]:
+def stored_part(adapter: ModalityAdapter, name: str, chunks: list[Chunk], about: dict[str, Any]) -> StoredPart:
+    return StoredPart(
+        modality=adapter.modality,
+        grid=adapter.grid(),
+        channels=adapter.channels,
+        deviation=adapter.posterior_noise,
+        whitening=statistics(adapter.whitening, [chunk.moments[name] for chunk in chunks if name in chunk.moments]),
+        **about,
+    )
+
+
+def statistics(published: Whitening | None, moments: list[dict[str, Any]]) -> dict[str, Any]:
     """Whitening published with the autoencoder's weights, else measured over everything that was encoded."""
-    published = job.adapter.whitening
     if published is not None:
         return {**published.to_dict(), "measured": False}
-    moments = Moments()
-    for part in parts:
-        if part.moments is not None:
-            values = (torch.tensor(part.moments[name], dtype=torch.float64) for name in ("mean", "squares"))
-            moments.merge(Moments(part.moments["count"], *values))
-    return {**Whitening.from_moments(moments).to_dict(), "measured": True}
+    total = Moments()
+    for found in moments:
+        values = (torch.tensor(found[name], dtype=torch.float64) for name in ("mean", "squares"))
+        total.merge(Moments(found["count"], *values))
+    return {**Whitening.from_moments(total, STORED_FLOOR).to_dict(), "measured": True}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from core.errors import ConfigError, DataError
 from modalities.data.latents import LatentsSource
-from modalities.data.stored import Manifest, read_manifest
-from modalities.encoding.parts import SETTINGS, Part, PartFolder, file_digest, mds_writer
+from modalities.data.stored import FORMAT, Manifest, read_manifest
+from modalities.encoding.chunks import SETTINGS, Chunk, ChunkFolder, file_digest, mds_writer
 
 
 def verify(folder: Path, progress: Callable[[int], None] = lambda samples: None) -> list[str]:
@@ -24,7 +24,7 @@ def verify(folder: Path, progress: Callable[[int], None] = lambda samples: None)
     manifest = read_manifest(folder)
     problems = list(shard_problems(folder, manifest))
     try:
-        source = LatentsSource(folder, manifest.modality)
+        source = LatentsSource(folder)
     except (ConfigError, DataError) as error:
         return [*problems, str(error)]
     for index in range(len(source)):
@@ -48,15 +48,22 @@ def shard_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{path}: damaged: its sha256 is not that of the manifest"
 
 
-def unfinished(folder: Path) -> tuple[dict, list[Part], int] | None:
-    """(settings, the parts that are there, parts in all) of a folder that was begun; None for any other."""
+def unfinished(folder: Path) -> tuple[dict, list[Chunk], int] | None:
+    """(settings, the chunks that are there, chunks in all) of a folder that was begun; None for any other.
+
+    Raises ConfigError for a folder of another format, DataError for a damaged one.
+    """
     if not (folder / SETTINGS).is_file():
         return None
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        count = -(-settings["records"] // settings["part"])
+        if settings["format"] != FORMAT:
+            raise ConfigError(
+                f"{folder}: was begun in format {settings['format']}, not {FORMAT}; encode the data again"
+            )
+        count = -(-settings["records"] // settings["chunk"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / SETTINGS}: damaged: {error}") from error
-    parts = PartFolder(folder, settings, count)
-    missing = set(parts.missing())
-    return settings, [parts.read(number) for number in range(count) if number not in missing], count
+    chunks = ChunkFolder(folder, settings, count)
+    missing = set(chunks.missing())
+    return settings, [chunks.read(number) for number in range(count) if number not in missing], count

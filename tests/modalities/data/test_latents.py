@@ -49,36 +49,36 @@ def change_manifest(folder: Path, **changes) -> None:
 
 
 def test_all_records_in_their_order(encoded):
-    source = LatentsSource(encoded, "image")
+    source = LatentsSource(encoded, ("image",))
     assert len(source) == 21
     assert [source.read(index).key for index in range(21)] == [f"k{index}" for index in range(21)]
-    made = pictures_job()
-    assert source.read(4).media.mean.shape == (made.adapter.ids().shape[0], made.adapter.channels)
-    assert source.read(4).media.deviation is None
+    part, stored = pictures_job().parts["image"], source.read(4).parts["image"].data
+    assert stored.mean.shape == (len(part.ids), part.adapter.channels)
+    assert stored.deviation is None
     assert source.blocks().sizes.tolist() == [8, 8, 5]
 
 
 def test_a_flipped_byte_costs_one_sample(copy):
-    shard = copy / "part-00001" / "shard.00000.mds"
+    shard = copy / "chunk-00001" / "shard.00000.mds"
     flip(shard, shard.stat().st_size - 100)  # among the latents of the last row
-    keys, reasons = usable(LatentsSource(copy, "image"))
+    keys, reasons = usable(LatentsSource(copy, ("image",)))
     assert keys == {f"k{index}" for index in range(21)} - {"k15"}
     (reason,) = reasons
-    assert "part-00001/shard.00000.mds:7: damaged: its checksum does not fit" in reason
+    assert "chunk-00001/shard.00000.mds:7: damaged: its checksum does not fit" in reason
 
 
 def test_a_missing_shard_costs_its_samples(copy):
-    (copy / "part-00002" / "shard.00000.mds").unlink()
-    keys, reasons = usable(LatentsSource(copy, "image"))
+    (copy / "chunk-00002" / "shard.00000.mds").unlink()
+    keys, reasons = usable(LatentsSource(copy, ("image",)))
     assert keys == {f"k{index}" for index in range(16)}
     assert len(reasons) == 5
-    assert all("part-00002/shard.00000.mds: missing" in reason for reason in reasons)
+    assert all("chunk-00002/shard.00000.mds: missing" in reason for reason in reasons)
 
 
 def test_a_shard_that_was_cut_costs_its_samples(copy):
-    shard = copy / "part-00000" / "shard.00000.mds"
+    shard = copy / "chunk-00000" / "shard.00000.mds"
     shard.write_bytes(shard.read_bytes()[:-1])
-    keys, reasons = usable(LatentsSource(copy, "image"))
+    keys, reasons = usable(LatentsSource(copy, ("image",)))
     assert keys == {f"k{index}" for index in range(8, 21)}
     assert "bytes, index.json says" in reasons[0]
 
@@ -86,46 +86,54 @@ def test_a_shard_that_was_cut_costs_its_samples(copy):
 def test_an_index_that_lies_is_refused(copy):
     change_index(copy, lambda index: index["shards"].pop())
     with pytest.raises(DataError, match=r"index.json has 16 samples in 2 shards, and manifest.json says 21 in 3"):
-        LatentsSource(copy, "image")
+        LatentsSource(copy, ("image",))
 
 
 def test_a_manifest_that_lies_is_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
+
+    def of_part(**changes) -> dict:
+        return {"parts": {"image": manifest["parts"]["image"] | changes}}
+
     for changes, error, reason in (
-        ({"grid": [1, 3, 2]}, DataError, "'mean' is ndarray:float32:4,48, and manifest.json says ndarray:float32:6,48"),
+        (
+            of_part(grid=[1, 3, 2]),
+            DataError,
+            "'mean.image' is ndarray:float32:4,48, and manifest.json says ndarray:float32:6,48",
+        ),
         ({"dtype": "float16"}, DataError, "manifest.json says ndarray:float16:4,48"),
-        ({"deviation": True}, DataError, "column 'deviation' is missing, and manifest.json says ndarray"),
+        (of_part(deviation=True), DataError, "column 'deviation.image' is missing, and manifest.json says ndarray"),
         ({"samples": 20}, ConfigError, "samples: 20, but its shards have 21"),
         ({"shards": manifest["shards"][:2]}, ConfigError, "samples: 21, but its shards have 16"),
     ):
         change_manifest(copy, **manifest | changes)
         with pytest.raises(error, match=reason):
-            LatentsSource(copy, "image")
+            LatentsSource(copy, ("image",))
 
 
 def test_other_modalities_and_unfinished_folders_are_refused(copy):
-    with pytest.raises(ConfigError, match="holds latents of the modality image"):
-        LatentsSource(copy, "video")
+    with pytest.raises(ConfigError, match="holds latents of image, and none of video"):
+        LatentsSource(copy, ("video",))
     (copy / "manifest.json").unlink()
     with pytest.raises(ConfigError, match="its encoding is not finished"):
-        LatentsSource(copy, "image")
+        LatentsSource(copy, ("image",))
     with pytest.raises(ConfigError, match=r"has no manifest.json; write it with `selfflow encode`"):
-        LatentsSource(copy / "nowhere", "image")
+        LatentsSource(copy / "nowhere", ("image",))
 
 
 def test_it_is_carried_to_workers_and_stays_small(encoded):
-    source = LatentsSource(encoded, "image")
+    source = LatentsSource(encoded, ("image",))
     again = pickle.loads(pickle.dumps(source))
-    assert torch.equal(again.read(20).media.mean, source.read(20).media.mean)
+    assert torch.equal(*(each.read(20).parts["image"].data.mean for each in (again, source)))
     assert source.manifest.shards == []
     assert len(pickle.dumps(source)) < 20_000
 
 
 def test_the_fingerprint_is_of_the_content(encoded, copy, tmp_path):
-    first = LatentsSource(encoded, "image").fingerprint()
-    assert LatentsSource(copy, "image").fingerprint() == first
+    first = LatentsSource(encoded, ("image",)).fingerprint()
+    assert LatentsSource(copy, ("image",)).fingerprint() == first
     make(pictures_job(seed=4), tmp_path / "other")
-    assert LatentsSource(tmp_path / "other", "image").fingerprint() != first
+    assert LatentsSource(tmp_path / "other", ("image",)).fingerprint() != first
 
 
 def test_a_url_is_read_through_a_cache(copy, tmp_path):

@@ -14,14 +14,15 @@ pytest.importorskip("streaming", reason="mosaicml-streaming is not installed (ex
 from core.errors import DataError
 from modalities.base import Record
 from modalities.data.stored import Manifest
-from modalities.encoding.encode import Job, encode_parts
-from modalities.encoding.parts import PartFolder
+from modalities.encoding.chunks import ChunkFolder
+from modalities.encoding.encode import Job, encode_chunks
 from modalities.encoding.publish import publish
 from modalities.image import ImageAdapter, ImageConfig
+from modalities.streams import make_parts
 
+PIXELS = {"autoencoder": {"kind": "pixels", "path": None, "digest": ""}, "media": {"size": [8, 8], "patch": 4}}
 ABOUT = {
-    "autoencoder": {"kind": "pixels", "path": None, "digest": ""},
-    "media": {"size": [8, 8], "patch": 4},
+    "parts": {"image": PIXELS},
     "source": {"kind": "memory", "path": "", "fingerprint": "0"},
 }
 
@@ -50,26 +51,27 @@ class Pictures:
 
 
 def pictures_job(**changes) -> Job:
-    """Parts of 8 records: two whole ones and a short one."""
+    """Chunks of 8 records: two whole ones and a short one."""
     adapter = ImageAdapter(ImageConfig([8, 8], crop="random"))
-    return replace(Job("image", Pictures(), adapter, 3, 1, 8, "float32", 100), **changes)
+    parts = make_parts({"image": adapter})
+    return replace(Job("image", Pictures(), parts, 3, 1, 8, "float32", 100), **changes)
 
 
 def settings_of(job: Job) -> dict:
-    return {"records": len(job.source), "part": job.part, "seed": job.seed, "dtype": job.dtype}
+    return {"records": len(job.source), "chunk": job.chunk, "seed": job.seed, "dtype": job.dtype}
 
 
-def part_folder(job: Job, path: Path) -> PartFolder:
-    folder = PartFolder(path, settings_of(job), job.parts)
+def chunk_folder(job: Job, path: Path) -> ChunkFolder:
+    folder = ChunkFolder(path, settings_of(job), job.chunks)
     folder.open()
     return folder
 
 
-def make(job: Job, path: Path, workers: int = 0, batch: int = 3) -> Manifest:
-    """What `selfflow encode` does for one modality: the missing parts, and the whole."""
-    folder = part_folder(job, path)
-    encode_parts(job, folder, folder.missing(), workers, batch)
-    return publish(job, folder, ABOUT)
+def make(job: Job, path: Path, workers: int = 0, batch: int = 3, about: dict = ABOUT) -> Manifest:
+    """What `selfflow encode` does for one stream: the missing chunks, and the whole."""
+    folder = chunk_folder(job, path)
+    encode_chunks(job, folder, folder.missing(), workers, batch)
+    return publish(job, folder, about)
 
 
 def content(path: Path) -> dict[str, bytes | dict]:

@@ -1,4 +1,4 @@
-"""Parts appear whole or not at all, and a folder takes parts of one set of settings."""
+"""Chunks appear whole or not at all, and a folder takes chunks of one set of settings."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 
 from core.errors import ConfigError, DataError
-from modalities.encoding import parts
-from modalities.encoding.parts import PartFolder, is_running
+from modalities.encoding import chunks
+from modalities.encoding.chunks import ChunkFolder, is_running
 
-SETTINGS = {"records": 20, "part": 8, "views": 1, "dtype": "float16", "media": {"crop": "center", "size": [8, 8]}}
+SETTINGS = {"records": 20, "chunk": 8, "views": 1, "dtype": "float16", "media": {"crop": "center", "size": [8, 8]}}
 
 
-def folder(path: Path, **changes) -> PartFolder:
-    return PartFolder(path, SETTINGS | changes, 3)
+def folder(path: Path, **changes) -> ChunkFolder:
+    return ChunkFolder(path, SETTINGS | changes, 3)
 
 
 def finished(path: Path, number: int, **changes) -> None:
-    """A part without samples, as a process leaves it."""
-    place = path / f"part-{number:05}"
+    """A chunk without samples, as a process leaves it."""
+    place = path / f"chunk-{number:05}"
     place.mkdir()
-    about = {"samples": 0, "bad": [], "labels": [], "moments": None, "settings": folder(path).digest()} | changes
-    (place / "part.json").write_text(json.dumps(about))
+    about = {"samples": 0, "bad": [], "labels": [], "moments": {}, "settings": folder(path).digest()} | changes
+    (place / "chunk.json").write_text(json.dumps(about))
     (place / "index.json").write_text(json.dumps({"version": 2, "shards": []}))
 
 
@@ -82,9 +82,9 @@ def test_what_killed_processes_left_is_removed_and_the_work_of_others_is_not(tmp
     os.waitpid(gone, 0)
     assert not is_running(gone)
     assert is_running(os.getpid())
-    of_dead = tmp_path / f".part-00000.{platform.node()}-{gone}"
-    of_living = tmp_path / f".part-00001.{platform.node()}-{os.getppid()}"
-    of_others = tmp_path / ".part-00002.elsewhere-1"
+    of_dead = tmp_path / f".chunk-00000.{platform.node()}-{gone}"
+    of_living = tmp_path / f".chunk-00001.{platform.node()}-{os.getppid()}"
+    of_others = tmp_path / ".chunk-00002.elsewhere-1"
     for path in (of_dead, of_living, of_others):
         path.mkdir()
         (path / "shard.00000.mds").write_bytes(b"half")
@@ -97,22 +97,22 @@ def test_what_killed_processes_left_is_removed_and_the_work_of_others_is_not(tmp
     assert not of_others.exists()
 
 
-def test_a_damaged_part_is_named(tmp_path):
+def test_a_damaged_chunk_is_named(tmp_path):
     begun = folder(tmp_path)
     begun.open()
     finished(tmp_path, 2)
-    (tmp_path / "part-00002" / "part.json").write_text('{"samples": ')
-    with pytest.raises(DataError, match=r"part-00002: damaged .*; remove it and encode again"):
+    (tmp_path / "chunk-00002" / "chunk.json").write_text('{"samples": ')
+    with pytest.raises(DataError, match=r"chunk-00002: damaged .*; remove it and encode again"):
         begun.read(2)
 
 
-def test_a_part_of_another_folder_must_have_its_settings(tmp_path):
+def test_a_chunk_of_another_folder_must_have_its_settings(tmp_path):
     (tmp_path / "other").mkdir()
     begun = folder(tmp_path)
     finished(tmp_path / "other", 1)
-    (tmp_path / "other" / "part-00001").rename(tmp_path / "part-00001")
+    (tmp_path / "other" / "chunk-00001").rename(tmp_path / "chunk-00001")
     assert begun.read(1).samples == 0
-    with pytest.raises(DataError, match=r"part-00001: was made with other settings than encode.json beside it"):
+    with pytest.raises(DataError, match=r"chunk-00001: was made with other settings than encode.json beside it"):
         folder(tmp_path, dtype="float32").read(1)
 
 
@@ -124,7 +124,7 @@ def test_a_published_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parts.os, "replace", killed)
+    monkeypatch.setattr(chunks.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         begun.publish("manifest.json", "new")
     assert (tmp_path / "manifest.json").read_text() == "old"
@@ -136,21 +136,21 @@ def columns() -> dict[str, str]:
     return {"key": "str"}
 
 
-def test_a_part_is_there_when_it_is_finished_and_not_before(tmp_path, columns):
+def test_a_chunk_is_there_when_it_is_finished_and_not_before(tmp_path, columns):
     begun = folder(tmp_path)
     begun.open()
     writer = begun.start(1, columns)
     size = writer.add([{"key": "a"}, {"key": "bc"}])
     assert size == sum(4 + 4 + len(key) for key in ("a", "bc"))  # offset, size of the column, text
     assert 1 in begun.missing()
-    writer.finish([], ["cat"], None)
+    writer.finish([], ["cat"], {})
     assert begun.missing() == [0, 2]
-    part = begun.read(1)
-    assert (part.samples, part.labels, part.shards[0]["samples"]) == (2, ["cat"], 2)
-    assert set(part.shards[0]["raw_data"]["hashes"]) == {"sha256"}
+    chunk = begun.read(1)
+    assert (chunk.samples, chunk.labels, chunk.shards[0]["samples"]) == (2, ["cat"], 2)
+    assert set(chunk.shards[0]["raw_data"]["hashes"]) == {"sha256"}
 
 
-def test_an_abandoned_part_leaves_nothing(tmp_path, columns):
+def test_an_abandoned_chunk_leaves_nothing(tmp_path, columns):
     begun = folder(tmp_path)
     begun.open()
     writer = begun.start(0, columns)
@@ -161,7 +161,7 @@ def test_an_abandoned_part_leaves_nothing(tmp_path, columns):
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_of_two_processes_that_make_one_part_the_first_wins(tmp_path, columns, published):
+def test_of_two_processes_that_make_one_chunk_the_first_wins(tmp_path, columns, published):
     begun = folder(tmp_path)
     begun.open()
     writer = begun.start(0, columns)
@@ -169,6 +169,6 @@ def test_of_two_processes_that_make_one_part_the_first_wins(tmp_path, columns, p
     finished(tmp_path, 0, labels=["first"])
     if published:  # the first has also published the whole
         begun.remove_all_left_overs()
-    writer.finish([], ["second"], None)
+    writer.finish([], ["second"], {})
     assert begun.read(0).labels == ["first"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["encode.json", "part-00000"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chunk-00000", "encode.json"]

@@ -1,7 +1,7 @@
-"""Encoded data in parts of a fixed number of records, each of which is there as a whole or not at all.
+"""Encoded data in chunks of a fixed number of records, each of which is there as a whole or not at all.
 
-A part is written in a folder aside, made durable, and renamed. So a process may be killed at any moment, several may
-work on different parts of one folder, and what is done is what has its final name.
+A chunk is written in a folder aside, made durable, and renamed. So a process may be killed at any moment, several may
+work on different chunks of one folder, and what is done is what has its final name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SETTINGS = "encode.json"
 QUARANTINE = "quarantine.jsonl"
 SHARD_BYTES = 1 << 26
 # What the settings are called on the command line, for messages.
-OPTIONS = {"views": "--views", "part": "--part", "dtype": "--dtype", "text": "--text"}
+OPTIONS = {"views": "--views", "chunk": "--chunk", "dtype": "--dtype", "text": "--text"}
 
 
 def mds_writer() -> type:
@@ -37,30 +37,31 @@ def mds_writer() -> type:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A finished part.
+class Chunk:
+    """A finished chunk.
 
     Attributes:
         bad: records that could not be used, or not in all views: index, views, key, origin and reason of each.
         labels: class names, sorted.
-        moments: count, mean and squares of the latents where they are measured, see autoencoders.base.Moments.
-        shards: entries of the part's index.json.
+        moments: part of the samples -> count, mean and squares of its latents where they are measured, see
+            autoencoders.base.Moments.
+        shards: entries of the chunk's index.json.
     """
 
     number: int
     samples: int
     bad: list[dict[str, Any]]
     labels: list[str]
-    moments: dict[str, Any] | None
+    moments: dict[str, dict[str, Any]]
     shards: list[dict[str, Any]]
 
 
-class PartFolder:
-    """The folder of one modality.
+class ChunkFolder:
+    """The folder of one stream.
 
     Args:
-        settings: what the parts depend on. An existing folder with other settings is refused, by name.
-        count: parts in all.
+        settings: what the chunks depend on. An existing folder with other settings is refused, by name.
+        count: chunks in all.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], count: int):
@@ -100,7 +101,7 @@ class PartFolder:
         self._remove_left_overs()
 
     def name(self, number: int) -> str:
-        return f"part-{number:05}"
+        return f"chunk-{number:05}"
 
     @property
     def quarantine(self) -> Path:
@@ -108,29 +109,29 @@ class PartFolder:
         return self.path / QUARANTINE
 
     def there(self) -> set[int]:
-        """Numbers of the finished parts."""
+        """Numbers of the finished chunks."""
         names = {each.name for each in self.path.iterdir()}
         return {number for number in range(self.count) if self.name(number) in names}
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet, in order."""
+        """Numbers of the chunks that are not there yet, in order."""
         return sorted(set(range(self.count)) - self.there())
 
     def discard(self, number: int) -> None:
-        """Take a finished part away, to be made again. The manifest goes first: it would not be true any more."""
+        """Take a finished chunk away, to be made again. The manifest goes first: it would not be true any more."""
         (self.path / MANIFEST).unlink(missing_ok=True)
         aside = self._aside(self.name(number))
         remove(aside)
         os.rename(self.path / self.name(number), aside)  # at once, so that a kill leaves no half of it
         remove(aside)
 
-    def read(self, number: int) -> Part:
+    def read(self, number: int) -> Chunk:
         folder = self.path / self.name(number)
         try:
-            about = json.loads((folder / "part.json").read_text(encoding="utf-8"))
+            about = json.loads((folder / "chunk.json").read_text(encoding="utf-8"))
             shards = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
             settings, about["bad"] = about.pop("settings"), joined(about["bad"])
-            part = Part(number=number, shards=shards, **about)
+            chunk = Chunk(number=number, shards=shards, **about)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{folder}: damaged ({error}); remove it and encode again to have it made anew") from error
         if settings != self.digest():
@@ -138,14 +139,14 @@ class PartFolder:
                 f"{folder}: was made with other settings than {SETTINGS} beside it has; remove it and encode again to "
                 "have it made anew"
             )
-        return part
+        return chunk
 
     def digest(self) -> str:
-        """Of the settings. Every part has it, since parts of several folders may be gathered in one."""
+        """Of the settings. Every chunk has it, since chunks of several folders may be gathered in one."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
-    def start(self, number: int, columns: dict[str, str]) -> PartWriter:
-        return PartWriter(self, number, columns)
+    def start(self, number: int, columns: dict[str, str]) -> ChunkWriter:
+        return ChunkWriter(self, number, columns)
 
     def note_bad(self, bad: Iterable[dict[str, Any]]) -> None:
         """Append the records that are not there yet to quarantine.jsonl.
@@ -179,7 +180,7 @@ class PartFolder:
                 remove(path)
 
     def remove_all_left_overs(self) -> None:
-        for path in self.path.glob(".part-*"):
+        for path in self.path.glob(".chunk-*"):
             remove(path)
 
 
@@ -200,10 +201,10 @@ def joined(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return one_each({"views": [entry.pop("view")], **entry} if "view" in entry else entry for entry in entries)
 
 
-class PartWriter:
-    """Writes one part. `finish` publishes it, `abandon` leaves nothing."""
+class ChunkWriter:
+    """Writes one chunk. `finish` publishes it, `abandon` leaves nothing."""
 
-    def __init__(self, folder: PartFolder, number: int, columns: dict[str, str]):
+    def __init__(self, folder: ChunkFolder, number: int, columns: dict[str, str]):
         self.folder, self.number = folder, number
         self.aside = folder._aside(folder.name(number))
         remove(self.aside)
@@ -222,19 +223,19 @@ class PartWriter:
         full = sum(shard["raw_data"]["bytes"] for shard in self._writer.shards[shards:])
         return full + self._writer.new_shard_size - before
 
-    def finish(self, bad: list[dict[str, Any]], labels: list[str], moments: dict[str, Any] | None) -> None:
+    def finish(self, bad: list[dict[str, Any]], labels: list[str], moments: dict[str, dict[str, Any]]) -> None:
         target = self.folder.path / self.folder.name(self.number)
         about = {"samples": self.samples, "bad": bad, "labels": labels, "moments": moments}
         about["settings"] = self.folder.digest()
         try:
             self._writer.finish()
-            write_durably(self.aside / "part.json", json.dumps(about))
+            write_durably(self.aside / "chunk.json", json.dumps(about))
             for path in self.aside.iterdir():
                 sync(path)
             sync(self.aside)
             os.rename(self.aside, target)
         except OSError:
-            # Another process has made the same part meanwhile, with the same bytes, and if it was the last one to be
+            # Another process has made the same chunk meanwhile, with the same bytes, and if it was the last one to be
             # missing, has removed this one.
             if not target.exists():
                 raise
