@@ -45,8 +45,8 @@ def check_fit(store: CheckpointStore, step: int, trunk: nn.Module, anew: Anew) -
     """Raise ConfigError, before anything is written, where the weights of a checkpoint do not fit the network."""
     stored = {
         key.removeprefix("student/"): tuple(item.size)
-        for key, item in store.stored(step).items()
-        if key.startswith("student/") and not anew.leaves(key)
+        for key, item in store.stored(step, ("student",)).items()
+        if not anew.leaves(key)
     }
     own = {name: tuple(value.shape) for name, value in trunk.state_dict().items() if not anew.leaves(f"student/{name}")}
     wrong = [name for name in dict.fromkeys([*stored, *own]) if stored.get(name) != own.get(name)]

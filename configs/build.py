@@ -56,11 +56,11 @@ def places(data: SourceConfig, key: str) -> Iterator[str]:
         yield from places(part, f"{key}.parts.{name}")
 
 
-def is_finished(config: Config, change: Change = NO_CHANGE) -> bool:
+def is_finished(config: Config, change: Change = NO_CHANGE, store: CheckpointStore | None = None) -> bool:
     """Whether the run has all of its steps. Raises ConfigError where its settings differ from the given ones, but for
-    those of `change`."""
+    those of `change`. `store` is as of `build_trainer`."""
     path = Path(config.run)
-    store = CheckpointStore(path / "checkpoints")
+    store = store or CheckpointStore(path / "checkpoints")
     if max(store.steps(), default=0) < config.training.steps or (store.latest() or 0) < config.training.steps:
         return False
     stored = stored_config(path)
@@ -70,16 +70,22 @@ def is_finished(config: Config, change: Change = NO_CHANGE) -> bool:
 
 
 def build_trainer(
-    config: Config, root: Path | None = None, change: Change = NO_CHANGE, initial: Initial | None = None
+    config: Config,
+    root: Path | None = None,
+    change: Change = NO_CHANGE,
+    initial: Initial | None = None,
+    store: CheckpointStore | None = None,
 ) -> Trainer:
     """Everything `selfflow train` needs, for a new run or to resume the one in `config.run`.
 
     Args:
         change: what differs from the settings of the run that is resumed, see configs/changes.py.
         initial: weights that a new run starts from.
+        store: the run's checkpoints, where they have been looked into already, so that nothing is verified twice.
     """
     run = Path(config.run)
-    store = CheckpointStore(run / "checkpoints", config.training.keep, keep_every=config.training.keep_every)
+    store = store or CheckpointStore(run / "checkpoints")
+    store.keep, store.keep_every = config.training.keep, config.training.keep_every
     step = store.latest()
     stored = None if step is None else store.extra(step)
     source = None if is_resumed(run, initial, step) or initial is None else read_source(initial.path)

@@ -18,7 +18,7 @@ from configs.schema import Config
 from core.alignment.terms import AlignmentConfig
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
-from core.training.config import ABSENT, changes_advice, differences, from_plain, to_plain, validated
+from core.training.config import ABSENT, changes_advice, differences, from_plain, read_plain, to_plain, validated
 from core.training.history import (
     NO_CHANGE,
     Change,
@@ -55,11 +55,12 @@ UNFIT = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration to train with, what it changes in its run, and lines that tell of it."""
+    """A configuration to train with, what it changes in its run, lines that tell of it, and the run's checkpoints."""
 
     config: Config
     change: Change = NO_CHANGE
     notes: tuple[str, ...] = ()
+    store: CheckpointStore | None = None
 
 
 def resolve(path: Path, overrides: list[str], asked: list[str]) -> Resolved:
@@ -71,7 +72,10 @@ def resolve(path: Path, overrides: list[str], asked: list[str]) -> Resolved:
     """
     given = load_config(path, overrides)
     run = Path(given.run)
-    step = CheckpointStore(run / "checkpoints").latest() if given.run else None
+    if given.run:
+        refuse_older(run)
+    store = CheckpointStore(run / "checkpoints") if given.run else None
+    step = None if store is None else store.latest()
     stored = stored_config(run) if step is not None else None
     if stored is None:
         if asked:
@@ -79,7 +83,7 @@ def resolve(path: Path, overrides: list[str], asked: list[str]) -> Resolved:
                 f"--change: {given.run or 'the run'} has no checkpoint yet, so there is nothing to go on from; give "
                 f"these as plain settings: {' '.join(asked)}"
             )
-        return Resolved(given)
+        return Resolved(given, store=store)
     known = read_run(run)
     plain, notes, added = _resumed(run, stored, to_plain(given), known.get("changes", []), free_on_resume(given))
     before_skipped = value_at(stored, SKIP)
@@ -100,7 +104,17 @@ def resolve(path: Path, overrides: list[str], asked: list[str]) -> Resolved:
     config = validated(Config, plain)
     other_data = {name for name in config.streams if _touches(keys, f"streams.{name}.data")}
     change = Change(step, frozenset(keys), tuple(asked) if keys - set(added) else (), frozenset(other_data))
-    return Resolved(config, change, tuple(notes))
+    return Resolved(config, change, tuple(notes), store)
+
+
+def refuse_older(run: Path) -> None:
+    """Raise ConfigError for the folder of a run whose settings this version cannot read."""
+    path = run / "config.yaml"
+    if path.exists() and "modalities" in read_plain(path):
+        raise ConfigError(
+            f"{path}: the run is of an older version of this project, with `modalities` in place of `streams`, and "
+            "cannot go on; start a new run in another folder"
+        )
 
 
 def _resumed(

@@ -96,7 +96,7 @@ def read_source(path: Path) -> WeightSource:
     where = str(path.resolve())
     if path.is_dir():
         store = CheckpointStore(path / "checkpoints")
-        step = store.latest()
+        step = store.latest(("teacher",))
         if step is None:
             raise CheckpointError(f"--init-from: {path} holds no intact checkpoint (looked in {store.root})")
         origin = {"source": where, "kind": "run", "step": step}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class LoadedRun:
     """What a checkpoint of a run generates with; `step` is the checkpoint's.
 
     `folder` is the run's, wherever it lies now; `weights` is a name of `WEIGHTS`; `ema_length` that of a post-hoc
-    EMA in place of these, or None.
+    EMA in place of these, or None; `store` has the checkpoints, where they have been looked into.
     """
 
     assembly: Assembly
@@ -40,6 +41,7 @@ class LoadedRun:
     folder: Path
     weights: str = "ema"
     ema_length: float | None = None
+    store: CheckpointStore | None = None
 
     @property
     def config(self) -> Config:
@@ -72,7 +74,8 @@ def load_run(
         ema_length: the weights of a post-hoc EMA of this length (sigma_rel) up to its last snapshot at or before the
             checkpoint, in place of the teacher's.
     """
-    store, step = checkpoint_store(path, step)
+    part = choose("weights", weights, WEIGHTS)
+    store, step = checkpoint_store(path, step, (part,) if ema_length is None else ())
     extra = store.extra(step)
     config: Config = from_plain(Config, extra["config"])
     config.training.device = device
@@ -84,11 +87,11 @@ def load_run(
         config.condition.encoder.tokenizer = ""
     assembly = Assembly(config, Path(extra["root"]), extra, config.training.torch_device())
     if ema_length is None:
-        assembly.trunk.load_state_dict(store.load_weights(step, choose("weights", weights, WEIGHTS)))
+        assembly.trunk.load_state_dict(store.load_weights(step, part))
     else:
         assembly.trunk.load_state_dict(posthoc_weights(path, ema_length, step))
     assembly.trunk.to(assembly.device).eval().requires_grad_(False)
-    return LoadedRun(assembly, step, Path(path), weights, ema_length)
+    return LoadedRun(assembly, step, Path(path), weights, ema_length, store)
 
 
 def posthoc_weights(path: Path, length: float, step: int) -> dict[str, Tensor]:
@@ -104,10 +107,12 @@ def posthoc_weights(path: Path, length: float, step: int) -> dict[str, Tensor]:
     return weights
 
 
-def checkpoint_store(path: Path, step: int | None) -> tuple[CheckpointStore, int]:
-    """A run's checkpoints and the step to read: the given one, or the newest intact one."""
+def checkpoint_store(
+    path: Path, step: int | None, parts: Collection[str] | None = None
+) -> tuple[CheckpointStore, int]:
+    """A run's checkpoints and the step to read: the given one, or the newest whose `parts` (or all) are intact."""
     store = CheckpointStore(path / "checkpoints")
-    step = store.latest() if step is None else step
+    step = store.latest(parts) if step is None else step
     if step is None:
         raise CheckpointError(f"{path} holds no intact checkpoint (looked in {store.root})")
     return store, step
@@ -136,7 +141,8 @@ def aligned_pair(loaded: LoadedRun, name: str) -> PairPlan | None:
     if loaded.config.alignment.ema_teacher is None:
         return None
     student = copy.deepcopy(loaded.generator.trunk)
-    student.load_state_dict(CheckpointStore(loaded.folder / "checkpoints").load_weights(loaded.step, "student"))
+    store = loaded.store or CheckpointStore(loaded.folder / "checkpoints")
+    student.load_state_dict(store.load_weights(loaded.step, "student"))
     return pair_plan(loaded.assembly, student, name)
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from configs.meaning import autoencoder_digests, weights_meaning
-from configs.runs import LoadedRun, checkpoint_store, load_run
+from configs.runs import LoadedRun, load_run
 from core.trunk.foreign import KINDS, export_weights, holds_meaning
 
 EXAMPLES = f"""examples:
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
 def run_meaning(loaded: LoadedRun) -> dict:
     """What the weights of a run mean, see configs/meaning.py."""
-    extra = checkpoint_store(loaded.folder, loaded.step)[0].extra(loaded.step)
-    assembly, digests = loaded.assembly, autoencoder_digests(loaded.config, extra.get("autoencoders", {}), loaded.root)
+    assembly, extra = loaded.assembly, loaded.assembly.stored
+    digests = autoencoder_digests(loaded.config, extra.get("autoencoders", {}), loaded.root)
     text = extra.get("text", "")
     return weights_meaning(loaded.config, assembly.adapters, assembly.labels, assembly.whitening, digests, text)

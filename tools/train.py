@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("run: names the folder of the run; add run=FOLDER")
     for note in resolved.notes:
         say(note)
-    if is_finished(config, resolved.change):
+    if is_finished(config, resolved.change, resolved.store):
         if resolved.change.arguments:
             raise ConfigError(
                 f"--change: all {config.training.steps} steps of {config.run} are done; make it longer, too, with "
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     try:
         with accidents_named():
-            trainer = build_trainer(config, options.config.parent, resolved.change, initial)
+            trainer = build_trainer(config, options.config.parent, resolved.change, initial, resolved.store)
             sources = {name: stream.source for name, stream in trainer.feed.dataset.streams.items()}
             report_data(sources, trainer.folder.path)
             if trainer.store.latest() is None:

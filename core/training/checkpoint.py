@@ -1,12 +1,12 @@
 """Checkpoints that are all there or not there.
 
-    root/step-00001234/tensors/     student, teacher and optimizer, written by torch.distributed.checkpoint
-    root/step-00001234/state.json   the step and plain data of the caller
+    root/step-00001234/tensors/PART/  student, teacher, optimizer, ..., each written by torch.distributed.checkpoint
+    root/step-00001234/state.json     the step and plain data of the caller
     root/step-00001234/manifest.json  size and blake2b of every other file; written last
 
 A checkpoint is written aside, synced to disk and renamed, so a killed process leaves the old state or the new one.
 torch.distributed.checkpoint has no checksums and casts dtypes silently; the manifest and the checks here close both.
-A folder that already exists is never written to.
+A folder that already exists is never written to. Files are verified once per store, and only those that are read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from core.durable import sync, write_durably
 from core.errors import CheckpointError, NotWrittenError, nearest
+from core.training.manifest import TENSORS, Verifier, encode, is_of_other_version, write_manifest
 from core.training.optim import AnyOptimizer, optimizers_of
 
-SCHEMA = 1
 PARTS = ("student", "teacher", "optimizer")
-MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors"
+STATE = "state.json"
 _NO_MORE: Mapping[str, dict] = MappingProxyType({})
 
 
@@ -84,7 +84,7 @@ class CheckpointStore:
             raise CheckpointError(f"keep: {keep} must be at least 1")
         self.root, self.keep, self.keep_every = Path(root), keep, keep_every
         self.report = report or (lambda line: print(line, file=sys.stderr))
-        self._intact: set[int] = set()  # verified or written by this process
+        self._verifier, self._reported = Verifier(), set()
 
     def folder(self, step: int) -> Path:
         return self.root / f"step-{step:08d}"
@@ -94,46 +94,41 @@ class CheckpointStore:
         names = [path.name.removeprefix("step-") for path in self.root.glob("step-*") if path.is_dir()]
         return sorted(int(name) for name in names if name.isdigit())
 
-    def latest(self) -> int | None:
-        """The newest step whose files match their manifest; every damaged newer one is reported."""
+    def latest(self, parts: Collection[str] | None = None) -> int | None:
+        """The newest step whose files match their manifest; every damaged newer one is reported, once.
+
+        Args:
+            parts: those that are going to be read, such as ("teacher",): the files of others are not looked at. None
+                for all of them.
+        Raises CheckpointError for a checkpoint that another version of this project has written.
+        """
         for step in reversed(self.steps()):
-            problem = self.problem(step)
+            problem = self._verifier.problem(self.folder(step), step, parts)
             if problem is None:
-                self._intact.add(step)
                 return step
-            self._intact.discard(step)
-            self.report(f"checkpoint {self.folder(step)} is damaged and skipped: {problem}")
+            if is_of_other_version(self.folder(step)):
+                raise CheckpointError(
+                    f"checkpoint {self.folder(step)} was written by another version of this project ({problem}); use "
+                    "that version, or start a new run in another folder"
+                )
+            if step not in self._reported:
+                self._reported.add(step)
+                self.report(f"checkpoint {self.folder(step)} is damaged and skipped: {problem}")
         return None
 
     def problem(self, step: int) -> str | None:
-        """What is wrong with the files of a checkpoint, beginning with the name of the file; None if it is intact."""
-        folder = self.folder(step)
-        try:
-            text = (folder / MANIFEST).read_text()
-            manifest = json.loads(text)
-            files, schema = manifest["files"], manifest["schema"]
-            if schema != SCHEMA:
-                return f"{MANIFEST}: schema {schema}, this version reads {SCHEMA}"
-            if text != _manifest(manifest["step"], files):
-                return f"{MANIFEST}: its content is damaged"
-            if manifest["step"] != step:
-                return f"{MANIFEST}: it belongs to step {manifest['step']}"
-            found = _files(folder)
-            for name in sorted(set(files) | set(found)):
-                if name not in found:
-                    return f"{name}: missing"
-                if name not in files:
-                    return f"{name}: not in the manifest"
-                seen = _describe(found[name])
-                if seen["bytes"] != files[name]["bytes"]:
-                    return f"{name}: {seen['bytes']} bytes, {files[name]['bytes']} were written"
-                if seen != files[name]:
-                    return f"{name}: its content differs from what was written (checksum)"
-        except OSError as error:
-            return f"{Path(error.filename or folder).name}: cannot be read ({error.strerror})"
-        except (ValueError, KeyError, TypeError):  # not text, not JSON, or not our JSON
-            return f"{MANIFEST}: its content is damaged"
-        return None
+        """What is wrong with the files of a checkpoint, all of which are read again; None if it is intact."""
+        self._verifier.forget(self.folder(step))
+        return self._verifier.problem(self.folder(step), step)
+
+    def require(self, step: int, parts: Collection[str] | None = None) -> None:
+        """Raise CheckpointError unless these parts of a checkpoint, or all, and what lies beside them are intact."""
+        if not self.folder(step).is_dir():
+            steps = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"no checkpoint of step {step} in {self.root}; there are: {steps}")
+        problem = self._verifier.problem(self.folder(step), step, parts)
+        if problem is not None:
+            raise CheckpointError(f"checkpoint {self.folder(step)} is damaged: {problem}")
 
     def publish(self, step: int, state: dict, extra: dict) -> Path:
         """Write a checkpoint and then remove those that are too old. The caller's tensors may change afterwards.
@@ -160,7 +155,8 @@ class CheckpointStore:
         except (OSError, CheckpointException) as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise NotWrittenError(f"checkpoint {final} could not be written: {_reason(error)}") from error
-        self._intact.add(step)
+        self._verifier.written(final)
+        self._reported.discard(step)
         try:
             self._prune()
         except OSError as error:  # the new checkpoint is safe; the next one tries to tidy up again
@@ -175,6 +171,7 @@ class CheckpointStore:
         Raises CheckpointError, before anything is touched, if the checkpoint is damaged or if a key, shape or dtype
         differs from `into`.
         """
+        self.require(step)
         wanted = {key: tensor for key, tensor in flatten(into).items() if not leave(key)}
         stored = {key: item for key, item in self.stored(step).items() if not leave(key)}
         problems = [f"{key}: not in the checkpoint.{nearest(key, stored)}" for key in wanted if key not in stored]
@@ -192,13 +189,13 @@ class CheckpointStore:
 
     def load_weights(self, step: int, which: str = "teacher") -> dict[str, Tensor]:
         """One part of a checkpoint alone, on the CPU: {name: tensor}; for the optimizer {name/slot: tensor}."""
-        prefix = f"{which}/"
-        stored = {key: item for key, item in self.stored(step).items() if key.startswith(prefix)}
+        stored = self.stored(step, (which,))
         if not stored:
-            raise CheckpointError(f"checkpoint {self.folder(step)} has no {which!r}; it has {', '.join(PARTS)}")
+            known = ", ".join(self.parts(step))
+            raise CheckpointError(f"checkpoint {self.folder(step)} has no {which!r}; it has {known}")
         tensors = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in stored.items()}
         self._read(step, tensors)
-        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+        return _without(which, tensors)
 
     def is_milestone(self, step: int) -> bool:
         """Whether the checkpoint stays for ever: by `keep_every` now, or when it was published."""
@@ -211,42 +208,50 @@ class CheckpointStore:
 
     def extra(self, step: int) -> dict:
         """The plain data that was published with the step."""
-        self._require_intact(step)
+        self.require(step, ())
         return json.loads((self.folder(step) / STATE).read_text())["extra"]
 
-    def stored(self, step: int) -> dict[str, TensorStorageMetadata]:
-        """Key -> metadata (`size`, `properties.dtype`) of every stored tensor; nothing else is read."""
-        self._require_intact(step)
-        metadata = dcp.FileSystemReader(self.folder(step) / TENSORS).read_metadata()
-        return dict(metadata.state_dict_metadata)
+    def parts(self, step: int) -> list[str]:
+        """Names of the parts that a checkpoint has."""
+        self.require(step, ())
+        names = [path.name for path in (self.folder(step) / TENSORS).iterdir()]
+        return [*(name for name in PARTS if name in names), *sorted(set(names) - set(PARTS))]
+
+    def stored(self, step: int, parts: Collection[str] | None = None) -> dict[str, TensorStorageMetadata]:
+        """Key -> metadata (`size`, `properties.dtype`) of every tensor of some parts, or of all."""
+        self.require(step, parts)
+        found: dict[str, TensorStorageMetadata] = {}
+        for part in self.parts(step):
+            if parts is None or part in parts:
+                metadata = dcp.FileSystemReader(self.folder(step) / TENSORS / part).read_metadata()
+                found |= {f"{part}/{name}": item for name, item in metadata.state_dict_metadata.items()}
+        return found
 
     def _read(self, step: int, tensors: dict[str, Tensor]) -> None:
-        reader = dcp.FileSystemReader(self.folder(step) / TENSORS)
-        with _single_process_is_fine():
-            dcp.load(tensors, storage_reader=reader, no_dist=not _distributed())
-
-    def _require_intact(self, step: int) -> None:
-        if step in self._intact:
-            return
-        if not self.folder(step).is_dir():
-            steps = ", ".join(map(str, self.steps())) or "none"
-            raise CheckpointError(f"no checkpoint of step {step} in {self.root}; there are: {steps}")
-        problem = self.problem(step)
-        if problem is not None:
-            raise CheckpointError(f"checkpoint {self.folder(step)} is damaged: {problem}")
-        self._intact.add(step)
+        by_part: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            by_part.setdefault(part, {})[name] = tensor
+        for part, own in by_part.items():
+            reader = dcp.FileSystemReader(self.folder(step) / TENSORS / part)
+            with _single_process_is_fine():
+                dcp.load(own, storage_reader=reader, no_dist=not _distributed())
 
     def _write(self, folder: Path, step: int, state: dict, extra: dict) -> None:
         """Every file of a checkpoint, each synced, the manifest last, then the folders themselves."""
+        flat = {part: flatten(tensors, f"{part}/") for part, tensors in state.items()}
         os.mkdir(folder)
         os.mkdir(folder / TENSORS)
-        writer = dcp.FileSystemWriter(folder / TENSORS, sync_files=True)
-        with _single_process_is_fine():
-            dcp.save(flatten(state), storage_writer=writer, no_dist=not _distributed())
+        for part, tensors in flat.items():
+            os.mkdir(folder / TENSORS / part)
+            writer = dcp.FileSystemWriter(folder / TENSORS / part, sync_files=True)
+            with _single_process_is_fine():
+                dcp.save(_without(part, tensors), storage_writer=writer, no_dist=not _distributed())
+            sync(folder / TENSORS / part)
         milestone = {"milestone": True} if self.keep_every and step and step % self.keep_every == 0 else {}
-        write_durably(folder / STATE, _encode({"step": step, "extra": extra, **milestone}))
-        files = {name: _describe(path) for name, path in _files(folder).items()}
-        write_durably(folder / MANIFEST, _manifest(step, files))
+        # In the order of the caller: that of streams and of their parts means something.
+        write_durably(folder / STATE, encode({"step": step, "extra": extra, **milestone}, sort_keys=False))
+        write_manifest(folder, step)
         sync(folder / TENSORS)
         sync(folder)
 
@@ -256,7 +261,7 @@ class CheckpointStore:
         kept = []
         for step in reversed(self.steps()):
             if len(kept) < self.keep:
-                if step in self._intact or self.problem(step) is None:
+                if self._verifier.problem(self.folder(step), step) is None:
                     kept.append(step)
             elif not self.is_milestone(step):
                 self._put_away(step)
@@ -267,12 +272,12 @@ class CheckpointStore:
         for later in self.steps():
             if later > step:
                 self._put_away(later)
-                self._intact.discard(later)
         self._tidy()
 
     def _put_away(self, step: int) -> None:
         """Renamed first: a half-removed folder must not look like a checkpoint."""
         os.rename(self.folder(step), self.root / f".removing-{self.folder(step).name}")
+        self._verifier.forget(self.folder(step))
 
     def _tidy(self) -> None:
         """Remove what killed saves and removals left behind."""
@@ -382,6 +387,11 @@ def _optimized(model: nn.Module, optimizer: AnyOptimizer) -> list[tuple[str, nn.
     return [(names[parameter], parameter) for parameter in parameters]
 
 
+def _without(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a part by their names within it."""
+    return {key.removeprefix(f"{part}/"): tensor for key, tensor in tensors.items()}
+
+
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
@@ -392,29 +402,6 @@ def _single_process_is_fine() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Relative name -> path of every file of a checkpoint but the manifest."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path for name, path in found.items() if name != MANIFEST}
-
-
-def _describe(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
-    return {"bytes": path.stat().st_size, "blake2b": checksum}
-
-
-def _encode(content: dict) -> str:
-    return json.dumps(content, indent=1, sort_keys=True) + "\n"
-
-
-def _manifest(step: int, files: dict[str, dict]) -> str:
-    """The only text that a manifest of these files can have: any other byte in it is damage, and is noticed."""
-    content = {"schema": SCHEMA, "step": step, "files": files}
-    checksum = hashlib.blake2b(_encode(content).encode(), digest_size=32).hexdigest()
-    return _encode(content | {"blake2b": checksum})
 
 
 def _reason(error: BaseException) -> str:

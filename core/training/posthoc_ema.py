@@ -179,6 +179,7 @@ def stored_snapshots(store: CheckpointStore, root: Path, step: int) -> list[Snap
         if time > step:
             continue
         try:
+            store.require(time)
             found += [Snapshot(time, length) for length in store.extra(time)["lengths"]]
         except CheckpointError as error:
             store.report(f"EMA snapshot left out: {error}")

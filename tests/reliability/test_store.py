@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from core.errors import CheckpointError
+from core.training import manifest as manifests
 from core.training.checkpoint import CheckpointStore, digest, restore, training_state
+from core.training.manifest import SCHEMA
 from tests.reliability.kill_points import example_state
 
 REPOSITORY = Path(__file__).parents[2]
@@ -83,7 +85,9 @@ def filled(root: Path, steps=(10, 20)) -> CheckpointStore:
     return store
 
 
-FILES = ["tensors/__0_0.distcp", "tensors/.metadata", "state.json", "manifest.json"]
+PARTS = ["student", "teacher", "optimizer"]
+FILES = [*(f"tensors/{part}/{name}" for part in PARTS for name in ("__0_0.distcp", ".metadata"))]
+FILES += ["state.json", "manifest.json"]
 
 
 def flip(path: Path, where: float) -> None:
@@ -134,15 +138,23 @@ def test_every_single_byte_of_the_manifest_counts(tmp_path):
     assert CheckpointStore(tmp_path).problem(10) is None
 
 
-def test_extra_file_other_schema_and_renamed_folder_are_refused(tmp_path):
+def test_extra_file_other_schema_and_renamed_folder_are_refused(tmp_path, monkeypatch):
     store = filled(tmp_path)
     (tmp_path / "step-00000020" / "stranger").write_text("")
     assert store.problem(20) == "stranger: not in the manifest"
     os.rename(tmp_path / "step-00000010", tmp_path / "step-00000030")
     assert store.problem(30) == "manifest.json: it belongs to step 10"
     manifest = tmp_path / "step-00000030" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 2'))
-    assert store.problem(30) == "manifest.json: schema 2, this version reads 1"
+    good = manifest.read_text()
+    manifest.write_text(good.replace(f'"schema": {SCHEMA}', '"schema": 1'))
+    assert store.problem(30) == "manifest.json: its content is damaged"
+    manifest.write_text(good)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests, "SCHEMA", 1)
+        manifests.write_manifest(tmp_path / "step-00000030", 30)
+    assert store.problem(30) == f"manifest.json: schema 1, this version reads {SCHEMA}"
+    with pytest.raises(CheckpointError, match=r"step-00000030 was written by another version of this project \(manif"):
+        CheckpointStore(tmp_path).latest()
 
 
 def test_the_newest_intact_two_stay_and_damaged_ones_do_not_count(tmp_path):
