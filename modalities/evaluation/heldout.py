@@ -15,6 +15,7 @@ from modalities.base import Record, Source, StoredLatents
 from modalities.conditions import Prompt
 from modalities.data.decoding import decoded
 from modalities.data.order import Order
+from modalities.data.together import load_together
 from modalities.generation import Generator
 from modalities.streams import Part, make_segments
 
@@ -120,14 +121,23 @@ class Reader:
     def _load(self, index: int) -> _Loaded:
         record = self.source.read(index)
         condition = self.model.conditions.chosen(record, self.choice)
-        media: dict[str, Tensor | StoredLatents] = {}
-        for name, part in self.model.parts[self.stream].items():
-            own = record.part(name)
-            if isinstance(own.media, StoredLatents):
-                media[name] = own.media
-            else:  # every part draws the same numbers, as `load_parts`
-                media[name] = decoded(part.adapter, own, generator(self.seed, self.stream, record.key, "evaluation"))
-        return record, media, condition
+        return record, self._media(record), condition
+
+    def _media(self, record: Record) -> dict[str, Tensor | StoredLatents]:
+        """Not augmented. As in training, several parts that pass in time are cut at the same time."""
+
+        def draw(purpose: str = "evaluation") -> torch.Generator:
+            return generator(self.seed, self.stream, record.key, purpose)
+
+        parts = self.model.parts[self.stream]
+        own = {name: record.part(name) for name in parts}
+        found = {name: item.media for name, item in own.items() if isinstance(item.media, StoredLatents)}
+        adapters = {name: part.adapter for name, part in parts.items() if name not in found}
+        timed = {name: adapter for name, adapter in adapters.items() if hasattr(adapter, "windows")}
+        if len(timed) > 1:
+            found |= load_together(timed, own, draw("evaluation start"), draw)
+        found |= {name: decoded(adapter, own[name], draw()) for name, adapter in adapters.items() if name not in found}
+        return {name: found[name] for name in parts}
 
     def _join(self, held: list[_Loaded]) -> Records:
         records, loaded, conditions = zip(*held, strict=True)

@@ -1,8 +1,8 @@
 """Held-out numbers of the EMA weights while a run trains: one line for each step in RUN/validation.jsonl.
 
-Names are STREAM/ and those of modalities/evaluation/measure.py: velocity/mean, velocity/t=T (velocity/PART/... of samples
-with several parts), health/NAME/layer=K, and with alignment.ema_teacher health/align_NAME. Values are functions of
-weights, data and settings alone.
+Names are STREAM/ and those of modalities/evaluation/measure.py: velocity/mean, velocity/t=T (velocity/PART/... where a
+stream has several parts), health/NAME/layer=K, and with alignment.ema_teacher health/align_NAME. Values are functions
+of weights, data and settings alone.
 """
 
 from __future__ import annotations

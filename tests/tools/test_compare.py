@@ -39,7 +39,7 @@ labels: {velocity/mean: held-out loss}
 """
 BASE = f"""
 base: {CONFIG.with_name("tiny_sit.yaml")}
-modalities:
+streams:
   image:
     heldout: {{size: 8, seed: 1, count: 40}}
     evaluation: {{measures: [velocity, knn], heldout: 40, training: 60, times: [0.2, 0.8]}}

@@ -39,7 +39,7 @@ def evaluate(run: Path, *options: str) -> int:
 
 def results(folder: Path) -> dict[str, dict]:
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("step-*.json"))]
-    return {result["modality"]: result for result in found}
+    return {result["stream"]: result for result in found}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_all_measures_of_all_modalities(measured):
 
 
 def test_another_run_gives_the_same_numbers_its_own_classifier_included(measured, tiny_run, tmp_path):
-    assert evaluate(tiny_run, "--modality", "image", HELDOUT[0], *few("image"), "--out", str(tmp_path)) == 0
+    assert evaluate(tiny_run, "--stream", "image", HELDOUT[0], *few("image"), "--out", str(tmp_path)) == 0
     assert results(tmp_path)["image"] == results(measured)["image"]
 
 
@@ -88,7 +88,7 @@ def test_another_run_gives_the_same_numbers_its_own_classifier_included(measured
 def test_another_batch_size_gives_the_same_numbers(name, measured, tiny_run, tmp_path):
     for file in measured.glob("classifier-*"):
         shutil.copy(file, tmp_path)
-    options = ["--modality", name, *HELDOUT, *few(name), "--batch", "7", "--out", str(tmp_path)]
+    options = ["--stream", name, *HELDOUT, *few(name), "--batch", "7", "--out", str(tmp_path)]
     assert evaluate(tiny_run, *options) == 0
     result, other = results(measured)[name], results(tmp_path)[name]
     assert other["settings"]["batch"] == 7
@@ -137,7 +137,7 @@ def test_modalities_without_held_out_records_are_left_out_unless_asked_for(tiny_
     assert evaluate(tiny_run, HELDOUT[0], *only) == 0
     assert "audio is left out: streams.audio.heldout is not set" in capsys.readouterr().err
     assert set(results(tmp_path)) == {"image"}
-    for asked in ([], ["--modality", "audio"]):
+    for asked in ([], ["--stream", "audio"]):
         assert evaluate(tiny_run, *asked) == 2
         assert ".heldout: not set; name records that were not trained on" in capsys.readouterr().err
 
@@ -294,11 +294,13 @@ def test_records_that_were_trained_on_are_refused_before_anything_is_measured(ti
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["trunk.mmdit.width=64"], "trunk.mmdit.width: the run keeps what it was trained with; only modalities.NAME."),
-        (["modalities.image.evaluatoin.seed=1"], "Did you mean: 'evaluation'?"),
+        (["trunk.mmdit.width=64"], "trunk.mmdit.width: the run keeps what it was trained with; only streams.NAME."),
+        (["streams.image.evaluatoin.seed=1"], "Did you mean: 'evaluation'?"),
         (["streams.image.media.patch=2"], "streams.image.media.patch: the run keeps what it was trained with"),
         (["streams.image.evaluation.measures=[fid]"], "'fid' is not one of velocity, probe, knn, health, samples"),
         (["--batch", "0"], "--batch: 0 must be at least 1"),
+        (["--stream", "vidoe"], "--stream: 'vidoe' is not one of those that "),
+        (["--stream", "vidoe"], "image, video, audio. Did you mean: 'video'?"),
         (["--step", "5"], "no checkpoint of step 5"),
         (["--samples", "x.npz", "--reference", "y.npz", "--inception", "z"], "--run: not together with --samples"),
         (["--npz", "x.npz"], "--npz: holds pictures of random classes, and this run is conditioned on text"),

@@ -69,13 +69,13 @@ def test_a_preview_has_samples_of_every_modality_and_an_index(watched):
         "image-grid.png",
         *(entry["file"] for entry in index["samples"]),
     }
-    assert [(entry["modality"], entry["index"]) for entry in index["samples"]] == [
+    assert [(entry["stream"], entry["index"]) for entry in index["samples"]] == [
         (name, number) for name in ("image", "video", "audio") for number in (0, 1)
     ]
     assert {entry["file"].rpartition(".")[2] for entry in index["samples"]} == {"png", "mp4", "wav"}
     assert index["samplers"]["image"]["steps"] == 3
     for name in ("image", "video", "audio"):
-        prompts = [entry["prompt"] for entry in index["samples"] if entry["modality"] == name]
+        prompts = [entry["prompt"] for entry in index["samples"] if entry["stream"] == name]
         assert len(set(prompts)) == 2  # captions of the data, different ones
     later = json.loads((watched / "samples" / "step-00000006" / "index.json").read_text())
     assert later["samples"] == index["samples"]
@@ -86,10 +86,12 @@ def test_a_preview_is_what_generate_makes_of_that_checkpoint(watched):
     loaded = load_run(watched, STEPS, device="cpu")
     folder = watched / "samples" / f"step-{STEPS:08d}"
     index = json.loads((folder / "index.json").read_text())
-    sampler = loaded.config.streams.image.sampling
-    prompts = [entry["prompt"] for entry in index["samples"] if entry["modality"] == "image"]
+    sampler = loaded.config.streams["image"].sampling
+    prompts = [entry["prompt"] for entry in index["samples"] if entry["stream"] == "image"]
     for number, media in enumerate(generate(loaded.generator, "image", prompts, sampler, seed=0)):
-        path = loaded.generator.adapters["image"].write(media, watched.parent / f"again-{number}")
+        path = loaded.generator.parts["image"]["image"].adapter.write(
+            media["image"], watched.parent / f"again-{number}"
+        )
         assert path.read_bytes() == (folder / f"image-{number:03d}.png").read_bytes()
 
 
@@ -97,7 +99,7 @@ def test_validation_is_what_evaluate_measures_of_that_checkpoint(watched):
     lines = read_lines(watched / "validation.jsonl")
     assert [line["step"] for line in lines] == [3, 6]
     settings = ["streams.image.evaluation={measures: [velocity, health], heldout: 8}"]
-    assert main(["evaluate", "--run", str(watched), "--modality", "image", *settings]) == 0
+    assert main(["evaluate", "--run", str(watched), "--stream", "image", *settings]) == 0
     measured = json.loads((watched / "evaluation" / "step-00000006-image.json").read_text())["values"]
     mine = {name.removeprefix("image/"): value for name, value in lines[1].items() if name.startswith("image/")}
     assert mine == pytest.approx(measured, rel=1e-6)
@@ -159,7 +161,7 @@ def test_prompts_of_the_user_and_batches_of_any_size(tmp_path):
     samples = contents(tmp_path / "one" / "samples")
     assert samples == contents(tmp_path / "three" / "samples")
     index = json.loads(samples["step-00000002/index.json"])
-    asked = [entry["prompt"] for entry in index["samples"] if entry["modality"] == "image"]
+    asked = [entry["prompt"] for entry in index["samples"] if entry["stream"] == "image"]
     assert asked == ["a red circle", "a red circle", "a blue square"]
     assert samples["step-00000002/image-000.png"] != samples["step-00000002/image-001.png"]  # other noise
 
@@ -180,7 +182,7 @@ def test_classes_are_shown_and_unknown_ones_refused(tmp_path, capsys):
     ("settings", "expected"),
     [
         (["training.validate.every=2"], "training.validate.every: nothing to validate on; name records"),
-        (["training.preview.prompts={vidoe: [x]}"], "training.preview.prompts.vidoe: the run has no such modality"),
+        (["training.preview.prompts={vidoe: [x]}"], "training.preview.prompts.vidoe: the run has no such stream"),
         (
             ["training.validate.every=2", "streams.image.heldout={size: 8, count: 60}"],
             "streams.image.heldout: holds records that the run is trained on",
@@ -217,7 +219,7 @@ def test_a_preview_that_fails_is_a_line_and_the_others_are_made(tmp_path, tiny_r
         assert shown.count(line) == 1
     index = json.loads((tmp_path / "samples" / "step-00000004" / "index.json").read_text())
     assert index["failed"] == {"video": "RuntimeError: no encoder for mp4"}
-    assert {entry["modality"] for entry in index["samples"]} == {"image", "audio"}
+    assert {entry["stream"] for entry in index["samples"]} == {"image", "audio"}
     assert result(tmp_path) == result(tiny_run)
 
 
