@@ -139,16 +139,17 @@ def build_mmdit(
 def build_class_trunk(
     config: Config, adapters: dict[str, ModalityAdapter], labels: list[str], projectors: dict[str, ProjectorSpec]
 ) -> nn.Module:
-    """SiT or DDT: pictures of one size, conditioned on classes."""
+    """SiT or DDT: pictures of one size, conditioned on classes. Without conditions the null row alone is used."""
     kind = config.trunk.kind
-    if set(adapters) != {"image"} or config.condition.kind != "label":
+    if set(adapters) != {"image"} or config.condition.kind == "text":
         raise ConfigError(
-            f"trunk.kind: {kind!r} needs the image modality alone and condition.kind: label; this run has "
+            f"trunk.kind: {kind!r} needs the image modality alone and condition.kind: label or none; this run has "
             f"{', '.join(adapters)} and condition.kind: {config.condition.kind}. Trunk mmdit takes any"
         )
     (_, rows, columns), wanted = adapters["image"].grid(), getattr(config.trunk, kind)
     channels = adapters["image"].channels
-    fitting = {"grid": rows, "channels": channels, "num_classes": len(labels) + 1}
+    classes = len(labels) + 1 if config.condition.kind == "label" else wanted.num_classes
+    fitting = {"grid": rows, "channels": channels, "num_classes": classes}
     wrong = [f"trunk.{kind}.{name}={value}" for name, value in fitting.items() if getattr(wanted, name) != value]
     if wrong or rows != columns:
         raise ConfigError(
@@ -161,6 +162,8 @@ def build_class_trunk(
 
 def context_config(condition: ConditionConfig, classes: int) -> ContextConfig:
     """How the trunk reads what `Conditions` makes."""
+    if condition.kind == "none":
+        return ContextConfig(kind="none")
     if condition.kind == "label":
         return ContextConfig(kind="labels", num_classes=classes)
     if condition.encoder is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from torch import Tensor, nn
 
 from configs.build import free_on_resume, given_tokens, stored_whitening
 from configs.networks import build_adapters, build_text_encoder, build_trunk
@@ -14,8 +16,11 @@ from configs.schema import Config, StreamConfig
 from core.errors import CheckpointError, ConfigError, choose
 from core.evaluation.pair import PairPlan
 from core.training.checkpoint import CheckpointStore
-from core.training.config import read_plain, refuse_changes, to_plain
+from core.training.config import refuse_changes, to_plain
+from core.training.history import NO_CHANGE, Change, stored_config
+from core.training.posthoc_ema import reconstruct
 from core.trunk.projectors import ProjectorSpec
+from modalities.base import ModalityAdapter
 from modalities.conditions import Conditions
 from modalities.data.sources import build_source
 from modalities.evaluation.heldout import Reader
@@ -30,7 +35,8 @@ WEIGHTS = {"ema": "teacher", "student": "student"}
 class LoadedRun:
     """What a checkpoint of a run generates with; `step` is the checkpoint's, `root` what its data paths start from.
 
-    `folder` is the run's, wherever it lies now; `weights` is a name of `WEIGHTS`.
+    `folder` is the run's, wherever it lies now; `weights` is a name of `WEIGHTS`; `ema_length` that of a post-hoc
+    EMA in place of these, or None.
     """
 
     config: Config
@@ -39,6 +45,7 @@ class LoadedRun:
     root: Path
     folder: Path
     weights: str = "ema"
+    ema_length: float | None = None
 
 
 def load_run(
@@ -47,6 +54,7 @@ def load_run(
     device: str = "auto",
     text_encoder: str | None = None,
     weights: str = "ema",
+    ema_length: float | None = None,
 ) -> LoadedRun:
     """The EMA (the teacher) of a run's newest or given checkpoint, with everything stored beside it.
 
@@ -54,6 +62,8 @@ def load_run(
         weights: ema, or student for the weights that the optimizer moves.
         text_encoder: folder or name of the run's frozen text encoder and its tokenizer, where that is not what the run
             was trained with.
+        ema_length: the weights of a post-hoc EMA of this length (sigma_rel) up to its last snapshot at or before the
+            checkpoint, in place of the teacher's.
     """
     store, step = checkpoint_store(path, step)
     extra = store.extra(step)
@@ -69,7 +79,10 @@ def load_run(
     adapters = build_adapters(config, Path(extra["root"]))
     projectors = {name: ProjectorSpec(*spec) for name, spec in extra["projectors"].items()}
     trunk = build_trunk(config, adapters, extra["labels"], projectors)
-    trunk.load_state_dict(store.load_weights(step, choose("weights", weights, WEIGHTS)))
+    if ema_length is None:
+        trunk.load_state_dict(store.load_weights(step, choose("weights", weights, WEIGHTS)))
+    else:
+        trunk.load_state_dict(posthoc_weights(path, ema_length, step))
     trunk = trunk.to(target).eval().requires_grad_(False)
     for name, adapter in adapters.items():
         adapter.to(target)
@@ -80,7 +93,20 @@ def load_run(
     if text is not None:
         text.to(target).expect(extra.get("text", ""))
     generator = Generator(trunk, adapters, whitening, conditions, target, text)
-    return LoadedRun(config, generator, step, Path(extra["root"]), Path(path), weights)
+    return LoadedRun(config, generator, step, Path(extra["root"]), Path(path), weights, ema_length)
+
+
+def posthoc_weights(path: Path, length: float, step: int) -> dict[str, Tensor]:
+    """Those of a post-hoc EMA, with a line on stderr about what they were made of."""
+    weights, recipe = reconstruct(path, length, step)
+    print(
+        f"EMA of length {length:g} up to step {recipe.step}, from {len(recipe.factors)} stored averages; its profile "
+        f"is met within {recipe.error:.1%}",
+        file=sys.stderr,
+    )
+    if warning := recipe.warning():
+        print(f"warning: {warning}", file=sys.stderr)
+    return weights
 
 
 def checkpoint_store(path: Path, step: int | None) -> tuple[CheckpointStore, int]:
@@ -92,13 +118,16 @@ def checkpoint_store(path: Path, step: int | None) -> tuple[CheckpointStore, int
     return store, step
 
 
-def is_finished(config: Config) -> bool:
-    """Whether the run has all of its steps. Raises ConfigError where its settings differ from the given ones."""
+def is_finished(config: Config, change: Change = NO_CHANGE) -> bool:
+    """Whether the run has all of its steps. Raises ConfigError where its settings differ from the given ones, but for
+    those of `change`."""
     path = Path(config.run)
     store = CheckpointStore(path / "checkpoints")
     if max(store.steps(), default=0) < config.training.steps or (store.latest() or 0) < config.training.steps:
         return False
-    refuse_changes(read_plain(path / "config.yaml"), to_plain(config), free_on_resume(config))
+    stored = stored_config(path)
+    if stored is not None:
+        refuse_changes(stored, to_plain(config), free_on_resume(config) | change.keys)
     return True
 
 
@@ -122,11 +151,17 @@ def evaluation_subject(loaded: LoadedRun, stream: StreamConfig, modality: str) -
 
 def aligned_pair(loaded: LoadedRun, modality: str) -> PairPlan | None:
     """The student beside the EMA teacher, and how the run noises them; None without alignment.ema_teacher."""
-    config, trunk = loaded.config, loaded.generator.trunk
+    if loaded.config.alignment.ema_teacher is None:
+        return None
+    student = copy.deepcopy(loaded.generator.trunk)
+    student.load_state_dict(CheckpointStore(loaded.folder / "checkpoints").load_weights(loaded.step, "student"))
+    return pair_plan(loaded.config, student, loaded.generator.adapters[modality], modality)
+
+
+def pair_plan(config: Config, student: nn.Module, adapter: ModalityAdapter, modality: str) -> PairPlan | None:
+    """How a run aligns this student on a modality; None without alignment.ema_teacher."""
     if config.alignment.ema_teacher is None:
         return None
-    student = copy.deepcopy(trunk)
-    student.load_state_dict(CheckpointStore(loaded.folder / "checkpoints").load_weights(loaded.step, "student"))
-    stream, layers = config.modalities.streams()[modality], config.alignment.ema_teacher.layers(trunk.depth)
-    given = given_tokens(stream, loaded.generator.adapters[modality])
+    stream, layers = config.modalities.streams()[modality], config.alignment.ema_teacher.layers(student.depth)
+    given = given_tokens(stream, adapter)
     return PairPlan(student, *layers, config.noising, stream.time, stream.mask_ratio, **given)

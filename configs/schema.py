@@ -163,6 +163,21 @@ class Config:
             found.append(
                 "training.ema.decay: 0 makes the teacher the student itself; alignment.ema_teacher needs an average"
             )
+        return found + self._watching_problems()
+
+    def _watching_problems(self) -> list[str]:
+        """What previews and validation ask of the modalities."""
+        streams = self.modalities.streams()
+        found = [
+            f"training.preview.prompts.{name}: the run has no such modality; it has {', '.join(streams)}"
+            for name in self.training.preview.prompts
+            if name not in streams
+        ]
+        if self.training.validate.every and all(stream.heldout is None for stream in streams.values()):
+            found.append(
+                "training.validate.every: nothing to validate on; name records that are not trained on, such as "
+                f"modalities.{next(iter(streams), 'image')}.heldout={{kind: folder, path: FOLDER}}"
+            )
         return found
 
     def _stream_problems(self, name: str, stream: StreamConfig) -> list[str]:

@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from core.errors import DataError
+
+
+@contextmanager
+def writing(path: Path, note: str = "") -> Iterator[None]:
+    """Turns a full disk, a read-only folder and the like into a DataError of one line: `path`, the reason, `note`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{path}: cannot be written: {reason}{note}") from error
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import difflib
 import math
+import traceback
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
 
 class SelfFlowError(Exception):
-    """Base of every error that the command line prints without a traceback."""
+    """Base of every error that the command line prints without a traceback.
+
+    `exit_code` is what the command then ends with; docs/operations.md lists them.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(SelfFlowError):
@@ -33,8 +39,37 @@ class CheckpointError(SelfFlowError):
     """A checkpoint or a foreign weight file is missing, damaged or does not fit."""
 
 
+class AccidentError(SelfFlowError):
+    """The machine failed, and no setting is wrong: a full disk, a killed worker. The same command goes on later."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class NotWrittenError(CheckpointError):
+    """A checkpoint could not be written."""
+
+    exit_code = AccidentError.exit_code
+
+
 class NotFiniteError(SelfFlowError):
-    """A loss, a gradient norm or a sample is NaN or infinite; no weights were touched."""
+    """A loss, a gradient norm or a sample is NaN or infinite; no weights were touched.
+
+    `bad_step` is the number that the step has in metrics.jsonl, or None where it is not one step of a training.
+    """
+
+    def __init__(self, message: str, bad_step: int | None = None):
+        self.bad_step = bad_step
+        super().__init__(message)
+
+
+def described(error: BaseException) -> str:
+    """One line about any exception: ours as they are, others by type, first line, and the place that raised them."""
+    if isinstance(error, SelfFlowError):
+        return " ".join(str(error).split("\n"))
+    text = next(iter(str(error).strip().splitlines()), "")
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{place}"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

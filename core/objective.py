@@ -21,8 +21,14 @@ class Objective:
 
     def __init__(self, terms: Sequence[AlignmentTerm] = ()):
         self.terms = tuple(terms)
-        teacher_taps = [term.teacher_taps for term in self.terms if term.teacher_taps]
-        self.teacher_taps = merge_taps(teacher_taps) if teacher_taps else None
+
+    def terms_at(self, step: int) -> list[AlignmentTerm]:
+        """Those that still have a weight after `step` steps."""
+        return [term for term in self.terms if not term.is_over(step)]
+
+    def reads_targets(self, step: int) -> bool:
+        """Whether the step that follows `step` finished ones needs the features of frozen encoders."""
+        return any(term.reads_targets for term in self.terms_at(step))
 
     def __call__(
         self,
@@ -41,7 +47,8 @@ class Objective:
             targets: name -> (B, L, D') features of frozen encoders.
             step: finished optimizer steps.
         """
-        taps = merge_taps([term.taps(targets) for term in self.terms])
+        terms = self.terms_at(step)
+        taps = merge_taps([term.taps(targets) for term in terms])
         output = student(noised(batch, draws.noise, draws.student), draws.student, batch, taps)
 
         losses = {}
@@ -51,12 +58,13 @@ class Objective:
             losses[f"flow/{segment.modality}"] = LossTerm(total, counts[segment.modality])
 
         seen_by_teacher = None
-        if self.teacher_taps:
+        teacher_taps = [term.teacher_taps for term in terms if term.teacher_taps]
+        if teacher_taps:
             with torch.no_grad():  # the same noise, at the teacher's own level
                 cleaner = noised(batch, draws.noise, draws.teacher)
-                seen_by_teacher = teacher(cleaner, draws.teacher, batch, self.teacher_taps)
+                seen_by_teacher = teacher(cleaner, draws.teacher, batch, merge_taps(teacher_taps))
         seen = Seen(output, seen_by_teacher, targets, batch.counted(), sum(counts.values()), step)
-        for term in self.terms:
+        for term in terms:
             losses |= term(seen)
         return losses
 

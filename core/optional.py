@@ -20,6 +20,7 @@ EXTRAS = {
     "scipy": "plots",
     "wandb": "log",
     "tensorboard": "log",
+    "bitsandbytes": "optim8bit",
     "torchvision": "full",
     "torchaudio": "full",
     "torchcodec": "full",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from autoencoders.songbloom import CHANNELS, SAMPLE_RATE
 from autoencoders.transforms import Mdct
 from core.errors import ConfigError, DataError, ShapeError, nearest
 from modalities.base import AutoencoderAdapter, Record
+from modalities.media.opening import decoding
 from modalities.media.sound import (
     RESAMPLERS,
     AudioInfo,
+    audio_blocks,
     load_torchaudio,
     probe_audio,
     read_audio,
@@ -29,6 +32,7 @@ from modalities.media.sound import (
 )
 
 SHORT = ("pad", "refuse")
+RANDOM_WINDOWS = 8  # tried before a file is looked through for sound
 MARGIN = 0.1  # seconds read on both sides of a window, for the resampler's filter
 
 
@@ -107,6 +111,10 @@ class AudioConfig:
         return 64 if self.hop is None else self.hop, 0.5 if self.exponent is None else self.exponent
 
 
+class _UnfitWindow(DataError):
+    """This window cannot be used; others of the same file may."""
+
+
 class AudioAdapter(AutoencoderAdapter):
     """Sounds (channels, samples) and their tokens. Raises ConfigError when the config has problems."""
 
@@ -127,21 +135,55 @@ class AudioAdapter(AutoencoderAdapter):
             super().__init__(Mdct(hop, config.channels, exponent), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
-        """A window at a random place in time; a silent window is refused."""
-        info = probe_audio(record.media, record.origin, record.rate)
-        needed = math.ceil(self.samples * info.rate / self.config.sample_rate)
-        if info.samples < needed and self.config.short == "refuse":
-            raise DataError(
-                f"{record.origin}: {info.samples / info.rate:.3f} s, a window needs {self.config.seconds:g} s"
-            )
+        """A window at a random place in time. Where it is silent or not finite another one is drawn, and a sound is
+        refused only when it holds no other."""
+        with decoding(record.origin, "a sound"):
+            info = probe_audio(record.media, record.origin, record.rate)
+            needed = math.ceil(self.samples * info.rate / self.config.sample_rate)
+            if info.samples < needed and self.config.short == "refuse":
+                raise DataError(
+                    f"{record.origin}: {info.samples / info.rate:.3f} s, a window needs {self.config.seconds:g} s"
+                )
+            unfit = None
+            for start in self._starts(record, info, needed, generator):
+                try:
+                    sound = self._window(record, info, start, min(needed, info.samples - start))
+                except _UnfitWindow as error:
+                    unfit = unfit or error
+                    continue
+                if sound.any():
+                    return functional.pad(sound, (0, self.samples - sound.shape[1]))
+                unfit = unfit or _UnfitWindow(f"{record.origin}: silent: every sample is 0")
+            raise DataError(str(unfit))
+
+    def _starts(self, record: Record, info: AudioInfo, needed: int, generator: torch.Generator) -> Iterator[int]:
+        """Places in the file at which windows of `needed` samples may start, in the order in which they are tried.
+
+        A few at random, which is enough for most files and decodes no more than they need. Then the whole file is
+        decoded once, and places come around sounds that are in it.
+        """
         # A window starts where a sample of the file and a resampled one coincide.
         unit = info.rate // math.gcd(info.rate, self.config.sample_rate)
-        starts = max(0, info.samples - needed) // unit + 1
-        start = unit * int(torch.randint(starts, (), generator=generator))
-        sound = self._window(record, info, start, min(needed, info.samples - start))
-        if not sound.any():
-            raise DataError(f"{record.origin}: silent: every sample is 0 from {start / info.rate:.3f} s on")
-        return functional.pad(sound, (0, self.samples - sound.shape[1]))
+        places = max(0, info.samples - needed) // unit + 1
+        for _ in range(RANDOM_WINDOWS if places > 1 else 1):
+            yield unit * int(torch.randint(places, (), generator=generator))
+        if places == 1:
+            return
+        heard = self._heard(record, needed)
+        for choice in torch.randperm(len(heard), generator=generator)[:RANDOM_WINDOWS].tolist():
+            around = max(0, heard[choice] - needed // 2) // unit
+            yield unit * min(around, places - 1)
+
+    def _heard(self, record: Record, needed: int) -> list[int]:
+        """For every stretch of `needed` samples of a file, a sample in it that is neither 0 nor NaN nor infinite."""
+        found: dict[int, int] = {}
+        for place, samples in audio_blocks(record.media, record.origin):
+            mixed = self._mix(samples, record.origin)
+            sounding = place + np.flatnonzero((np.isfinite(mixed) & (mixed != 0)).any(axis=1))
+            stretches, first = np.unique(sounding // needed, return_index=True)
+            for stretch, sample in zip(stretches.tolist(), sounding[first].tolist(), strict=True):
+                found.setdefault(stretch, sample)
+        return list(found.values())
 
     def load_prefix(self, record: Record) -> tuple[Tensor, int]:
         """The beginning of a sound to be continued: a window (channels, samples) and how many samples are known.
@@ -161,7 +203,7 @@ class AudioAdapter(AutoencoderAdapter):
         after = min(info.samples - start - count, margin)
         samples = read_audio(record.media, record.origin, start - before, before + count + after)
         if not np.isfinite(samples).all():
-            raise DataError(f"{record.origin}: holds samples that are not finite")
+            raise _UnfitWindow(f"{record.origin}: holds samples that are not finite")
         samples = self._mix(samples, record.origin)
         first = before * self.config.sample_rate // info.rate  # exact: `start` and `margin` are multiples of `unit`
         kept = min(self.samples, math.ceil(count * self.config.sample_rate / info.rate))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from autoencoders.base import Autoencoder, Size, Whitening
 from core.types import Segment
+
+if TYPE_CHECKING:
+    from modalities.data.account import Account
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class Source(Protocol):
 
     def labels(self) -> list[str]:
         """Sorted class names, empty where the source has none."""
+
+    def account(self) -> Account:
+        """What is left out of the records, and what is taken through links."""
 
     def fingerprint(self) -> str:
         """Changes when the records or their order change; compared when a run is resumed."""

@@ -20,12 +20,15 @@ from modalities.data.captions import choose_caption
 from modalities.text import TextConfig, TextEncoderConfig, collate_text
 from modalities.text.encoder import feature_dtype
 
+KINDS = ("text", "label", "none")
+
 
 @dataclass
 class ConditionConfig:
     """
     Attributes:
-        kind: text (captions) or label (class names of the data).
+        kind: text (captions), label (class names of the data), or none: every sample has the null condition, and the
+            data need neither captions nor classes.
         dropout: share of samples whose condition is dropped in training, for guidance.
         encoder_depth: self-attention blocks of the byte-level encoder, which is trained with the trunk.
         text: how the byte-level encoder turns text into rows of its table.
@@ -40,10 +43,10 @@ class ConditionConfig:
 
     def problems(self) -> list[str]:
         found = []
-        if self.kind not in ("text", "label"):
-            found.append(f"kind: {self.kind!r} is not one of text, label")
-        if self.kind == "label" and self.encoder is not None:
-            found.append("encoder: is not read with kind 'label'; set kind: text, or encoder: null")
+        if self.kind not in KINDS:
+            found.append(f"kind: {self.kind!r} is not one of {', '.join(KINDS)}.{nearest(self.kind, KINDS)}")
+        elif self.kind != "text" and self.encoder is not None:
+            found.append(f"encoder: is not read with kind {self.kind!r}; set kind: text, or encoder: null")
         if not 0 <= self.dropout < 1:
             found.append(f"dropout: {self.dropout} must lie in [0, 1)")
         if self.encoder_depth < 0:
@@ -83,10 +86,11 @@ class Conditions:
         Raises DataError for a record without a caption or with an unknown label, and for stored features that do not
         fit.
         """
-        place, dropped = torch.rand(2, generator=generator).tolist()
+        place, level = torch.rand(2, generator=generator).tolist()
+        dropped = self.config.kind == "none" or level < self.config.dropout
         if choice is not None:
-            return self.chosen(record, choice), dropped < self.config.dropout
-        return self._prompt(record, lambda captions: int(place * len(captions))), dropped < self.config.dropout
+            return self.chosen(record, choice), dropped
+        return self._prompt(record, lambda captions: int(place * len(captions))), dropped
 
     def chosen(self, record: Record, choice: str | None = None) -> Prompt:
         """The condition of a record in evaluation: its label, or the longest caption, unless another is chosen.
@@ -96,7 +100,9 @@ class Conditions:
         return self._prompt(record, lambda captions: choose_caption(captions, choice or "longest"))
 
     def _prompt(self, record: Record, place_of: Callable[[tuple[str, ...]], int]) -> Prompt:
-        """The label, or the caption at the place that is chosen among all."""
+        """The label, or the caption at the place that is chosen among all; nothing without conditions."""
+        if self.config.kind == "none":
+            return Prompt("")
         if self.config.kind == "label":
             if record.label not in self._index:
                 raise DataError(
@@ -104,7 +110,7 @@ class Conditions:
                 )
             return Prompt(record.label)
         if not record.captions:
-            raise DataError(f"{record.origin}: has no caption")
+            raise DataError(f"{record.origin}: has no caption (condition.kind: none trains without)")
         place = place_of(record.captions)
         text, encoder = record.captions[place], self.config.encoder
         if encoder is None or not record.text:
@@ -126,8 +132,11 @@ class Conditions:
     def context(self, prompts: Sequence[str | Prompt], dropped: Tensor) -> Context:
         """Texts or class names -> Context. With a frozen text encoder it holds what is stored, `texts` says what lacks.
 
+        With kind none all samples are dropped, whatever is asked for; trunks that know classes alone look at the label.
         Raises ConfigError for an unknown class name.
         """
+        if self.config.kind == "none":
+            return Context(torch.ones_like(dropped), label=torch.zeros(len(prompts), dtype=torch.int64))
         if self.config.encoder is not None:
             return self._stored(prompts, dropped)
         names = [_text(prompt) for prompt in prompts]

@@ -17,6 +17,7 @@ from autoencoders.kinds import autoencoder_problems, build_pretrained, pretraine
 from autoencoders.transforms import Pixels
 from core.errors import ConfigError, DataError, ShapeError, nearest
 from modalities.base import AutoencoderAdapter, Record
+from modalities.media.opening import decoding
 from modalities.media.pictures import read_image
 from modalities.media.writing import write_image
 
@@ -163,8 +164,9 @@ class ImageAdapter(AutoencoderAdapter):
             super().__init__(Pixels(PIXEL_PATCH if config.patch is None else config.patch), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
-        pixels = read_image(record.media, record.origin, self.config.background)
-        return fit_frames(pixels[None], self.config, record.origin, generator)[0]
+        with decoding(record.origin, "a picture"):
+            pixels = read_image(record.media, record.origin, self.config.background)
+            return fit_frames(pixels[None], self.config, record.origin, generator)[0]
 
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
         return flip_at_random(media, generator) if self.config.flip else media

@@ -33,7 +33,8 @@ class DevicePrepare:
         self.adapters, self.whitening, self.encoders, self.text = adapters, whitening, encoders, text
 
     @torch.no_grad()
-    def __call__(self, microbatch: Microbatch) -> Microbatch:
+    def __call__(self, microbatch: Microbatch, targets: bool = True) -> Microbatch:
+        """The microbatch, completed; without the features of the encoders unless `targets` are read."""
         modality, media = microbatch.modality, microbatch.media
         if media is not None and self.adapters[modality].has_weights:
             tokens = self.adapters[modality].encode(media, microbatch.posterior)  # (B, N, C)
@@ -43,5 +44,6 @@ class DevicePrepare:
         if self.text is not None:
             context = self.text.complete(microbatch.batch.context, microbatch.texts)
             microbatch = replace(microbatch, batch=replace(microbatch.batch, context=context), texts=())
-        targets = {name: encoder(media) for name, encoder in self.encoders.get(modality, {}).items()}
-        return replace(microbatch, media=None, posterior=None, targets=targets)
+        encoders = self.encoders.get(modality, {}) if targets else {}
+        features = {name: encoder(media) for name, encoder in encoders.items()}
+        return replace(microbatch, media=None, posterior=None, targets=features)

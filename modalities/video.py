@@ -18,8 +18,10 @@ from modalities.image import PIXEL_PATCH, fit_frames, flip_at_random, frame_prob
 from modalities.media.pictures import read_image
 from modalities.media.video import index_video, read_frames
 from modalities.media.video_decoders import DECODERS
+from modalities.media.video_pyav import WindowError
 from modalities.media.writing import write_video
 
+WINDOWS = 4  # of one file are tried
 SHORT = ("refuse", "repeat_last")
 
 
@@ -35,7 +37,7 @@ class VideoConfig:
         patch_frames: frames in one token, 2 where left out. Read without an autoencoder only, as the next one.
         first_frame_alone: the first tokens hold the first frame only (default), so that it can be given.
         short: refuse a file with fewer frames than a clip, or repeat_last to fill up with its last frame.
-        backend: pyav, decord or torchcodec decode; the same frames from all (`media.video.read_frames`).
+        backend: pyav, decord or torchcodec decode; the same frames from all, or the file is refused (docs/data.md).
     """
 
     size: list[int] = field(default_factory=lambda: [16, 16])
@@ -102,7 +104,10 @@ class VideoAdapter(AutoencoderAdapter):
             super().__init__(SpaceTimePixels(patch, *config.blocks()), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
-        """A window at a random place in time, the whole file where it is not longer than a clip."""
+        """A window at a random place in time, the whole file where it is not longer than a clip.
+
+        Where a window cannot be decoded another one is drawn: a damaged place is not a damaged file.
+        """
         config = self.config
         index = index_video(record.media, record.origin, record.rate)
         there = index.count(config.fps)
@@ -112,10 +117,20 @@ class VideoAdapter(AutoencoderAdapter):
                 f"a clip needs {config.frames}"
             )
         room = max(0.0, index.seconds - config.frames / config.fps)
-        wanted = index.shown(room * torch.rand((), generator=generator).item(), config.fps, config.frames)
-        wanted = np.pad(wanted, (0, config.frames - len(wanted)), mode="edge")
-        frames = read_frames(record.media, record.origin, index, wanted, config.backend)
-        return fit_frames(frames, config, record.origin, generator, aspect=index.aspect)
+        tried = set()
+        for _ in range(WINDOWS):
+            wanted = index.shown(room * torch.rand((), generator=generator).item(), config.fps, config.frames)
+            wanted = np.pad(wanted, (0, config.frames - len(wanted)), mode="edge")
+            if (window := tuple(wanted)) in tried:
+                continue
+            tried.add(window)
+            try:
+                frames = read_frames(record.media, record.origin, index, wanted, config.backend, config.background)
+            except WindowError as error:
+                damage = str(error)  # not the error, which holds an open decoder
+                continue
+            return fit_frames(frames, config, record.origin, generator, aspect=index.aspect)
+        raise DataError(f"{damage} (windows tried: {len(tried)})")
 
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
         return flip_at_random(media, generator) if self.config.flip else media

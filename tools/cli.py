@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 
-from core.errors import SelfFlowError
+from core.errors import AccidentError, SelfFlowError
+from core.training.accidents import describe
+from core.training.say import say
 
-COMMANDS = ("train", "encode", "generate", "evaluate", "compare", "inspect", "import", "export", "bench", "demo")
+COMMANDS = (
+    "init",
+    "train",
+    "encode",
+    "generate",
+    "evaluate",
+    "compare",
+    "inspect",
+    "import",
+    "export",
+    "bench",
+    "demo",
+)
+MISTAKES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)  # a path, not the machine
 MODULES = {"import": "import_weights", "export": "export_weights"}  # `import` is a word of the language
 
 
@@ -28,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; an error meant for people is printed without a traceback and gives exit code 2."""
+    """Run one command; an error meant for people is printed without a traceback and gives its own exit code, 2 for
+    most (docs/operations.md)."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes positional arguments in one run only; these came behind an option: `CONFIG --dry-run key=value`.
@@ -37,13 +54,25 @@ def main(arguments: list[str] | None = None) -> int:
     if rest:
         options.overrides += rest
     try:
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        sys.stdout.flush()  # here, where a failure can be told
+        return code
     except SelfFlowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        say(f"error: {error}")
+        return error.exit_code
     except KeyboardInterrupt:  # training handles it itself, and finishes its step first
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return 130
+    except BrokenPipeError:  # the reader of a pipe, like `head`, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the flush at exit
+        return 0
+    except OSError as error:  # a disk that is full, a folder that cannot be read or written
+        reason = describe(error)
+        if reason is None:
+            raise
+        say(f"error: {reason}")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it may be stdout that is full
+        return 2 if isinstance(error, MISTAKES) else AccidentError.exit_code
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from core.errors import ConfigError, NotFiniteError, SelfFlowError, nearest
+from core.durable import writing
+from core.errors import ConfigError, SelfFlowError, described, nearest
 from core.optional import missing
+from tools.outputs import output_folder
 from tools.study.cost import Cost, cost
 from tools.study.plan import Run, Study, load_study, plan, refuse
 from tools.study.report import write_report
@@ -25,7 +27,8 @@ EXAMPLES = """examples:
 
 Runs stand in OUT/STUDY/ARM/seed-SEED and are ordinary run folders. The same command resumes what was interrupted and
 skips what is done; --arms and --seeds share a study among several machines or terminals. OUT/STUDY/report.md,
-results.json and the figures hold what is there so far.
+results.json and the figures hold what is there so far. A run that fails is named and given up, and the others go on;
+the exit status is then 1.
 """
 
 
@@ -55,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
             raise ConfigError(missing(package, "compare: its report", "Training and `selfflow evaluate` work"))
     if twice := [name for name, times in Counter(path.stem for path in options.studies).items() if times > 1]:
         raise ConfigError(f"compare: two studies named {twice[0]} would share the folder {options.out / twice[0]}")
+    for path in options.studies:
+        output_folder(options.out / path.stem, "--out")
     planned = []
     for path in options.studies:  # all of them before the first is trained
         study, out = load_study(path, options.set), options.out / path.stem
@@ -63,33 +68,50 @@ def run(options: argparse.Namespace) -> int:
         planned.append((path, study, out, runs, chosen, costs(study, chosen)))
     code = 0
     for path, study, out, runs, chosen, known in planned:
-        for arm, counted in known.items():
-            counted.save(out / arm)
+        with writing(out):
+            for arm, counted in known.items():
+                counted.save(out / arm)
+        failed: list[str] = []
         for number, one in enumerate(chosen, start=1):
             print(f"{path.stem}: {one.arm}, seed {one.seed} ({number} of {len(chosen)})", flush=True)
             try:
                 finished = train(one)
-            except NotFiniteError as error:  # a result, too; the others go on
-                print(f"{one.arm}, seed {one.seed} is given up: {error}", file=sys.stderr)
-                code = 1
+                if finished:
+                    failed += measure(one, study.along, out)
+            except Exception as error:  # noqa: BLE001, one run must not take the report of all others with it
+                failed.append(f"{one.arm}, seed {one.seed} is given up: {described(error)}")
+                print(failed[-1], file=sys.stderr)
                 continue
             if not finished:
                 print(f"stopped; the same command goes on with {one.folder}")
                 return 1
-            measure(one, study.along, out)
-        print(f"report: {report(study, runs, out, command(options, path))}")
+        code = 1 if failed else code
+        try:
+            with writing(out):
+                print(f"report: {report(study, runs, out, command(options, path), failed)}")
+        except SelfFlowError as error:
+            if len(planned) == 1:
+                raise
+            print(f"error: {path.stem}: {error}", file=sys.stderr)  # the next study still has its turn
+            code = 2
     return code
 
 
-def report(study: Study, runs: list[Run], out: Path, command: str) -> Path:
-    """Of the runs that were started. Raises ConfigError where there is none."""
+def report(study: Study, runs: list[Run], out: Path, command: str, failed: list[str]) -> Path:
+    """Of the runs that were started.
+
+    Args:
+        failed: what went wrong this time, for the report's warnings.
+
+    Raises ConfigError where no run was started.
+    """
     started = [one for one in runs if (one.folder / "config.yaml").exists()]
     if not started:
         raise ConfigError(f"nothing to report; no run stands in {out}")
     saved = {one.arm: Cost.load(out / one.arm) for one in started}
     known = {arm: counted for arm, counted in saved.items() if counted}
     known |= costs(study, [one for one in started if one.arm not in known])
-    return write_report(study, started, known, out, command)
+    return write_report(study, started, known, out, command, failed)
 
 
 def choose_runs(runs: list[Run], study: Study, arms: str | None, seeds: str | None) -> list[Run]:

@@ -12,11 +12,16 @@ from pathlib import Path
 
 from torch import nn
 
+from configs.captions import caption_report
 from configs.schema import Config, StreamConfig
+from configs.warnings import warnings
+from core.errors import ConfigError
 from core.schedule import TimeConfig
+from modalities.data.sources import SourceConfig
+from tools.data_notes import data_lines
 from tools.flops import network_flops
 from tools.memory import STATE, microbatch_bytes, saved_bytes, state_bytes
-from tools.plan import Plan, Step, make_plan
+from tools.plan import Plan, Step, make_plan, not_here, one_line, stores_text
 
 DEVICES = (1, 8, 64)
 GIB = 2**30
@@ -35,6 +40,7 @@ def describe(config: Config, root: Path) -> str:
     shares = {name: entry.share / sum(each.share for each in streams.values()) for name, entry in streams.items()}
     flops: dict[str, int] = {}
     memory: dict[str, int] = {}
+    cut: list[str] = []
     for name, entry in streams.items():
         step = plan.step(name)
         counted = network_flops(plan.objective, plan.trunk, step.microbatch) | step.frozen
@@ -45,6 +51,9 @@ def describe(config: Config, root: Path) -> str:
             plan.objective, plan.trunk, step.microbatch, config.training.precision, device
         )
         lines += [name, *(f"  {line}" for line in modality_lines(plan, name, entry, step, shares[name]))]
+        told, lost = caption_lines(plan, name, entry)
+        lines += [f"  captions  {line}" for line in told]
+        cut += lost
         lines.append(f"  compute   {compute_text(counted)}")
         lines += [f"  not there {missing_text(part, step)}" for part in step.missing]
     if len(streams) > 1:
@@ -52,8 +61,7 @@ def describe(config: Config, root: Path) -> str:
         lines.append(f"mean step {flops_text(mean)}, by the shares of the modalities")
     lines += parameter_lines(plan.trunk)
     lines += memory_lines(plan.trunk, memory, config)
-    if warning := config.training.ema.warning(config.training.steps):
-        lines.append(f"warning: {warning}")
+    lines += [f"warning: {line}" for line in [*warnings(config), *cut]]
     return "\n".join(lines)
 
 
@@ -63,7 +71,9 @@ def modality_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share
     tokens = prod(adapter.grid())
     words, wide = (1, 0) if context.tokens is None else (context.tokens.shape[1], context.tokens.is_floating_point())
     channels = f" of {context.tokens.shape[2]:,} channels" if wide else ""
-    lines = [f"records   {len(plan.dataset.streams[name].source):,}, drawn in {share:.0%} of the steps"]
+    source = plan.dataset.streams[name].source
+    lines = [f"records   {len(source):,}, drawn in {share:.0%} of the steps"]
+    lines += [f"          {line}" for line in data_lines(source)]
     if name in plan.absent:
         reason, *hints = plan.absent[name]
         lines = [f"data      not there: {reason}", *(f"          {hint}" for hint in hints)]
@@ -75,6 +85,30 @@ def modality_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share
         f"condition {words:,} token{'s' * (words != 1)}{channels} a sample",
         f"times     {time_text(entry.time)}; mask ratio {entry.mask_ratio:g}; loss weight {entry.loss_weight:g}",
     ]
+
+
+def caption_lines(plan: Plan, name: str, entry: StreamConfig) -> tuple[list[str], list[str]]:
+    """(how long the captions of a modality are, warnings of what its limits cut); nothing is fetched to count them."""
+    text = plan.frozen.text
+    if name in plan.absent or plan.config.condition.kind != "text":
+        return [], []
+    if is_remote(entry.data):
+        return ["not looked at, since the data are not on this machine"], []
+    if text is not None and not stores_text(plan.dataset, name) and (reason := not_here(text.tokenizer_path)):
+        return [f"not counted: {reason}"], []
+    sources = {name: plan.dataset.streams[name].source}
+    try:
+        report = caption_report(plan.config, sources, text)
+    except ConfigError as error:  # no tokenizer at all
+        return [f"not counted: {one_line(error)}"], []
+    return (
+        [lengths.describe() for lengths in report.values()],
+        [f"modalities.{name}.data: {line}" for lengths in report.values() for line in lengths.warnings()],
+    )
+
+
+def is_remote(data: SourceConfig) -> bool:
+    return "://" in data.path or any(is_remote(part) for part in data.parts.values())
 
 
 def compute_text(counted: dict[str, int]) -> str:
@@ -111,10 +145,13 @@ def memory_lines(trunk: nn.Module, kept: dict[str, int], config: Config) -> list
     parameters = sum(parameter.numel() for parameter in trunk.parameters())
     largest = max(kept, key=kept.__getitem__)
     samples = config.modalities.streams()[largest].batch // config.training.accumulate
+    posthoc = config.training.posthoc_ema
+    averages = len(posthoc.lengths) if posthoc.every else 0
     state = {
-        "replicated": [state_bytes(parameters)] * len(DEVICES),
-        "sharded": [state_bytes(parameters, devices) for devices in DEVICES],
+        "replicated": [state_bytes(parameters, 1, averages)] * len(DEVICES),
+        "sharded": [state_bytes(parameters, devices, averages) for devices in DEVICES],
     }
+    parts = [*STATE, *[f"{averages} post-hoc EMAs"] * bool(averages)]
     rows = [("devices", [f"{devices:,}" for devices in DEVICES])]
     for name, sizes in state.items():
         rows.append((f"state, {name}", [size_text(size) for size in sizes]))
@@ -122,7 +159,7 @@ def memory_lines(trunk: nn.Module, kept: dict[str, int], config: Config) -> list
     each = ", ".join(f"{name} {size_text(size)}" for name, size in kept.items())
     return [
         "memory on each device",
-        f"  state     {state_bytes(1)} bytes a parameter, float32: {', '.join(STATE)}",
+        f"  state     {state_bytes(1, 1, averages)} bytes a parameter, float32: {', '.join(parts)}",
         f"  activations {each}; the largest counts ({largest}, {samples} samples, {config.training.precision})",
         *(f"  {name:28}{''.join(f'{value:>13}' for value in values)}" for name, values in rows),
         "  Activations are a microbatch and what its forward pass keeps for the backward pass, without torch.compile. "

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
 
+from configs.captions import caption_warnings
 from configs.encoding import EncodeOptions, Encoding, build_encodings
 from configs.load import load_config
+from core.durable import writing
 from core.errors import ConfigError
 from modalities.data.stored import DTYPES
 from modalities.encoding.encode import Progress, encode_parts
 from modalities.encoding.parts import PartFolder, mds_writer
 from modalities.encoding.publish import publish
+from tools.outputs import output_folder
 
 DEFAULTS = EncodeOptions()
 EXAMPLES = """examples:
@@ -28,9 +32,12 @@ captions, labels and checksums, and manifest.json. To train on them:
 
   selfflow train configs/mine.yaml 'modalities.image.data={kind: latents, path: latents/image}'
 
-The same command goes on where it was interrupted, also after kill -9; a changed setting is refused by name. For data
-on several disks, or machines without a common folder: encode one --share on each, gather the part-* folders in one
-place, and run the command once more there. `selfflow inspect FOLDER` checks the result and decodes a few samples.
+The same command goes on where it was interrupted, also after kill -9; a changed setting is refused by name. Records
+that cannot be used are set aside, listed in FOLDER/NAME/quarantine.jsonl and shown by `selfflow inspect FOLDER`. Once
+their part is finished, only --retry tries them again (after a missing decoder has been installed, say).
+
+For data on several disks, or machines without a common folder: encode one --share on each, gather the part-* folders
+in one place, and run the command once more there. `selfflow inspect FOLDER` checks the result and decodes samples.
 """
 
 
@@ -61,6 +68,7 @@ def add_parser(subparsers) -> None:
         default=DEFAULTS.part,
         help=f"records that are published together: what a kill may cost (default {DEFAULTS.part})",
     )
+    parser.add_argument("--retry", action="store_true", help="make the parts anew in which records were set aside")
     parser.set_defaults(run=run)
 
 
@@ -70,21 +78,32 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name) < least:
             raise ConfigError(f"--{name}: {getattr(options, name)} must be at least {least}")
     mds_writer()  # before anything is loaded: the package may be missing
+    output_folder(options.out, "--out")
     config = load_config(options.config, options.overrides)
     chosen = EncodeOptions(options.views, options.part, options.dtype, options.text)
     encodings = build_encodings(config, options.config.parent, chosen, options.modality)
     for name, encoding in encodings.items():
-        encode(encoding, options.out / name, share, options.workers, options.batch)
+        if (text := encoding.job.text) is not None:
+            for line in caption_warnings(config, {name: encoding.job.source}, text.encoder):
+                print(f"warning: {line}", file=sys.stderr)
+        encode(encoding, options.out / name, share, options.workers, options.batch, options.retry)
     return 0
 
 
-def encode(encoding: Encoding, path: Path, share: tuple[int, int], workers: int, batch: int) -> None:
-    """Make the missing parts of a share; where then none is missing, publish the whole."""
+def encode(
+    encoding: Encoding, path: Path, share: tuple[int, int], workers: int, batch: int, retry: bool = False
+) -> None:
+    """Make the missing parts of a share; where then none is missing, publish the whole.
+
+    Args:
+        retry: the parts of the share in which records were set aside are made anew.
+    """
     job = encoding.job
     folder = PartFolder(path, encoding.settings, job.parts)
-    folder.open()
+    with writing(path):
+        folder.open()
+        known_bad = set_aside(folder, share, retry)
     missing = [number for number in folder.missing() if number % share[1] == share[0]]
-    known_bad = sum(len(folder.read(number).bad) for number in set(range(job.parts)) - set(folder.missing()))
     todo = sum(len(job.records(number)) for number in missing) * job.views
     whole = sum(len(job.records(number)) for number in range(share[0], job.parts, share[1])) * job.views
     if missing:
@@ -92,16 +111,32 @@ def encode(encoding: Encoding, path: Path, share: tuple[int, int], workers: int,
             bar = stack.enter_context(
                 tqdm(total=whole, initial=whole - todo, unit="sample", desc=job.modality, dynamic_ncols=True)
             )
-            encode_parts(job, folder, missing, workers, batch, known_bad, Report(bar, known_bad))
+            encode_parts(job, folder, missing, workers, batch, Report(bar, known_bad))
     if left := len(folder.missing()):
         print(f"{job.modality}: this share is done; {left} of {job.parts} parts of {path} are missing")
         return
-    found = publish(job, folder, encoding.about)
-    bad = f", {found.bad} could not be used (listed in {path / 'quarantine.jsonl'})" if found.bad else ""
+    with writing(path, "; all parts are there, and the same command goes on"):
+        found = publish(job, folder, encoding.about)
+    bad = f", {found.bad} could not be used (listed in {folder.quarantine})" if found.bad else ""
     print(
         f"{job.modality}: {found.samples:,} samples of {found.records:,} records{bad}, {found.bytes / 1e6:,.1f} MB in "
         f"{len(found.shards)} shards: {path}"
     )
+
+
+def set_aside(folder: PartFolder, share: tuple[int, int], retry: bool) -> int:
+    """The number of records that were set aside in finished parts, and stay so; says what can be done about them."""
+    bad = {number: len(folder.read(number).bad) for number in folder.there()}
+    again = [number for number, count in bad.items() if count and number % share[1] == share[0]]
+    count = sum(bad[number] for number in again)
+    if count and retry:
+        for number in again:
+            folder.discard(number)
+        print(f"{count:,} records that were set aside are tried again; {len(again):,} parts are made anew", flush=True)
+        return sum(bad.values()) - count
+    if count:
+        print(f"{count:,} records were set aside earlier ({folder.quarantine}); --retry tries them again", flush=True)
+    return sum(bad.values())
 
 
 class Report:
@@ -115,7 +150,7 @@ class Report:
         self.bytes += done.bytes
         seconds = max(self.bar.format_dict["elapsed"], 1e-3)
         self.bar.set_postfix_str(f"{self.bytes / 1e6 / seconds:.1f} MB/s, {self.bad} bad", refresh=False)
-        self.bar.update(done.samples + done.bad)
+        self.bar.update(done.samples + done.left_out)
 
 
 def parse_share(text: str) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from configs.latents import stored_adapter
 from core.errors import ConfigError
 from modalities.data.latents import LatentsSource
 from modalities.data.stored import MANIFEST, Manifest, read_manifest
-from modalities.encoding.parts import QUARANTINE, SETTINGS
+from modalities.encoding.bad import lines
+from modalities.encoding.parts import QUARANTINE, SETTINGS, read_quarantine
 from modalities.encoding.verify import unfinished, verify
 
 
@@ -48,10 +49,11 @@ def describe(folder: Path) -> list[str]:
     """The manifest in words, or how far an unfinished folder has come."""
     if not (folder / MANIFEST).is_file():
         settings, parts, count = unfinished(folder)
-        samples, bad = sum(part.samples for part in parts), sum(len(part.bad) for part in parts)
+        samples, bad = sum(part.samples for part in parts), [entry for part in parts for entry in part.bad]
         return [
-            f"encoding  {folder}: not finished: {len(parts)} of {count} parts, {samples:,} samples, {bad} bad; the "
-            f"same `selfflow encode` goes on with it (seed {settings['seed']}, {settings['dtype']})"
+            f"encoding  {folder}: not finished: {len(parts)} of {count} parts, {samples:,} samples, {len(bad)} bad; "
+            f"the same `selfflow encode` goes on with it (seed {settings['seed']}, {settings['dtype']})",
+            *(f"  set aside {line}" for line in lines(bad)),
         ]
     found = read_manifest(folder)
     autoencoder, sizes = found.autoencoder, Counter(shard["samples"] for shard in found.shards)
@@ -69,7 +71,8 @@ def describe(folder: Path) -> list[str]:
         f"whitening {'measured over these samples' if found.whitening['measured'] else 'published with the weights'}",
         f"source    {found.source['kind']} {found.source['path']} (fingerprint {found.source['fingerprint']})",
         f"made      {found.date} {' '.join(f'{key} {value}' for key, value in found.code.items())}".rstrip(),
-        f"bad data  {found.bad} samples" + (f", listed in {folder / QUARANTINE}" if found.bad else ""),
+        f"bad data  {found.bad} records" + (f", listed in {folder / QUARANTINE}" if found.bad else ""),
+        *(f"  set aside {line}" for line in lines(read_quarantine(folder))),
     ]
 
 

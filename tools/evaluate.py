@@ -7,23 +7,28 @@ import json
 import os
 import re
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from configs.load import load_config
 from configs.runs import LoadedRun, aligned_pair, evaluation_subject, load_run
-from configs.schema import Config, StreamConfig
-from core.errors import ConfigError, nearest
-from core.training.config import load
+from configs.schema import StreamConfig
+from core.durable import writing
+from core.errors import ConfigError, SelfFlowError, described, nearest
 from core.training.trainer import TrainingConfig
+from modalities.evaluation.attempts import Measured
 from modalities.evaluation.measure import evaluate
-from modalities.evaluation.sample_files import measure_samples
-from modalities.evaluation.samples import feature_networks, generated, random_classes
+from modalities.evaluation.sample_files import measure_samples, open_comparison
+from modalities.evaluation.samples import generated, network_names, own_networks, random_classes, stored_networks
 from modalities.evaluation.subject import Subject, plan
 from modalities.generation import guidance_problem
+from modalities.media.opening import with_suffix
 from modalities.metrics.adm import write_samples
+from modalities.metrics.base import FeatureNetwork
+from tools.outputs import output_folder
 
 EXAMPLES = """examples:
   selfflow evaluate --run runs/mine
@@ -40,11 +45,16 @@ network a small classifier is trained on the training records; its distances are
 
 Results: RUN/evaluation/step-STEP-MODALITY.json with `values` (flat names and numbers, listed in
 modalities/evaluation/measure.py and samples.py), `networks` (what measured them), `records` (how many were there, used
-and unusable), `warnings`, and the settings.
+and unusable), `warnings`, `failed`, and the settings.
+
+A measure that the data do not allow (too few records, no or foreign classes) is named at the start and left out. One
+that fails on the way is in `failed` and `warnings`, and the others are written. Exit status: 0 all is well, 1 something
+failed on the way or a feature network could not be used, 2 nothing was measured.
 """
 
 # Settings that evaluation reads from the command line; all others are what the run was trained with.
 SETTINGS = ("data", "heldout", "sampling", "evaluation")
+INTERRUPTED = "interrupted"  # among the failed measures of a result that Ctrl-C cut short
 
 
 def add_parser(subparsers) -> None:
@@ -64,8 +74,12 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--out", type=Path, help="folder of the results (default RUN/evaluation)")
     files = parser.add_argument_group("sample files of the ADM evaluator")
     files.add_argument("--npz", type=Path, help="write generated pictures of random classes here, and measure nothing")
-    files.add_argument("--samples", type=Path, help="measure this sample file instead of a run")
-    files.add_argument("--reference", type=Path, help="with --samples: a reference batch")
+    files.add_argument(
+        "--samples", type=Path, help="measure this sample file (or folder, .parquet, .tar of pictures), not a run"
+    )
+    files.add_argument(
+        "--reference", type=Path, help="with --samples: a reference batch, mu and sigma alone, or pictures as above"
+    )
     files.add_argument("--inception", help="with --samples: weights of the standard Inception")
     parser.set_defaults(run=run)
 
@@ -76,8 +90,13 @@ def run(options: argparse.Namespace) -> int:
     if options.folder is None:
         raise ConfigError("--run: names the run folder to evaluate; or give --samples and --reference")
     check_overrides(options.overrides)
+    out = options.out or options.folder / "evaluation"
+    if options.npz is not None:
+        check_file(options.npz)
+    elif options.folder.is_dir():  # else loading it says what is wrong
+        output_folder(out, "--out")
     loaded = load_run(options.folder, options.step, options.device, options.text_encoder)
-    config: Config = load(Config, options.folder / "config.yaml", options.overrides)
+    config = load_config(options.folder / "config.yaml", options.overrides)
     streams = config.modalities.streams()
     if options.batch is not None:
         if options.batch < 1:
@@ -93,12 +112,35 @@ def run(options: argparse.Namespace) -> int:
         for name in [name for name, stream in streams.items() if stream.heldout is None]:
             print(f"{name} is left out: modalities.{name}.heldout is not set", file=sys.stderr)
             del streams[name]
-    out = options.out or options.folder / "evaluation"
     # All of them first: what one of them lacks should not show after an hour of measuring another.
-    for job in [prepare(loaded, stream, name) for name, stream in streams.items()]:
-        show(measure(loaded, job, out, out))
+    jobs = [with_networks(loaded, prepare(loaded, stream, name)) for name, stream in streams.items()]
+    for job in jobs:
+        for line in job.notes:
+            print(f"{job.subject.modality}: {line}", file=sys.stderr)
+    results, failed = 0, False
+    while jobs:  # each with its networks is let go when it is done
+        job = jobs.pop(0)
+        try:
+            result = measure(loaded, job, out)
+        except SelfFlowError as error:
+            print(f"{job.subject.modality}: not measured: {error}", file=sys.stderr)
+            failed = True
+            continue
+        show(result)  # before it is written: a full disk must not lose it
+        write_result(out, result)
+        results += 1
+        failed |= bool(result["failed"])
+    if not results:
+        return 2
     print(f"results in {out}")
-    return 0
+    return 1 if failed else 0
+
+
+def check_file(path: Path) -> None:
+    """Raises ConfigError where the file of --npz cannot be written."""
+    output_folder(path.parent, "--npz")
+    if with_suffix(path, ".npz").is_dir():
+        raise ConfigError(f"--npz: {with_suffix(path, '.npz')} is a folder; give the name of a file")
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -115,12 +157,20 @@ def check_overrides(overrides: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One modality that can be measured, and how; `notes` tell what was left out."""
+    """One modality that can be measured, and how.
+
+    Attributes:
+        notes: what was left out, or is unusual.
+        networks: those with weights, of the samples.
+        failed: networks whose weights cannot be used.
+    """
 
     stream: StreamConfig
     subject: Subject
     measures: list[str]
     notes: list[str]
+    networks: dict[str, FeatureNetwork] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
 
 def evaluate_run(
@@ -132,7 +182,10 @@ def evaluate_run(
         classifiers: folder of the small classifiers that are trained on the way, which runs may share; `out` unless
             set.
     """
-    return measure(loaded, prepare(loaded, stream, modality), out, classifiers or out)
+    job = with_networks(loaded, prepare(loaded, stream, modality))
+    result = measure(loaded, job, classifiers or out)
+    write_result(out, result)
+    return result
 
 
 def prepare(loaded: LoadedRun, stream: StreamConfig, modality: str) -> Job:
@@ -146,43 +199,83 @@ def prepare(loaded: LoadedRun, stream: StreamConfig, modality: str) -> Job:
     return Job(stream, subject, measures, notes)
 
 
-def measure(loaded: LoadedRun, job: Job, out: Path, classifiers: Path) -> dict:
-    """Measure and write; the result as it is in the file."""
+def with_networks(loaded: LoadedRun, job: Job) -> Job:
+    """The job with the feature networks that come with weights. Raises ConfigError, CheckpointError without any."""
+    if "samples" not in job.measures:
+        return job
+    networks, wrong = stored_networks(job.subject, job.stream.evaluation, loaded.root)
+    notes = [f"samples/{name} is left out: {why}" for name, why in wrong.items()]
+    return replace(job, networks=networks, notes=job.notes + notes, failed=[f"samples/{name}" for name in wrong])
+
+
+def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
+    """The result, as it goes into the file; after Ctrl-C what was measured, with INTERRUPTED among `failed`.
+
+    Raises DataError when nothing could be measured.
+
+    Args:
+        classifiers: folder of the small classifiers that are trained on the way.
+    """
     subject, settings, modality = job.subject, job.stream.evaluation, job.subject.modality
-    if "health" in job.measures:
-        subject = replace(subject, pair=aligned_pair(loaded, modality))
-    networks = feature_networks(subject, settings, classifiers, loaded.root) if "samples" in job.measures else {}
+    measures, networks, found = list(job.measures), {}, Measured(warnings=list(job.notes), failed=list(job.failed))
+    if "health" in measures:
+        try:
+            subject = replace(subject, pair=aligned_pair(loaded, modality))
+        except SelfFlowError as error:
+            found.fail("health/align", described(error))
+    if "samples" in measures:
+        own = own_networks(subject, settings, classifiers, found)
+        known = {**job.networks, **own}
+        # In the order of the settings, whichever of them were made here.
+        networks = {name: known[name].to(subject.model.device) for name in network_names(settings) if name in known}
+        if not networks:
+            measures.remove("samples")
     steps = min(settings.generated, len(subject.heldout)) * job.stream.sampling.steps if networks else 0
     with tqdm(total=steps, unit="step", desc=f"{modality} samples", dynamic_ncols=True, disable=not steps) as bar:
-        measured = evaluate(subject, settings, job.measures, networks, bar.update)
+        try:
+            evaluate(subject, settings, measures, networks, bar.update, found)
+        except KeyboardInterrupt:
+            if not found.values:
+                raise
+            found.fail(INTERRUPTED, "what was not measured by then is missing")
     sides = {"heldout": subject.heldout, "training": subject.training}
-    result = {
+    return {
         "modality": modality,
         "step": loaded.step,
         "method": loaded.config.method,
         "weights": "ema",
-        "measures": job.measures,
-        "values": measured.values,
+        "measures": measures,
+        "values": found.values,
         "networks": {name: network.name for name, network in networks.items()},
         "records": {
             name: {"available": len(reader), "used": reader.used, "unusable": len(reader.unusable)}
             for name, reader in sides.items()
         },
-        "warnings": [*job.notes, *measured.warnings],
+        "warnings": found.warnings,
+        "failed": found.failed,
         "settings": asdict(settings),
         "sampler": asdict(job.stream.sampling),
         "torch": torch.__version__,
     }
-    write_json(out / f"step-{loaded.step:08d}-{modality}.json", result)
-    return result
+
+
+def write_result(out: Path, result: dict) -> None:
+    """Raises KeyboardInterrupt, once it is written, for one that was interrupted."""
+    write_json(out / f"step-{result['step']:08d}-{result['modality']}.json", result)
+    if INTERRUPTED in result["failed"]:
+        raise KeyboardInterrupt
 
 
 def write_json(path: Path, result: dict) -> None:
-    """All of it or nothing: a study takes a file that is there for a measurement that was made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, path)
+    """All of it or nothing: a study takes a file that is there for a measurement that was made.
+
+    Raises DataError where it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(part, path)
 
 
 def show(result: dict) -> None:
@@ -208,7 +301,7 @@ def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfi
     """A sample file for the ADM evaluator: uniformly random classes, which is its usual protocol."""
     if "image" not in streams:
         raise ConfigError(f"--npz: holds pictures, and this run has {', '.join(streams)}")
-    if loaded.config.condition.kind != "label":
+    if loaded.config.condition.kind == "text":
         raise ConfigError("--npz: holds pictures of random classes, and this run is conditioned on text")
     settings, sampler = streams["image"].evaluation, streams["image"].sampling
     if unfit := guidance_problem(loaded.config.condition, sampler):
@@ -216,7 +309,8 @@ def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfi
     conditions = random_classes(loaded.generator, settings.seed, settings.generated)
     with tqdm(total=settings.generated * sampler.steps, unit="step", dynamic_ncols=True) as bar:
         pictures = generated(loaded.generator, "image", sampler, settings, conditions, bar.update)
-        written = write_samples(path, pictures, settings.generated)
+        with writing(path):
+            written = write_samples(path, pictures, settings.generated)
     print(f"{settings.generated} pictures in {written}")
     return 0
 
@@ -229,13 +323,21 @@ def measure_file(options: argparse.Namespace) -> int:
     if options.folder is not None:
         raise ConfigError("--run: not together with --samples, which are measured without a run")
     check_overrides(options.overrides)
-    with tqdm(unit="picture", dynamic_ncols=True) as bar:
-        files = options.samples, options.reference, options.inception
-        found = measure_samples(*files, TrainingConfig(device=options.device).torch_device(), bar.update)
+    if options.out is not None:
+        output_folder(options.out, "--out")
+    files = open_comparison(options.samples, options.reference)
+    for line in files.notes:
+        print(line, file=sys.stderr)
+    pictures = len(files.samples) + (len(files.real) if files.real is not None else 0)
+    with tqdm(total=pictures, unit="picture", dynamic_ncols=True) as bar:
+        device = TrainingConfig(device=options.device).torch_device()
+        found = measure_samples(files, options.inception, device, bar.update)
     show_values(found.values, found.warnings)
+    if not found.values:
+        return 2
     if options.out is not None:
         about = {name: str(getattr(options, name)) for name in ("samples", "reference", "inception")}
         path = options.out / f"{options.samples.stem}.json"
         write_json(path, {**about, **asdict(found), "torch": torch.__version__})
         print(f"results in {path}")
-    return 0
+    return 1 if found.failed else 0

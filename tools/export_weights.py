@@ -15,6 +15,7 @@ EXAMPLES = f"""examples:
   selfflow export --run runs/imagenet --to sit.pt --kind sit --drop projector
   selfflow export --run runs/imagenet --step 400000 --student --to student.safetensors --kind native-sit
   selfflow export --run runs/joint --to joint.safetensors --kind native-mmdit
+  selfflow export --run runs/joint --ema-length 0.08 --to longer.safetensors --kind native-mmdit
 
 Every file comes back with `selfflow import`. A kind that cannot hold the trunk is refused with the reasons.
 
@@ -36,7 +37,9 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--run", dest="folder", type=Path, required=True, help="run folder")
     parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
-    parser.add_argument("--student", action="store_true", help="the trained weights instead of their EMA")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--student", action="store_true", help="the trained weights instead of their EMA")
+    weights.add_argument("--ema-length", type=float, help="post-hoc EMA of this length, of runs with posthoc_ema")
     parser.add_argument("--to", type=Path, required=True, help="new file, .pt or .safetensors")
     parser.add_argument("--kind", choices=tuple(KINDS), required=True)
     parser.add_argument("--drop", action="append", default=[], metavar="PART", help="leave a part of the trunk out")
@@ -45,11 +48,14 @@ def add_parser(subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    loaded = load_run(options.folder, options.step, device="cpu", weights="student" if options.student else "ema")
+    which = "student" if options.student else "ema"
+    loaded = load_run(options.folder, options.step, device="cpu", weights=which, ema_length=options.ema_length)
     trunk = loaded.generator.trunk
     names = options.projectors.split(",") if options.projectors else None
     export_weights(trunk, trunk.state_dict(), options.to, options.kind, options.drop, names, run_meaning(loaded))
     which = "student" if options.student else "EMA"
+    if options.ema_length is not None:
+        which = f"EMA (length {options.ema_length:g})"
     print(f"{which} weights of step {loaded.step} as kind {options.kind}: {options.to}")
     if not holds_meaning(options.kind, options.to):
         print("note: a .pt file of this kind cannot say what its weights mean; a .safetensors file does")

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from configs.captions import text_limit
 from configs.networks import load_autoencoders
 from configs.runs import WEIGHTS, LoadedRun, load_run
 from core.errors import ConfigError
@@ -21,6 +22,7 @@ from core.sde import DIFFUSION_FORMS, LAST_STEPS
 from modalities.base import Record
 from modalities.generation import Known, generate, guidance_problem
 from modalities.media.writing import write_grid
+from modalities.text import describe_cut
 from tools.numbered import next_number, write_grid_file, write_numbered
 from tools.outputs import output_folder
 
@@ -33,6 +35,7 @@ EXAMPLES = """examples:
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --continue start.wav
   selfflow generate image --run runs/quickstart --prompt "a circle" --guidance 3 --negative "a red circle"
   selfflow generate image --run runs/quickstart --prompt "a red circle" --weights student --step 2000
+  selfflow generate image --run runs/unconditional --number 8        a run with condition.kind: none takes no prompt
 
 Beside every file stands a .json with all that made it. The same seed gives the same bytes for any --batch-size.
 Nothing is overwritten: the numbers that files begin with go on behind the highest one in the folder.
@@ -50,7 +53,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--run", dest="folder", type=Path, required=True, help="run folder")
     parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
     parser.add_argument("--weights", choices=tuple(WEIGHTS), default="ema", help="default ema")
-    wanted = parser.add_mutually_exclusive_group()
+    wanted = parser.add_mutually_exclusive_group()  # neither for runs without conditions
     wanted.add_argument("--prompt", action="append", help="text; may be given several times")
     wanted.add_argument("--class", dest="label", action="append", help="class name, for runs with labels")
     parser.add_argument("--negative", help="text or class name that guidance leads away from; needs --guidance")
@@ -58,6 +61,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--out", type=Path, help="output folder (default RUN/generated/MODALITY)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8, help="samples at once (default 8)")
+    parser.add_argument("--ema-length", type=float, help="weights of a post-hoc EMA of this length, such as 0.08")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--text-encoder", help="folder or hub name of the run's text encoder, where the run names none")
     sampler = parser.add_argument_group("sampler (defaults: the run's modalities.MODALITY.sampling)")
@@ -87,8 +91,12 @@ def add_parser(subparsers) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.number < 1 or options.batch_size < 1:
         raise ConfigError("--number and --batch-size must be at least 1")
+    if options.ema_length is not None and options.weights != "ema":
+        raise ConfigError("--ema-length: is an average; not with --weights student")
     out = output_folder(options.out or options.folder / "generated" / options.modality, "--out")
-    loaded = load_run(options.folder, options.step, options.device, options.text_encoder, options.weights)
+    loaded = load_run(
+        options.folder, options.step, options.device, options.text_encoder, options.weights, options.ema_length
+    )
     streams = loaded.config.modalities.streams()
     if options.modality not in streams:
         raise ConfigError(f"{options.folder} was not trained on {options.modality}; it has {', '.join(streams)}")
@@ -140,7 +148,7 @@ def check_negative(options: argparse.Namespace, loaded: LoadedRun, settings: Sam
 
 def warnings(loaded: LoadedRun, prompt: str, settings: SamplerConfig, negative: str | None) -> list[str]:
     """What a person should know of one sample: printed once, and kept in its .json."""
-    found = []
+    found = prompt_warnings(loaded, [prompt] if negative is None else [prompt, negative])
     problem = guidance_problem(loaded.config.condition, settings)
     if problem and negative is None:  # a negative prompt takes the place of the null condition
         found.append(problem)
@@ -215,6 +223,7 @@ def generate_files(
     No file is overwritten; numbers go on behind the highest one in the folder. Raises DataError where one cannot be
     written.
     """
+    texts = prompt_lengths(loaded, prompts)
     adapter, files, pictures = loaded.generator.adapters[modality], [], []
     number, shared = next_number(out), {"seed": seed, "weights": loaded.weights, "step": loaded.step}
     with tqdm(total=len(prompts) * settings.steps, unit="step", desc=modality, dynamic_ncols=True) as bar:
@@ -224,6 +233,7 @@ def generate_files(
                 "prompt": prompt,
                 "negative": negative,
                 "modality": modality,
+                **texts.get(prompt, {}),
                 "index": index,
                 **shared,
                 "method": loaded.config.method,
@@ -232,6 +242,8 @@ def generate_files(
                 "warnings": warnings(loaded, prompt, settings, negative),
                 "torch": torch.__version__,
             }
+            if loaded.ema_length is not None:
+                about["ema_length"] = loaded.ema_length
             number, path = write_numbered(out, slug(prompt), number, about, partial(adapter.write, media))
             number += 1
             files.append(path)
@@ -241,6 +253,35 @@ def generate_files(
         about = {"files": [path.name for path in files], "prompts": prompts, **shared}
         write_grid_file(out, about, partial(write_grid, torch.stack(pictures), labels=prompts))
     return files
+
+
+def prompt_warnings(loaded: LoadedRun, prompts: list[str]) -> list[str]:
+    """What the run's text limits cut off prompts, a line for each."""
+    limit = text_limit(loaded.config.condition, loaded.generator.text)
+    distinct = list(dict.fromkeys(prompts))
+    if limit is None:
+        return []
+    found = zip(distinct, limit.measure(distinct), strict=True)
+    return [line for prompt, length in found for line in describe_cut(prompt, length, limit)]
+
+
+def prompt_lengths(loaded: LoadedRun, prompts: list[str]) -> dict[str, dict]:
+    """prompt -> what the JSON beside a file says about its length; empty for runs without texts."""
+    limit = text_limit(loaded.config.condition, loaded.generator.text)
+    distinct = list(dict.fromkeys(prompts))
+    if limit is None:
+        return {}
+    return {
+        prompt: {
+            "text": {
+                limit.unit: length.length,
+                "limit": limit.limit,
+                "cut": limit.cut(length),
+                "words_read_in_part": {word: round(share, 3) for word, share in length.shortened},
+            }
+        }
+        for prompt, length in zip(distinct, limit.measure(distinct), strict=True)
+    }
 
 
 def slug(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 import torch
@@ -12,11 +13,20 @@ from configs.runs import checkpoint_store
 from core.errors import ConfigError, DataError
 from core.training.checkpoint import PARTS, CheckpointStore, digest
 from core.training.config import read_plain
-from core.training.records import read_lines
+from core.training.history import read_run, shown_value
+from core.training.lines import read_lines
 from modalities.base import Source
+from modalities.data.caption_lengths import caption_lengths
+from modalities.data.folder_scan import scan_folder
+from modalities.data.names import is_hidden
+from modalities.data.selection import SUFFIXES
 from modalities.data.sources import SourceConfig, build_source
+from modalities.text import TextConfig, word_limit
+from tools.data_notes import noted_lines
 from tools.encoded import encoded_folders, inspect_encoded
 
+_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
+NO_CAPTION = "(no caption)"
 EXAMPLES = """examples:
   selfflow inspect runs/quickstart                        the run: method, steps, losses, checkpoints, bad records
   selfflow inspect runs/quickstart --digest               one checksum each of student, teacher and optimizer
@@ -82,36 +92,74 @@ def describe_run(path: Path) -> list[str]:
         f"method    {config['method']}, seed {config['seed']}",
         f"trunk     {trunk}",
         f"steps     {published}",
+        *describe_history(path),
     ]
     for known in store.steps():
         problem = store.problem(known)
         lines.append(f"checkpoint {known}: {'intact' if problem is None else f'DAMAGED, {problem}'}")
     last: dict[str, dict] = {}
     for entry in read_lines(path / "metrics.jsonl"):
-        last[entry["modality"]] = entry
+        if "skipped" in entry:
+            lines.append(f"left out  step {entry['step']} ({entry['modality']})")
+        else:
+            last[entry["modality"]] = entry
     for modality, entry in last.items():
         values = ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if isinstance(v, float))
         lines.append(f"{modality:9} step {entry['step']}: {values}")
     quarantine = path / "quarantine.jsonl"
     count = len(read_lines(quarantine))
     lines.append(f"bad data  {count} records" + (f", listed in {quarantine}" if count else ""))
+    lines += noted_lines(path)
+    return lines
+
+
+def describe_history(path: Path) -> list[str]:
+    """What the run started from, and every setting that was changed since, with its step."""
+    known = read_run(path)
+    lines = []
+    if begun := known.get("init"):
+        step = f", EMA of step {begun['step']}" if "step" in begun else f", kind {begun['kind']}"
+        lines.append(f"init      {begun['source']}{step}")
+    for entry in known.get("changes", []):
+        old, new = (shown_value(entry.get(name, "(not there)")) for name in ("old", "new"))
+        lines.append(f"changed   after step {entry['step']}: {entry['key']} {old} -> {new}")
     return lines
 
 
 def describe_data(path: Path, modality: str, number: int) -> list[str]:
-    """Number of records, the first ones, and what is wrong with those that cannot be read."""
-    kind = {".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix, "folder")
-    config = SourceConfig(kind=kind, path=str(path), caption_default="(no caption)")
+    """Number of records, the first ones, what is wrong with those that cannot be read, and what is left out."""
+    config = SourceConfig(kind=data_kind(path, modality), path=str(path), caption_default=NO_CAPTION)
     source: Source = build_source(config, modality, Path.cwd())
     settings, make_adapter = ADAPTERS[modality]
     adapter = make_adapter(settings())
     lines = [f"{path}: {len(source)} {modality} records, {len(source.labels())} labels"]
+    lines += [f"  {line}" for line in source.account().lines()]
+    limit = word_limit(TextConfig())  # the default: data alone know of no run
+    if lengths := caption_lengths(source, modality, 0, limit, takes=lambda text: text != NO_CAPTION):
+        lines.append(f"captions  {lengths.describe()}")
     for index in range(min(number, len(source))):
         try:
             record = source.read(index)
-            media = adapter.load(record, torch.Generator().manual_seed(0))
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                media = adapter.load(record, torch.Generator().manual_seed(0))
             shape, captions = tuple(media.shape), list(record.captions)
             lines.append(f"  {record.key}: {shape}, label {record.label}, captions {captions}")
+            lines += sorted({f"  {record.key}: warning: {each.message}" for each in said})
         except DataError as error:
             lines.append(f"  {index}: cannot be used: {error}")
     return lines
+
+
+def data_kind(path: Path, modality: str) -> str:
+    """The kind of source that reads a path: a folder without media may hold shards or tables."""
+    # .tar.gz counts too: it is refused with a reason.
+    for suffix in path.suffixes[-1:] if path.is_dir() else path.suffixes[-2:]:
+        if suffix.lower() in _KINDS:
+            return _KINDS[suffix.lower()]
+    if not path.is_dir() or scan_folder(path, modality, SUFFIXES[modality]).names:
+        return "folder"
+    if (path / "index.json").is_file():
+        return "mds"
+    suffixes = {each.suffix.lower() for each in path.iterdir() if not is_hidden(each.name)}
+    return next((kind for suffix, kind in _KINDS.items() if suffix in suffixes), "folder")

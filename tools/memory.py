@@ -31,9 +31,13 @@ FLOAT32 = 4  # bytes
 FLOAT32_ON_CUDA = frozenset({"layer_norm", "rms_norm", "cosine_similarity"})
 
 
-def state_bytes(parameters: int, devices: int = 1) -> int:
-    """Bytes on each device for a student's parameters and what belongs to them, dealt out evenly over `devices`."""
-    return -(-parameters * FLOAT32 * sum(STATE.values()) // devices)
+def state_bytes(parameters: int, devices: int = 1, averages: int = 0) -> int:
+    """Bytes on each device for a student's parameters and what belongs to them, dealt out evenly over `devices`.
+
+    Args:
+        averages: post-hoc EMAs that are kept beside the teacher.
+    """
+    return -(-parameters * FLOAT32 * (sum(STATE.values()) + averages) // devices)
 
 
 def microbatch_bytes(microbatch: Microbatch) -> int:

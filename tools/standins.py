@@ -14,6 +14,7 @@ from configs.sources import needed, open_sources
 from core.errors import ConfigError, DataError
 from modalities.base import ModalityAdapter, Record, Source, StoredLatents
 from modalities.conditions import ConditionConfig
+from modalities.data.account import Account
 from modalities.data.sources import SourceConfig, build_source
 
 
@@ -31,6 +32,9 @@ class StandIn:
 
     def labels(self) -> list[str]:
         return self.names
+
+    def account(self) -> Account:
+        return Account()
 
     def fingerprint(self) -> str:
         return "stand-in"

@@ -6,10 +6,17 @@ import argparse
 from pathlib import Path
 
 from configs.build import build_trainer
-from configs.load import load_config
+from configs.captions import caption_warnings
+from configs.changes import resolve
+from configs.initial import Initial
+from configs.networks import build_text_encoder
 from configs.runs import is_finished
-from core.errors import ConfigError
+from core.errors import AccidentError, ConfigError, NotFiniteError, NotWrittenError
+from core.training.accidents import accidents_named
 from core.training.config import to_yaml
+from core.training.say import say
+from tools.advice import after_bad_step, go_on
+from tools.data_notes import report_data
 
 EXAMPLES = """examples:
   selfflow train configs/quickstart.yaml run=runs/first
@@ -32,27 +39,70 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("config", type=Path, help="YAML file of the experiment")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    parser.add_argument(
+        "--change", action="append", default=[], metavar="key=value", help="resume with another value from here on"
+    )
+    parser.add_argument(
+        "--init-from", type=Path, metavar="RUN|FILE", help="start a new run from the EMA weights of a run, or a file"
+    )
+    parser.add_argument(
+        "--init-drop", action="append", default=[], metavar="PATTERN", help="tensors of the source that are not taken"
+    )
+    parser.add_argument(
+        "--init-fresh", action="append", default=[], metavar="PATTERN", help="tensors that the source need not have"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
     parser.add_argument("--dry-run", action="store_true", help="check data, shapes and model, print what a run costs")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    config = load_config(options.config, options.overrides)
+    resolved = resolve(options.config, options.overrides, options.change)
+    config = resolved.config
     if options.print_config:
         print(to_yaml(config), end="")
         return 0
+    initial = initial_weights(options)
     if options.dry_run:
+        if initial is not None:
+            raise ConfigError("--init-from: --dry-run does not look at it; leave one of them out")
         from tools.dry_run import describe
 
         print(describe(config, options.config.parent))
         return 0
     if not config.run:
         raise ConfigError("run: names the folder of the run; add run=FOLDER")
-    if is_finished(config):
+    for note in resolved.notes:
+        say(note)
+    if is_finished(config, resolved.change):
+        if resolved.change.arguments:
+            raise ConfigError(
+                f"--change: all {config.training.steps} steps of {config.run} are done; make it longer, too, with "
+                "--change training.steps=NUMBER"
+            )
         print(f"already finished: all {config.training.steps} steps are done; run folder: {config.run}")
         return 0
-    trainer = build_trainer(config, options.config.parent)
-    result = trainer.fit()
+    try:
+        with accidents_named():
+            trainer = build_trainer(config, options.config.parent, resolved.change, initial)
+            sources = {name: stream.source for name, stream in trainer.feed.dataset.streams.items()}
+            report_data(sources, trainer.folder.path)
+            if trainer.store.latest() is None:
+                for line in caption_warnings(config, sources, build_text_encoder(config, options.config.parent)):
+                    say(f"warning: {line}")
+            result = trainer.fit()
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{error}\n{after_bad_step(options, config, error)}", error.bad_step) from error
+    except (AccidentError, NotWrittenError) as error:
+        raise type(error)(f"{error}\n{go_on(options, config)}") from error
     print(f"{result} after {trainer.step} of {config.training.steps} steps; run folder: {config.run}")
     return 0
+
+
+def initial_weights(options: argparse.Namespace) -> Initial | None:
+    """What --init-from, --init-drop and --init-fresh say. Raises ConfigError for patterns without a source."""
+    if options.init_from is not None:
+        return Initial(options.init_from, tuple(options.init_drop), tuple(options.init_fresh))
+    if options.init_drop or options.init_fresh:
+        raise ConfigError("--init-drop, --init-fresh: need --init-from RUN or FILE")
+    return None

@@ -36,9 +36,13 @@ class AlignmentTerm(Protocol):
     """A term says which features it needs and turns them into a loss. The objective runs the networks."""
 
     teacher_taps: Taps | None  # of the EMA teacher; None leaves it out
+    reads_targets: bool  # of frozen encoders
 
     def taps(self, targets: Collection[str]) -> Taps:
         """Of the student, when there are external targets of these names."""
+
+    def is_over(self, step: int) -> bool:
+        """Whether the term has no weight any more after `step` steps; it is then left out, with what it needs."""
 
     def __call__(self, seen: Seen) -> dict[str, LossTerm]:
         """Loss terms by name; a term of weight 0 is a diagnostic."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.alignment.base import Seen
+from core.alignment.weights import factor_at, is_over, schedule_problems
 from core.errors import nearest
 from core.types import LossTerm, Taps
 
@@ -37,6 +38,8 @@ class DispersiveConfig:
         layer: 1-based; None means the last block.
         temperature: of the two InfoNCE variants.
         margin: of hinge, a squared distance per feature.
+        warmup: steps in which the weight rises to its value; 0 for none.
+        until: steps for which the term is there; 0 for the whole run.
     """
 
     weight: float = 0.25
@@ -44,6 +47,8 @@ class DispersiveConfig:
     layer: int | None = None
     temperature: float = 1.0
     margin: float = 1.0
+    warmup: int = 0
+    until: int = 0
 
     def problems(self) -> list[str]:
         found = []
@@ -59,7 +64,7 @@ class DispersiveConfig:
                 found.append(f"{name}: {value} must be above 0")
             elif value != 1.0 and self.variant not in readers:
                 found.append(f"{name}: {value} is not read by variant {self.variant!r}; only by {', '.join(readers)}")
-        return found
+        return found + schedule_problems(self)
 
     def depth_problems(self, depth: int) -> list[str]:
         if self.layer is None or 1 <= self.layer <= depth:
@@ -113,7 +118,7 @@ VARIANTS: dict[str, Callable[[Tensor, Tensor, DispersiveConfig], Tensor]] = {
 class Dispersive:
     """Pushes the samples of a microbatch apart at one layer of the student."""
 
-    teacher_taps = None
+    teacher_taps, reads_targets = None, False
 
     def __init__(self, config: DispersiveConfig, depth: int):
         self.config, self.variant = config, VARIANTS[config.variant]
@@ -121,6 +126,9 @@ class Dispersive:
 
     def taps(self, targets: Collection[str]) -> Taps:
         return Taps(raw=(self.layer,))
+
+    def is_over(self, step: int) -> bool:
+        return is_over(self.config, step)
 
     def __call__(self, seen: Seen) -> dict[str, LossTerm]:
         """Of the tokens that count in every sample, since a pair is compared token by token. Weighted like the
@@ -130,4 +138,8 @@ class Dispersive:
         z = (raw.double() * shared[:, None]).flatten(1)  # (B, L D)
         features = (shared.sum() * raw.shape[2]).clamp_min(2)
         total = self.variant(z, features, self.config) * seen.counted.sum()
-        return {"align/dispersive": LossTerm(total.float(), seen.count, self.config.weight)}
+        return {
+            "align/dispersive": LossTerm(
+                total.float(), seen.count, self.config.weight * factor_at(self.config, seen.step)
+            )
+        }

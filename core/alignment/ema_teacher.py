@@ -13,6 +13,7 @@ import torch
 
 from core.alignment.base import Seen
 from core.alignment.distances import DISTANCES, distance_problems
+from core.alignment.weights import factor_at, is_over, schedule_problems
 from core.errors import nearest
 from core.trunk.layers import layer_fraction
 from core.trunk.projectors import PROJECTORS, TEACHER
@@ -30,6 +31,8 @@ class EmaTeacherConfig:
         projector: simple (the released checkpoint's two layers) or repa (three layers, 2048 wide).
         hold_steps: steps for which the weight stays as it is.
         decade_steps: after these it falls tenfold every so many steps; 0 keeps it for ever.
+        warmup: steps in which the weight rises to its value; 0 for none.
+        until: steps for which the term is there; 0 for the whole run.
     """
 
     weight: float = 0.8
@@ -39,6 +42,8 @@ class EmaTeacherConfig:
     projector: str = "simple"
     hold_steps: int = 0
     decade_steps: int = 0
+    warmup: int = 0
+    until: int = 0
 
     def problems(self) -> list[str]:
         found = distance_problems(self.similarity)
@@ -51,7 +56,7 @@ class EmaTeacherConfig:
             found.append(f"hold_steps, decade_steps: {self.hold_steps}, {self.decade_steps} must not be negative")
         elif self.hold_steps and not self.decade_steps:
             found.append(f"hold_steps: {self.hold_steps} has no meaning without decade_steps")
-        return found
+        return found + schedule_problems(self)
 
     def layers(self, depth: int) -> tuple[int, int]:
         """(student layer, teacher layer) in a trunk of `depth` blocks."""
@@ -74,9 +79,10 @@ class EmaTeacherConfig:
         SRA's train.py has 0.2 for 149 epochs, then tenfold less every 1000 epochs (512 x 512: 99 and 800). It changes
         once an epoch; here it changes every step, and agrees where epochs begin.
         """
+        weight = self.weight * factor_at(self, step)
         if not self.decade_steps:
-            return self.weight
-        return self.weight * 0.1 ** (max(0, step - self.hold_steps) / self.decade_steps)
+            return weight
+        return weight * 0.1 ** (max(0, step - self.hold_steps) / self.decade_steps)
 
 
 class EmaTeacher:
@@ -86,9 +92,13 @@ class EmaTeacher:
         self.config, self.distance = config, DISTANCES[config.similarity]
         self.student_layer, self.teacher_layer = config.layers(depth)
         self.teacher_taps = Taps(raw=(self.teacher_layer,), stop_after=self.teacher_layer)
+        self.reads_targets = False
 
     def taps(self, targets: Collection[str]) -> Taps:
         return Taps(projected={TEACHER: self.student_layer})
+
+    def is_over(self, step: int) -> bool:
+        return is_over(self.config, step)
 
     def __call__(self, seen: Seen) -> dict[str, LossTerm]:
         prediction = seen.student.projected[TEACHER].float()  # (B, L, D)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from core.alignment.base import Seen
 from core.alignment.distances import DISTANCES, distance_problems
+from core.alignment.weights import factor_at, is_over, schedule_problems
 from core.errors import nearest
 from core.trunk.projectors import PROJECTORS
 from core.types import LossTerm, Taps
@@ -23,12 +24,16 @@ class ExternalConfig:
         layer: 1-based student layer; None means a third of the depth, at most 8: REPA's 4 for SiT-B and 8 for SiT-L
             and SiT-XL (sihyun-yu/REPA, issue 12).
         projector: repa (three layers, 2048 wide) or simple; one for each encoder.
+        warmup: steps in which the weight rises to its value; 0 for none.
+        until: steps for which the term is there; 0 for the whole run.
     """
 
     weight: float = 0.5
     similarity: str = "cosine"
     layer: int | None = None
     projector: str = "repa"
+    warmup: int = 0
+    until: int = 0
 
     def problems(self) -> list[str]:
         found = distance_problems(self.similarity)
@@ -37,7 +42,7 @@ class ExternalConfig:
         if self.projector not in PROJECTORS:
             close = nearest(self.projector, PROJECTORS)
             found.append(f"projector: {self.projector!r} is not one of {', '.join(PROJECTORS)}.{close}")
-        return found
+        return found + schedule_problems(self)
 
     def student_layer(self, depth: int) -> int:
         return max(1, min(8, depth // 3)) if self.layer is None else self.layer
@@ -50,7 +55,7 @@ class ExternalConfig:
 class External:
     """One projector per encoder, all on the same student layer; the mean over the encoders of a sample's modality."""
 
-    teacher_taps = None
+    teacher_taps, reads_targets = None, True
 
     def __init__(self, config: ExternalConfig, depth: int):
         self.config, self.distance = config, DISTANCES[config.similarity]
@@ -59,8 +64,11 @@ class External:
     def taps(self, targets: Collection[str]) -> Taps:
         return Taps(projected={name: self.layer for name in targets})
 
+    def is_over(self, step: int) -> bool:
+        return is_over(self.config, step)
+
     def __call__(self, seen: Seen) -> dict[str, LossTerm]:
-        weight = self.config.weight / max(len(seen.targets), 1)
+        weight = self.config.weight * factor_at(self.config, seen.step) / max(len(seen.targets), 1)
         terms = {}
         for name, target in seen.targets.items():
             total = self.distance(seen.student.projected[name].float(), target.detach().float(), seen.counted)

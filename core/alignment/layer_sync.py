@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from core.alignment.base import Seen
 from core.alignment.distances import DISTANCES, distance_problems
+from core.alignment.weights import factor_at, is_over, schedule_problems
 from core.trunk.layers import layer_fraction
 from core.types import LossTerm, Taps
 
@@ -19,18 +20,22 @@ class LayerSyncConfig:
         similarity: cosine, or another distance of core/alignment/distances.py.
         layer, target_layer: 1-based; None means round(2/7 depth) and round(4/7 depth), the 8 and 16 of 28 that its
             README trains SiT-XL with. There is no projector.
+        warmup: steps in which the weight rises to its value; 0 for none.
+        until: steps for which the term is there; 0 for the whole run.
     """
 
     weight: float = 0.2
     similarity: str = "cosine"
     layer: int | None = None
     target_layer: int | None = None
+    warmup: int = 0
+    until: int = 0
 
     def problems(self) -> list[str]:
         found = distance_problems(self.similarity)
         if self.weight <= 0:
             found.append(f"weight: {self.weight} must be above 0; set alignment.layer_sync: null to leave it out")
-        return found
+        return found + schedule_problems(self)
 
     def layers(self, depth: int) -> tuple[int, int]:
         """(layer, target layer) in a trunk of `depth` blocks."""
@@ -49,7 +54,7 @@ class LayerSyncConfig:
 
 
 class LayerSync:
-    teacher_taps = None
+    teacher_taps, reads_targets = None, False
 
     def __init__(self, config: LayerSyncConfig, depth: int):
         self.config, self.distance = config, DISTANCES[config.similarity]
@@ -58,7 +63,11 @@ class LayerSync:
     def taps(self, targets: Collection[str]) -> Taps:
         return Taps(raw=(self.layer, self.target_layer))
 
+    def is_over(self, step: int) -> bool:
+        return is_over(self.config, step)
+
     def __call__(self, seen: Seen) -> dict[str, LossTerm]:
         early, deep = (seen.student.raw[layer].float() for layer in (self.layer, self.target_layer))  # (B, L, D)
         total = self.distance(early, deep.detach(), seen.counted)
-        return {"align/layer_sync": LossTerm(total, seen.count, self.config.weight)}
+        weight = self.config.weight * factor_at(self.config, seen.step)
+        return {"align/layer_sync": LossTerm(total, seen.count, weight)}

@@ -17,9 +17,11 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
@@ -30,11 +32,13 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from core.durable import sync, write_durably
-from core.errors import CheckpointError, nearest
+from core.errors import CheckpointError, NotWrittenError, nearest
+from core.training.optim import AnyOptimizer, optimizers_of
 
 SCHEMA = 1
 PARTS = ("student", "teacher", "optimizer")
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors"
+_NO_MORE: Mapping[str, dict] = MappingProxyType({})
 
 
 def flatten(state: dict, prefix: str = "") -> dict[str, Tensor]:
@@ -71,13 +75,14 @@ class CheckpointStore:
     Args:
         root: folder of the checkpoints; created by the first `publish`.
         keep: how many of the newest intact checkpoints stay, at least 1.
+        keep_every: checkpoints of steps that are multiples of this stay for ever; 0 for none.
         report: receives one line for every damaged checkpoint that is skipped.
     """
 
-    def __init__(self, root: Path, keep: int = 2, report: Callable[[str], None] | None = None):
+    def __init__(self, root: Path, keep: int = 2, report: Callable[[str], None] | None = None, keep_every: int = 0):
         if keep < 1:
             raise CheckpointError(f"keep: {keep} must be at least 1")
-        self.root, self.keep = Path(root), keep
+        self.root, self.keep, self.keep_every = Path(root), keep, keep_every
         self.report = report or (lambda line: print(line, file=sys.stderr))
         self._intact: set[int] = set()  # verified or written by this process
 
@@ -137,7 +142,8 @@ class CheckpointStore:
             step: number of finished optimizer steps.
             state: nested dicts of tensors, see `training_state`.
             extra: plain data (JSON) stored beside them.
-        Raises CheckpointError when it cannot be written (a full disk) or exists; nothing half-written stays.
+        Raises NotWrittenError when it cannot be written (a full disk), and CheckpointError when it exists; nothing
+        half-written stays.
         """
         final = self.folder(step)
         aside = self.root / f".writing-{final.name}"
@@ -153,7 +159,7 @@ class CheckpointStore:
             sync(self.root)
         except (OSError, CheckpointException) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            raise CheckpointError(f"checkpoint {final} could not be written: {_reason(error)}") from error
+            raise NotWrittenError(f"checkpoint {final} could not be written: {_reason(error)}") from error
         self._intact.add(step)
         try:
             self._prune()
@@ -161,13 +167,16 @@ class CheckpointStore:
             self.report(f"old checkpoints in {self.root} could not be removed: {_reason(error)}")
         return final
 
-    def load(self, step: int, into: dict) -> None:
+    def load(self, step: int, into: dict, leave: Callable[[str], bool] = lambda key: False) -> None:
         """Read a checkpoint into the tensors of `into`, in place, bit for bit.
 
+        Args:
+            leave: whether a key is not taken: neither is it read into `into`, nor must either side have it.
         Raises CheckpointError, before anything is touched, if the checkpoint is damaged or if a key, shape or dtype
         differs from `into`.
         """
-        wanted, stored = flatten(into), self.stored(step)
+        wanted = {key: tensor for key, tensor in flatten(into).items() if not leave(key)}
+        stored = {key: item for key, item in self.stored(step).items() if not leave(key)}
         problems = [f"{key}: not in the checkpoint.{nearest(key, stored)}" for key in wanted if key not in stored]
         problems += [f"{key}: in the checkpoint, but not in the model" for key in stored if key not in wanted]
         for key in wanted.keys() & stored.keys():
@@ -190,6 +199,15 @@ class CheckpointStore:
         tensors = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in stored.items()}
         self._read(step, tensors)
         return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+
+    def is_milestone(self, step: int) -> bool:
+        """Whether the checkpoint stays for ever: by `keep_every` now, or when it was published."""
+        if self.keep_every and step and step % self.keep_every == 0:
+            return True
+        try:
+            return json.loads((self.folder(step) / STATE).read_text()).get("milestone", False)
+        except (OSError, ValueError, AttributeError):  # damaged
+            return False
 
     def extra(self, step: int) -> dict:
         """The plain data that was published with the step."""
@@ -225,22 +243,36 @@ class CheckpointStore:
         writer = dcp.FileSystemWriter(folder / TENSORS, sync_files=True)
         with _single_process_is_fine():
             dcp.save(flatten(state), storage_writer=writer, no_dist=not _distributed())
-        write_durably(folder / STATE, _encode({"step": step, "extra": extra}))
+        milestone = {"milestone": True} if self.keep_every and step and step % self.keep_every == 0 else {}
+        write_durably(folder / STATE, _encode({"step": step, "extra": extra, **milestone}))
         files = {name: _describe(path) for name, path in _files(folder).items()}
         write_durably(folder / MANIFEST, _manifest(step, files))
         sync(folder / TENSORS)
         sync(folder)
 
     def _prune(self) -> None:
-        """Remove what is older than the newest `keep` intact checkpoints; damaged ones do not count as kept."""
+        """Remove what is older than the newest `keep` intact checkpoints, but no milestone; damaged ones do not count
+        as kept."""
         kept = []
         for step in reversed(self.steps()):
             if len(kept) < self.keep:
                 if step in self._intact or self.problem(step) is None:
                     kept.append(step)
-            else:  # renamed first: a half-removed folder must not look like a checkpoint
-                os.rename(self.folder(step), self.root / f".removing-{self.folder(step).name}")
+            elif not self.is_milestone(step):
+                self._put_away(step)
         self._tidy()
+
+    def forget(self, step: int) -> None:
+        """Remove the checkpoints of all steps after `step`, which will be made anew."""
+        for later in self.steps():
+            if later > step:
+                self._put_away(later)
+                self._intact.discard(later)
+        self._tidy()
+
+    def _put_away(self, step: int) -> None:
+        """Renamed first: a half-removed folder must not look like a checkpoint."""
+        os.rename(self.folder(step), self.root / f".removing-{self.folder(step).name}")
 
     def _tidy(self) -> None:
         """Remove what killed saves and removals left behind."""
@@ -248,7 +280,7 @@ class CheckpointStore:
             shutil.rmtree(path)
 
 
-def training_state(student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
+def training_state(student: nn.Module, teacher: nn.Module, optimizer: AnyOptimizer) -> dict[str, dict]:
     """{"student": {name: tensor}, "teacher": {name: tensor}, "optimizer": {parameter name: {slot: tensor}}}.
 
     The tensors are the live ones, sharded where the modules are. Hyperparameters are not part of it: they are
@@ -256,40 +288,92 @@ def training_state(student: nn.Module, teacher: nn.Module, optimizer: torch.opti
     `get_optimizer_state_dict`: its counterpart refuses a state in which some parameters have none yet, such as the
     layers of a modality that no step has drawn so far.
     """
+    state = optimizer.state
     slots = {
-        name: dict(optimizer.state[parameter])
+        name: {slot: _as_tensor(value) for slot, value in state[parameter].items()}
         for name, parameter in _optimized(student, optimizer)
-        if parameter in optimizer.state
+        if parameter in state
     }
     return {"student": get_model_state_dict(student), "teacher": get_model_state_dict(teacher), "optimizer": slots}
 
 
+@dataclass(frozen=True)
+class Anew:
+    """What a run does not take from its checkpoint, since its settings were changed after it.
+
+    Attributes:
+        parts: of the network, such as `projector`: those that are new or of another kind start from their initial
+            weights, and those that are no longer needed are left behind.
+        optimizer: its whole state, of an optimizer of another kind.
+    """
+
+    parts: tuple[str, ...] = ()
+    optimizer: bool = False
+
+    def leaves(self, key: str) -> bool:
+        """Whether a key of the checkpoint, like "student/projector.linear1.weight", is not taken."""
+        part, _, name = key.partition("/")
+        inside = any(name == part or name.startswith((f"{part}.", f"{part}/")) for part in self.parts)
+        return inside or (self.optimizer and part == "optimizer")
+
+
+NOTHING_ANEW = Anew()
+
+
 def restore(
-    store: CheckpointStore, step: int, student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer
+    store: CheckpointStore,
+    step: int,
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: AnyOptimizer,
+    anew: Anew = NOTHING_ANEW,
+    more: Mapping[str, dict] = _NO_MORE,
 ) -> None:
-    """Load what `training_state` gave, strictly. Raises CheckpointError naming each key that does not fit."""
+    """Load what `training_state` gave, strictly but for `anew`.
+
+    Args:
+        more: further parts of the checkpoint, read in place.
+
+    Raises CheckpointError naming each key that does not fit.
+    """
     parameters = _optimized(student, optimizer)
     by_name = dict(parameters)
     slots: dict[str, dict[str, Tensor]] = {}
     for key, item in store.stored(step).items():
         part, rest = key.split("/", 1)
         name, _, slot = rest.rpartition("/")
-        if part == "optimizer" and name in by_name:
+        if part == "optimizer" and name in by_name and not anew.leaves(key):
             parameter = by_name[name].detach()
+            dtype = item.properties.dtype  # moments of one byte, and a count of steps that is no number of the weights
             if tuple(item.size) == tuple(parameter.shape):
-                empty = torch.empty_like(parameter)
-            else:  # the step count
-                empty = torch.empty(item.size, dtype=torch.float32, device=parameter.device)
+                empty = torch.empty_like(parameter, dtype=dtype)
+            else:
+                empty = torch.empty(item.size, dtype=dtype, device=parameter.device)
             slots.setdefault(name, {})[slot] = empty
     state = {"student": get_model_state_dict(student), "teacher": get_model_state_dict(teacher), "optimizer": slots}
-    store.load(step, state)
+    store.load(step, state | dict(more), anew.leaves)
     set_model_state_dict(student, state["student"], options=StateDictOptions(strict=True))
     set_model_state_dict(teacher, state["teacher"], options=StateDictOptions(strict=True))
-    numbered = {index: slots[name] for index, (name, _) in enumerate(parameters) if name in slots}
-    optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
+    for part in optimizers_of(optimizer):
+        numbered = {
+            index: {slot: _from_tensor(slot, value) for slot, value in slots[name].items()}
+            for index, (name, _) in enumerate(_optimized(student, part))
+            if name in slots
+        }
+        part.load_state_dict({"state": numbered, "param_groups": part.state_dict()["param_groups"]})
 
 
-def _optimized(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+def _as_tensor(value: Tensor | int) -> Tensor:
+    """bitsandbytes counts its steps with Python's numbers."""
+    return torch.tensor(value) if isinstance(value, int) else value
+
+
+def _from_tensor(slot: str, value: Tensor) -> Tensor | int:
+    """The inverse: torch's own optimizers count in floats, so that a whole number is one of Python's."""
+    return int(value) if slot == "step" and not value.is_floating_point() else value
+
+
+def _optimized(model: nn.Module, optimizer: AnyOptimizer) -> list[tuple[str, nn.Parameter]]:
     """The optimizer's parameters, in its order, with their names in the model."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

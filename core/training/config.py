@@ -12,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from core.errors import ConfigError, nearest
 from core.training.settings import Keys, UserSettings, merge, parse_override, read_settings, shown
+from core.training.unknown import Unknown, explain_unknown
 
 ABSENT = "(not there)"
 
@@ -34,6 +36,8 @@ def load(
     overrides: list[str] | tuple = (),
     presets: Callable[[dict], dict] | None = None,
     anew: dict[str, str] | None = None,
+    aliases: Mapping[str, Iterable[str]] | None = None,
+    implied: Iterable[Callable[[dict], Iterable[tuple[Keys, Any, Keys]]]] = (),
 ) -> Any:
     """An instance of the dataclass `schema`.
 
@@ -43,6 +47,9 @@ def load(
         presets: given the user's settings (files and overrides), returns settings that lie under them.
         anew: sections that replace the one under them when they name another kind, see `settings.merge`. The overrides
             count as one file, so that their order does not matter.
+        aliases: names of other projects -> our keys, see `KnownKeys`.
+        implied: each, given the user's settings, names (key, value, key it follows from) of settings that the user has
+            left out; the next one sees them too.
     Raises ConfigError with one line for every problem found: YAML syntax, keys given twice, unknown keys, wrong types,
     numbers that are not finite, and what the `problems()` methods of the dataclasses say.
     """
@@ -51,6 +58,9 @@ def load(
     for override in overrides:
         given.add(parse_override(override))
     user.add(given, anew)
+    for rule in implied:
+        for key, value, source in list(rule(user.values)):
+            user.imply(key, value, source)
     problems = list(user.problems)
     preset = {}
     if presets is not None:
@@ -59,9 +69,10 @@ def load(
         except ConfigError as error:
             problems += [f"{user.locate(_split(line)[0], path.name)}: {line}" for line in error.problems]
 
-    config = OmegaConf.structured(schema)
-    found: list[tuple[Keys, str]] = []
-    _fill(config, schema, merge(preset, user.values), (), user.text, found)
+    config, values = OmegaConf.structured(schema), merge(preset, user.values)
+    noted: list[tuple[Keys, str | Unknown]] = []
+    _fill(config, schema, values, (), user.text, noted)
+    found = explain_unknown(noted, schema, values, aliases or {})
     try:
         missing = OmegaConf.missing_keys(config)
         found += [(tuple(key.split(".")), "required, but not set") for key in sorted(missing)]
@@ -115,12 +126,41 @@ def refuse_changes(old: dict, new: dict, free: set[str]) -> None:
     if changed:
         raise ConfigError(
             [f"{key}: {before!r} when the run was started, {after!r} now" for key, before, after in changed]
-            + ["A run can only be resumed with the settings that it was started with; use another run folder."]
+            + [changes_advice([(key, after) for key, _, after in changed])]
         )
 
 
+def changes_advice(wanted: list[tuple[str, Any]]) -> str:
+    """What to type for a run to go on with other settings."""
+    first = " ".join(f"--change {as_argument(key, value)}" for key, value in wanted[:3] if value is not ABSENT)
+    more = " ..." if len(wanted) > 3 else ""
+    return (
+        "A run is resumed with the settings that it has. To change them from here on, add "
+        f"{first or '--change KEY=VALUE'}{more}; or use another run folder."
+    )
+
+
+def as_argument(key: str, value: Any) -> str:
+    """`key=value` for a shell, which `parse_override` reads back."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+    return shlex.quote(f"{key}={text}")
+
+
+def validated(schema: type, plain: dict) -> Any:
+    """An instance of the dataclass from plain values. Raises ConfigError with what its `problems()` say."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    if found := [f"{'.'.join(key)}{': ' * bool(key)}{what}" for key, what in _own_problems(config, ())]:
+        raise ConfigError(dict.fromkeys(found))
+    return config
+
+
 def _fill(
-    node: DictConfig, schema: type, values: Any, path: Keys, text: dict[Keys, str], found: list[tuple[Keys, str]]
+    node: DictConfig,
+    schema: type,
+    values: Any,
+    path: Keys,
+    text: dict[Keys, str],
+    found: list[tuple[Keys, str | Unknown]],
 ) -> None:
     """Set `values` in the structured node of a dataclass, noting what does not fit instead of stopping at it."""
     hints = typing.get_type_hints(schema)
@@ -131,7 +171,7 @@ def _fill(
     for key, value in values.items():
         inner = (*path, key)
         if key not in allowed:
-            found.append((inner, f"unknown key; allowed: {', '.join(allowed)}.{nearest(key, allowed)}"))
+            found.append((inner, Unknown(value, allowed)))
             continue
         hint, optional = _without_none(hints[key])
         kind, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -63,9 +63,13 @@ class Microbatch:
 
 
 class Prepare(Protocol):
-    """Completes a microbatch on the training device: latents of an autoencoder with weights, encoders' features."""
+    """Completes a microbatch on the training device: latents of an autoencoder with weights, encoders' features.
 
-    def __call__(self, microbatch: Microbatch) -> Microbatch: ...
+    Args:
+        targets: whether the encoders' features are read; without them the encoders need not run.
+    """
+
+    def __call__(self, microbatch: Microbatch, targets: bool = True) -> Microbatch: ...
 
 
 class Feed(Protocol):

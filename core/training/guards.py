@@ -16,7 +16,11 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+import torch
+from torch import nn
+
 from core.errors import NotFiniteError
+from core.training.say import say
 
 if TYPE_CHECKING:
     from core.training.records import RunFolder
@@ -105,10 +109,21 @@ def write_bad_step(
         "keys": list(keys),
         "values": {k: str(v) for k, v in values.items()},
     }
-    folder.flush()
     path = folder.path / "bad_step.json"
-    path.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+    try:
+        folder.flush()
+        path.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        say(f"warning: {path} cannot be written ({error.strerror}); it would hold\n{json.dumps(evidence)}")
     what = ", ".join(f"{name} is {value}" for name, value in bad.items()) or "another process failed"
     raise NotFiniteError(
-        f"step {step + 1} ({modality}): {what}. The weights were not touched; samples and values are in {path}"
+        f"step {step + 1} ({modality}): {what}. The weights were not touched; samples and values are in {path}",
+        step + 1,
     )
+
+
+@torch.no_grad()
+def all_finite(*models: nn.Module) -> bool:
+    """Whether every parameter is finite: then a bad step is that step's fault, and the state is worth keeping."""
+    parameters = [parameter for model in models for parameter in model.parameters()]
+    return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())

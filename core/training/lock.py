@@ -6,6 +6,7 @@ do not inherit it, so nothing is ever left to clean up.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -41,9 +42,10 @@ class FolderLock:
             ) from error
         except OSError:
             return
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {platform.node()}\n")
-        self._file.flush()
+        note = f"process {os.getpid()} on {platform.node()}\n".encode()
+        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, without a name in it
+            self._file.truncate(0)
+            os.write(self._file.fileno(), note)
 
     def release(self) -> None:
         self._file.close()

@@ -1,10 +1,14 @@
 """Which modality a step trains on, and which samples: functions of (seed, step), never a stream.
 
 Every optimizer step holds one modality, the same on all ranks (paper App. D). The data position of a modality is
-the number of its earlier steps times its batch, so a checkpoint stores no loader state.
+the number of samples of its earlier steps, so a checkpoint stores no loader state.
 """
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,38 +18,69 @@ from core.keys import generator
 _BLOCK = 4096  # steps whose modalities are drawn at once
 
 
+@dataclass(frozen=True)
+class MixPiece:
+    """Shares and batches that held until `until` steps were finished, in a run whose settings were changed then."""
+
+    until: int
+    seed: int
+    shares: dict[str, float]
+    global_batch: dict[str, int]
+
+
 class ModalityMix:
     """
     Args:
         shares: modality -> relative probability (0.57 / 0.30 / 0.13 in the paper); they need not sum to 1.
         global_batch: modality -> samples in one optimizer step.
+        earlier: what held before, oldest first, of the same modalities; positions go on behind what they consumed.
     """
 
-    def __init__(self, seed: int, shares: dict[str, float], global_batch: dict[str, int]):
-        self.seed, self.names, self.global_batch = seed, tuple(shares), global_batch
-        weights = torch.tensor([float(shares[name]) for name in self.names], dtype=torch.float64)
-        self._edges = torch.cumsum(weights / weights.sum(), dim=0)[:-1]
-        self._blocks: list[Tensor] = []  # the modality of each step, block by block
-        self._before = [torch.zeros(len(self.names), dtype=torch.long)]  # steps of each modality before a block
+    def __init__(
+        self,
+        seed: int,
+        shares: dict[str, float],
+        global_batch: dict[str, int],
+        earlier: Sequence[MixPiece] = (),
+    ):
+        self.names, self.global_batch = tuple(shares), global_batch
+        self._pieces = [*earlier, MixPiece(sys.maxsize, seed, shares, global_batch)]
+        self._blocks: list[tuple[Tensor, Tensor]] = []  # modality and samples of each step, block by block
+        self._before = [torch.zeros(len(self.names), dtype=torch.long)]  # samples of each modality before a block
 
-    def _block(self, number: int) -> Tensor:
+    def _block(self, number: int) -> tuple[Tensor, Tensor]:
         while len(self._blocks) <= number:
-            draw = generator(self.seed, "modality", len(self._blocks))
-            uniform = torch.rand(_BLOCK, generator=draw, dtype=torch.float64)
-            block = torch.bucketize(uniform, self._edges, right=True)
-            self._blocks.append(block)
-            self._before.append(self._before[-1] + torch.bincount(block, minlength=len(self.names)))
+            chosen, sizes = self._draw(len(self._blocks))
+            self._blocks.append((chosen, sizes))
+            taken = torch.zeros(len(self.names), dtype=torch.long).index_add_(0, chosen, sizes)
+            self._before.append(self._before[-1] + taken)
         return self._blocks[number]
+
+    def _draw(self, number: int) -> tuple[Tensor, Tensor]:
+        """(4096,) modality and (4096,) samples of the steps of a block."""
+        chosen, sizes = torch.zeros(_BLOCK, dtype=torch.long), torch.zeros(_BLOCK, dtype=torch.long)
+        first, start = number * _BLOCK, 0  # `start` counts within the block
+        for piece in self._pieces:
+            stop = min(piece.until - first, _BLOCK)
+            if stop <= start:
+                continue
+            weights = torch.tensor([float(piece.shares[name]) for name in self.names], dtype=torch.float64)
+            edges = torch.cumsum(weights / weights.sum(), dim=0)[:-1]
+            uniform = torch.rand(_BLOCK, generator=generator(piece.seed, "modality", number), dtype=torch.float64)
+            batch = torch.tensor([piece.global_batch[name] for name in self.names])
+            chosen[start:stop] = torch.bucketize(uniform[start:stop], edges, right=True)
+            sizes[start:stop] = batch[chosen[start:stop]]
+            start = stop
+        return chosen, sizes
 
     def modality(self, step: int) -> str:
         """The modality of the step that follows `step` finished ones."""
         number, offset = divmod(step, _BLOCK)
-        return self.names[int(self._block(number)[offset])]
+        return self.names[int(self._block(number)[0][offset])]
 
     def first_position(self, step: int) -> int:
         """Position, in its modality's endless sequence of samples, of the first sample of this step."""
         number, offset = divmod(step, _BLOCK)
-        block = self._block(number)
-        chosen = int(block[offset])
-        steps_before = int(self._before[number][chosen]) + int((block[:offset] == chosen).sum())
-        return steps_before * self.global_batch[self.names[chosen]]
+        chosen, sizes = self._block(number)
+        same = chosen[:offset] == chosen[offset]
+        return int(self._before[number][chosen[offset]] + sizes[:offset][same].sum())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 from core.errors import DataError
 from core.training.feed import Rejected
-from core.training.records import keep_lines, read_lines
+from core.training.lines import LineWriter, keep_lines, read_lines
+from core.training.say import say
 
 
 class Quarantine:
@@ -22,6 +22,7 @@ class Quarantine:
     def __init__(self, path: Path, limit: int):
         self.path, self.limit = path, limit
         self._known: dict[tuple[str, str], dict] = {}
+        self._lines, self._failing = LineWriter(path), False
         keep_lines(path)  # cuts off the half-written last line of a killed run; that record will be met again
         for entry in read_lines(path):
             self._known[entry["modality"], entry["key"]] = entry
@@ -35,11 +36,27 @@ class Quarantine:
             if (item.modality, item.key) not in self._known:
                 entry = asdict(item)
                 self._known[item.modality, item.key] = entry
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(entry) + "\n")
+                self._lines.add(entry)
+                self.write()
         if len(self) > self.limit:
             last = "\n".join(f"  {e['origin']}: {e['reason']}" for e in list(self._known.values())[-5:])
             raise DataError(
                 f"{len(self)} records could not be used, more than data_limit {self.limit}. The last ones:\n{last}\n"
                 f"All are listed in {self.path}"
             )
+
+    def write(self) -> None:
+        """Hand the lines to the system. Where that fails they wait for the next time, which is said once: a record that
+        is never written is met again by a resumed run, or was met before its checkpoint and only lacks its line."""
+        try:
+            self._lines.write()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                say(f"warning: {self.path} cannot be written ({error.strerror}); its lines wait in memory")
+            self._failing = True
+
+    def close(self) -> None:
+        """Write what waits, if it can be."""
+        self.write()
+        self._lines.close()

@@ -1,7 +1,8 @@
 """The folder of a run, which explains itself.
 
 config.yaml     the resolved configuration
-run.json        for every start: time, command, versions, commit; and the fingerprints of the data
+run.json        for every start: time, command, versions, commit; the fingerprints of the data; what was changed
+                when (core/training/history.py); the weights that it started from
 metrics.jsonl   one line per step, deterministic: an interrupted and resumed run has the same bytes as a whole one
 timings.jsonl   one line per step, wall-clock; steps that were done twice are there twice
 checkpoints/    see core/training/checkpoint.py
@@ -16,18 +17,21 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
 from core.durable import write_durably
 from core.errors import ConfigError
-from core.training.config import read_plain, refuse_changes
+from core.training.config import refuse_changes
+from core.training.history import NO_CHANGE, Change, clamped, entries_for, read_run, stored_config
+from core.training.lines import LineWriter, keep_lines
+from core.training.lines import read_lines as read_lines
 from core.training.lock import FolderLock
+from core.training.say import say
 from core.training.trackers import LoggingConfig, Trackers
 
 FLUSH_SECONDS = 2.0  # how old a line may get before others can see it
@@ -37,53 +41,87 @@ PACKAGES = ("torch", "numpy", "einops", "omegaconf", "safetensors")
 class RunFolder:
     """Metrics and timings of a run. Build it with `RunFolder.open`.
 
-    Lines are buffered; `flush` makes them durable and must be called before a checkpoint is published, so that a
-    checkpoint never knows of a step that metrics.jsonl does not.
+    Lines are buffered, and wait while they cannot be written; `flush` makes them durable and must be called before a
+    checkpoint is published, so that a checkpoint never knows of a step that metrics.jsonl does not.
     """
 
     def __init__(self, path: Path, trackers: Trackers, lock: FolderLock):
         self.path, self.trackers, self._lock = Path(path), trackers, lock
-        self._files: dict[str, TextIO] = {}
-        self._flushed = time.monotonic()
+        self._files: dict[str, LineWriter] = {}
+        self._flushed, self._failing = time.monotonic(), False
 
     @staticmethod
-    def check(path: Path, config: dict, fingerprints: dict[str, str], free: set[str]) -> None:
+    def check(
+        path: Path, config: dict, fingerprints: dict[str, str], free: set[str], change: Change = NO_CHANGE
+    ) -> None:
         """Whether a run may start or go on in this folder; nothing is written.
 
         Args:
             config: the plain resolved configuration.
             fingerprints: data set name -> fingerprint.
-            free: settings and sections that may differ from those of the existing run.
+            free: settings and sections that may differ from those of the existing run, and are not noted.
+            change: what else may differ.
         Raises ConfigError naming every other setting or data set that differs, once the run has a checkpoint.
         """
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise ConfigError(f"run: {path} is a file; it must be a folder or not exist")
-        if any((path / "checkpoints").glob("step-*")) and (path / "config.yaml").exists():
-            refuse_changes(read_plain(path / "config.yaml"), config, free)
-            known = _read_json(path / "run.json").get("data")
+        stored = stored_config(path) if _has_checkpoint(path) else None
+        if stored is not None:
+            refuse_changes(stored, config, free | change.keys)
+            known = read_run(path).get("data")
             if known:  # a run that starts from imported weights has none before it trains
-                _refuse_other_data(known, fingerprints)
+                _refuse_other_data(
+                    known, {n: known.get(n) if n in change.other_data else f for n, f in fingerprints.items()}
+                )
 
     @staticmethod
-    def open(path: Path, config: dict, fingerprints: dict[str, str], free: set[str]) -> RunFolder:
+    def open(
+        path: Path,
+        config: dict,
+        fingerprints: dict[str, str],
+        free: set[str],
+        change: Change = NO_CHANGE,
+        origin: dict | None = None,
+    ) -> RunFolder:
         """Create the folder, or open that of an existing run to resume it, and hold it until `close`.
 
         Arguments and errors are those of `check`, except that `config` may have a section `logging`, a LoggingConfig,
-        and that a folder in which another process trains is refused."""
-        RunFolder.check(path, config, fingerprints, free)
+        and that a folder in which another process trains is refused.
+
+        Args:
+            origin: the weights that a new run starts from, see configs/initial.py.
+        """
+        RunFolder.check(path, config, fingerprints, free, change)
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(path)
-        known = _read_json(path / "run.json")
-        starts = [*known.get("starts", []), _start()]
-        identity = known.get("id", os.urandom(4).hex())
-        _replace(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120))
-        _replace(
-            path / "run.json",
-            json.dumps({"id": identity, "data": fingerprints, "starts": starts}, indent=1) + "\n",
-        )
-        return RunFolder(path, Trackers(LoggingConfig(**config.get("logging", {})), path, config, identity), lock)
+        try:
+            known = read_run(path)
+            start = _start()
+            content = {"id": known.get("id", os.urandom(4).hex()), "data": fingerprints}
+            if origin := origin or known.get("init"):
+                content["init"] = origin
+            stored = stored_config(path) if _has_checkpoint(path) else None
+            step = _newest(path) if change.step is None else change.step
+            if stored is not None:
+                changes = clamped(known.get("changes", []), step)
+                changes += entries_for(stored, config, change, step, start["time"], start["command"])
+                asked = [*known.get("arguments", []), *change.arguments]
+                content |= {"changes": changes} if changes else {}
+                content |= {"arguments": asked} if asked else {}
+            content["starts"] = [*known.get("starts", []), start]
+            _replace(
+                {
+                    path / "run.json": json.dumps(content, indent=1) + "\n",
+                    path / "config.yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120),
+                }
+            )
+            trackers = Trackers(LoggingConfig(**config.get("logging", {})), path, config, content["id"], step)
+        except BaseException:
+            lock.release()
+            raise
+        return RunFolder(path, trackers, lock)
 
     def write_metrics(self, metrics: dict[str, float | str]) -> None:
         """Deterministic values of a step: `step` (finished steps) and what was computed, never a time or a rate."""
@@ -102,70 +140,55 @@ class RunFolder:
         keep_lines(self.path / "timings.jsonl")
 
     def flush(self) -> None:
-        """Make every line durable."""
+        """Make every line durable. Raises OSError; what could not be written is kept for the next time."""
         for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        self._flushed = time.monotonic()
+            file.sync()
+        self._flushed, self._failing = time.monotonic(), False
 
     def close(self) -> None:
-        """Flush, end the trackers, and let others train in the folder."""
+        """Flush, end the trackers, and let others train in the folder. Lines that cannot be written are lost: the steps
+        since the last checkpoint are made anew."""
+        try:
+            self.flush()
+        except OSError as error:
+            say(f"warning: the last lines of the metrics could not be written: {error}")
         self.close_files()
         self.trackers.close()
         self._lock.release()
 
     def close_files(self) -> None:
-        self.flush()
         for file in self._files.values():
             file.close()
         self._files.clear()
 
     def _write(self, name: str, entry: dict) -> None:
         if name not in self._files:
-            self._files[name] = (self.path / name).open("a", encoding="utf-8")
-        self._files[name].write(json.dumps(entry) + "\n")
+            self._files[name] = LineWriter(self.path / name)
+        self._files[name].add(entry)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:  # visible to readers; durable only in `flush`
-            for file in self._files.values():
-                file.flush()
             self._flushed = time.monotonic()
+            self._hand_over()
 
-
-def read_lines(path: Path) -> list[dict]:
-    """The entries of a JSON-lines file; a half-written last line is left out, an absent file is empty."""
-    if not path.exists():
-        return []
-    return [entry for _, entry in _parse(path.read_bytes())]
-
-
-def _parse(data: bytes) -> list[tuple[int, dict]]:
-    """(offset of its end, entry) of every whole line, up to the first that is not a JSON object."""
-    found, end = [], 0
-    for line in data.splitlines(keepends=True):
-        end += len(line)
+    def _hand_over(self) -> None:
+        """Give the lines to the system. A failure is said once: the next checkpoint decides what it means."""
         try:
-            entry = json.loads(line)
-        except ValueError:  # half-written; nothing after it can be trusted
-            break
-        if not line.endswith(b"\n") or not isinstance(entry, dict):
-            break
-        found.append((end, entry))
-    return found
+            for file in self._files.values():
+                file.write()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                say(f"warning: {file.path} cannot be written ({error.strerror}); its lines wait in memory")
+            self._failing = True
 
 
-def keep_lines(path: Path, wanted: Callable[[dict], bool] = lambda entry: True) -> None:
-    """Cut a JSON-lines file behind the last line of its leading run of `wanted` entries. Atomic: one truncation."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    keep = 0
-    for end, entry in _parse(data):
-        if not wanted(entry):
-            break
-        keep = end
-    if keep < len(data):
-        with path.open("rb+") as file:
-            file.truncate(keep)
-            os.fsync(file.fileno())
+def _has_checkpoint(path: Path) -> bool:
+    return any((path / "checkpoints").glob("step-*"))
+
+
+def _newest(path: Path) -> int:
+    """Step of the newest checkpoint, intact or not; 0 where there is none."""
+    names = [folder.name.removeprefix("step-") for folder in (path / "checkpoints").glob("step-*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _refuse_other_data(old: dict[str, str], new: dict[str, str]) -> None:
@@ -208,17 +231,15 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _read_json(path: Path) -> dict:
-    if not path.exists():
-        return {}
+def _replace(texts: dict[Path, str]) -> None:
+    """Write files, in this order, so that a killed process or a full disk leaves the old text or the new one."""
+    asides = {path: path.with_name(f".{path.name}.writing") for path in texts}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}); remove it to resume without its history") from error
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a killed process leaves the old text or the new one."""
-    aside = path.with_name(f".{path.name}.writing")
-    write_durably(aside, text)
-    os.replace(aside, path)
+        for path, text in texts.items():
+            write_durably(asides[path], text)
+    except OSError:
+        for aside in asides.values():
+            aside.unlink(missing_ok=True)
+        raise
+    for path, aside in asides.items():
+        os.replace(aside, path)

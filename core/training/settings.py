@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import typing
 from dataclasses import dataclass
@@ -60,6 +61,16 @@ class UserSettings:
         self.where |= over.where
         self.text |= over.text
         self.problems += over.problems
+
+    def imply(self, key: Keys, value: Any, source: Keys) -> None:
+        """Set a key as if it stood where `source` does, with its text."""
+        section = self.values
+        for part in key[:-1]:
+            section = section.setdefault(part, {})
+        section[key[-1]] = copy.deepcopy(value)
+        self.where[key] = self.locate(source, "")
+        below = {keys: text for keys, text in self.text.items() if keys[: len(source)] == source}
+        self.text |= {(*key, *keys[len(source) :]): text for keys, text in below.items()}
 
 
 def merge(under: dict, over: dict, anew: dict[str, str] | None = None) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -12,15 +13,19 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from core.errors import CheckpointError, ConfigError
+from core.errors import CheckpointError, ConfigError, NotFiniteError
 from core.objective import Objective, total_loss
-from core.training.checkpoint import CheckpointStore, restore, training_state
+from core.training.accidents import accidents_named
+from core.training.checkpoint import NOTHING_ANEW, Anew, CheckpointStore, restore, training_state
 from core.training.ema import EmaConfig, make_teacher, update_teacher
 from core.training.feed import Feed, Microbatch, Prepare
-from core.training.guards import StopRequest, check_finite, write_bad_step
+from core.training.guards import StopRequest, all_finite, check_finite, write_bad_step
+from core.training.hooks import Hook, PreviewConfig, ValidateConfig, attempt, run_hooks
 from core.training.optim import OptimizerConfig, build_optimizer
+from core.training.posthoc_ema import PosthocEma, PosthocEmaConfig
 from core.training.quarantine import Quarantine
 from core.training.records import RunFolder
+from core.training.say import Outliving, say
 
 
 @dataclass
@@ -31,24 +36,32 @@ class TrainingConfig:
         accumulate: microbatches per optimizer step; each holds `batch / accumulate` samples.
         save_every: steps between checkpoints; one is always published at the end and on a stop.
         keep: how many of the newest checkpoints stay.
+        keep_every: a checkpoint is also published at every multiple of this, and stays for ever; 0 for none.
         precision: fp32, or bf16 (autocast; weights, EMA, losses and cosine stay float32).
         compile: compile student and teacher with torch.compile.
         device: auto (cuda if there is one, else cpu), cpu or cuda.
         workers: processes that prepare batches; 0 prepares them in the training process.
         data_limit: distinct unusable records after which the run stops.
+        skip_steps: steps, by their number in metrics.jsonl, that are left out: their data are consumed and nothing is
+            updated. May grow when a run is resumed.
     """
 
     steps: int = 1000
     accumulate: int = 1
     save_every: int = 1000
     keep: int = 2
+    keep_every: int = 0
     precision: str = "fp32"
     compile: bool = False
     device: str = "auto"
     workers: int = 0
     data_limit: int = 100
+    skip_steps: list[int] = field(default_factory=list)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    posthoc_ema: PosthocEmaConfig = field(default_factory=PosthocEmaConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
 
     def problems(self) -> list[str]:
         found = []
@@ -57,11 +70,14 @@ class TrainingConfig:
             "accumulate": 1,
             "save_every": 1,
             "keep": 2,
+            "keep_every": 0,
             "workers": 0,
             "data_limit": 0,
         }.items():
             if getattr(self, name) < least:
                 found.append(f"{name}: {getattr(self, name)} must be at least {least}")
+        if wrong := [step for step in self.skip_steps if step < 1]:
+            found.append(f"skip_steps: {wrong[0]} must be at least 1, the number of the first step")
         for name, allowed in {"precision": ("fp32", "bf16"), "device": ("auto", "cpu", "cuda")}.items():
             if getattr(self, name) not in allowed:
                 found.append(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -83,6 +99,10 @@ class Trainer:
         loss_weights: modality -> factor of the whole loss of its steps (paper App. D).
         extra: plain data stored in every checkpoint, enough to generate from it alone.
         prepare: completes every microbatch on the training device, or None.
+        warnings: told at the start of a new run.
+        hooks: what looks at the networks while they train, and changes nothing.
+        anew: what is not taken from the checkpoint that the run goes on from.
+        initialised: the weights come from elsewhere, so that they are published before the first step.
     """
 
     def __init__(
@@ -95,49 +115,81 @@ class Trainer:
         loss_weights: dict[str, float],
         extra: dict,
         prepare: Prepare | None = None,
+        warnings: Sequence[str] = (),
+        hooks: Sequence[Hook] = (),
+        anew: Anew = NOTHING_ANEW,
+        initialised: bool = False,
     ):
         self.config, self.objective, self.feed, self.folder = config, objective, feed, folder
         self.loss_weights, self.extra, self.prepare = loss_weights, extra, prepare
+        self.warnings, self.hooks = warnings, hooks
         self.device = config.torch_device()
         self.student = student.to(self.device).train()
         self.teacher = make_teacher(self.student)
         self.optimizer = build_optimizer(config.optimizer, self.student)
-        self.store = CheckpointStore(folder.path / "checkpoints", keep=config.keep)
+        self.posthoc = PosthocEma(config.posthoc_ema, self.student, folder.path) if config.posthoc_ema.every else None
+        self.store = CheckpointStore(folder.path / "checkpoints", config.keep, keep_every=config.keep_every)
         self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit)
+        self.anew, self.initialised = anew, initialised
         self.step = 0  # finished steps
         self.failed_saves = 0
         if config.compile:  # in place, so that parameter names and checkpoints stay the same
             self.student.compile()
             self.teacher.compile()
 
+    @accidents_named()
     def fit(self) -> str:
         """Train to the last step. Returns 'finished', or 'stopped' after SIGTERM or SIGINT, always with a
-        published checkpoint."""
+        published checkpoint.
+
+        Raises NotFiniteError, with the state before the bad step published, and AccidentError for what the machine did.
+        """
         first, last = self.resume(), self.config.steps
         self.step = first
-        if first == 0 and (warning := self.config.ema.warning(last)):
-            print(f"warning: {warning}", file=sys.stderr)
+        for warning in self.warnings if first == 0 else ():
+            say(f"warning: {warning}")
         with (
             closing(self.folder),
+            closing(self.quarantine),
             closing(self.feed.steps(first, last)) as steps,
             StopRequest() as stop,
-            tqdm(total=last, initial=first, unit="step", dynamic_ncols=True) as bar,
+            tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, file=Outliving(sys.stderr)) as bar,
         ):
+            self.snapshot()  # what a killed or stopped run owes of its last checkpoint
+            self.look()
             started = time.perf_counter()
             for step, microbatches in steps:
                 waited = time.perf_counter() - started
-                metrics = self.train_step(step, microbatches)
+                metrics = self.attempt(step, microbatches)
                 self.step = step + 1
                 self.folder.write_metrics({"step": self.step, **metrics})
                 self.folder.write_timing(step=self.step, seconds=time.perf_counter() - started, waited=waited)
                 self.show(bar, metrics)
                 stopping = stop.requested
-                if self.step % self.config.save_every == 0 or self.step == last or stopping:
+                self.snapshot()
+                if self.is_save_due() or self.step == last or stopping:
                     self.save(leaving=stopping or self.step == last)
                 if stopping:
                     return "finished" if self.step == last else "stopped"
+                self.look()
                 started = time.perf_counter()
         return "finished"
+
+    def attempt(self, step: int, microbatches: list[Microbatch]) -> dict[str, float | str]:
+        """A step, or nothing where it is to be left out. Before a bad one ends the run, the state is published."""
+        if step + 1 in self.config.skip_steps:
+            return {"modality": microbatches[0].modality, "skipped": True}
+        try:
+            return self.train_step(step, microbatches)
+        except NotFiniteError as error:
+            if not all_finite(self.student, self.teacher):
+                raise NotFiniteError(f"{error}, but they hold NaN or infinity since an earlier step") from error
+            if step and step not in self.store.steps():
+                try:
+                    self.save(leaving=True)
+                except (CheckpointError, OSError) as failed:  # the bad step is the greater news
+                    say(f"checkpoint of step {step} could not be saved: {failed}")
+            raise
 
     def train_step(self, step: int, microbatches: list[Microbatch]) -> dict[str, float | str]:
         """One optimizer step: all microbatches, clip, guard, AdamW, EMA. Returns the metrics of the step."""
@@ -155,7 +207,7 @@ class Trainer:
         values: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for microbatch in microbatches:
             moved = microbatch.to(self.device)
-            moved = moved if self.prepare is None else self.prepare(moved)
+            moved = moved if self.prepare is None else self.prepare(moved, self.objective.reads_targets(step))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 terms = self.objective(
                     self.student, self.teacher, moved.batch, moved.draws, counts, moved.targets, step
@@ -171,6 +223,8 @@ class Trainer:
         self.guard(step, microbatches, metrics)
         self.optimizer.step()
         update_teacher(self.teacher, self.student, self.config.ema.decay)
+        if self.posthoc is not None:
+            self.posthoc.update(step + 1)
         return {"modality": modality, "lr": lr, **metrics}
 
     def guard(self, step: int, microbatches: list[Microbatch], metrics: dict[str, float]) -> None:
@@ -181,7 +235,8 @@ class Trainer:
 
     def show(self, bar: tqdm, metrics: dict) -> None:
         bar.set_postfix_str(
-            f"{metrics['modality']} loss {metrics['loss']:.3f}"
+            f"{metrics['modality']} "
+            + (f"loss {metrics['loss']:.3f}" if "loss" in metrics else "left out")
             + (f", {len(self.quarantine)} bad records" if len(self.quarantine) else ""),
             refresh=False,
         )
@@ -192,21 +247,49 @@ class Trainer:
         step = self.store.latest()
         if step is None:
             step = 0
+            if self.initialised:
+                self.save(leaving=True)
         else:
-            restore(self.store, step, self.student, self.teacher, self.optimizer)
+            more = self.posthoc.state() if self.posthoc is not None and step else {}
+            restore(self.store, step, self.student, self.teacher, self.optimizer, self.anew, more)
         self.folder.truncate(step)
+        for hook in self.hooks:
+            hook.forget(step)
+        if self.posthoc is not None:
+            self.posthoc.store.forget(step)
         return step
+
+    def is_save_due(self) -> bool:
+        """Whether this step has a checkpoint of its own."""
+        every = (self.config.save_every, self.config.keep_every)
+        return any(steps and self.step % steps == 0 for steps in every)
+
+    def snapshot(self) -> None:
+        """Store the post-hoc averages where this step is due, before its checkpoint. A failure is reported."""
+        posthoc, every = self.posthoc, self.config.posthoc_ema.every
+        if posthoc is not None and self.step and (self.step % every == 0 or self.step == self.config.steps):
+            attempt(f"EMA snapshot of step {self.step}", lambda: posthoc.snapshot(self.step))
+
+    def look(self) -> None:
+        """Hooks that are due at this step and have not been called for it, after its checkpoint."""
+        trackers = self.folder.trackers
+        run_hooks(self.hooks, self.step, self.student, self.teacher, trackers, compiled=self.config.compile)
 
     def save(self, leaving: bool) -> None:
         """Publish a checkpoint. One failed save (a full disk) is reported; the second in a row, and one that nothing
-        would follow, is an error."""
-        self.folder.flush()
+        would follow, is an error. Weights that are not finite are never published."""
+        if not all_finite(self.student, self.teacher):
+            raise NotFiniteError(f"after step {self.step} the weights hold NaN or infinity; they were not published")
         try:
-            self.store.publish(self.step, training_state(self.student, self.teacher, self.optimizer), self.extra)
-        except CheckpointError as error:
+            self.folder.flush()
+            state = training_state(self.student, self.teacher, self.optimizer)
+            if self.posthoc is not None:
+                state |= self.posthoc.state()
+            self.store.publish(self.step, state, self.extra)
+        except (CheckpointError, OSError) as error:
             self.failed_saves += 1
-            tqdm.write(f"checkpoint of step {self.step} could not be saved: {error}")
             if self.failed_saves >= 2 or leaving:
                 raise
+            say(f"checkpoint of step {self.step} could not be saved: {error}")
         else:
             self.failed_saves = 0

@@ -24,7 +24,8 @@ class ContextConfig:
 
     Attributes:
         kind: `labels` (one token from a learned table), `tokens` (integer bags read by a small encoder that is
-            trained with the trunk), or `features` (of a frozen encoder, through one linear layer).
+            trained with the trunk), `features` (of a frozen encoder, through one linear layer), or `none` (the null
+            token alone).
         num_classes: of `labels`; the table has one row more, the null class.
         vocabulary: of `tokens`, rows of the table including row 0, the padding.
         words: of `tokens`, the longest sequence S.
@@ -113,7 +114,16 @@ class _Features(nn.Module):
         return _with_null(self.linear(features), _never_empty(context.valid), context.dropped, self.null)
 
 
-_READERS = {"labels": _Labels, "tokens": _Tokens, "features": _Features}
+class _Nothing(nn.Module):
+    def __init__(self, config: ContextConfig, width: int, heads: int, attention: str):
+        super().__init__()
+        self.null = nn.Parameter(torch.zeros(width))
+
+    def forward(self, context: Context) -> tuple[Tensor, None]:
+        return self.null.repeat(context.dropped.shape[0], 1, 1), None  # not a view: a counter of FLOPs trips over it
+
+
+_READERS = {"labels": _Labels, "tokens": _Tokens, "features": _Features, "none": _Nothing}
 
 
 class EncoderBlock(nn.Module):

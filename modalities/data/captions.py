@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from core.errors import ConfigError, DataError
+from modalities.data.fields import is_missing, lookup, opened
 
 CAPTIONS = ("given", "label", "none")
 CAPTION_CHOICES = ("longest", "middle", "first")
@@ -21,7 +20,7 @@ class CaptionRule:
 
     Attributes:
         mode: "given": from the fields; "label": the class name is the caption; "none": records have no captions.
-        fields: names read in turn, and all kept; each holds a text or a list of texts.
+        fields: names read in turn, and all kept; each holds a text or a list of texts. Dots lead inwards, see `lookup`.
         constant: the one caption of every record; the mode is then not used.
         default: stands in for a record without a caption; "" makes such a record unusable.
     """
@@ -35,26 +34,42 @@ class CaptionRule:
     def reads_fields(self) -> bool:
         return self.mode == "given" and not self.constant
 
-    def texts(self, fields: Mapping[str, object], label: str | None, origin: str) -> tuple[str, ...]:
-        """The captions of one record. Raises DataError where one is needed and missing, or is not a text."""
+    def texts(
+        self, fields: Mapping[str, object], label: str | None, origin: str, problem: DataError | None = None
+    ) -> tuple[str, ...]:
+        """The captions of one record.
+
+        Args:
+            problem: why some of the fields could not be read; raised where the others hold no caption.
+
+        Raises DataError where one is needed and missing, or where there is something and no text.
+        """
         if self.constant:
             return (self.constant,)
         if self.mode == "none":
             return ()
+        found: list[str] = []
+        unfit: DataError | None = None
         if self.mode == "label":
-            found = clean(label, f"{origin}: label")
+            values = {"label": label}
         else:
-            found = tuple(
-                text for name in self.fields for text in clean(fields.get(name), f"{origin}: caption field {name!r}")
-            )
+            values = {name: lookup(fields, name) for name in self.fields}
+        for name, value in values.items():
+            try:
+                found += clean(value, origin, name)
+            except DataError as error:
+                unfit = unfit or error  # of no matter beside one that fits
         if found:
-            return found
+            return tuple(found)
+        if problem or unfit:
+            raise problem or unfit
         if self.default:
             return (self.default,)
         looked = "a label" if self.mode == "label" else f"one of the fields {', '.join(self.fields)}"
         raise DataError(
             f"{origin}: no caption; needed: {looked}, or `caption_default` for records without one, "
-            f"or `captions: none` (there are: {', '.join(sorted(map(str, fields))) or 'no fields'})"
+            "or `captions: none` in a run that needs none, such as `condition.kind: none` "
+            f"(there are: {', '.join(sorted(map(str, fields))) or 'no fields'})"
         )
 
 
@@ -67,50 +82,33 @@ def choose_caption(captions: Sequence[str], choice: str) -> int:
     return lengths.index(wanted)
 
 
-def clean(value: object, origin: str) -> tuple[str, ...]:
-    """The non-empty texts of a text, a list of texts, or None. Raises DataError for anything else."""
-    if value is None:
-        return ()
-    texts = value if isinstance(value, list | tuple) else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise DataError(f"{origin}: expected a text or a list of texts, got {type(text).__name__} {text!r:.60}")
+def clean(value: object, origin: str, name: str) -> tuple[str, ...]:
+    """The non-empty texts of a text, a list of texts, or None; items that are missing or no text are left out.
+
+    Args:
+        origin, name: of the record and of the field, for the message.
+
+    Raises DataError where there is something, and no text.
+    """
+    values = value if isinstance(value, list | tuple) else [value]
+    given = [item for item in values if not is_missing(item)]
+    texts = [item for item in given if isinstance(item, str)]
+    if given and not texts:
+        seen = f"{type(given[0]).__name__} {given[0]!r:.60}{_named_inside(value, name)}"
+        raise DataError(f"{origin}: caption field {name!r}: expected a text or a list of texts, got {seen}")
     return tuple(stripped for text in texts if (stripped := " ".join(text.split())))
 
 
-def parse_json(data: bytes, origin: str) -> dict[str, object]:
-    """A JSON object. Raises DataError for damaged or other JSON."""
-    try:
-        fields = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{origin}: not readable as JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise DataError(f"{origin}: expected a JSON object, got {type(fields).__name__}")
-    return fields
-
-
-def parse_lines(data: bytes, origin: str) -> list[str]:
-    """One caption per line. Raises DataError for text that is not UTF-8."""
-    try:
-        return data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{origin}: not UTF-8 text: {error}") from error
-
-
-def read_sidecars(media: Path) -> dict[str, object]:
-    """Fields of `name.json` beside `name.png`; the lines of `name.txt` become the field "caption".
-
-    Empty where there is neither. Raises DataError for a sidecar that cannot be read.
-    """
-    fields: dict[str, object] = {}
-    try:
-        for path, parse in ((media.with_suffix(".json"), parse_json), (media.with_suffix(".txt"), parse_lines)):
-            if path.is_file():
-                parsed = parse(path.read_bytes(), str(path))
-                fields |= parsed if isinstance(parsed, dict) else {"caption": parsed}
-    except OSError as error:
-        raise DataError(f"{media}: sidecar cannot be read: {error}") from error
-    return fields
+def _named_inside(value: object, name: str) -> str:
+    """How to name a text inside a value of several fields."""
+    value, place = opened(value), ""
+    if isinstance(value, list | tuple) and value:
+        value, place = opened(value[0]), ".0"
+    if not isinstance(value, Mapping) or not value:
+        return ""
+    names = ", ".join(str(key) for key in value)
+    text = next((key for key, inner in value.items() if isinstance(inner, str)), next(iter(value)))
+    return f"; it holds the fields {names}: name one of them, such as {name}{place}.{text}"
 
 
 def refuse_unusable(source, what: str) -> None:

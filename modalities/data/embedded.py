@@ -17,6 +17,7 @@ import torch
 from core.errors import ConfigError, DataError, choose
 from core.keys import generator, key
 from modalities.base import Record
+from modalities.data.account import Account
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (230, 40, 40),
@@ -226,6 +227,9 @@ class EmbeddedSource:
 
     def labels(self) -> list[str]:
         return sorted(caption.removeprefix("a ") for caption in self.captions)
+
+    def account(self) -> Account:
+        return Account()
 
     def fingerprint(self) -> str:
         parts = (self.modality, self.size, self.seed, self.count, self.frames, self.seconds, self.octave)

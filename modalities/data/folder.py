@@ -3,55 +3,120 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from core.errors import ConfigError, DataError
 from modalities.base import Record
-from modalities.data.captions import CaptionRule, read_sidecars, refuse_unusable
+from modalities.data.account import Account
+from modalities.data.captions import CaptionRule, refuse_unusable
+from modalities.data.fields import class_name, lookup
+from modalities.data.folder_scan import scan_folder
+from modalities.data.metadata import Metadata
+from modalities.data.names import composed
 from modalities.data.selection import SUFFIXES, Selection, digest, listing, missing
+from modalities.data.sidecars import SIDECARS, Beside, parse_sidecars
 
 
 class FolderSource:
     """Files of one modality under a folder, at any depth, sorted by their relative path.
 
-    The class of a file is the name of the folder it lies in. Captions come from `name.txt` (one per line) or
-    `name.json` beside `name.png`, or as `captions` says. Files and folders whose name starts with a dot are skipped.
+    The class of a file is the name of the folder it lies in. Captions come from `name.txt` or `name.caption` (one per
+    line), `name.json`, or the line of a metadata.jsonl that names the file, or as `captions` says. Links are followed;
+    hidden files and folders are left out.
 
     Args:
         path: the folder.
         modality: decides the suffixes (selection.SUFFIXES).
-        captions, selection: the fields of `selection` are those of `name.json`.
+        captions, selection: their fields are those of metadata.jsonl and of the sidecars, which win.
+        label: field of the class, such as "cls"; "" takes the folder's name.
+        lines: whether the lines of a text are captions of their own, see `parse_sidecars`.
 
     Raises ConfigError for a folder that is missing or empty, for a selection that leaves nothing, and where captions
     are needed and the first files have none.
     """
 
     def __init__(
-        self, path: Path, modality: str, captions: CaptionRule | None = None, selection: Selection | None = None
+        self,
+        path: Path,
+        modality: str,
+        captions: CaptionRule | None = None,
+        selection: Selection | None = None,
+        label: str = "",
+        lines: str = "split",
     ):
-        self.path, self.modality = path, modality
+        self.path, self.modality, self.label, self._lines = path, modality, label, lines
         self.captions, selection = captions or CaptionRule(), selection or Selection()
         if not path.exists():
             raise ConfigError(missing(path))
         if not path.is_dir():
             raise ConfigError(f"path: {path} is a file, a folder is needed")
         suffixes = SUFFIXES[modality]
-        found = sorted(_files(path, "", suffixes))
-        if not found:
-            raise ConfigError(f"path: {path} holds no {modality} file ({' '.join(suffixes)}) (found: {listing(path)})")
-        self.names = [name for name in found if self._takes(selection, name)]
+        scan = scan_folder(path, modality, suffixes)
+        self.names, self._named, self._account = scan.names, scan.named, scan.account
         if not self.names:
-            raise ConfigError(f"path: {path}: none of {len(found)} files is left by {selection.describe()}")
+            raise ConfigError(
+                f"path: {path} holds no {modality} file ({' '.join(suffixes)}) (found: {listing(path)})"
+                + "".join(f"\n{line}" for line in scan.account.lines())
+            )
+        self._suffixes = tuple(
+            (suffix, tuple(written for written in (suffix, suffix.upper()) if written in scan.suffixes))
+            for suffix in SIDECARS
+        )
+        self._metadata = Metadata(path, scan.metadata, self.names, self._account)
+        if self.captions.reads_fields:
+            self._account.uncaptioned = self._without_captions(scan.bare)
+        found = len(self.names)
+        if selection != Selection():
+            rows = [row for row in range(found) if self._takes(selection, row)]
+            if not rows:
+                raise ConfigError(f"path: {path}: none of {found} files is left by {selection.describe()}")
+            self._account.leave(f"{modality} file| (outside {selection.describe()})", count=found - len(rows))
+            self.names = [self.names[row] for row in rows]
+            self._metadata.take(rows)
+        self._classes = self._find_classes()
         refuse_unusable(self, f"{modality} files of {path}")
 
-    def _takes(self, selection: Selection, name: str) -> bool:
+    def _without_captions(self, bare: list[str]) -> int:
+        """How many of the files without a sidecar no line of a table names."""
+        if not self._metadata.tables:
+            return len(bare)
+        named = {name for row, name in enumerate(self.names) if self._metadata.has(row)}
+        return sum(name not in named for name in bare)
+
+    def _takes(self, selection: Selection, row: int) -> bool:
         if not selection.fields:
-            return selection.takes({}, name)
+            return selection.takes({}, self.names[row])
+        beside = self._beside(row)
+        # Where something cannot be read the file stays, and reading it reports that.
+        return beside.problem is not None or selection.takes(beside.fields, self.names[row])
+
+    def _beside(self, row: int) -> Beside:
+        """The fields of one file."""
+        name, found = self.names[row], []
+        media = self.path / name
+        problem: DataError | None = None
+        for suffix, written in self._suffixes:
+            named = self._named.get(name, {}).get(suffix)
+            paths = [media.with_suffix(each) for each in written] + ([self.path / named] if named else [])
+            try:
+                if path := next((path for path in paths if path.is_file()), None):
+                    found.append((suffix, path.read_bytes(), str(path)))
+            except OSError as error:
+                problem = problem or DataError(f"{media}: sidecar cannot be read: {error}")
+        fields: dict[str, object] = {}
         try:
-            return selection.takes(read_sidecars(self.path / name), name)
-        except DataError:
-            return True  # reading it reports the damaged sidecar
+            fields = self._metadata.fields(row)
+        except DataError as error:
+            problem = problem or error
+        beside = parse_sidecars(found, self._lines)
+        return Beside(fields | beside.fields, problem or beside.problem)
+
+    def _find_classes(self) -> list[str]:
+        if not self.label:
+            folders = {name.rpartition("/")[0] for name in self.names}
+            return sorted({composed((self.path / folder).name) for folder in folders})
+        found = (class_name(lookup(self._beside(row).fields, self.label)) for row in range(len(self.names)))
+        return sorted({name for name in found if name is not None})
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,35 +124,34 @@ class FolderSource:
     def read(self, index: int) -> Record:
         name = self.names[index]
         path = self.path / name
-        label = path.parent.name
-        fields = read_sidecars(path) if self.captions.reads_fields else {}
+        beside = self._beside(index) if self.captions.reads_fields or self.label else Beside()
+        label = class_name(lookup(beside.fields, self.label)) if self.label else composed(path.parent.name)
+        if label is None and beside.problem:
+            raise beside.problem
         return Record(
             key=name,
             origin=str(path),
             media=path,
             suffix=path.suffix.lower(),
-            captions=self.captions.texts(fields, label, str(path)),
+            captions=self.captions.texts(beside.fields, label, str(path), beside.problem),
             label=label,
         )
 
     def labels(self) -> list[str]:
-        folders = {name.rpartition("/")[0] for name in self.names}
-        return sorted({(self.path / folder).name for folder in folders})
+        return self._classes
+
+    def account(self) -> Account:
+        return self._account
 
     def fingerprint(self) -> str:
         root = str(self.path)
-        sizes = (str(os.stat(f"{root}/{name}").st_size) for name in self.names)
+        sizes = (str(_size(f"{root}/{name}")) for name in self.names)
         return digest("folder", *self.names, *sizes)
 
 
-def _files(root: Path, folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Paths below `root` of the files with these suffixes; `os.scandir` needs no look at each of a million files."""
-    with os.scandir(root / folder) as entries:
-        for entry in entries:
-            name = folder + entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(root, f"{name}/", suffixes)
-            elif entry.name.lower().endswith(suffixes) and entry.is_file():
-                yield name
+def _size(path: str) -> int:
+    """In bytes; -1 for a file that is gone since."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core.errors import ConfigError, DataError
 from modalities.base import Record
+from modalities.data.account import Account
 from modalities.data.captions import refuse_unusable
 from modalities.data.mds import MdsShards
 from modalities.data.order import Blocks
@@ -84,6 +85,11 @@ class LatentsSource:
 
     def labels(self) -> list[str]:
         return list(self.manifest.labels)
+
+    def account(self) -> Account:
+        account = Account()
+        account.leave("record| that could not be encoded", count=self.manifest.bad)
+        return account
 
     def fingerprint(self) -> str:
         return self._digest

@@ -24,6 +24,7 @@ from core.training.mixing import ModalityMix
 from core.types import Context, TokenBatch
 from modalities.base import ModalityAdapter, Record, Source, StoredLatents, make_segment
 from modalities.conditions import Conditions, Prompt
+from modalities.data.decoding import decoded
 from modalities.data.order import Order
 from modalities.data.stored import merged_statistics, stored_manifests
 
@@ -231,12 +232,9 @@ class _ErrorsAsItems(Dataset):
 
 
 def load_media(adapter: ModalityAdapter, record: Record, epoch: int, seed: int) -> Tensor:
-    """Media of a record, as training loads it in that epoch. Raises DataError, also for values that are not finite."""
+    """Media of a record, as training loads it in that epoch. Raises DataError as `decoded`."""
     draw = generator(seed, adapter.modality, epoch, record.key, "media")
-    media = adapter.augment(adapter.load(record, draw), draw)
-    if not torch.isfinite(media).all():
-        raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
-    return media
+    return adapter.augment(decoded(adapter, record, draw), draw)
 
 
 def end_workers(batches: Iterator) -> None:

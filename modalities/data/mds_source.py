@@ -11,11 +11,13 @@ from tqdm import tqdm
 
 from core.errors import ConfigError, DataError, nearest
 from modalities.base import Record
+from modalities.data.account import Account
 from modalities.data.cache import user_cache
 from modalities.data.captions import CaptionRule, refuse_unusable
+from modalities.data.fields import column_of
 from modalities.data.mds import MdsShards
 from modalities.data.order import Blocks
-from modalities.data.rows import json_list, row_record
+from modalities.data.rows import row_record
 from modalities.data.selection import Selection, digest, held_out_rows
 
 _ENCODED = ("bytes", "jpeg", "png")
@@ -28,7 +30,8 @@ class MdsSource:
         path, cache, cache_limit: see MdsShards.
         media: column of encoded media, of the encoding bytes, jpeg or png; its bytes are taken as they are stored.
         label: column of the class; "" for none.
-        captions: its fields are columns; a column holds a text, or a list of texts as JSON.
+        captions: its fields are columns; a column holds a text, or a list of texts as JSON; dotted names lead into
+            JSON, see `lookup`.
         selection: split and holdout by the sample's own key alone: fields are known only after reading all samples.
         shuffle_blocks: shards that the order reads at a time.
 
@@ -73,7 +76,9 @@ class MdsSource:
 
     def _check_columns(self) -> None:
         columns, path = self.shards.columns, self.shards.path
-        captions = [name for name in self.captions.fields if name in columns] if self.captions.reads_fields else []
+        captions = (
+            [name for name in self.captions.fields if column_of(name, columns)] if self.captions.reads_fields else []
+        )
         if self.captions.reads_fields and not captions and not self.captions.default:
             guess = nearest(self.captions.fields[0], columns)
             raise ConfigError(
@@ -81,7 +86,7 @@ class MdsSource:
                 f"{', '.join(columns)}.{guess}"
             )
         for name in (self.media, *([self.label] if self.label else [])):
-            if name not in columns:
+            if (column_of(name, columns) if name == self.label else name) not in columns:
                 raise ConfigError(
                     f"column {name!r}: {path} has no such column; it has {', '.join(columns)}.{nearest(name, columns)}"
                 )
@@ -116,14 +121,13 @@ class MdsSource:
             raise DataError(f"{self.shards.path}: record {index} of {len(self)}")
         place = self._place(index)
         row, key = self.shards.read(place), self.shards.name(place)
-        row = {name: value if name == self.media else json_list(value) for name, value in row.items()}
         return row_record(row, self.media, self.label, self.captions, key, f"{self.shards.path}/{key}")
 
     def labels(self) -> list[str]:
         """Found by reading every sample once, and then kept in the user's cache directory if all could be read."""
         if not self.label:
             return []
-        path = user_cache("labels") / f"{digest(self.fingerprint(), self.label)}.json"
+        path = user_cache("labels") / f"{digest(self.fingerprint(), self.label, '2')}.json"
         if path.is_file():
             return json.loads(path.read_text())
         names, whole = set(), True
@@ -143,6 +147,11 @@ class MdsSource:
         except OSError:
             pass  # a home that cannot be written only means that they are looked for again
         return found
+
+    def account(self) -> Account:
+        account = Account()
+        account.leave(f"record| (outside {self.selection.describe()})", count=len(self.shards) - len(self))
+        return account
 
     def fingerprint(self) -> str:
         chosen = (self.selection.split, f"{self.selection.holdout:g}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from core.errors import DataError
 from modalities.base import Record
 from modalities.data.captions import CaptionRule
+from modalities.data.fields import class_name, json_list, lookup
 
 
 def row_record(row: dict[str, object], media: str, label: str, captions: CaptionRule, key: str, origin: str) -> Record:
@@ -17,7 +17,7 @@ def row_record(row: dict[str, object], media: str, label: str, captions: Caption
         row: column -> value.
         media: column of encoded bytes, or of structs {bytes, path} as Hugging Face datasets write them.
         label: column of the class, or "".
-        captions: their fields are the other columns.
+        captions: their fields are the other columns; a text may hold a list as JSON.
 
     Raises DataError for a row without media or without a caption where one is needed.
     """
@@ -27,16 +27,6 @@ def row_record(row: dict[str, object], media: str, label: str, captions: Caption
         data = data.get("bytes")
     if not data:
         raise DataError(f"{origin}: column {media!r} holds no bytes")
-    name = None if not label or row.get(label) is None else str(row[label])
-    fields = {column: value for column, value in row.items() if column != media}
+    name = class_name(lookup(row, label)) if label else None
+    fields = {column: json_list(value) for column, value in row.items() if column != media}
     return Record(key, origin, data, suffix, captions.texts(fields, name, origin), name)
-
-
-def json_list(value: object) -> object:
-    """The list in a text such as '["a cat", "a grey cat"]'; anything else as it is."""
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value  # a caption may start with a bracket
-    return value

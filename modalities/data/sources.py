@@ -12,6 +12,7 @@ import numpy as np
 
 from core.errors import ConfigError, nearest
 from modalities.base import Record, Source
+from modalities.data.account import Account
 from modalities.data.cache import parse_size
 from modalities.data.captions import CAPTION_CHOICES, CAPTIONS, CaptionRule
 from modalities.data.embedded import EmbeddedSource
@@ -21,6 +22,7 @@ from modalities.data.mds_source import MdsSource
 from modalities.data.order import Blocks, blocks_of
 from modalities.data.parquet import ParquetSource
 from modalities.data.selection import SPLITS, Selection, digest, locate
+from modalities.data.sidecars import CAPTION_LINES
 from modalities.data.stored import Manifest, stored_manifests
 from modalities.data.webdataset import WebdatasetSource
 
@@ -45,13 +47,16 @@ class SourceConfig:
         captions: given (fields beside the media, see `caption_fields`), label (the class name is the caption; in a
             folder, the name of the folder), or none.
         caption_fields: columns, or fields of the JSON beside the media, that hold one text or a list of texts. The
-            lines of a .txt beside the media count as the field "caption".
+            lines of a .txt or .caption beside the media count as the field "caption". Dots lead inwards: `caption.en`,
+            `messages.0.content`; without the number, every item of a list is taken.
+        caption_lines: folder, webdataset: split (each line of a .txt is a caption of its own) or join (all are one).
         caption: one caption for all records, in place of the above.
         caption_default: caption of records that have none; "" sets such records aside as unusable.
         caption_choice: which of several captions is used: longest, middle (of median length) or first. null is the
             paper's: a random one in every epoch of training, the most detailed in evaluation, taken to be the longest.
             Where a field holds it, name that one in `caption_fields` instead. Of a concat, not of its parts.
-        label_field: column or JSON field of the class; a folder's classes are the names of its folders.
+        label_field: column or JSON field of the class, or cls for that of a .cls beside the media; "" in a folder
+            takes the names of its folders.
         where: field -> value that a record must have, such as {style: noto}; compared as text. Not with mds, whose
             fields are known only after reading all records.
         split: train or test, a side of the hold-out; or all.
@@ -71,6 +76,7 @@ class SourceConfig:
     members: str = ""
     captions: str = "given"
     caption_fields: list[str] = field(default_factory=lambda: ["caption", "captions"])
+    caption_lines: str = "split"
     caption: str = ""
     caption_default: str = ""
     caption_choice: str | None = None
@@ -98,7 +104,7 @@ class SourceConfig:
             f"{entry.name}: {getattr(self, entry.name)!r} is not read by kind {self.kind!r}; it reads "
             f"{', '.join(sorted(_READS[self.kind]))}"
             for entry in fields(self)
-            if entry.name not in (*_READS[self.kind], "kind", "repeat", "caption_choice")
+            if entry.name not in settings_read_by(self.kind)
             and getattr(self, entry.name) != getattr(default, entry.name)
         ]
         if "path" in _READS[self.kind] and not self.path:
@@ -109,6 +115,9 @@ class SourceConfig:
             found.append(
                 f"captions: {self.captions!r} is not one of {', '.join(CAPTIONS)}.{nearest(self.captions, CAPTIONS)}"
             )
+        if self.caption_lines not in CAPTION_LINES:
+            hint = nearest(self.caption_lines, CAPTION_LINES)
+            found.append(f"caption_lines: {self.caption_lines!r} is not one of {', '.join(CAPTION_LINES)}.{hint}")
         if self.captions == "given" and not self.caption and not self.caption_fields:
             found.append("caption_fields: empty; name a field, or set `captions: none` or a constant `caption`")
         if self.captions == "label" and self.kind in ("parquet", "webdataset", "mds") and not self.label_field:
@@ -158,9 +167,9 @@ _CAPTIONS = {"captions", "caption_fields", "caption", "caption_default"}
 _SELECTION = {"where", "split", "holdout", "holdout_key"}
 _READS: dict[str, set[str]] = {
     "embedded": {"size", "count", "seed", "frames", "rate", "seconds", "octave"},
-    "folder": {"path", *_CAPTIONS, *_SELECTION},
+    "folder": {"path", "label_field", "caption_lines", *_CAPTIONS, *_SELECTION},
     "parquet": {"path", "media_field", "label_field", "shuffle_blocks", *_CAPTIONS, *_SELECTION},
-    "webdataset": {"path", "members", "label_field", "shuffle_blocks", *_CAPTIONS, *_SELECTION},
+    "webdataset": {"path", "members", "label_field", "shuffle_blocks", "caption_lines", *_CAPTIONS, *_SELECTION},
     "mds": {
         *("path", "media_field", "label_field", "shuffle_blocks", "cache", "cache_limit", "split", "holdout"),
         *_CAPTIONS,
@@ -168,6 +177,11 @@ _READS: dict[str, set[str]] = {
     "latents": {"path", "cache", "cache_limit", "shuffle_blocks"},
     "concat": {"parts"},
 }
+
+
+def settings_read_by(kind: str) -> set[str]:
+    """Of a kind of source; empty for an unknown one."""
+    return _READS[kind] | {"kind", "repeat", "caption_choice"} if kind in _READS else set()
 
 
 def build_source(config: SourceConfig, modality: str, root: Path) -> Source:
@@ -239,6 +253,14 @@ class ConcatSource:
         """Of the folders of latents among the parts."""
         return [manifest for _, part, turn in self.runs if turn == 0 for manifest in stored_manifests(part)]
 
+    def account(self) -> Account:
+        """Of all parts; one that is repeated counts once."""
+        total = Account()
+        for _, part, turn in self.runs:
+            if turn == 0:
+                total.add(part.account())
+        return total
+
     def fingerprint(self) -> str:
         return digest("concat", *(f"{name}#{turn}:{part.fingerprint()}" for name, part, turn in self.runs))
 
@@ -258,11 +280,18 @@ def _embedded(config: SourceConfig, modality: str, root: Path) -> Source:
 
 
 def _folder(config: SourceConfig, modality: str, root: Path) -> Source:
-    return FolderSource(root / Path(config.path).expanduser(), modality, _rule(config), _selection(config))
+    return FolderSource(
+        root / Path(config.path).expanduser(),
+        modality,
+        _rule(config),
+        _selection(config),
+        config.label_field,
+        config.caption_lines,
+    )
 
 
 def _parquet(config: SourceConfig, modality: str, root: Path) -> Source:
-    paths = locate(config.path, root, ".parquet")
+    paths, account = locate(config.path, root, ".parquet")
     return ParquetSource(
         paths,
         config.media_field or modality,
@@ -270,11 +299,12 @@ def _parquet(config: SourceConfig, modality: str, root: Path) -> Source:
         _rule(config),
         _selection(config),
         config.shuffle_blocks,
+        account,
     )
 
 
 def _webdataset(config: SourceConfig, modality: str, root: Path) -> Source:
-    paths = locate(config.path, root, ".tar")
+    paths, account = locate(config.path, root, ".tar")
     return WebdatasetSource(
         paths,
         modality,
@@ -283,6 +313,8 @@ def _webdataset(config: SourceConfig, modality: str, root: Path) -> Source:
         _rule(config),
         _selection(config),
         config.shuffle_blocks,
+        config.caption_lines,
+        account,
     )
 
 

@@ -62,7 +62,8 @@ class Manifest:
     Attributes:
         format: of rows and manifest, FORMAT.
         modality: image, video or audio.
-        records, samples, bad: of the source; stored; left out because they could not be used.
+        records, samples, bad: records of the source; samples stored; records of which one view or more could not be
+            used (earlier versions counted the views).
         views: samples of each record, differently cropped or cut.
         bytes: of all shards.
         grid, channels: tokens along (t, h, w) of a sample, and C.

@@ -13,12 +13,11 @@ import json
 import multiprocessing
 import os
 import struct
-import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -26,8 +25,12 @@ import numpy as np
 from tqdm import tqdm
 
 from core.errors import DataError
+from modalities.data.account import Account
 from modalities.data.cache import user_cache
+from modalities.data.names import INDEX_FOLDER, composed, in_hidden, leave_hidden, other_suffix, stem_of, suffix_of
 from modalities.data.selection import digest
+from modalities.data.sidecars import SIDECARS
+from modalities.data.tar_scan import Member, key_of, scan
 
 # Offsets and sizes in bytes; an offset of 0 stands for a member that is not there (a tar begins with a header), and
 # `name` is where the name of the media ends in all names together.
@@ -35,22 +38,15 @@ SAMPLE = np.dtype(
     [(part, np.int64) for part in ("media", "media_size", "json", "json_size", "text", "text_size", "name")]
 )
 
-FOLDER = ".selfflow-index"
+# Sidecars of other suffixes, which few tars have: the sample, the place of the suffix in SIDECARS, and the bytes.
+EXTRA = np.dtype([(part, np.int64) for part in ("row", "suffix", "offset", "size")])
+
+FOLDER = INDEX_FOLDER
 # Format, the tar's size and time, samples found and taken, bytes of notes and names, digest of what follows the notes,
 # and a checksum of head and notes.
 _HEAD = struct.Struct("<8sqqqqqq16sI")
-_FORMAT = b"selftar1"
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_FORMAT = b"selftar2"
 _IN_PARALLEL = 64  # tars from which on several processes scan
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file inside a tar: its name, and where its bytes lie."""
-
-    name: str
-    offset: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -61,29 +57,45 @@ class TarTable:
         samples: (samples,) SAMPLE.
         names: of the media members, one after another, UTF-8.
         found: samples before a selection.
+        extra: (sidecars,) EXTRA, by their rows: those that `samples` has no place for.
         labels: class names among them.
         damage: why the tar ends early, which costs one more record; "" for a whole one.
+        account: what is left out.
     """
 
     samples: np.ndarray
     names: bytes
     found: int
+    extra: np.ndarray = field(default_factory=lambda: np.zeros(0, EXTRA))
     labels: tuple[str, ...] = ()
     damage: str = ""
+    account: Account = field(default_factory=Account)
 
     def name(self, row: int) -> str:
         """Of the media member."""
         start = int(self.samples["name"][row - 1]) if row else 0
         return self.names[start : int(self.samples["name"][row])].decode("utf-8", "surrogateescape")
 
+    def sidecars(self, row: int) -> dict[str, tuple[int, int]]:
+        """Suffix -> offset and size of each sidecar, in the order of SIDECARS."""
+        sample = self.samples[row]
+        found = {".json": (sample["json"], sample["json_size"]), ".txt": (sample["text"], sample["text_size"])}
+        first, end = np.searchsorted(self.extra["row"], (row, row + 1))
+        found |= {SIDECARS[one["suffix"]]: (one["offset"], one["size"]) for one in self.extra[first:end]}
+        return {
+            suffix: (int(found[suffix][0]), int(found[suffix][1]))
+            for suffix in SIDECARS
+            if suffix in found and found[suffix][0]
+        }
+
 
 @dataclass(frozen=True)
 class Summary:
-    """What memory keeps of a tar.
+    """What is known of a tar without its table.
 
     Attributes:
         found, samples: before and after a selection; the latter counts one record more where the tar is damaged.
-        labels, damage: of its table.
+        labels, damage, account: of its table.
         digest: of the table.
     """
 
@@ -91,60 +103,15 @@ class Summary:
     samples: int
     labels: tuple[str, ...]
     damage: str
+    account: Account
     digest: bytes
 
 
-def key_of(name: str) -> str:
-    """The key of a sample: the path of a member up to the first dot of its file name."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
-
-
-def scan(path: Path) -> tuple[list[Member], str]:
-    """The regular files of a tar, in order, and why it ends early ("" if it does not).
-
-    Raises DataError for a file that is no uncompressed tar at all.
-    """
-    members: list[Member] = []
-    try:
-        with tarfile.open(path, "r:") as tar:  # "r:" refuses compression, which allows no random access
-            damage = ""
-            try:
-                for info in tar:
-                    if info.isfile():
-                        members.append(Member(info.name.removeprefix("./"), info.offset_data, info.size))
-                    tar.members.clear()  # or they all stay in memory
-            except tarfile.TarError as error:
-                damage = str(error)
-            end = tar.offset
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            file.seek(end)
-            mark = file.read(tarfile.BLOCKSIZE)
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path}: {_compression(path) or f'not an uncompressed tar, or damaged: {error}'}") from error
-    # tarfile takes a damaged or cut header after the first one for the end; a true end is a block of zeros.
-    if damage or mark != bytes(tarfile.BLOCKSIZE):
-        after = members[-1].name if members else "no file"
-        damage = f"{path}: damaged or cut short at byte {min(end, size)}, after {after}: " + (
-            damage or "neither a header nor an end mark is there"
-        )
-        members = [member for member in members if member.offset + member.size <= size]
-    return members, damage
-
-
-def _compression(path: Path) -> str:
-    """What is wrong with a compressed tar, "" for any other file."""
-    with suppress(OSError), open(path, "rb") as file:
-        start = file.read(6)
-        for mark, name in _COMPRESSIONS.items():
-            if start.startswith(mark):
-                return f"compressed with {name}, which allows no random access; decompress it once"
-    return ""
-
-
-def read_table(path: Path, suffixes: tuple[str, ...], pattern: str) -> TarTable:
+def read_table(path: Path, modality: str, suffixes: tuple[str, ...], pattern: str) -> TarTable:
     """The samples of a tar in the order of their media, by a scan.
+
+    The sidecars of a medium have its name without the last suffix, or the key of the sample, and then one suffix:
+    `1.ocr.txt` is no caption of `1.jpg`.
 
     Args:
         suffixes: of the media, in lower case.
@@ -153,32 +120,70 @@ def read_table(path: Path, suffixes: tuple[str, ...], pattern: str) -> TarTable:
     Raises DataError for two media of one sample.
     """
     try:
-        members, damage = scan(path)
+        members, damage, account = scan(path)
     except DataError as error:
-        members, damage = [], str(error)
+        members, damage, account = [], str(error), Account()
     media: dict[str, Member] = {}
-    beside: dict[str, dict[str, Member]] = {}
+    beside: dict[str, list[Member]] = {}
     for member in members:
-        if member.name.rpartition("/")[2].startswith("."):
-            continue
-        key, suffix = key_of(member.name), Path(member.name).suffix.lower()
-        if suffix in suffixes and (not pattern or fnmatchcase(member.name, pattern)):
-            if key in media:
-                raise DataError(
-                    f"{path}: sample {key!r} has two media members, {media[key].name} and {member.name}; "
-                    "choose one kind with `members`"
-                )
-            media[key] = member
-        elif suffix in (".json", ".txt"):
-            beside.setdefault(key, {})[suffix] = member
-    samples, names, end = np.zeros(len(media), SAMPLE), [], 0
+        key, suffix = composed(key_of(member.name)), suffix_of(member.name)
+        if in_hidden(member.name):
+            leave_hidden(account, member.name, folder=False)
+        elif suffix in suffixes and (not pattern or fnmatchcase(member.name, pattern)):
+            media[key] = _one_of(path, media[key], member, account) if key in media else member
+        elif suffix in suffixes:
+            account.leave(f"{suffix} (not of `members`)", member.name)
+        elif suffix in SIDECARS:
+            beside.setdefault(key, []).append(member)
+        else:
+            account.leave(other_suffix(member.name, modality), member.name)
+    samples, names, extra, end = np.zeros(len(media), SAMPLE), [], [], 0
     absent = Member("", 0, 0)
     for row, (key, member) in enumerate(media.items()):
-        fields, lines = (beside.get(key, {}).get(suffix, absent) for suffix in (".json", ".txt"))
+        found = _sidecars(member, key, beside.pop(key, ()), account)
+        account.uncaptioned += found.keys() <= {".cls"}
+        fields, lines = (found.pop(suffix, absent) for suffix in (".json", ".txt"))
+        extra += [(row, SIDECARS.index(suffix), one.offset, one.size) for suffix, one in found.items()]
         names.append(member.name.encode("utf-8", "surrogateescape"))
         end += len(names[-1])
         samples[row] = (member.offset, member.size, fields.offset, fields.size, lines.offset, lines.size, end)
-    return TarTable(samples, b"".join(names), len(media), damage=damage)
+    for member in (member for rest in beside.values() for member in rest):
+        account.leave(f"{suffix_of(member.name)} (no {modality} of that name)", member.name)
+    sidecars = np.array(extra, EXTRA)
+    return TarTable(samples, b"".join(names), len(media), sidecars, damage=damage, account=account)
+
+
+def _one_of(path: Path, first: Member, second: Member, account: Account) -> Member:
+    """Which of two media of one sample is taken. Raises DataError where the names do not say."""
+    if first.name == second.name:
+        account.leave("file| that a later one of the same name replaces", first.name)
+        return second
+    exact = [member for member in (first, second) if stem_of(member.name) == key_of(member.name)]
+    if len(exact) != 1:
+        raise DataError(
+            f"{path}: sample {key_of(first.name)!r} has two media members, {first.name} and {second.name}; choose one "
+            "kind with `members`"
+        )
+    other = second if exact[0] is first else first
+    account.leave(f"{_after_key(other.name)} (beside KEY{suffix_of(exact[0].name)})", other.name)
+    return exact[0]
+
+
+def _sidecars(media: Member, key: str, beside: Iterable[Member], account: Account) -> dict[str, Member]:
+    """Suffix -> member: that of the medium's own stem, or else that of the key."""
+    found: dict[str, Member] = {}
+    stem = composed(stem_of(media.name))
+    for member in beside:
+        suffix, own = suffix_of(member.name), composed(stem_of(member.name))
+        if own != stem and own != key:
+            account.leave(f"{_after_key(member.name)} (not KEY{suffix})", member.name)
+        elif suffix not in found or own == stem:
+            found[suffix] = member
+    return found
+
+
+def _after_key(name: str) -> str:
+    return name[len(key_of(name)) :].lower()
 
 
 class TarIndex:
@@ -273,12 +278,13 @@ class TarIndex:
 
 
 def _pack(table: TarTable, state: os.stat_result) -> bytes:
-    notes = json.dumps({"labels": table.labels, "damage": table.damage}).encode()
-    rows = table.samples.tobytes()
-    content = _content(rows, table.names, table.damage)
+    told = {"labels": table.labels, "damage": table.damage, "account": table.account.to_plain()}
+    notes = json.dumps(told).encode()
+    rows, extra = table.samples.tobytes(), table.extra.tobytes()
+    content = _content(rows, table.names, table.damage, extra)
     numbers = state.st_size, state.st_mtime_ns, table.found, len(table.samples), len(notes), len(table.names)
     head = _HEAD.pack(_FORMAT, *numbers, content, 0)[:-4]
-    return head + struct.pack("<I", zlib.crc32(head + notes)) + notes + rows + table.names
+    return head + struct.pack("<I", zlib.crc32(head + notes)) + notes + rows + table.names + extra
 
 
 @dataclass(frozen=True)
@@ -305,9 +311,9 @@ def _parse_head(data: bytes) -> _Head:
     notes = data[_HEAD.size : start]
     if zlib.crc32(data[: _HEAD.size - 4] + notes) != checksum:
         raise ValueError("damaged")
-    fields = json.loads(notes)
-    damage = fields["damage"]
-    summary = Summary(found, taken + bool(damage), tuple(fields["labels"]), damage, content)
+    told = json.loads(notes)
+    damage, account = told["damage"], Account.from_plain(told["account"])
+    summary = Summary(found, taken + bool(damage), tuple(told["labels"]), damage, account, content)
     end = start + taken * SAMPLE.itemsize
     return _Head(size, time, summary, slice(start, end), slice(end, end + named))
 
@@ -315,11 +321,13 @@ def _parse_head(data: bytes) -> _Head:
 def _parse_table(data: bytes) -> tuple[Summary, TarTable]:
     """The table of an index file. Raises EOFError or ValueError for a damaged one."""
     head = _parse_head(data)
-    rows, names, summary = data[head.rows], data[head.names], head.summary
-    if len(data) != head.names.stop or _content(rows, names, summary.damage) != summary.digest:
+    rows, names, extra, summary = data[head.rows], data[head.names], data[head.names.stop :], head.summary
+    if len(extra) % EXTRA.itemsize or _content(rows, names, summary.damage, extra) != summary.digest:
         raise ValueError("damaged")
-    return summary, TarTable(np.frombuffer(rows, SAMPLE), names, summary.found, summary.labels, summary.damage)
+    sidecars = np.frombuffer(extra, EXTRA)
+    samples = np.frombuffer(rows, SAMPLE)
+    return summary, TarTable(samples, names, summary.found, sidecars, summary.labels, summary.damage, summary.account)
 
 
-def _content(rows: bytes, names: bytes, damage: str) -> bytes:
-    return hashlib.blake2b(rows + names + damage.encode(), digest_size=16).digest()
+def _content(rows: bytes, names: bytes, damage: str, extra: bytes) -> bytes:
+    return hashlib.blake2b(rows + names + damage.encode() + extra, digest_size=16).digest()

@@ -8,6 +8,7 @@ path up to the first dot of its file name. Any tar with media files in it reads 
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,14 @@ import numpy as np
 
 from core.errors import ConfigError, DataError
 from modalities.base import Record
-from modalities.data.captions import CaptionRule, parse_json, parse_lines, refuse_unusable
+from modalities.data.account import Account
+from modalities.data.captions import CaptionRule, refuse_unusable
+from modalities.data.fields import class_name, lookup
 from modalities.data.order import Blocks
 from modalities.data.selection import SUFFIXES, Selection, digest, stems
-from modalities.data.tar_index import TarIndex, TarTable, key_of, read_table, scan
+from modalities.data.sidecars import Beside, parse_sidecars
+from modalities.data.tar_index import TarIndex, TarTable, read_table
+from modalities.data.tar_scan import key_of, scan
 
 
 class WebdatasetSource:
@@ -35,9 +40,12 @@ class WebdatasetSource:
         paths: tars, in order.
         modality: decides the suffixes of the media (selection.SUFFIXES).
         members: only media whose path inside the tar matches this pattern (`*` also matches `/`); "" takes all.
-        label: field of the JSON member that holds the class; "" for none.
-        captions, selection: their fields are those of `key.json`; the lines of `key.txt` are the field "caption".
+        label: field that holds the class, such as "cls" for that of `key.cls`; "" for none.
+        captions, selection: their fields are those of `key.json`; the lines of `key.txt`, or else of `key.caption`,
+            are the field "caption".
         shuffle_blocks: tars that the order reads at a time.
+        lines: whether the lines of a text are captions of their own, see `parse_sidecars`.
+        account: what was left out beside the tars.
 
     Raises ConfigError for tars without fitting media, a selection that leaves nothing, or no captions where they are
     needed; DataError for a damaged, truncated or compressed tar, and for two media of one sample.
@@ -52,25 +60,36 @@ class WebdatasetSource:
         captions: CaptionRule | None = None,
         selection: Selection | None = None,
         shuffle_blocks: int = 16,
+        lines: str = "split",
+        account: Account | None = None,
     ):
         self.paths, self.modality, self.label, self.shuffle_blocks = paths, modality, label, shuffle_blocks
-        self._stems = stems(paths)
+        self._stems, self._lines = stems(paths), lines
         self.captions, selection = captions or CaptionRule(), selection or Selection()
         if self.captions.mode == "label" and not label and not self.captions.constant:
             raise ConfigError("captions: 'label' needs label_field, the field of the JSON members with the class name")
         suffixes = SUFFIXES[modality]
-        make = partial(_table, suffixes=suffixes, pattern=members, label=label, selection=selection)
+        make = partial(_table, modality=modality, suffixes=suffixes, pattern=members, label=label, selection=selection)
         self._index = TarIndex(make, *suffixes, members, label, repr(selection))
         summaries = self._index.summaries(paths)
         if len(paths) == 1 and summaries[0].damage:
             raise DataError(summaries[0].damage)
         where = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         found = sum(summary.found for summary in summaries)
+        if not found and all(summary.damage for summary in summaries):
+            raise DataError(summaries[0].damage)
         if not found:
             raise ConfigError(_nothing(paths, where, modality, members))
         self._ends = np.cumsum([summary.samples for summary in summaries], dtype=np.int64)
         if not self._ends[-1]:
             raise ConfigError(f"path: {where}: none of {found} samples is left by {selection.describe()}")
+        self._account = account or Account()
+        for path, summary in zip(paths, summaries, strict=True):
+            self._account.add(summary.account)
+            if summary.damage:
+                self._account.leave("damaged file|", path.name)
+        if not self.captions.reads_fields:
+            self._account.uncaptioned = 0
         self._digests = [summary.digest for summary in summaries]
         self._names = sorted({name for summary in summaries for name in summary.labels})
         self._tables: OrderedDict[int, TarTable] = OrderedDict()
@@ -92,12 +111,16 @@ class WebdatasetSource:
             raise DataError(table.damage)
         name, sample = table.name(row), table.samples[row]
         origin = f"{path}:{name}"
-        fields = _fields(path, table, row) if self.label or self.captions.reads_fields else {}
-        label = str(fields[self.label]) if self.label and fields.get(self.label) is not None else None
-        texts = self.captions.texts(fields, label, origin)
+        beside = _beside(path, table, row, self._lines) if self.label or self.captions.reads_fields else Beside()
+        label = class_name(lookup(beside.fields, self.label)) if self.label else None
+        if self.label and label is None and beside.problem:
+            raise beside.problem
+        texts = self.captions.texts(beside.fields, label, origin, beside.problem)
         # Names repeat from tar to tar, so the tar's name is part of the key.
         key = f"{self._stems[tar]}/{key_of(name)}"
         media = _bytes(path, name, int(sample["media"]), int(sample["media_size"]))
+        if not media:
+            raise DataError(f"{origin}: empty")
         return Record(key, origin, media, Path(name).suffix.lower(), texts, label)
 
     def _table(self, tar: int) -> TarTable:
@@ -115,43 +138,49 @@ class WebdatasetSource:
     def labels(self) -> list[str]:
         return self._names
 
+    def account(self) -> Account:
+        return self._account
+
     def fingerprint(self) -> str:
         files = (f"{path.name}:{part.hex()}" for path, part in zip(self.paths, self._digests, strict=True))
         return digest("webdataset", "2", *files)
 
 
-def _table(path: Path, suffixes: tuple[str, ...], pattern: str, label: str, selection: Selection) -> TarTable:
+def _table(
+    path: Path, modality: str, suffixes: tuple[str, ...], pattern: str, label: str, selection: Selection
+) -> TarTable:
     """The samples of one tar that a selection takes, with their classes."""
-    table = read_table(path, suffixes, pattern)
+    table = read_table(path, modality, suffixes, pattern)
     if not selection.fields and not label and selection.split == "all":
         return table
     taken, labels = [], set()
     for row in range(len(table.samples)):
-        fields: dict[str, object] | None = {}
-        if selection.fields or label:
-            try:
-                fields = _fields(path, table, row)
-            except DataError:
-                fields = None  # reading it reports the damaged member
-        if fields is None or selection.takes(fields, key_of(table.name(row))):
+        beside = _beside(path, table, row) if selection.fields or label else Beside()
+        # Where something cannot be read the sample stays, and reading it reports that.
+        if beside.problem or selection.takes(beside.fields, key_of(table.name(row))):
             taken.append(row)
-            if fields and label and fields.get(label) is not None:
-                labels.add(str(fields[label]))
+            if label and (name := class_name(lookup(beside.fields, label))) is not None:
+                labels.add(name)
     names = [table.name(row).encode("utf-8", "surrogateescape") for row in taken]
     samples = table.samples[taken]
     samples["name"] = np.cumsum([len(name) for name in names])
-    return replace(table, samples=samples, names=b"".join(names), labels=tuple(sorted(labels)))
+    extra = table.extra[np.isin(table.extra["row"], taken)]
+    extra["row"] = np.searchsorted(taken, extra["row"])
+    table.account.leave(f"record| (outside {selection.describe()})", count=len(table.samples) - len(taken))
+    return replace(table, samples=samples, names=b"".join(names), extra=extra, labels=tuple(sorted(labels)))
 
 
-def _fields(path: Path, table: TarTable, row: int) -> dict[str, object]:
-    """What lies beside the media: the JSON member's fields, and the lines of the text member as "caption"."""
-    key, sample, fields = key_of(table.name(row)), table.samples[row], {}
-    for part, suffix, parse in (("json", ".json", parse_json), ("text", ".txt", parse_lines)):
-        if sample[part]:
-            name = key + suffix
-            parsed = parse(_bytes(path, name, int(sample[part]), int(sample[f"{part}_size"])), f"{path}:{name}")
-            fields |= parsed if isinstance(parsed, dict) else {"caption": parsed}
-    return fields
+def _beside(path: Path, table: TarTable, row: int, lines: str = "split") -> Beside:
+    """What lies beside the media of one sample."""
+    key, found, problem = key_of(table.name(row)), [], None
+    for suffix, (offset, size) in table.sidecars(row).items():
+        name = key + suffix
+        try:
+            found.append((suffix, _bytes(path, name, offset, size), f"{path}:{name}"))
+        except DataError as error:
+            problem = problem or error
+    beside = parse_sidecars(found, lines)
+    return Beside(beside.fields, problem or beside.problem)
 
 
 def _bytes(path: Path, name: str, offset: int, size: int) -> bytes:
@@ -163,15 +192,16 @@ def _bytes(path: Path, name: str, offset: int, size: int) -> bytes:
         raise DataError(f"{path}:{name}: cannot be read: {error}") from error
     if len(data) != size:
         raise DataError(f"{path}:{name}: {len(data)} of {size} bytes; the tar was cut short")
-    if not data:
-        raise DataError(f"{path}:{name}: empty")
     return data
 
 
 def _nothing(paths: list[Path], where: str, modality: str, members: str) -> str:
-    seen = sorted({Path(member.name).suffix for path in paths[:100] for member in scan(path)[0]})
+    seen: set[str] = set()
+    for path in paths[:100]:
+        with suppress(DataError):  # one of several that is damaged
+            seen |= {Path(member.name).suffix for member in scan(path)[0]}
     pattern = f" that matches {members!r}" if members else ""
     return (
         f"path: {where} holds no {modality} member{pattern}; needed: {' '.join(SUFFIXES[modality])}, "
-        f"found: {' '.join(seen) or 'nothing'}"
+        f"found: {' '.join(sorted(seen)) or 'nothing'}"
     )

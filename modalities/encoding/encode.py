@@ -19,14 +19,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from autoencoders.base import Moments
+from core.durable import writing
 from core.errors import DataError, SelfFlowError
 from modalities.base import ModalityAdapter, Record, Source
 from modalities.data.loader import end_workers, load_media
 from modalities.data.stored import TextFeatures, pack, row_columns
+from modalities.encoding.bad import BadRecords, bad_entry, one_each
 from modalities.encoding.parts import PartFolder, PartWriter
 from modalities.text import TextEncoder
 
-SHOWN = 5  # bad records in a message
+KEPT = "; finished parts are kept"
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Progress:
-    """What was done since the last report: samples stored, those that could not be used, and bytes written."""
+    """What was done since the last report.
+
+    Attributes:
+        samples, bytes: stored.
+        left_out: samples that could not be made.
+        bad: records that these are of.
+    """
 
     samples: int
+    left_out: int
     bad: int
     bytes: int
 
@@ -116,34 +125,32 @@ class _Batches(Dataset):
         for index in indices:
             try:
                 record = job.source.read(index)
+                size = media_bytes(record)
             except DataError as error:
-                batch.bad += [_bad(index, view, str(index), f"record {index}", error) for view in range(job.views)]
+                batch.bad.append(bad_entry(index, range(job.views), str(index), f"record {index}", error))
                 continue
             for view in range(job.views):
                 try:
                     media.append(load_media(job.adapter, record, view, job.seed))
                 except DataError as error:
-                    batch.bad.append(_bad(index, view, record.key, record.origin, error))
+                    batch.bad.append(bad_entry(index, [view], record.key, record.origin, error))
                     continue
                 key = f"{record.key}#{view}" if job.views > 1 else record.key
                 batch.records.append(replace(record, key=key, media=b""))
-                batch.about.append(
-                    {"index": index, "view": view, "origin": record.origin, "bytes": media_bytes(record)}
-                )
+                batch.about.append({"index": index, "view": view, "origin": record.origin, "bytes": size})
         if media:
             batch.media = torch.stack(media)
         return batch
 
 
 def media_bytes(record: Record) -> int:
-    """Of the source's media: of the file, of the encoded bytes, or of the array."""
+    """Of the source's media: of the file, of the encoded bytes, or of the array. DataError where the file is gone."""
     if isinstance(record.media, Path):
-        return record.media.stat().st_size
+        try:
+            return record.media.stat().st_size
+        except OSError as error:
+            raise DataError(f"{record.origin}: cannot be read: {error.strerror}") from error
     return record.media.nbytes if isinstance(record.media, np.ndarray) else len(record.media)
-
-
-def _bad(index: int, view: int, key: str, origin: str, error: Exception | str) -> dict[str, Any]:
-    return {"index": index, "view": view, "key": key, "origin": origin, "reason": str(error)}
 
 
 class _OpenPart:
@@ -167,7 +174,7 @@ class _OpenPart:
         bad: list[dict[str, Any]],
     ) -> Progress:
         """Latents (B, N, C) of the batch's records; those named in `bad` are among them and left out."""
-        rows, left_out = [], {(entry["index"], entry["view"]) for entry in bad}
+        rows, left_out = [], {(entry["index"], view) for entry in bad for view in entry["views"]}
         self.bad += batch.bad + bad
         for place, (record, about) in enumerate(zip(batch.records, batch.about, strict=True)):
             if (about["index"], about["view"]) in left_out:
@@ -180,16 +187,17 @@ class _OpenPart:
                 self.moments.add(mean[place], None if deviation is None else deviation[place])
             if record.label is not None:
                 self.labels.add(record.label)
-        return Progress(len(rows), len(batch.bad) + len(bad), self.writer.add(rows))
+        joined = one_each(batch.bad + bad)
+        return Progress(len(rows), sum(len(entry["views"]) for entry in joined), len(joined), self.writer.add(rows))
 
     def finish(self) -> None:
         found = None
         if self.moments is not None and self.moments.count:
             moments = self.moments
             found = {"count": moments.count, "mean": moments.mean.tolist(), "squares": moments.squares.tolist()}
-        self.bad.sort(key=lambda entry: (entry["index"], entry["view"]))
-        self.folder.note_bad(self.bad)  # before the part is there: a kill may repeat lines, and loses none
-        self.writer.finish(self.bad, sorted(self.labels), found)
+        bad = one_each(self.bad)
+        self.folder.note_bad(bad)  # before the part is there: a kill loses none
+        self.writer.finish(bad, sorted(self.labels), found)
 
 
 def encode_parts(
@@ -198,7 +206,6 @@ def encode_parts(
     numbers: list[int],
     workers: int,
     batch: int,
-    known_bad: int = 0,
     progress: Callable[[Progress], None] = lambda done: None,
 ) -> None:
     """Encode and publish parts, in order.
@@ -207,12 +214,12 @@ def encode_parts(
         numbers: of the parts to make.
         workers: processes that load; 0 is this one.
         batch: samples encoded at once; changes no byte on a CPU.
-        known_bad: unusable records in the parts that are there already.
 
-    Raises DataError when more than `job.limit` records cannot be used, ConfigError for latents that do not fit dtype.
+    Raises DataError when more than `job.limit` records cannot be used, those of finished parts included, or a disk is
+    full; ConfigError for latents that do not fit dtype.
     Whatever ends the work, finished parts stay and the one in hand leaves nothing behind.
     """
-    bad = _BadRecords(job.limit, known_bad)
+    bad = BadRecords(folder, job.limit)
     measure = job.adapter.whitening is None
     size = max(1, batch // job.views)
     plan = [
@@ -228,11 +235,15 @@ def encode_parts(
             for place, loaded in enumerate(_loaded(job, plan, workers)):
                 if isinstance(loaded, SelfFlowError):
                     raise loaded
+                if part is None:
+                    bad.look()
                 encoded = _encode(job, loaded)
                 bad.add(loaded.bad + encoded[-1])
                 if pending is not None:
                     progress(pending.result())
-                part = part or _OpenPart(job, folder, loaded.part, measure)
+                if part is None:
+                    with writing(folder.path, KEPT):
+                        part = _OpenPart(job, folder, loaded.part, measure)
                 last = place + 1 == len(plan) or plan[place + 1][0] != loaded.part
                 pending = thread.submit(_write, part, last, loaded, *encoded)
                 part = None if last else part
@@ -248,13 +259,12 @@ def encode_parts(
 
 def _write(part: _OpenPart, last: bool, *encoded: Any) -> Progress:
     try:
-        done = part.add(*encoded)
-        if last:
-            part.finish()
-    except BaseException as error:
+        with writing(part.folder.path, KEPT):
+            done = part.add(*encoded)
+            if last:
+                part.finish()
+    except BaseException:
         part.writer.abandon()
-        if isinstance(error, OSError):
-            raise DataError(f"{part.folder.path}: cannot be written: {error}; finished parts are kept") from error
         raise
     return done
 
@@ -292,24 +302,6 @@ def _encode(
         for what, parts in (("latents", latents), ("text features", texts[place] if texts else [])):
             if not all(bool(part.isfinite().all()) for part in parts):
                 reason = f"{record.origin}: its {what} hold NaN or infinite values"
-                bad.append(_bad(about["index"], about["view"], record.key, record.origin, reason))
+                bad.append(bad_entry(about["index"], [about["view"]], record.key, record.origin, reason))
                 break
     return mean, deviation, texts, bad
-
-
-class _BadRecords:
-    """Counts records that cannot be used, and ends the work when there are too many."""
-
-    def __init__(self, limit: int, known: int):
-        self.limit, self.known = limit, known
-        self.last: list[dict[str, Any]] = []
-
-    def add(self, bad: list[dict[str, Any]]) -> None:
-        self.known += len(bad)
-        self.last = (self.last + bad)[-SHOWN:]
-        if self.known > self.limit:
-            lines = "\n".join(f"  {entry['origin']}: {entry['reason']}" for entry in self.last)
-            raise DataError(
-                f"{self.known} samples could not be made, more than training.data_limit {self.limit}. The last ones:\n"
-                f"{lines}\nFinished parts are kept; the same command goes on from there"
-            )

@@ -20,6 +20,8 @@ from core.durable import sync, write_durably
 from core.errors import ConfigError, DataError
 from core.optional import need
 from core.training.config import differences
+from modalities.data.stored import MANIFEST
+from modalities.encoding.bad import one_each
 
 SETTINGS = "encode.json"
 QUARANTINE = "quarantine.jsonl"
@@ -39,7 +41,7 @@ class Part:
     """A finished part.
 
     Attributes:
-        bad: records that could not be used: index, view, key, origin and reason of each.
+        bad: records that could not be used, or not in all views: index, views, key, origin and reason of each.
         labels: class names, sorted.
         moments: count, mean and squares of the latents where they are measured, see autoencoders.base.Moments.
         shards: entries of the part's index.json.
@@ -100,17 +102,35 @@ class PartFolder:
     def name(self, number: int) -> str:
         return f"part-{number:05}"
 
+    @property
+    def quarantine(self) -> Path:
+        """Lists the records that could not be used."""
+        return self.path / QUARANTINE
+
+    def there(self) -> set[int]:
+        """Numbers of the finished parts."""
+        names = {each.name for each in self.path.iterdir()}
+        return {number for number in range(self.count) if self.name(number) in names}
+
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet."""
-        there = {each.name for each in self.path.iterdir()}
-        return [number for number in range(self.count) if self.name(number) not in there]
+        """Numbers of the parts that are not there yet, in order."""
+        return sorted(set(range(self.count)) - self.there())
+
+    def discard(self, number: int) -> None:
+        """Take a finished part away, to be made again. The manifest goes first: it would not be true any more."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        aside = self._aside(self.name(number))
+        remove(aside)
+        os.rename(self.path / self.name(number), aside)  # at once, so that a kill leaves no half of it
+        remove(aside)
 
     def read(self, number: int) -> Part:
         folder = self.path / self.name(number)
         try:
             about = json.loads((folder / "part.json").read_text(encoding="utf-8"))
             shards = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
-            settings, part = about.pop("settings"), Part(number=number, shards=shards, **about)
+            settings, about["bad"] = about.pop("settings"), joined(about["bad"])
+            part = Part(number=number, shards=shards, **about)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{folder}: damaged ({error}); remove it and encode again to have it made anew") from error
         if settings != self.digest():
@@ -128,10 +148,18 @@ class PartFolder:
         return PartWriter(self, number, columns)
 
     def note_bad(self, bad: Iterable[dict[str, Any]]) -> None:
-        """Append to quarantine.jsonl; one write, so that lines of several processes do not mix."""
-        if lines := "".join(json.dumps(entry) + "\n" for entry in bad):
-            with (self.path / QUARANTINE).open("a", encoding="utf-8") as file:
+        """Append the records that are not there yet to quarantine.jsonl.
+
+        One write, so that lines of several processes do not mix.
+        """
+        noted = {entry["index"] for entry in self.noted()}
+        if lines := "".join(json.dumps(entry) + "\n" for entry in bad if entry["index"] not in noted):
+            with self.quarantine.open("a", encoding="utf-8") as file:
                 file.write(lines)
+
+    def noted(self) -> list[dict[str, Any]]:
+        """The entries of quarantine.jsonl, one for each record."""
+        return read_quarantine(self.path)
 
     def publish(self, name: str, text: str) -> None:
         """Write a file of the folder so that a killed process leaves the old one or the new one."""
@@ -153,6 +181,23 @@ class PartFolder:
     def remove_all_left_overs(self) -> None:
         for path in self.path.glob(".part-*"):
             remove(path)
+
+
+def read_quarantine(folder: Path) -> list[dict[str, Any]]:
+    """The records that a folder's quarantine.jsonl names; a line that a kill cut short is left out."""
+    path, found = folder / QUARANTINE, []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+    return joined(found)
+
+
+def joined(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each record; earlier versions wrote one for each view, under "view"."""
+    return one_each({"views": [entry.pop("view")], **entry} if "view" in entry else entry for entry in entries)
 
 
 class PartWriter:

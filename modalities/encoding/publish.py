@@ -37,7 +37,7 @@ def publish(job: Job, folder: PartFolder, about: dict[str, Any]) -> Manifest:
         modality=job.modality,
         records=len(job.source),
         samples=samples,
-        bad=len(bad),
+        bad=len({entry["index"] for entry in bad}),
         views=job.views,
         bytes=sum(shard["raw_data"]["bytes"] for shard in shards),
         grid=job.adapter.grid(),

@@ -13,6 +13,7 @@ from core.keys import generator
 from core.types import TokenBatch
 from modalities.base import Record, Source, StoredLatents, make_segment
 from modalities.conditions import Prompt
+from modalities.data.decoding import decoded
 from modalities.data.order import Order
 from modalities.generation import Generator
 
@@ -117,10 +118,7 @@ class Reader:
         if isinstance(record.media, StoredLatents):
             return record, record.media.mean, condition
         draw = generator(self.seed, self.modality, record.key, "evaluation")
-        media = self.model.adapters[self.modality].load(record, draw)
-        if not torch.isfinite(media).all():
-            raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
-        return record, media, condition
+        return record, decoded(self.model.adapters[self.modality], record, draw), condition
 
     def _join(self, held: list[tuple[Record, Tensor, Prompt]]) -> Records:
         records, loaded, conditions = zip(*held, strict=True)

@@ -17,11 +17,12 @@ Numbers are the same for any batch size up to float rounding, and for equal sett
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from core.errors import DataError
 from core.evaluation.features import block_features
 from core.evaluation.health import LayerHealth
 from core.evaluation.inputs import noisy_inputs
@@ -30,6 +31,7 @@ from core.evaluation.probes import knn_accuracy, linear_probe
 from core.evaluation.velocity import velocity_loss_curve
 from core.keys import key
 from core.types import Taps, TokenBatch
+from modalities.evaluation.attempts import Measured
 from modalities.evaluation.heldout import Reader, token_batch
 from modalities.evaluation.samples import samples
 from modalities.evaluation.settings import EvaluationSettings
@@ -40,46 +42,41 @@ from modalities.metrics.base import FeatureNetwork
 HEALTH_RECORDS = 256
 
 
-@dataclass(frozen=True)
-class Measured:
-    """
-    Attributes:
-        values: name -> number.
-        warnings: what a reader of the numbers has to know.
-    """
-
-    values: dict[str, float]
-    warnings: list[str]
-
-
 def evaluate(
     subject: Subject,
     settings: EvaluationSettings,
     measures: list[str],
     networks: dict[str, FeatureNetwork],
     progress: Callable[[int], None] | None = None,
+    found: Measured | None = None,
 ) -> Measured:
-    """The measures that are named (see `plan`).
+    """The measures that are named (see `plan`). One that fails on the way is a note, and the others are made.
 
     Args:
         networks: of the samples, by the name that they have in the result.
         progress: called with the number of samples that took a step of the sampler.
+        found: is added to, and returned; so that whoever interrupts the work has what was measured.
+
+    Raises DataError when not one could be made.
     """
-    values: dict[str, float] = {}
-    warnings: list[str] = []
+    found = Measured() if found is None else found
     if "velocity" in measures:
-        values |= velocity(subject, settings)
-    if {"probe", "knn"} & set(measures):
-        values |= class_knowledge(subject, settings, measures, warnings)
+        found.attempt("velocity", partial(velocity, subject, settings))
+    if wanted := [name for name in ("probe", "knn") if name in measures]:
+        class_knowledge(subject, settings, wanted, found)
     if "health" in measures:
-        values |= health(subject, settings)
+        found.attempt("health", partial(health, subject, settings))
+        if subject.pair is not None:
+            found.attempt("health/align", partial(alignment, subject, settings))
     if "samples" in measures:
-        values |= samples(subject, settings, networks, warnings, progress)
+        samples(subject, settings, networks, found, progress)
+    if not found.values:
+        raise DataError("\n".join([f"{subject.modality}: nothing could be measured", *found.warnings]))
     for name, reader in (("held-out", subject.heldout), ("training", subject.training)):
         if reader.unusable:
             first = next(iter(reader.unusable.values()))
-            warnings.append(f"{len(reader.unusable)} {name} records cannot be used; the first: {first}")
-    return Measured(values, warnings)
+            found.warnings.append(f"{len(reader.unusable)} {name} records cannot be used; the first: {first}")
+    return found
 
 
 def velocity(subject: Subject, settings: EvaluationSettings) -> dict[str, float]:
@@ -89,33 +86,53 @@ def velocity(subject: Subject, settings: EvaluationSettings) -> dict[str, float]
     return {"velocity/mean": curve.mean(subject.modality)} | {f"velocity/t={t:g}": loss for t, loss in losses.items()}
 
 
-def class_knowledge(
-    subject: Subject, settings: EvaluationSettings, measures: list[str], warnings: list[str]
-) -> dict[str, float]:
+def class_knowledge(subject: Subject, settings: EvaluationSettings, measures: list[str], found: Measured) -> None:
     """Accuracies of features at one noise level without the condition, which would tell the class."""
-    # Not the same noise on both sides: it is keyed by the record's key, and a folder of held-out records may hold
-    # "cat/1.png" just as the other one does. Equal noise would then give the class away.
-    train, train_y = _features(subject, subject.training, settings.training, settings, key(settings.seed, "training"))
-    test, test_y = _features(subject, subject.heldout, settings.heldout, settings, settings.seed)
-    for name, labels in (("training", train_y), ("held-out", test_y)):
-        if without := int((labels < 0).sum()):
-            warnings.append(f"probe, knn: {without} {name} records are left out: not of a class of the training data")
-    found: dict[str, float] = {}
-    for layer in train:
-        sides = (
-            part
-            for rows, labels in ((train[layer], train_y), (test[layer], test_y))
-            for part in (rows[labels >= 0].to(subject.model.device), labels[labels >= 0])
-        )
-        arguments = (*sides, len(subject.classes))
-        if "probe" in measures:
-            found[f"probe/layer={layer}"] = linear_probe(*arguments, seed=settings.seed).accuracy
-        if "knn" in measures:
-            found[f"knn/layer={layer}"] = knn_accuracy(*arguments)
-    for measure in ("probe", "knn"):
-        if measure in measures:
-            found[f"{measure}/best"] = max(value for name, value in found.items() if name.startswith(f"{measure}/"))
-    return found
+    # layer -> training features and classes, held-out features and classes
+    sides: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def look() -> dict[str, float]:
+        # Not the same noise on both sides: it is keyed by the record's key, and a folder of held-out records may hold
+        # "cat/1.png" just as the other one does. Equal noise would then give the class away.
+        noise = key(settings.seed, "training")
+        train, train_y = _features(subject, subject.training, settings.training, settings, noise)
+        test, test_y = _features(subject, subject.heldout, settings.heldout, settings, settings.seed)
+        for name, labels in (("training", train_y), ("held-out", test_y)):
+            without = int((labels < 0).sum())
+            if without == len(labels):
+                raise DataError(f"not one of {without} {name} records is of a class of the training data")
+            if without:
+                found.warnings.append(
+                    f"probe, knn: {without} {name} records are left out: not of a class of the training data"
+                )
+        if len(train_y[train_y >= 0].unique()) < 2:
+            raise DataError(f"the {len(train_y)} training records that were read are of one class")
+        for layer in train:
+            pairs = (train[layer], train_y), (test[layer], test_y)
+            sides[layer] = tuple(
+                part
+                for rows, labels in pairs
+                for part in (rows[labels >= 0].to(subject.model.device), labels[labels >= 0])
+            )
+        return {}
+
+    def probe(*side: Tensor) -> float:
+        return linear_probe(*side, len(subject.classes), seed=settings.seed).accuracy
+
+    def neighbours(*side: Tensor) -> float:
+        return knn_accuracy(*side, len(subject.classes))
+
+    found.attempt(", ".join(measures), look)
+    for measure in measures if sides else []:
+        accuracy = {"probe": probe, "knn": neighbours}[measure]
+        found.attempt(measure, partial(_by_layer, measure, accuracy, sides))
+
+
+def _by_layer(
+    measure: str, accuracy: Callable[..., float], sides: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]]
+) -> dict[str, float]:
+    found = {f"{measure}/layer={layer}": accuracy(*side) for layer, side in sides.items()}
+    return found | {f"{measure}/best": max(found.values())}
 
 
 def _features(
@@ -144,11 +161,12 @@ def health(subject: Subject, settings: EvaluationSettings) -> dict[str, float]:
         raw = trunk(noisy, levels, batch, Taps(raw=tuple(layers), stop_after=trunk.depth)).raw
         for layer, seen in layers.items():
             seen.update(raw[layer], batch.counted())
-    found = {
+    return {
         f"health/{name}/layer={layer}": value for layer, seen in layers.items() for name, value in seen.result().items()
     }
-    if subject.pair is not None:
-        batches = subject.heldout.batches(count, settings.batch)
-        aligned = pair_health(subject.pair, trunk, batches, settings.seed)
-        found |= {f"health/align_{name}": value for name, value in aligned.items()}
-    return found
+
+
+def alignment(subject: Subject, settings: EvaluationSettings) -> dict[str, float]:
+    batches = subject.heldout.batches(min(settings.heldout, HEALTH_RECORDS), settings.batch)
+    aligned = pair_health(subject.pair, subject.model.trunk, batches, settings.seed)
+    return {f"health/align_{name}": value for name, value in aligned.items()}

@@ -1,70 +1,145 @@
-"""A sample file against a reference batch, by the definitions of the ADM evaluator (guided-diffusion, evaluations/).
+"""A sample file against a reference, by the definitions of the ADM evaluator (guided-diffusion, evaluations/).
 
-    FID, sFID            samples against the statistics in the reference
-    IS                   mean over consecutive parts of 5,000 samples
-    precision, recall    k = 3, against the pictures in the reference, where it holds some
+    FID, sFID            samples against the statistics in the reference, or those of its pictures where it has none
+    IS                   mean over consecutive runs of 5,000 samples, the last one short
+    precision, recall    k = 3, against the pictures in the reference
 
-The evaluator rounds features to half precision for precision and recall; here they stay as they are.
+What the files do not allow is known before the first picture, and left out. The evaluator rounds features to half
+precision for precision and recall; here they stay as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from core.evaluation.inception_score import inception_score
+from core.evaluation.inception_score import inception_score_of_runs
 from core.evaluation.manifold import precision_recall
 from core.evaluation.statistics import FeatureStatistics
-from modalities.evaluation.measure import Measured
+from modalities.evaluation.attempts import Measured
+from modalities.evaluation.picture_files import Pictures, is_npz
 from modalities.evaluation.samples import frechet
-from modalities.metrics.adm import read_reference, read_samples
+from modalities.metrics.adm import Reference, read_reference
+from modalities.metrics.base import FeatureNetwork
 from modalities.metrics.inception import Inception
 
-IS_PART = 5000
 NEIGHBOURS = 3
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Samples, what they are compared with, and what these files do not allow.
+
+    Attributes:
+        known: statistics that the reference holds.
+        real: its pictures, None where it has none.
+        left_out: measure -> why.
+    """
+
+    samples: Pictures
+    known: Reference
+    real: Pictures | None
+    left_out: dict[str, str]
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"{name} is left out: {why}" for name, why in self.left_out.items()]
+
+
+def open_comparison(samples: Path, reference: Path) -> Comparison:
+    """
+    Args:
+        samples: pictures as `Pictures` takes them.
+        reference: the same, or an .npz with mu, sigma, mu_s, sigma_s (or the first two alone), mostly with `arr_0` too.
+
+    Raises DataError, ConfigError for other files.
+    """
+    known = read_reference(reference) if is_npz(reference) else Reference()
+    made = Pictures(samples)
+    real = Pictures(reference) if known.samples or not is_npz(reference) else None
+    left_out, few = {}, f"{len(made)} samples" if len(made) < 2 else ""
+    if not few and known.mu is None and len(real) < 2:
+        few = f"{len(real)} pictures in the reference"
+    if few:
+        left_out |= dict.fromkeys(("FID", "sFID"), f"{few}; a covariance needs at least 2")
+    elif known.mu is not None and known.mu_s is None:
+        left_out["sFID"] = "the reference holds mu and sigma, and no mu_s and sigma_s"
+    if real is None:
+        left_out["precision, recall"] = "the reference holds no pictures to compare with"
+    elif (least := min(len(real), len(made))) <= NEIGHBOURS:
+        left_out["precision, recall"] = f"{least} pictures on a side; more than {NEIGHBOURS} are needed"
+    return Comparison(made, known, real, left_out)
+
+
+@dataclass
+class _Seen:
+    """What the network made of pictures: rows (N, 2048) and class probabilities (N, 1008) on the CPU."""
+
+    pool: FeatureStatistics = field(default_factory=FeatureStatistics)
+    spatial: FeatureStatistics = field(default_factory=FeatureStatistics)
+    rows: list[Tensor] = field(default_factory=list)
+    chances: list[Tensor] = field(default_factory=list)
+
+
 def measure_samples(
-    samples: Path,
-    reference: Path,
-    inception: str,
-    device: torch.device,
-    progress: Callable[[int], None] | None = None,
+    files: Comparison, inception: str, device: torch.device, progress: Callable[[int], None] | None = None
 ) -> Measured:
     """
     Args:
-        samples: .npz with `arr_0`.
-        reference: .npz with mu, sigma, mu_s, sigma_s, and mostly `arr_0`.
         inception: weights of the standard Inception.
         progress: called with the number of pictures that went through the network.
 
-    Raises DataError for other files, CheckpointError for other weights.
+    Raises CheckpointError for other weights, DataError for files that are cut off.
     """
-    known, network = read_reference(reference), Inception(inception).to(device)
-    pool, spatial = FeatureStatistics(), FeatureStatistics()
-    rows, chances = [], []
-    for pictures in read_samples(samples):
-        features = network(pictures)
-        pool.update(features.pool)
-        spatial.update(features.spatial)
-        rows.append(features.pool.cpu())
-        chances.append(features.logits.softmax(1).cpu())
-        if progress:
-            progress(len(pictures))
-    values, warnings = {}, []
-    for name, ours, mean, covariance in (
-        ("FID", pool, known.mu, known.sigma),
-        ("sFID", spatial, known.mu_s, known.sigma_s),
+    network = Inception(inception).to(device)
+    made = _look(files.samples, network, progress)
+    real = None if files.real is None else _look(files.real, network, progress)
+    known, found = files.known, Measured(warnings=list(files.notes))
+    for name, ours, theirs, mean, covariance in (
+        ("FID", made.pool, real and real.pool, known.mu, known.sigma),
+        ("sFID", made.spatial, real and real.spatial, known.mu_s, known.sigma_s),
     ):
-        values[name], lines = frechet(name, FeatureStatistics.of(mean, covariance), ours)
-        warnings += lines
-    made, probabilities = torch.cat(rows), torch.cat(chances)
-    values["IS"] = inception_score(probabilities, splits=max(1, len(probabilities) // IS_PART)).mean
-    if min(known.samples, len(made)) > NEIGHBOURS:
-        real = torch.cat([network(pictures).pool.cpu() for pictures in read_samples(reference)])
-        values |= precision_recall(real.to(device), made.to(device), NEIGHBOURS)._asdict()
-    else:
-        warnings.append("precision, recall: left out, the reference holds no pictures to compare with")
-    return Measured(values, warnings)
+        if name not in files.left_out:
+            side = theirs if mean is None else FeatureStatistics.of(mean, covariance)
+            found.attempt(name, partial(_frechet, name, side, ours, found.warnings))
+    found.attempt("IS", lambda: {"IS": inception_score_of_runs(torch.cat(made.chances)).mean})
+    if "precision, recall" not in files.left_out:
+        sides = (torch.cat(side.rows).to(device) if side.rows else torch.zeros(0, 2048) for side in (real, made))
+        found.attempt("precision, recall", lambda: precision_recall(*sides, NEIGHBOURS)._asdict())
+    for side in (files.samples, files.real):
+        found.warnings += side.warnings() if side is not None else []
+    if files.real is not None and files.real.sizes != files.samples.sizes:
+        found.warnings.append(
+            f"samples of {_sizes(files.samples)} are compared with pictures of {_sizes(files.real)}: both are "
+            "resized for the network, and the sizes alone move FID"
+        )
+    return found
+
+
+def _look(pictures: Pictures, network: FeatureNetwork, progress: Callable[[int], None] | None) -> _Seen:
+    seen = _Seen()
+    for media in pictures.batches():
+        features = network(media)
+        seen.pool.update(features.pool)
+        seen.spatial.update(features.spatial)
+        seen.rows.append(features.pool.cpu())
+        seen.chances.append(features.logits.softmax(1).cpu())
+        if progress:
+            progress(len(media))
+    return seen
+
+
+def _frechet(name: str, real: FeatureStatistics, made: FeatureStatistics, warnings: list[str]) -> dict[str, float]:
+    value, lines = frechet(name, real, made)
+    warnings += lines
+    return {name: value}
+
+
+def _sizes(pictures: Pictures) -> str:
+    found = sorted(pictures.sizes)
+    return " and ".join(f"{h} x {w}" for h, w in found) + " pixels" if len(found) < 3 else f"{len(found)} sizes"

@@ -18,23 +18,26 @@ from __future__ import annotations
 import os
 import warnings as python_warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from core.errors import ConfigError, DataError
-from core.evaluation.inception_score import inception_score
+from core.durable import writing
+from core.errors import ConfigError, DataError, SelfFlowError, described
+from core.evaluation.inception_score import inception_score_of_runs
 from core.evaluation.kernel import kernel_distance
 from core.evaluation.manifold import density_coverage, precision_recall
 from core.evaluation.statistics import FeatureStatistics, RankDeficientWarning, frechet_distance
 from core.keys import generator, key
 from core.sampler import SamplerConfig
 from modalities.conditions import Prompt
+from modalities.evaluation.attempts import Measured
 from modalities.evaluation.heldout import Reader
 from modalities.evaluation.settings import EvaluationSettings
-from modalities.evaluation.subject import Subject, trained_here
+from modalities.evaluation.subject import FEWEST, Subject, trained_here
 from modalities.generation import Generator, generate
 from modalities.metrics.base import FeatureNetwork, Features
 from modalities.metrics.classifier import Classifier, train_classifier
@@ -42,43 +45,59 @@ from modalities.metrics.networks import build_network
 from modalities.metrics.pretrained import Clip, clip_score
 
 CLASSIFIER_RECORDS = 50_000  # training records that a classifier learns from, at most: 150 MB of pictures in memory
-FEWEST = 6  # samples: density counts the 5 nearest others
-
-SCORE_CHUNK = 5000  # samples of one inception score, whose mean is reported (the ADM evaluator)
 
 
 def samples(
     subject: Subject,
     settings: EvaluationSettings,
     networks: dict[str, FeatureNetwork],
-    warnings: list[str],
+    found: Measured,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, float]:
-    """All values of all networks. Raises DataError for fewer than `FEWEST` held-out records."""
-    device = subject.model.device
+) -> None:
+    """All values of all networks. A network that fails is noted and left out; the others go on."""
+    device, networks = subject.model.device, dict(networks)
     real: dict[str, list[Features]] = {name: [] for name in networks}
-    conditions: list[Prompt] = []
-    for records in subject.heldout.records(settings.generated, settings.batch):
-        conditions += records.conditions
-        for name, network in networks.items():
-            real[name].append(_on_cpu(network(records.media.to(device))))
-    if len(conditions) < FEWEST:
-        raise DataError(f"samples: {len(conditions)} held-out records to compare with; at least {FEWEST} are needed")
-    if settings.conditions == "random":
-        conditions = random_classes(subject.model, settings.seed, len(conditions))
     made: dict[str, list[Features]] = {name: [] for name in networks}
-    for media in generated(subject.model, subject.modality, subject.sampler, settings, conditions, progress):
-        for name, network in networks.items():
-            made[name].append(_on_cpu(network(media.to(device))))
-    found = {}
+    conditions: list[Prompt] = []
+
+    def look(side: dict[str, list[Features]], media: Tensor) -> None:
+        for name, network in list(networks.items()):
+            try:
+                side[name].append(_on_cpu(network(media.to(device))))
+            except Exception as error:  # noqa: BLE001, as `Measured.attempt`
+                found.fail(f"samples/{name}", described(error))
+                del networks[name]
+        if not networks:
+            raise DataError("no feature network is left")
+
+    def generate_and_look() -> dict[str, float]:
+        for records in subject.heldout.records(settings.generated, settings.batch):
+            conditions.extend(records.conditions)
+            look(real, records.media)
+        if len(conditions) < FEWEST:
+            raise DataError(f"{len(conditions)} held-out records to compare with; at least {FEWEST} are needed")
+        if settings.conditions == "random":
+            conditions[:] = random_classes(subject.model, settings.seed, len(conditions))
+        for media in generated(subject.model, subject.modality, subject.sampler, settings, conditions, progress):
+            look(made, media)
+        return {}
+
+    before = len(found.failed)
+    found.attempt("samples", generate_and_look)
+    if "samples" in found.failed[before:]:
+        return
     for name, network in networks.items():
         a, b = (_moved(Features.join(side[name]), device) for side in (real, made))
-        values, lines = compare(network, a, b, settings.seed)
-        if isinstance(network, Clip):
-            values["CLIP score"] = clip_score(b.pool, network.texts([prompt.text for prompt in conditions]))
-        found |= {f"samples/{name}/{measure}": value for measure, value in values.items()}
-        warnings += [f"samples/{name}/{line}" for line in lines]
-    return found
+        one = compare(network, a, b, settings.seed)
+        if isinstance(network, Clip) and subject.model.conditions.config.kind != "none":
+            one.attempt("CLIP score", partial(_clip, network, b.pool, [prompt.text for prompt in conditions]))
+        found.values |= {f"samples/{name}/{measure}": value for measure, value in one.values.items()}
+        found.warnings += [f"samples/{name}/{line}" for line in one.warnings]
+        found.failed += [f"samples/{name}/{measure}" for measure in one.failed]
+
+
+def _clip(network: Clip, pictures: Tensor, texts: list[str]) -> dict[str, float]:
+    return {"CLIP score": clip_score(pictures, network.texts(texts))}
 
 
 def generated(
@@ -96,7 +115,9 @@ def generated(
 
 
 def random_classes(model: Generator, seed: int, count: int) -> list[Prompt]:
-    """`count` classes of the run, drawn uniformly."""
+    """`count` classes of the run, drawn uniformly; nothing, as often, where it has no conditions."""
+    if model.conditions.config.kind == "none":
+        return [Prompt("")] * count
     if model.conditions.config.kind != "label":
         raise ConfigError("conditions: random draws classes, and this run is conditioned on text; use heldout")
     names = model.conditions.labels
@@ -104,24 +125,29 @@ def random_classes(model: Generator, seed: int, count: int) -> list[Prompt]:
     return [Prompt(names[place]) for place in picked.tolist()]
 
 
-def compare(network: FeatureNetwork, real: Features, made: Features, seed: int) -> tuple[dict[str, float], list[str]]:
-    """Distances of generated features to real ones, and warnings."""
-    found, warnings = {}, []
+def compare(network: FeatureNetwork, real: Features, made: Features, seed: int) -> Measured:
+    """Distances of generated features to real ones."""
+    found = Measured()
     for name, a, b in (
         (network.distance, real.pool, made.pool),
         (spatial_name(network.distance), real.spatial, made.spatial),
     ):
         if a is not None and b is not None:
-            found[name], lines = frechet(name, statistics(a), statistics(b))
-            warnings += lines
-    least = min(len(real.pool), len(made.pool))
-    found["KID"] = kernel_distance(real.pool, made.pool, subset_size=min(1000, least), seed=seed).mean
-    found |= precision_recall(real.pool, made.pool)._asdict()
-    found |= density_coverage(real.pool, made.pool)._asdict()
+            found.attempt(name, partial(_distance, name, a, b, found.warnings))
+    size = min(1000, len(real.pool), len(made.pool))
+    found.attempt("KID", lambda: {"KID": kernel_distance(real.pool, made.pool, subset_size=size, seed=seed).mean})
+    found.attempt("precision, recall", lambda: precision_recall(real.pool, made.pool)._asdict())
+    found.attempt("density, coverage", lambda: density_coverage(real.pool, made.pool)._asdict())
     if made.logits is not None:
-        score = inception_score(made.logits.softmax(1), splits=-(-len(made.logits) // SCORE_CHUNK))
-        found["IS" if network.kind == "inception" else "class score"] = score.mean
-    return found, warnings
+        score = "IS" if network.kind == "inception" else "class score"
+        found.attempt(score, lambda: {score: inception_score_of_runs(made.logits.softmax(1)).mean})
+    return found
+
+
+def _distance(name: str, real: Tensor, made: Tensor, warnings: list[str]) -> dict[str, float]:
+    value, lines = frechet(name, statistics(real), statistics(made))
+    warnings += lines
+    return {name: value}
 
 
 def spatial_name(distance: str) -> str:
@@ -158,27 +184,58 @@ def _moved(features: Features, device: torch.device) -> Features:
     return Features(*(None if part is None else part.to(device) for part in parts))
 
 
-def feature_networks(
-    subject: Subject, settings: EvaluationSettings, folder: Path, root: Path
-) -> dict[str, FeatureNetwork]:
-    """The networks of the settings, by the name that they have in the result, on the model's device.
-
-    A classifier without a path is found in `folder`, or trained on the training records and put there.
-    """
+def network_names(settings: EvaluationSettings) -> list[str]:
+    """The name that each network of the settings has in the result."""
     kinds = [config.kind for config in settings.networks]
+    return [
+        kind + (f"-{kinds[: place + 1].count(kind)}" if kinds.count(kind) > 1 else "")
+        for place, kind in enumerate(kinds)
+    ]
+
+
+def stored_networks(
+    subject: Subject, settings: EvaluationSettings, root: Path
+) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
+    """The networks of the settings that come with weights, by name, on the CPU; and why others cannot be used.
+
+    Raises the first one's error where no network at all is left, none that is trained here either.
+    """
     found: dict[str, FeatureNetwork] = {}
-    for place, config in enumerate(settings.networks):
+    wrong: dict[str, SelfFlowError] = {}
+    for name, config in zip(network_names(settings), settings.networks, strict=True):
+        if not trained_here(config):
+            try:
+                found[name] = build_network(config, subject.modality, sample_rate=subject.sample_rate, root=root)
+            except SelfFlowError as error:
+                wrong[name] = error
+    if len(wrong) == len(settings.networks):
+        raise next(iter(wrong.values()))
+    return found, {name: described(error) for name, error in wrong.items()}
+
+
+def own_networks(
+    subject: Subject, settings: EvaluationSettings, folder: Path, found: Measured
+) -> dict[str, FeatureNetwork]:
+    """The classifiers without a path: found in `folder`, or trained on the training records and put there."""
+    made: dict[str, FeatureNetwork] = {}
+
+    def make(name: str) -> dict[str, float]:
+        made[name] = own_classifier(subject, settings, folder, found.warnings)
+        return {}
+
+    for name, config in zip(network_names(settings), settings.networks, strict=True):
         if trained_here(config):
-            network = own_classifier(subject, settings, folder)
-        else:
-            network = build_network(config, subject.modality, sample_rate=subject.sample_rate, root=root)
-        number = f"-{kinds[: place + 1].count(config.kind)}" if kinds.count(config.kind) > 1 else ""
-        found[config.kind + number] = network.to(subject.model.device)
-    return found
+            found.attempt(f"samples/{name}", partial(make, name))
+    return made
 
 
-def own_classifier(subject: Subject, settings: EvaluationSettings, folder: Path) -> Classifier:
-    """One for each set of training data, media size, length of training and seed, so that a stale one is not taken."""
+def own_classifier(
+    subject: Subject, settings: EvaluationSettings, folder: Path, warnings: list[str] | None = None
+) -> Classifier:
+    """One for each set of training data, media size, length of training and seed, so that a stale one is not taken.
+
+    One that cannot be stored is used all the same, and `warnings` say so.
+    """
     reader, size = subject.training, subject.model.adapters[subject.modality].size
     about = (reader.source.fingerprint(), str(size), str(subject.sample_rate), settings.classifier_steps, settings.seed)
     path = folder / f"classifier-{subject.modality}-{key(*about):016x}.safetensors"
@@ -194,8 +251,13 @@ def own_classifier(subject: Subject, settings: EvaluationSettings, folder: Path)
         sample_rate=subject.sample_rate,
         device=subject.model.device,
     )
-    part = network.save(path.with_suffix(".part"))
-    os.replace(part, path)
+    try:
+        with writing(path, "; it is trained again the next time"):
+            os.replace(network.save(path.with_suffix(".part")), path)
+    except DataError as error:
+        if warnings is None:
+            raise
+        warnings.append(str(error))
     return network
 
 

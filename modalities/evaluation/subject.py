@@ -13,6 +13,10 @@ from modalities.evaluation.settings import MEASURES, EvaluationSettings
 from modalities.generation import Generator
 from modalities.metrics.networks import NetworkConfig
 
+FEWEST = 6  # samples and held-out records to compare: density counts the 5 nearest others
+FEWEST_TO_PROBE = 5  # training records: a fifth of them chooses the penalty
+FEWEST_TO_CLASSIFY = 3  # training records of the small classifier: one is set aside
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -44,14 +48,16 @@ def plan(subject: Subject, settings: EvaluationSettings) -> tuple[list[str], lis
     """(measures, notes on what was left out or is unusual).
 
     Settings without `measures` get all that the data allow. Raises ConfigError for measures that were asked for by
-    name and cannot be made, and for held-out records that were trained on.
+    name and cannot be made, for held-out records of classes that the model does not know, and for those that were
+    trained on.
     """
+    refuse_strangers(subject)
     measures, notes = list(settings.measures or MEASURES), []
     impossible = {name: why for name, why in impossible_measures(subject, settings).items() if name in measures}
     if impossible and settings.measures is not None:
         lines = [f"measures: {name}: {why}" for name, why in impossible.items()]
-        way = "give the records classes" if len(subject.classes) < 2 else "name media"
-        raise ConfigError([*lines, f"Leave out {', '.join(impossible)}, or {way}."])
+        way = ", or give the records classes" if len(subject.classes) < 2 else ""
+        raise ConfigError([*lines, f"Leave out {', '.join(impossible)}{way}."])
     measures = [name for name in measures if name not in impossible]
     notes += [f"{name} is left out: {why}" for name, why in impossible.items()]
 
@@ -69,19 +75,51 @@ def plan(subject: Subject, settings: EvaluationSettings) -> tuple[list[str], lis
     return measures, notes
 
 
+def refuse_strangers(subject: Subject) -> None:
+    """Raises ConfigError where the model is conditioned on classes and knows none of the held-out records'."""
+    conditions, classes = subject.model.conditions, subject.heldout.source.labels()
+    if conditions.config.kind == "label" and classes and not set(classes) & set(conditions.labels):
+        raise ConfigError(
+            f"modalities.{subject.modality}.heldout: its classes ({few(classes)}) are none of the classes that the "
+            f"run was trained on ({few(conditions.labels)}), so that nothing can be measured on them"
+        )
+
+
+def few(names: list[str], shown: int = 5) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
 def impossible_measures(subject: Subject, settings: EvaluationSettings) -> dict[str, str]:
-    """Measure -> why these data do not allow it."""
+    """Measure -> why these data do not allow it, as far as it can be known without reading them."""
     found, modality = {}, subject.modality
-    classifier = any(trained_here(network) for network in settings.networks)
+    classifiers = [trained_here(network) for network in settings.networks]
+    # A classifier that cannot be trained is noted on the way, where other networks can do the measuring.
+    classifier, training = bool(classifiers) and all(classifiers), min(len(subject.training), settings.training)
+    seen = subject.heldout.source.labels()
+    if training < FEWEST_TO_PROBE:
+        found["probe"] = f"{training} training records; at least {FEWEST_TO_PROBE} are needed"
+    if not set(seen) & set(subject.classes):
+        strange = f"({few(seen)}) are none of the training data's ({few(subject.classes)})" if seen else "are not known"
+        found |= dict.fromkeys(("probe", "knn"), f"the classes of the held-out records {strange}")
+    if classifier and len(subject.training) < FEWEST_TO_CLASSIFY:
+        found["samples"] = (
+            f"the small classifier needs at least {FEWEST_TO_CLASSIFY} training records, and there are "
+            f"{len(subject.training)}"
+        )
+    if (compared := min(len(subject.heldout), settings.generated)) < FEWEST:
+        side = "held-out records" if len(subject.heldout) < settings.generated else "generated samples"
+        found["samples"] = f"{compared} {side} to compare; at least {FEWEST} are needed"
+    if settings.conditions == "random" and subject.model.conditions.config.kind == "text":
+        found["samples"] = "conditions: random draws classes, and this run is conditioned on text; use heldout"
     if len(subject.classes) < 2:
         seen = f"the {modality} data have {'one class' if subject.classes else 'no classes'}"
-        found = {name: f"needs classes, and {seen}" for name in ("probe", "knn")}
+        found |= {name: f"needs classes, and {seen}" for name in ("probe", "knn")}
         if classifier:
             found["samples"] = (
                 f"the small classifier needs classes, and {seen}; name networks with weights: "
                 f"modalities.{modality}.evaluation.networks=[{{kind: KIND, path: WEIGHTS}}]"
             )
-    readers = {"heldout": subject.heldout} | ({"data": subject.training} if classifier else {})
+    readers = {"heldout": subject.heldout} | ({"data": subject.training} if any(classifiers) else {})
     if stored := [name for name, reader in readers.items() if stored_manifests(reader.source)]:
         keys = " and ".join(f"modalities.{modality}.{name}" for name in stored)
         found["samples"] = f"feature networks look at media, and {keys} hold latents; name the media they were made of"

@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 
 from core import optional
-from core.errors import DataError
+from core.errors import DataError, SelfFlowError
 
 Media = bytes | Path | np.ndarray
 WITHOUT = {  # what works where a package is missing
@@ -48,13 +48,22 @@ def open_stream(media: bytes | Path, origin: str) -> io.BytesIO | str:
 
 @contextmanager
 def decoding(origin: str, what: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn a library's own errors into a DataError."""
+    """Turn whatever a decoder raises into a DataError: no exception of one file may end a run.
+
+    Args:
+        errors: a library's own ones, whose text says enough. Of any other the type is named too, so that a mistake of
+            this program is not taken for a damaged file.
+    """
     try:
         yield
-    except errors as error:
+    except SelfFlowError:
+        raise
+    except Exception as error:  # decoders raise anything: ZeroDivisionError, AttributeError, MemoryError
         # The plain reason where the library keeps it apart; its full message may hold a memory address.
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{origin}: cannot be decoded as {what}: {' '.join(reason.split())}") from error
+        if not isinstance(error, errors) or not str(reason).strip():
+            reason = f"{type(error).__name__}: {reason}"
+        raise DataError(f"{origin}: cannot be decoded as {what}: {' '.join(str(reason).split())}") from error
 
 
 def check_array(media: np.ndarray, origin: str, dims: int, dtype: type, meaning: str) -> None:

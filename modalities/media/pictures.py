@@ -1,53 +1,82 @@
-"""Picture files to arrays, through PIL."""
+"""Picture files to arrays, through Pillow."""
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from core.errors import DataError
+from modalities.media.colours import to_rgb
 from modalities.media.opening import Media, check_array, decoding, open_stream
+from modalities.media.orientation import orientation, upright
+from modalities.media.png import SIGNATURE, clear_pixels, without_text
 
-# No format that runs an interpreter (PostScript) or that is not a picture.
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# No format that runs an interpreter (PostScript), is not a picture, or cannot be told by its first bytes.
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
+PLUGINS = {"pillow_avif": "AVIF", "pillow_heif": "HEIF", "pillow_jxl": "JXL"}  # package -> format it adds
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(media: Media, origin: str, background: Sequence[int] = (255, 255, 255)) -> np.ndarray:
-    """uint8 (H, W, 3): upright by its EXIF tag, alpha composited on `background`, 16-bit grey reduced to 8 bits.
+    """uint8 (H, W, 3): upright by its orientation tag, alpha composited on `background`, at full range in 8 bits.
 
     Of an animated file the first picture is taken; a colour profile is not applied. A file that was cut short is
     refused. Flipped bytes are noticed in PNG, which has checksums, and in about half of the cases elsewhere.
 
     Raises:
-        DataError: not a picture, a damaged one, or one of more than 179 million pixels (PIL's limit).
+        DataError: not a picture, a damaged one, one of more than 179 million pixels (Pillow's limit), or one whose
+            values have no defined range.
     """
     if isinstance(media, np.ndarray):
         check_array(media, origin, 3, np.uint8, "(H, W, 3)")
         if media.shape[2] != 3:
             raise DataError(f"{origin}: expected uint8 (H, W, 3), got shape {media.shape}")
         return media
-    source = open_stream(media, origin)
+    open_stream(media, origin)  # refuses what is missing or empty
     with decoding(origin, "a picture", *PICTURE_ERRORS):
-        try:
-            picture = Image.open(source, formats=PICTURE_FORMATS)
-        except UnidentifiedImageError as error:  # its message holds a memory address
-            raise ValueError(f"not one of {', '.join(PICTURE_FORMATS)}") from error
-        with picture:
-            return np.array(_to_rgb(ImageOps.exif_transpose(picture), origin, background))
+        data = media.read_bytes() if isinstance(media, Path) else media
+        png = data.startswith(SIGNATURE)
+        if png:
+            data = without_text(data)
+        with _opened(data) as picture:
+            picture.load()
+            clear = clear_pixels(data, picture) if png else None
+            return upright(to_rgb(picture, origin, background, clear), orientation(picture))
 
 
-def _to_rgb(picture: Image.Image, origin: str, background: Sequence[int]) -> Image.Image:
-    if picture.mode == "F":
-        raise DataError(f"{origin}: a picture of float values has no defined range")
-    if picture.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip it at 255
-        grey = np.asarray(picture).astype(np.float64) / 257
-        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in picture.mode or "a" in picture.mode or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        canvas = Image.new("RGBA", picture.size, (*background, 255))
-        return Image.alpha_composite(canvas, picture).convert("RGB")
-    return picture.convert("RGB")
+def _opened(data: bytes) -> Image.Image:
+    formats = PICTURE_FORMATS + _plugins()
+    try:
+        return Image.open(io.BytesIO(data), formats=[name for name in formats if name in Image.OPEN])
+    except UnidentifiedImageError as error:  # its message holds a memory address
+        for name in formats:
+            make, accepts = Image.OPEN.get(name, (None, None))
+            if accepts and accepts(data[:16]) is True:
+                try:
+                    make(io.BytesIO(data), "")
+                except PICTURE_ERRORS as reason:
+                    raise ValueError(f"a {name} file that is damaged or of an unknown kind: {reason}") from error
+        raise ValueError(f"not one of {', '.join(formats)}") from error
+
+
+@cache
+def _plugins() -> tuple[str, ...]:
+    """The formats that packages beside Pillow add, made known to it, once for a process."""
+    Image.init()
+    found = []
+    for package, name in PLUGINS.items():
+        if name not in Image.OPEN and find_spec(package):
+            module = import_module(package)
+            if register := getattr(module, "register_heif_opener", None):
+                register()
+        if name in Image.OPEN and name not in PICTURE_FORMATS:
+            found.append(name)
+    return tuple(found)

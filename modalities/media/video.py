@@ -3,63 +3,48 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from core.errors import DataError
 from modalities.media.opening import Media, check_array
-from modalities.media.video_decoders import DECODERS, open_video, quarter_turns
+from modalities.media.video_decoders import DECODERS, check_backend
+from modalities.media.video_index import VideoIndex
 from modalities.media.video_length import check_length
+from modalities.media.video_packets import JUMP, before_key, closed, has_clock, leading, read_packets, x264_build
+from modalities.media.video_pyav import (
+    LARGEST,
+    WindowError,
+    decoded_stamps,
+    frame_rate,
+    has_no_clock,
+    may_reorder,
+    open_video,
+    orientation,
+    returned_stamps,
+    states_alpha,
+)
 
-# A frame counts as shown from this many seconds before its time: containers round times, to as much as 1 ms.
-ROUNDING = 1e-3
-LARGEST = 2**26  # pixels of a frame; 8192 x 8192
 ASPECTS = (1 / 4, 4)  # of a pixel, width over height; beyond lie damaged headers
-
-
-@dataclass(frozen=True)
-class VideoIndex:
-    """Which frames a video has, known without decoding them.
-
-    Attributes:
-        pts: (F,) int64 time stamps in display order, in the container's unit.
-        times: (F,) seconds since the first frame.
-        seconds: end of the last frame.
-        aspect: width of a pixel over its height, in the upright picture.
-        start: time of the first frame on the container's clock, in seconds.
-        track: number of the video's stream in its container.
-        closed: decoding may begin at any key frame: none is followed in the file by a frame that is shown before it.
-    """
-
-    pts: np.ndarray
-    times: np.ndarray
-    seconds: float
-    aspect: float = 1.0
-    start: float = 0.0
-    track: int = 0
-    closed: bool = True
-
-    def count(self, fps: float) -> int:
-        """Frames that the video fills at a rate."""
-        return math.ceil((self.seconds - ROUNDING) * fps)
-
-    def shown(self, start: float, fps: float, frames: int) -> np.ndarray:
-        """(n,) the frame on screen at start, start + 1/fps, ...; n < frames where the video ends before."""
-        wanted = start + np.arange(frames) / fps
-        wanted = wanted[wanted < self.seconds - ROUNDING]
-        return np.searchsorted(self.times, wanted + ROUNDING, side="right") - 1
+BROADCAST = ("mpegts", "mpeg")  # containers whose clock may be set anew at any place
+# Share of frames that come later than the one before, below which the time stamps of a file mean nothing.
+MOST = 0.9
+# FFmpeg knows by the version of x264 how to decode 4:4:4 of older ones; only the beginning of a file states it.
+FIRST_SOUND_444 = 151
 
 
 def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIndex:
     """The frames of a video file, or of a uint8 (T, H, W, 3) array at `rate` frames per second.
 
-    Number, duration and rate of frames that a header states are not believed, only the time stamps of the packets.
-    Frames that an edit list hides do not count. The last frame is on screen for the time its packet states, but no
-    longer than the longest before it.
+    Number and duration of frames that a header states are not believed, only the time stamps of the packets, and of
+    these only what the file itself states. Where it states no display times, or sets its clock anew, the whole file is
+    decoded: frames are numbered in the order in which the decoder returns them. Frames that an edit list hides, and
+    those before the first that can be decoded, do not count. The last frame is on screen for the time its packet
+    states, but no longer than the longest before it.
 
     Raises:
-        DataError: no video, cut short, no time stamps, frames or pixels of an impossible shape.
+        DataError: no video, cut short, frames or pixels of an impossible shape, damage where frames must be counted.
         ConfigError: PyAV is missing.
     """
     if isinstance(media, np.ndarray):
@@ -68,72 +53,117 @@ def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIn
             raise DataError(f"{origin}: frames without a rate (frames per second), got {rate}")
         order = np.arange(len(media))
         return VideoIndex(order, order / rate, len(media) / rate)
-    with open_video(media, origin) as (container, track):
-        unit, number = float(track.time_base), track.index
-        # The last packet is empty.
-        packets = [packet for packet in container.demux(track) if packet.size]
-        fallback = 1 / float(track.average_rate or 25)
+    with open_video(media, origin, infer=False) as (container, track):
+        unit, number, listed, container_name = float(track.time_base), track.index, track.frames, container.format.name
         size, aspect = (track.width, track.height), float(track.sample_aspect_ratio or 1)
-    check_length(media, origin)
-    shown = [packet for packet in packets if not packet.is_discard]
-    durations = {_stamp(packet): packet.duration or 0 for packet in shown}
-    if None in durations:
-        raise DataError(f"{origin}: the video has frames without a time stamp")
-    if not durations:
-        raise DataError(f"{origin}: the video has no frames")
-    if math.prod(size) > LARGEST:
-        raise DataError(f"{origin}: frames of {size[0]} x {size[1]} pixels; at most {LARGEST} pixels are decoded")
+        codec = track.codec_context.codec.canonical_name
+        pixels = "yuva420p" if states_alpha(track) else track.codec_context.pix_fmt or ""
+        extra = track.codec_context.extradata or b""
+        rate, timeless = frame_rate(track), has_no_clock(container)
+        if math.prod(size) > LARGEST:
+            raise DataError(f"{origin}: frames of {size[0]} x {size[1]} pixels; at most {LARGEST} pixels are decoded")
+        first, packets = read_packets(container.demux(track), codec, may_reorder(track))
+    check_length(media, origin, bool(packets) and len(packets) == listed and not any(packet.cut for packet in packets))
     if not ASPECTS[0] <= aspect <= ASPECTS[1]:
         raise DataError(f"{origin}: pixels {aspect:g} times as wide as high; allowed are 0.25 to 4")
-    if aspect != 1 and quarter_turns(media, origin) % 2:
+    skipped = before_key(packets)
+    if early := leading(packets, len(skipped)):
+        decoded = decoded_stamps(media, origin, skipped, set(early))
+        skipped |= {number for stamp, number in early.items() if stamp not in decoded}
+    if aspect != 1 and orientation(media, origin, skipped)[0] % 2:
         aspect = 1 / aspect
+    about = {
+        "aspect": aspect,
+        "track": number,
+        "closed": closed(packets),
+        "container": container_name,
+        "codec": codec,
+        "pixels": pixels,
+        "whole": codec == "h264" and _is_444(pixels) and x264_build(extra + first) < FIRST_SOUND_444,
+        "skipped": frozenset(skipped),
+    }
+    shown = [packet for number, packet in enumerate(packets) if not packet.hidden and number not in skipped]
+    if not shown:
+        raise DataError(f"{origin}: the video has no frames")
+    if timeless or not has_clock(shown, unit, container_name in BROADCAST):
+        return _count(media, origin, 0 if timeless else unit, about)
+    durations = {packet.stamp: packet.duration for packet in shown}
     pts = np.array(sorted(durations), dtype=np.int64)
-    times = (pts - pts[0]) * unit
-    last = durations[int(pts[-1])] * unit or fallback
+    times = _seconds(pts, unit)
+    last = durations[int(pts[-1])] * unit or 1 / rate
     if len(pts) > 1:
         last = min(last, float(np.diff(times).max()))
-    return VideoIndex(pts, times, float(times[-1]) + last, aspect, float(pts[0] * unit), number, _closed(packets))
+    return VideoIndex(pts, times, float(times[-1]) + last, start=float(pts[0] * unit), **about)
 
 
-def _stamp(packet) -> int | None:
-    return packet.dts if packet.pts is None else packet.pts
+def _seconds(stamps: np.ndarray, unit: float) -> np.ndarray:
+    """Since the first; in float, since damaged stamps may lie further apart than an integer holds."""
+    return (stamps.astype(np.float64) - float(stamps[0])) * unit
 
 
-def _closed(packets: list) -> bool:
-    key = None
-    for packet in packets:
-        if packet.is_keyframe:
-            key = _stamp(packet)
-        elif key is not None and _stamp(packet) < key:
-            return False
-    return True
+def _is_444(pixels: str) -> bool:
+    return "444" in pixels or pixels.startswith("gbr")
+
+
+def _count(media: Media, origin: str, unit: float, about: dict) -> VideoIndex:
+    """Where packets have no display time: the frames in the order in which the decoder returns them.
+
+    They come at the times that FFmpeg infers for them where that is possible, else at the file's rate.
+
+    Args:
+        unit: of the time stamps in seconds; 0 where they mean nothing.
+    """
+    rate, stamps = returned_stamps(media, origin, about["skipped"])
+    if not stamps:
+        raise DataError(f"{origin}: the video has no frames")
+    order = np.arange(len(stamps))
+    times = order / rate
+    if unit and len(stamps) > 1 and None not in stamps:
+        inferred = _seconds(np.array(stamps, dtype=np.int64), unit)
+        gaps = np.diff(inferred)
+        if (gaps >= 0).all() and (gaps > 0).mean() > MOST and gaps.max() <= JUMP:
+            times = inferred
+    return VideoIndex(order, times, float(times[-1]) + 1 / rate, counted=True, **about)
 
 
 def read_frames(
-    media: Media, origin: str, index: VideoIndex, wanted: np.ndarray, backend: str = "pyav"
+    media: Media,
+    origin: str,
+    index: VideoIndex,
+    wanted: np.ndarray,
+    backend: str = "pyav",
+    background: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
     """uint8 (H, W, 3) for each number of a frame in `index`, upright by the container's rotation.
 
-    Decodes from the key frame before the first wanted one on. Interlaced video is left as it is stored, transparency
-    is ignored, and pixels are not made square (see `VideoIndex.aspect`).
+    Decodes from the key frame before the first wanted one on, or from the first frame where the index says so.
+    Interlaced video is left as it is stored, and pixels are not made square (see `VideoIndex.aspect`). Any bit depth,
+    range and matrix of colours comes out as the full range of 8 bits of the file's own primaries; HDR (PQ, HLG) is not
+    tone-mapped.
 
-    All backends give the same frames, or refuse the file. Of 8-bit video with even sides the levels are equal too;
-    of others (10 bits, odd sides) they differ at the edges of colours, since each brings its own version of FFmpeg.
+    All backends give the same frames, or refuse the file as a whole, whatever the window. Of 8-bit video with even
+    sides the levels are equal too; of others (10 bits, odd sides) they differ at the edges of colours, since each
+    brings its own version of FFmpeg.
 
     Not every flipped byte is noticed. Of 40 files of 24 frames, each with one, pyav refused 34 in h264 and 30 in mpeg4,
     but none in vp9, whose frames carry nothing to check; decord, which lets FFmpeg paint over what is broken, none.
 
     Args:
         backend: a key of `video_decoders.DECODERS`.
+        background: of transparent places; None takes the colours that lie there.
 
     Raises:
-        DataError: a frame cannot be decoded, or the size of the picture changes within the clip.
+        WindowError: a frame cannot be decoded, or the size of the picture changes within the clip; another window of
+            the file may be whole.
+        DataError: any other reason, which holds for every window.
         ConfigError: the backend is not installed.
     """
     if isinstance(media, np.ndarray):
         return list(media[wanted])
+    check_backend(backend, media, origin, index)
     numbers = sorted({int(number) for number in wanted})
-    frames = dict(zip(numbers, DECODERS[backend](media, origin, index, numbers), strict=True))
+    decoded = DECODERS[backend](media, origin, index, numbers, background)
+    frames = dict(zip(numbers, decoded, strict=True))
     if len({frame.shape for frame in frames.values()}) > 1:
-        raise DataError(f"{origin}: the size of the picture changes within the clip")
+        raise WindowError(f"{origin}: the size of the picture changes within the clip")
     return [frames[int(number)] for number in wanted]

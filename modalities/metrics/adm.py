@@ -4,7 +4,8 @@
 
 A sample file holds `arr_0`, uint8 (N, H, W, 3). A reference file holds `mu` (2048), `sigma` (2048, 2048) of the pooled
 features, `mu_s` (2023), `sigma_s` (2023, 2023) of the spatial ones, and mostly `arr_0` too (precision and recall need
-its pictures). Both directions stream: 50,000 pictures of 256 x 256 are 9.8 GB.
+its pictures). Other programs write `mu` and `sigma` alone. Both directions stream: 50,000 pictures of 256 x 256 are
+9.8 GB.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ from modalities.media.opening import with_suffix
 from modalities.media.writing import to_bytes
 
 STATISTICS = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
+POOLED, SPATIAL = ("mu", "sigma"), ("mu_s", "sigma_s")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Mean and covariance (float64) of inception features; `samples`: pictures in the same file."""
+    """Mean and covariance (float64) of inception features, None where the file has none.
 
-    mu: np.ndarray
-    sigma: np.ndarray
-    mu_s: np.ndarray
-    sigma_s: np.ndarray
+    `samples`: pictures in the same file.
+    """
+
+    mu: np.ndarray | None = None
+    sigma: np.ndarray | None = None
+    mu_s: np.ndarray | None = None
+    sigma_s: np.ndarray | None = None
     samples: int = 0
 
 
@@ -107,19 +112,26 @@ def read_samples(path: Path | str, batch: int = 64) -> Iterator[Tensor]:
 
 
 def read_reference(path: Path | str) -> Reference:
-    """Raises DataError when the file is not a reference batch of the ADM evaluator."""
+    """What a file has of a reference batch: both pairs of statistics, `mu` and `sigma` alone, or pictures alone.
+
+    Raises DataError for any other file.
+    """
     path = Path(path)
     with _archive(path) as archive:
         held = [name.removesuffix(".npy") for name in archive.namelist()]
-    if missing := [name for name in STATISTICS if name not in held]:
-        only = " It is a sample file: compute its statistics with the inception network." if "arr_0" in held else ""
-        raise DataError(f"{path}: holds {', '.join(held) or 'nothing'}, but no {', '.join(missing)}.{only}")
+    wanted = [name for pair in (POOLED, SPATIAL) if set(pair) <= set(held) for name in pair]
+    if not set(POOLED) <= set(held) and (set(STATISTICS) & set(held) or "arr_0" not in held):
+        raise DataError(
+            f"{path}: holds {', '.join(held) or 'nothing'}; a reference holds mu and sigma, with mu_s and sigma_s for "
+            f"sFID, or pictures as arr_0"
+        )
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            values = {name: arrays[name].astype(np.float64) for name in STATISTICS}
+            values = {name: arrays[name].astype(np.float64) for name in wanted}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: damaged: {error}") from error
-    for name, shape in STATISTICS.items():
+    for name in wanted:
+        shape = STATISTICS[name]
         if values[name].shape != shape:
             raise DataError(f"{path}: {name} is {values[name].shape}, inception features have {shape}")
         if not np.isfinite(values[name]).all():

@@ -3,13 +3,19 @@
 from modalities.text.bytes import TextConfig, collate_text, encode_text, split_words, word_rows
 from modalities.text.encoder import TextEncoder
 from modalities.text.kinds import TextEncoderConfig
+from modalities.text.limits import TextLength, TextLimit, describe_cut, token_limit, word_limit
 
 __all__ = [
     "TextConfig",
     "TextEncoder",
     "TextEncoderConfig",
+    "TextLength",
+    "TextLimit",
     "collate_text",
+    "describe_cut",
     "encode_text",
     "split_words",
+    "token_limit",
+    "word_limit",
     "word_rows",
 ]

@@ -63,13 +63,21 @@ def split_words(text: str) -> list[str]:
 
 def word_rows(word: str, config: TextConfig) -> list[int]:
     """At most G distinct rows in [1, V): the word itself first, then its n-grams in order."""
+    return _all_rows(word, config)[: config.rows_per_word]
+
+
+def word_pieces(word: str, config: TextConfig) -> int:
+    """Rows that a word would have without a limit."""
+    return len(_all_rows(word, config))
+
+
+def _all_rows(word: str, config: TextConfig) -> list[int]:
     data = word.encode("utf-8", "surrogatepass")
     marked = START + data + END
     pieces = [START * 2 + data]  # differs from every n-gram, also from the one that spans the whole word
     for length in config.ngrams:
         pieces += [marked[i : i + length] for i in range(len(marked) - length + 1)]
-    rows = dict.fromkeys(1 + zlib.crc32(piece) % (config.vocabulary - 1) for piece in pieces)
-    return list(rows)[: config.rows_per_word]
+    return list(dict.fromkeys(1 + zlib.crc32(piece) % (config.vocabulary - 1) for piece in pieces))
 
 
 def encode_text(text: str, config: TextConfig) -> tuple[Tensor, Tensor]:

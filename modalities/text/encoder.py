@@ -84,7 +84,7 @@ class TextEncoder:
                 f"{KEY}.path: {self.path!r} holds a model of type {seen!r}; kind {self.config.kind!r} reads "
                 f"{', '.join(self.kind.types)}, such as {self.kind.example}{hint}"
             )
-        tokenizer = load_tokenizer(self.tokenizer_path)
+        tokenizer = self._words()
         settings = _settings(self.path)
         self._check(settings, tokenizer)
         with torch.random.fork_rng(devices=[]):  # a library that initialises what it then overwrites
@@ -97,7 +97,7 @@ class TextEncoder:
                 f"{KEY}.path: the weights at {self.path} (digest {seen}) are not those that the text features of this "
                 f"run were made with (digest {self._expected})"
             )
-        self._tokenizer, self._network = tokenizer, network.eval().requires_grad_(False).to(self.device)
+        self._network = network.eval().requires_grad_(False).to(self.device)
 
     def _check(self, settings: Any, tokenizer: Any) -> None:
         """Raise for settings that the model of config.json does not have, before its weights are read."""
@@ -180,15 +180,29 @@ class TextEncoder:
                 valid[place, : len(features)] = True
         return replace(context, dropped=context.dropped.to(self.device), tokens=tokens, valid=valid)
 
-    def _ids(self, text: str) -> list[int]:
-        """Token numbers, at most S; the end of a longer text is cut off."""
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text with those that the tokenizer adds, as many as there are without `max_tokens`.
+
+        Reads the tokenizer alone. Raises ConfigError where there is none.
+        """
+        return [len(self._ids(text, truncation=False, verbose=False)) for text in texts]
+
+    def _words(self) -> Any:
+        """The tokenizer, read once."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.tokenizer_path)
+        return self._tokenizer
+
+    def _ids(self, text: str, **options) -> list[int]:
+        """Token numbers, at most S; the end of a longer text is cut off, unless `options` say otherwise."""
         text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is not text
+        tokenizer = self._words()
         if self.kind.chat:
             message = [{"role": "user", "content": text}]
-            text = self._tokenizer.apply_chat_template(
+            text = tokenizer.apply_chat_template(
                 message, tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
-        return self._tokenizer(text, truncation=True, max_length=self.length)["input_ids"]
+        return tokenizer(text, **(options or {"truncation": True, "max_length": self.length}))["input_ids"]
 
     @torch.no_grad()
     def _run(self, texts: list[list[int]]) -> list[Tensor]:

@@ -105,6 +105,16 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
         ],
         generates,
     ),
+    "watched": (
+        CONFIG,
+        [
+            *(f"training.{name}.every=1" for name in ("preview", "validate", "posthoc_ema")),
+            *("training.preview.prompts={image: [a cat]}", "training.keep_every=1", ONE_STEP),
+            *("training.optimizer={kind: muon, schedule: wsd, cooldown: 1}", "training.validate.records=4"),
+            "modalities.image.heldout={size: 8, count: 20, seed: 1}",
+        ],
+        trains,
+    ),
     "sra": (CONFIG, ["method=sra", ONE_STEP], trains),
     "layersync": (CONFIG, ["method=layersync", ONE_STEP], trains),
     "dispersive": (CONFIG, ["method=dispersive", ONE_STEP], trains),

@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from core.errors import DataError, ShapeError
-from core.evaluation.inception_score import inception_score
+from core.evaluation.inception_score import inception_score, inception_score_of_runs
 
 
 def logits(seed=0):
@@ -48,6 +49,38 @@ def test_splits_are_consecutive_and_cover_all_samples():
     assert found.std == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in parts) / 7), rel=1e-9)
 
 
+def as_adm(p: np.ndarray, length: int) -> float:
+    """Written from the evaluator's description: runs of `length`, the last one short, a plain mean of their scores."""
+    scores, start = [], 0
+    while start < len(p):
+        run = p[start : start + length]
+        entropy_of_mean = -(run.mean(0) * np.log(run.mean(0))).sum()
+        mean_entropy = -(run * np.log(run)).sum(1).mean()
+        scores.append(np.exp(entropy_of_mean - mean_entropy))  # mean KL to the marginal, the other way round
+        start += length
+    return float(np.mean(scores))
+
+
+@pytest.mark.parametrize("length", [1, 17, 40, 119, 120, 121, 5000])
+def test_runs_are_those_of_the_adm_evaluator(length):
+    p = logits().softmax(1)
+    assert inception_score_of_runs(p, length).mean == pytest.approx(as_adm(p.numpy(), length), rel=1e-9)
+    if 120 % length == 0:
+        assert inception_score_of_runs(p, length) == pytest.approx(inception_score(p, 120 // length), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [(4999, [10]), (5000, [10]), (7000, [10, 4]), (10_000, [10, 10]), (12_500, [10, 10, 5])],
+)
+def test_a_short_last_run_counts_as_much_as_the_others(samples, expected):
+    """Sure of one class each; a whole run has 10 of them, the short one of 2,000 has 4, that of 2,500 has 5."""
+    classes = (torch.arange(samples) % 5000) // 500
+    assert inception_score_of_runs(torch.eye(10)[classes]).mean == pytest.approx(
+        sum(expected) / len(expected), rel=1e-3
+    )
+
+
 def test_mistakes_are_named():
     with pytest.raises(DataError, match="look like logits"):
         inception_score(logits())
@@ -57,3 +90,5 @@ def test_mistakes_are_named():
         inception_score(torch.full((4, 2), 0.5))
     with pytest.raises(ShapeError, match=r"\(4,\)"):
         inception_score(torch.zeros(4))
+    with pytest.raises(DataError, match="runs of 5000 of 0 samples"):
+        inception_score_of_runs(torch.zeros(0, 3))

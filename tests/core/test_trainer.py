@@ -151,7 +151,7 @@ def test_an_average_that_is_too_long_for_the_run_is_warned_of_once(decay, warned
     for steps in (10, 12):  # the second start resumes
         assert train(tmp_path, f"training.steps={steps}", f"training.ema.decay={decay}") == 0
     shown = capsys.readouterr().err
-    assert shown.count("warning: ema.decay 0.9999 averages over 10000 steps") == int(warned)
+    assert shown.count("warning: training.ema.decay 0.9999 averages over 10000 steps") == int(warned)
     assert shown.count("warning") == int(warned)
 
 

@@ -100,6 +100,95 @@ def test_a_short_sound_is_padded_or_refused():
     assert AudioAdapter(AudioConfig(short="refuse")).load(whole, generator("a")).shape == (1, 4000)
 
 
+def half_silent(rate: int = 8000, seconds: float = 3.0, start: float = 0.0) -> np.ndarray:
+    """(samples,), a tone in one half of the time, from `start` seconds on, and digital silence in the other."""
+    sound = np.zeros(round(rate * seconds), np.float32)
+    place, length = round(start * rate), len(sound) // 2
+    sound[place : place + length] = tone(length / rate, rate)[: len(sound) - place]
+    return sound
+
+
+def test_another_window_is_drawn_where_one_is_silent():
+    """160 sounds, half tone, half silence: every one of them is good, at every draw."""
+    adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
+    data = sound_bytes(half_silent(), 8000)
+    for i in range(160):
+        window = adapter.load(record(data), generator("sample", i))
+        assert window.any()
+        assert torch.equal(window, adapter.load(record(data), generator("sample", i)))
+
+
+def test_the_first_window_is_taken_as_before_where_it_is_not_silent():
+    adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (24_000, 1)).astype(np.float32)
+    for i in range(5):
+        start = int(torch.randint(20_001, (), generator=generator("sample", i)))
+        window = adapter.load(record(sound, 8000), generator("sample", i))
+        assert torch.equal(window[0], torch.tensor(sound[start : start + 4000, 0]))
+
+
+@pytest.mark.parametrize("rate", [8000, 44_100])
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.77, 1.0])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "array"])
+def test_a_click_in_a_long_silence_is_found(rate, place, kind):
+    adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
+    sound = np.zeros(60 * rate, np.float32)
+    click = min(round(place * len(sound)), len(sound) - 1000)
+    sound[click : click + 500] = 0.5
+    media = sound[:, None] if kind == "array" else sound_bytes(sound, rate, kind)
+    item = record(media, rate if kind == "array" else None)
+    window = adapter.load(item, generator("a"))
+    assert window.abs().max() > 0.3
+    assert torch.equal(window, adapter.load(item, generator("a")))
+
+
+def test_a_file_is_bad_only_if_all_of_it_is_silent():
+    adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
+    for media in (np.zeros((80_000, 1), np.float32), np.zeros((100, 1), np.float32)):
+        with pytest.raises(DataError, match=r"^folder/file: silent: every sample is 0$"):
+            adapter.load(record(media, 8000), generator("a"))
+    opposite = np.stack([tone(3.0, 8000), -tone(3.0, 8000)], axis=1)
+    with pytest.raises(DataError, match="silent"):
+        adapter.load(record(opposite, 8000), generator("a"))  # mixed to one channel, nothing is left
+
+
+def test_a_window_that_is_not_finite_is_not_the_file():
+    adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
+    sound = tone(60.0, 8000)
+    sound[: 59 * 8000] = np.nan
+    for i in range(3):
+        window = adapter.load(record(sound[:, None], 8000), generator("sample", i))
+        assert window.isfinite().all()
+    with pytest.raises(DataError, match="folder/file: holds samples that are not finite"):
+        adapter.load(record(np.full((80_000, 1), np.nan, np.float32), 8000), generator("a"))
+
+
+def test_a_few_windows_are_decoded_of_a_file_that_is_not_silent(monkeypatch):
+    monkeypatch.setattr("modalities.audio.audio_blocks", lambda *_: pytest.fail("the whole file was decoded"))
+    adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
+    for i in range(20):
+        adapter.load(record(tone(60.0, 8000)[:, None], 8000), generator("sample", i))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), AttributeError("y"), MemoryError("z"), RuntimeError("w")])
+def test_whatever_goes_wrong_with_a_record_costs_that_record(error, monkeypatch):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("modalities.audio.resample", broken)
+    with pytest.raises(
+        DataError, match=rf"^folder/file: cannot be decoded as a sound: {type(error).__name__}: {error}"
+    ):
+        AudioAdapter(AudioConfig()).load(record(tone(1.0, 8000)[:, None], 8000), generator("a"))
+    monkeypatch.setattr("modalities.audio.resample", lambda *_: load_nothing())
+    with pytest.raises(ConfigError, match="a setting"):  # what is wrong for all of them is not set aside
+        AudioAdapter(AudioConfig()).load(record(tone(1.0, 8000)[:, None], 8000), generator("a"))
+
+
+def load_nothing():
+    raise ConfigError("a setting")
+
+
 def test_silence_and_values_that_are_not_finite_are_refused():
     adapter = AudioAdapter(AudioConfig())
     with pytest.raises(DataError, match="folder/file: silent"):

@@ -50,6 +50,120 @@ def test_without_classes_what_needs_them_is_left_out_with_a_note_and_refused_whe
     assert plan(apart(classes=classes), replace(ALL, networks=weights))[0] == ["velocity", "health", "samples"]
 
 
+@pytest.mark.parametrize(
+    ("heldout", "training", "changes", "left_out"),
+    [
+        (Memory("val", 3), Memory("train", 30), {}, {"samples": "3 held-out records to compare; at least 6"}),
+        (Memory("val", 9), Memory("train", 30), {"generated": 4}, {"samples": "4 generated samples to compare"}),
+        (Memory("val", 9), Memory("train", 4), {}, {"probe": "4 training records; at least 5"}),
+        (Memory("val", 9), Memory("train", 30), {"training": 2}, {"probe": "2 training records; at least 5"}),
+        (
+            Memory("val", 9),
+            Memory("train", 2),
+            {},
+            {"probe": "2 training records", "samples": "the small classifier needs at least 3 training records"},
+        ),
+        (
+            Memory("val", 9, classes=["cat"]),
+            Memory("train", 30),
+            {},
+            dict.fromkeys(("probe", "knn"), "classes of the held-out records (cat) are none of the training data's"),
+        ),
+        (
+            Memory("val", 9, classes=[]),
+            Memory("train", 30),
+            {},
+            dict.fromkeys(("probe", "knn"), "the classes of the held-out records are not known"),
+        ),
+        (
+            Memory("val", 9),
+            Memory("train", 30),
+            {"conditions": "random"},
+            {"samples": "random draws classes, and this run is conditioned on text; use heldout"},
+        ),
+    ],
+)
+def test_what_the_data_do_not_allow_is_known_before_they_are_read(heldout, training, changes, left_out):
+    asked, settings = subject(heldout, training, kind="text"), replace(ALL, **changes)
+    measures, notes = plan(asked, settings)
+    assert measures == [name for name in MEASURES if name not in left_out]
+    assert len(notes) == len(left_out)
+    for name, why in left_out.items():
+        assert any(line.startswith(f"{name} is left out: ") and why in line for line in notes)
+    with pytest.raises(ConfigError, match=f"measures: {next(iter(left_out))}: "):
+        plan(asked, replace(settings, measures=["velocity", *left_out]))
+    assert all(len(side.reads) <= 40 for side in (heldout, training))  # names alone, to find shared ones
+
+
+def test_held_out_classes_that_a_model_of_classes_does_not_know_are_refused():
+    strange = subject(Memory("val", 9, classes=["cat", "dog"]), Memory("train", 30))
+    with pytest.raises(ConfigError, match=r"heldout: its classes \(cat, dog\) are none of the classes that the run"):
+        plan(strange, ALL)
+    assert plan(subject(Memory("val", 9, classes=["cat", "red"]), Memory("train", 30)), ALL)[0] == list(MEASURES)
+
+
+def test_a_measure_that_fails_is_noted_and_the_others_are_made(monkeypatch):
+    def broken(*_, **__):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    for name, function, kept in (
+        ("velocity", "velocity_loss_curve", {"probe", "knn", "health"}),
+        ("probe", "linear_probe", {"velocity", "knn", "health"}),
+        ("probe, knn", "block_features", {"velocity", "health"}),
+        ("health", "noisy_inputs", {"velocity", "probe", "knn"}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"modalities.evaluation.measure.{function}", broken)
+            found = evaluate(apart(), ALL, NO_SAMPLES, {})
+        assert found.failed == [name]
+        assert "LinAlgError: did not converge (test_evaluation.py:" in found.warnings[0]
+        assert {key.split("/")[0] for key in found.values} == kept
+
+
+def test_weights_that_are_not_finite_give_notes_and_no_numbers():
+    asked = apart()
+    with torch.no_grad():
+        next(asked.model.trunk.parameters()).fill_(torch.nan)
+    with pytest.raises(DataError, match=r"nothing could be measured\nvelocity is left out: not finite: velocity/me"):
+        evaluate(asked, ALL, NO_SAMPLES, {})
+
+
+def test_classes_that_turn_out_to_be_missing_are_noted():
+    """A class that the source names, of records that cannot be read."""
+    reds = {index for index in range(30) if index % 3 == 2}
+    one = subject(Memory("val", 24), Memory("train", 30, broken=set(range(30)) - reds))
+    found = evaluate(one, ALL, ["velocity", "probe", "knn"], {})
+    assert found.failed == ["probe, knn"]
+    assert found.warnings[0] == "probe, knn is left out: the 10 training records that were read are of one class"
+    assert "velocity/mean" in found.values
+    purple = subject(Memory("val", 24, strange=set(range(24))), Memory("train", 30))
+    found = evaluate(purple, ALL, ["velocity", "knn"], {})
+    assert found.warnings[0] == ("knn is left out: not one of 24 held-out records is of a class of the training data")
+
+
+def test_a_class_with_one_record_and_more_features_than_records_are_no_hindrance():
+    lonely = subject(Memory("val", 9), Memory("train", 7))
+    found = evaluate(lonely, replace(ALL, heldout=1), ["velocity", "probe", "knn", "health"], {})
+    assert found.failed == []
+    assert {"probe/best", "knn/best", "health/norm/layer=1"} <= set(found.values)
+
+
+def test_any_exception_of_a_decoder_sets_a_record_aside(monkeypatch):
+    asked = apart()
+    real = type(asked.model.adapters["image"]).load
+
+    def load(self, record, draw):
+        if record.origin == "val/3":
+            raise ZeroDivisionError("division by zero")
+        return real(self, record, draw)
+
+    monkeypatch.setattr(type(asked.model.adapters["image"]), "load", load)
+    found = evaluate(asked, replace(ALL, heldout=40), ["velocity"], {})
+    assert found.failed == []
+    (line,) = found.warnings
+    assert line.startswith("1 held-out records cannot be used; the first: val/3: cannot be decoded: ZeroDivisionError")
+
+
 def test_records_that_were_trained_on_are_refused():
     same = subject(Memory("train", 30), Memory("train", 30))
     part = subject(Memory("train", 10), Memory("train", 30))

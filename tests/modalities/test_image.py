@@ -10,7 +10,7 @@ from core.keys import generator
 from modalities.base import make_segment
 from modalities.image import ImageAdapter, ImageConfig, fit_frames
 from modalities.media.pictures import read_image
-from tests.modalities.making import picture_bytes, record
+from tests.modalities.making import gradient, picture_bytes, record
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -253,3 +253,17 @@ def test_the_section_of_the_autoencoder_is_a_structured_config():
     given = {"autoencoder": {"kind": "flux2", "path": "x"}}
     merged = OmegaConf.merge(OmegaConf.structured(ImageConfig), OmegaConf.create(given))
     assert OmegaConf.to_object(merged) == ImageConfig(autoencoder=AutoencoderConfig("flux2", "x"))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), AttributeError("y"), MemoryError("z"), OverflowError("w")])
+@pytest.mark.parametrize("place", ["modalities.media.pictures.Image.open", "modalities.image.fit_frames"])
+def test_whatever_goes_wrong_with_a_picture_costs_that_record(error, place, monkeypatch):
+    def broken(*_args, **_options):
+        raise error
+
+    data = picture_bytes(gradient())
+    monkeypatch.setattr(place, broken)
+    with pytest.raises(
+        DataError, match=rf"^folder/file: cannot be decoded as a picture: {type(error).__name__}: {error}"
+    ):
+        ImageAdapter(ImageConfig()).load(record(data), generator("a"))

@@ -102,10 +102,20 @@ def test_a_published_reference_has_pictures_too(tmp_path):
     assert next(read_samples(tmp_path / "virtual.npz")).shape == (5, 3, 8, 8)
 
 
-def test_a_sample_file_is_no_reference(tmp_path):
-    path = write_samples(tmp_path / "a", [torch.zeros(1, 3, 2, 2)], 1)
-    with pytest.raises(DataError, match=r"no mu, sigma, mu_s, sigma_s\. It is a sample file"):
-        read_reference(path)
+def test_a_reference_may_be_statistics_of_other_programs_or_pictures_alone(tmp_path):
+    pictures = read_reference(write_samples(tmp_path / "a", [torch.zeros(2, 3, 2, 2)], 2))
+    assert (pictures.mu, pictures.sigma, pictures.mu_s, pictures.samples) == (None, None, None, 2)
+    np.savez(tmp_path / "fid.npz", mu=np.ones(2048, np.float32), sigma=np.eye(2048))
+    pooled = read_reference(tmp_path / "fid.npz")
+    assert np.array_equal(pooled.mu, np.ones(2048))
+    assert (pooled.mu_s, pooled.sigma_s, pooled.samples) == (None, None, 0)
+
+
+@pytest.mark.parametrize("held", [["mu"], ["mu_s", "sigma_s"], ["sigma", "arr_0"], ["labels"]])
+def test_half_of_a_pair_is_no_reference(held, tmp_path):
+    np.savez(tmp_path / "half.npz", **dict.fromkeys(held, np.zeros((1, 2, 2, 3), np.uint8)))
+    with pytest.raises(DataError, match=f"holds {', '.join(held)}; a reference holds mu and sigma"):
+        read_reference(tmp_path / "half.npz")
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import av
 import numpy as np
 import pytest
 import torch
@@ -50,6 +51,58 @@ def test_a_short_file_is_refused_or_filled_up():
         VideoAdapter(VideoConfig()).load(item, generator("a"))
     media = VideoAdapter(VideoConfig(short="repeat_last")).load(item, generator("a"))
     assert frame_numbers(media) == [0, 1, 2, 3, 4, 5, 5, 5, 5]
+
+
+def damaged(path, frame: int) -> bytes:
+    """With a picture of h264 in MP4 that cannot be decoded."""
+    with av.open(str(path)) as container:
+        place = {packet.pts: packet.pos for packet in container.demux(video=0)}
+    data = bytearray(path.read_bytes())
+    start = place[sorted(pts for pts in place if pts is not None)[frame]]
+    data[start : start + 4] = b"\xff" * 4  # the length of its first unit
+    return bytes(data)
+
+
+def test_a_damaged_place_is_not_a_damaged_file(tmp_path):
+    """Another window of it is drawn: always the same one."""
+    path = video_file(tmp_path / "a.mp4", numbered(40), fps=24, gop=4)
+    broken, adapter = damaged(path, 20), VideoAdapter(VideoConfig(frames=5, fps=24.0))
+    others = 0
+    for i in range(24):
+        whole = frame_numbers(adapter.load(record(path), generator("sample", i)))
+        seen = frame_numbers(adapter.load(record(broken), generator("sample", i)))
+        assert seen == frame_numbers(adapter.load(record(broken), generator("sample", i)))
+        assert np.diff(seen).tolist() == [1] * 4
+        assert seen[-1] < 20 or seen[0] > 20
+        touched = whole[0] <= 23 and whole[-1] >= 16  # the picture, and those that a decoder returns behind it
+        others += seen != whole
+        assert seen == whole or touched
+    assert others
+
+
+def test_a_file_without_a_whole_window_is_refused(tmp_path):
+    path = video_file(tmp_path / "a.mp4", numbered(9), fps=8)
+    with pytest.raises(DataError, match=r"^folder/file: .*decoded.* \(windows tried: 1\)$"):
+        VideoAdapter(VideoConfig()).load(record(damaged(path, 4)), generator("a"))
+    path = video_file(tmp_path / "b.mp4", numbered(40), fps=24, gop=4)
+    with pytest.raises(DataError, match=r"^folder/file: .*decoded.* \(windows tried: [234]\)$"):
+        VideoAdapter(VideoConfig(frames=37, fps=24.0)).load(record(damaged(path, 20)), generator("a"))
+
+
+def test_transparent_places_show_the_background(tmp_path):
+    pixels = np.zeros((9, 16, 16, 4), np.uint8)
+    pixels[..., 0], pixels[:, :, :8, 3], pixels[:, :, 8:, 3] = 255, 255, 51
+    path = tmp_path / "a.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("qtrle", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "argb"
+        for frame in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgba")))
+        container.mux(stream.encode())
+    media = VideoAdapter(VideoConfig(background=[0, 0, 250])).load(record(path), generator("a"))
+    levels = ((media + 1) * 127.5).round()
+    assert levels[4, :, 8, 2].tolist() == [255, 0, 0]
+    assert levels[4, :, 8, 12].tolist() == [51, 0, 200]  # one fifth of red
 
 
 @pytest.mark.parametrize("first_frame_alone", [True, False])

@@ -15,6 +15,7 @@ from configs.build import free_on_resume
 from configs.load import load_config
 from core.errors import ConfigError
 from core.training import trainer as trainer_module
+from core.training.checkpoint import CheckpointStore, digest
 from core.training.config import differences, read_plain, refuse_changes, to_plain
 from core.training.trainer import Trainer
 from tests.modalities.making import numbered, picture_bytes
@@ -50,6 +51,32 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(workers, tmp_pat
     killed = [status for status, _ in outcome["starts"] if status == signal.SIGKILL]
     assert len(killed) >= 3, outcome  # the moments were well chosen
     assert outcome["starts"][-1][1] == 16
+
+
+@FORK
+@pytest.mark.parametrize("kind", ["muon", "adamw8bit"])
+def test_a_killed_run_of_another_optimizer_with_averages_and_previews_ends_with_the_same_bits(kind, tmp_path):
+    if kind == "adamw8bit":
+        pytest.importorskip("bitsandbytes", reason="8-bit AdamW needs bitsandbytes")
+    sizes = ("training.steps=12", "training.save_every=3", "trunk.mmdit.width=64", f"training.optimizer.kind={kind}")
+    watched = ("training.posthoc_ema.every=2", "training.preview.every=4", "training.preview.samples=1")
+    heldout = ("modalities.audio.heldout={seconds: 0.3, count: 6, seed: 1}", "training.validate.every=4")
+    outcome = interrupted(tmp_path, 7, "SIGKILL", 3, *sizes, *watched, *heldout)
+    assert outcome["equal"]
+    for name in ("samples", "validation.jsonl"):
+        assert contents(tmp_path / "cut" / name) == contents(tmp_path / "whole" / name)
+        assert contents(tmp_path / "cut" / name)
+    cut, whole = (CheckpointStore(tmp_path / name / "ema") for name in ("cut", "whole"))
+    assert cut.steps() == whole.steps() == [2, 4, 6, 8, 10, 12]
+    for step in whole.steps():
+        one, other = (store.load_weights(step, "ema-0.05") for store in (cut, whole))
+        assert digest({"ema": one}) == digest({"ema": other})
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Name -> bytes of a file or a folder, which holds whole things only: no file or folder of a cut writer."""
+    files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
+    return {item.relative_to(path.parent).as_posix(): item.read_bytes() for item in files}
 
 
 @FORK
@@ -102,8 +129,8 @@ def test_the_comparison_sees_a_teacher_that_is_not_restored(tiny_run, tmp_path, 
         stop_after(patch, 4)
         train(tmp_path)
 
-    def restore(store, step, student, teacher, optimizer):
-        plain(store, step, student, teacher, optimizer)
+    def restore(store, step, student, teacher, optimizer, *rest):
+        plain(store, step, student, teacher, optimizer, *rest)
         teacher.load_state_dict(student.state_dict())
 
     plain = trainer_module.restore
@@ -137,6 +164,14 @@ def test_with_a_cooldown_the_length_is_fixed(tmp_path, capsys):
     assert "training.steps: 2 when the run was started, 4 now" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("schedule", ["{schedule: cosine}", "{schedule: wsd, cooldown: 1}"])
+def test_with_a_schedule_that_reads_the_length_it_is_fixed(schedule, tmp_path, capsys):
+    settings = f"training.optimizer={schedule}"
+    assert train(tmp_path, "training.steps=2", settings) == 0
+    assert train(tmp_path, "training.steps=4", settings) == 2
+    assert "training.steps: 2 when the run was started, 4 now" in capsys.readouterr().err
+
+
 def test_data_may_move_but_not_change(tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -167,10 +202,13 @@ PLAIN = to_plain(load_config(CONFIG, ["run=folder"]))
 FREE_LEAVES = {
     name
     for name in leaves(PLAIN)
-    if name.startswith(("run", "logging."))
+    if name.startswith(("run", "logging.", "training.preview.", "training.validate."))
     or (name.startswith("modalities.") and name.split(".")[2] in ("sampling", "heldout", "evaluation"))
     or name.endswith((".data.path", ".data.cache", ".data.cache_limit"))
-} | {f"training.{name}" for name in ("steps", "save_every", "keep", "device", "workers", "data_limit")}
+} | {
+    f"training.{name}"
+    for name in ("steps", "save_every", "keep", "keep_every", "device", "workers", "data_limit", "skip_steps")
+}
 
 
 def changed(value: object) -> object:

@@ -156,6 +156,27 @@ def test_the_newest_intact_two_stay_and_damaged_ones_do_not_count(tmp_path):
     assert fresh.steps() == [40, 50]
 
 
+def test_milestones_stay_for_ever_beside_the_newest(tmp_path):
+    store = CheckpointStore(tmp_path, keep=2, keep_every=20)
+    for step in (0, 10, 20, 30, 40, 50, 60, 70):
+        store.publish(step, example_state(step), {})
+    assert store.steps() == [20, 40, 60, 70]  # 0 is no milestone: it is where a run starts
+    plain = CheckpointStore(tmp_path, keep=2)  # without the setting, those that were published as milestones stay
+    plain.publish(80, example_state(80), {})
+    plain.publish(90, example_state(90), {})
+    assert plain.steps() == [20, 40, 60, 80, 90]
+    assert [step for step in plain.steps() if plain.problem(step)] == []
+
+
+def test_forgetting_removes_later_checkpoints_only(tmp_path):
+    store = filled(tmp_path)
+    store.forget(10)
+    assert store.steps() == [10]
+    assert not list(tmp_path.glob(".*"))
+    store.publish(20, example_state(20), {"note": 20})
+    assert store.latest() == 20
+
+
 def test_an_intact_checkpoint_is_never_overwritten_and_a_damaged_one_is_replaced(tmp_path):
     store = filled(tmp_path)
     with pytest.raises(CheckpointError, match="not overwritten"):

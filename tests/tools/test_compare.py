@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from core.errors import ConfigError
+import tools.compare
+from core.errors import ConfigError, DataError
 from core.training.records import read_lines
 from tests.tools.small_weights import encoder_settings, save_encoders
 from tests.tools.tiny import CONFIG, published, result
@@ -332,6 +333,72 @@ def test_an_arm_that_diverges_is_given_up_and_named_and_the_others_go_on(tmp_pat
     text = (out / "small" / "report.md").read_text()
     assert "**Not finished:** plain seed 0, plain seed 5." in text
     assert published(runs(out)["Self-Flow", 5]) == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "error", [DataError("photo.png: damaged"), RuntimeError("CUDA out of memory"), OSError(28, "")]
+)
+@pytest.mark.parametrize("stage", ["train", "measure"])
+def test_a_run_that_fails_in_any_way_is_named_and_the_others_are_reported(error, stage, tmp_path, capsys, monkeypatch):
+    real = getattr(tools.compare, stage)
+
+    def failing(one, *rest):
+        if (one.arm, one.seed) == ("plain", 5):
+            raise error
+        return real(one, *rest)
+
+    monkeypatch.setattr(f"tools.compare.{stage}", failing)
+    study, out = write(tmp_path), tmp_path / "out"
+    assert compare(study, out) == 1
+    shown = capsys.readouterr().err
+    assert "plain, seed 5 is given up: " in shown
+    assert "Traceback" not in shown
+    text = (out / "small" / "report.md").read_text()
+    assert "**Not finished:** plain seed 5." in text
+    assert re.search(r"## Warnings of the measurements\n\n- plain, seed 5 is given up: .*\n", text)
+    assert re.search(r"\| Self-Flow \| 2 \|", text)
+    monkeypatch.undo()
+    assert compare(study, out) == 0
+    assert "Not finished" not in (out / "small" / "report.md").read_text()
+
+
+def test_a_measure_that_fails_is_written_beside_the_others_and_made_the_next_time(finished, tmp_path, monkeypatch):
+    study, out = finished
+    shutil.copytree(out, tmp_path / "out")
+    path = runs(tmp_path / "out")["plain", 0] / "evaluation" / "step-00000004-image.json"
+    whole = json.loads(path.read_text())
+    path.write_text("damaged")
+    with monkeypatch.context() as patch:
+        patch.setattr("modalities.evaluation.measure.knn_accuracy", lambda *_: math.nan)
+        assert compare(study, tmp_path / "out") == 1
+    result = json.loads(path.read_text())
+    assert result["failed"] == ["knn"]
+    assert result["values"] == {name: value for name, value in whole["values"].items() if "knn" not in name}
+    assert "plain, seed 0, step 4: knn failed" in (tmp_path / "out" / "small" / "report.md").read_text()
+    assert compare(study, tmp_path / "out") == 0
+    assert json.loads(path.read_text()) == whole
+
+
+def test_an_output_place_that_cannot_be_used_is_refused_before_anything_is_trained(tmp_path, capsys):
+    study = write(tmp_path)
+    for taken in (tmp_path / "taken", tmp_path / "out" / "small"):
+        taken.parent.mkdir(exist_ok=True)
+        taken.write_text("a file")
+        out = taken if taken.name == "taken" else taken.parent
+        assert compare(study, out) == 2
+        assert f"--out: {taken} is no folder" in capsys.readouterr().err
+
+
+def test_a_study_without_a_report_does_not_keep_the_next_one_from_its_turn(finished, tmp_path, capsys):
+    study, out = finished
+    shutil.copytree(out, tmp_path / "out")
+    other = study.with_name("other.yaml")
+    other.write_text(STUDY)
+    report = tmp_path / "out" / "small" / "report.md"
+    report.unlink()
+    assert main(["compare", str(other), str(study), "--out", str(tmp_path / "out"), "--report-only"]) == 2
+    assert "error: other: nothing to report; no run stands in" in capsys.readouterr().err
+    assert report.exists()
 
 
 def test_a_metric_that_no_run_has_is_named_with_its_neighbour(finished, tmp_path):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("streaming", reason="mosaicml-streaming is not installed (extra `full`)")
 pytest.importorskip("diffusers", reason="the autoencoders with weights need diffusers")
 
+import modalities.image
 from configs.build import build_dataset, build_streams, class_names, measure_all
 from configs.load import load_config
 from configs.networks import build_adapters, device_prepare
@@ -292,6 +293,68 @@ def test_settings_of_the_command_line_are_refused_by_name(place, tmp_path, capsy
     assert "--dtype: 'float32' when" in error
 
 
+def test_an_output_that_is_a_file_is_refused_before_the_configuration_is_read(place, tmp_path, capsys):
+    (tmp_path / "taken").write_text("x")
+    for out in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        assert main(["encode", str(place / "no such.yaml"), "--out", str(out)]) == 2
+        assert f"--out: {tmp_path / 'taken'} is no folder" in capsys.readouterr().err
+
+
+def test_what_was_set_aside_is_tried_again_with_retry_alone(place, tmp_path, capsys, monkeypatch):
+    """A decoder that was missing the first time: the same command says so, and does not read the records again."""
+    read = "modalities.image.read_image"
+    real, refused = modalities.image.read_image, []
+
+    def refusing(media, origin, *rest):
+        if origin.endswith(("02.png", "17.png")):
+            refused.append(origin)
+            raise ZeroDivisionError("no decoder")
+        return real(media, origin, *rest)
+
+    monkeypatch.setattr(read, refusing)
+    assert encode(place, tmp_path) == 0
+    assert "17 samples of 20 records, 3 could not be used (listed in " in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "02.png: cannot be decoded: ZeroDivisionError: no decoder" in capsys.readouterr().out
+    refused.clear()
+    assert encode(place, tmp_path) == 0
+    assert refused == []
+    assert "3 records were set aside earlier" in capsys.readouterr().out
+    monkeypatch.setattr(read, real)
+    assert encode(place, tmp_path, "--retry") == 0
+    shown = capsys.readouterr().out
+    assert "3 records that were set aside are tried again; 2 parts are made anew" in shown
+    assert "19 samples of 20 records, 1 could not be used" in shown
+    assert encode(place, tmp_path / "whole") == 0
+    assert content(tmp_path / "image") == content(tmp_path / "whole" / "image")
+
+
+@pytest.mark.parametrize("name", ["write_durably", "mds_writer"])
+def test_a_full_disk_anywhere_is_one_line_and_the_same_command_goes_on(name, place, tmp_path, capsys, monkeypatch):
+    full = OSError(28, "No space left on device")
+
+    def fail(*given, **named):
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"modalities.encoding.parts.{name}", fail if name == "write_durably" else lambda: fail)
+        assert encode(place, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path / 'image'}: cannot be written: No space left on device" in error
+    assert encode(place, tmp_path) == 0
+
+
+def test_a_full_disk_when_all_parts_are_there(place, tmp_path, capsys, monkeypatch):
+    def publish(*given):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modalities.encoding.parts.PartFolder.publish", publish)
+        assert encode(place, tmp_path) == 2
+    assert "No space left on device; all parts are there, and the same command goes on" in capsys.readouterr().err
+    assert encode(place, tmp_path) == 0
+
+
 def test_shares_and_what_is_said_of_them(place, tmp_path, capsys):
     assert encode(place, tmp_path, "--share", "2/2") == 0
     assert "this share is done; 2 of 3 parts of" in capsys.readouterr().out
@@ -310,7 +373,8 @@ def test_inspect_verifies_and_decodes(place, run, weights, tmp_path, capsys):
         "latents   1 x 2 x 2 tokens (t, h, w) of 16 channels, float32, with deviations",
         "whitening published with the weights",
         "verified  every shard and every sample is intact",
-        "bad data  1 samples, listed in",
+        "bad data  1 records, listed in",
+        "10.png: the file is empty (0 bytes)\n",
     ):
         assert expected in shown
     assert sorted(path.suffix for path in (tmp_path / "look").iterdir()) == [".png"] * 3 + [".txt"] * 3

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from configs.runs import aligned_pair, load_run
+from core.evaluation.inception_score import inception_score_of_runs
 from core.training.checkpoint import CheckpointStore
 from modalities.metrics.base import Features
 from modalities.metrics.inception import Inception
@@ -175,6 +176,113 @@ def test_data_without_classes_do_not_stop_the_other_modalities(tiny_run, tmp_pat
     assert not (tmp_path / "named").exists()  # refused before audio was measured
 
 
+def test_three_held_out_records_are_said_at_the_start_and_the_rest_is_written(tiny_run, tmp_path, capsys):
+    """Once everything was measured, and then nothing was written."""
+    three = "modalities.image.heldout={kind: embedded, count: 3, seed: 9, size: 8}"
+    assert evaluate(tiny_run, three, *few("image"), "--out", str(tmp_path)) == 0
+    assert "image: samples is left out: 3 held-out records to compare; at least 6" in capsys.readouterr().err
+    result = results(tmp_path)["image"]
+    assert result["measures"] == ["velocity", "probe", "knn", "health"]
+    assert {"velocity/mean", "probe/best", "knn/best", "health/align_cosine"} <= set(result["values"])
+    assert result["failed"] == []
+    assert result["warnings"][0].startswith("samples is left out: 3 held-out records")
+
+
+def test_foreign_classes_are_said_at_the_start_and_the_rest_is_written(tiny_run, tmp_path, capsys):
+    for number in range(8):
+        photos(tmp_path / f"class-{number % 2}-{number}", 1, start=number)
+    heldout = f"modalities.image.heldout={{kind: folder, path: {tmp_path}}}"
+    assert evaluate(tiny_run, heldout, *few("image"), "--out", str(tmp_path / "out")) == 0
+    assert "image: knn is left out: the classes of the held-out records (class-0-0, " in capsys.readouterr().err
+    result = results(tmp_path / "out")["image"]
+    assert result["measures"] == ["velocity", "health", "samples"]
+    assert "samples/classifier/KID" in result["values"]
+
+
+def test_a_measure_that_fails_on_the_way_is_written_beside_the_others_with_status_1(
+    tiny_run, tmp_path, capsys, monkeypatch
+):
+    def broken(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("modalities.evaluation.samples.generate", broken)
+    assert evaluate(tiny_run, HELDOUT[0], *few("image"), "--out", str(tmp_path)) == 1
+    shown = capsys.readouterr()
+    assert "warning: samples is left out: RuntimeError: CUDA out of memory" in shown.out
+    assert "Traceback" not in shown.err
+    result = results(tmp_path)["image"]
+    assert result["failed"] == ["samples"]
+    assert {"velocity/mean", "probe/best", "knn/best", "health/align_cosine"} <= set(result["values"])
+
+
+def test_a_modality_that_cannot_be_measured_does_not_take_the_others_with_it(tiny_run, tmp_path, capsys):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(b"no picture")
+        (folder / f"{number}.txt").write_text("text")
+    bad = f"modalities.image.heldout={{kind: folder, path: {folder}}}"
+    only = [f"modalities.{name}.evaluation.measures=[velocity]" for name in ("image", "audio")]
+    assert evaluate(tiny_run, bad, HELDOUT[2], *only, *few("image", "audio"), "--out", str(tmp_path / "out")) == 1
+    assert "image: not measured: image: nothing could be measured" in capsys.readouterr().err
+    assert set(results(tmp_path / "out")) == {"audio"}
+    assert evaluate(tiny_run, bad, only[0], *few("image"), "--out", str(tmp_path / "none")) == 2
+    assert not list((tmp_path / "none").glob("*.json"))
+
+
+def test_one_network_without_weights_is_left_out_and_the_other_measures(tiny_run, tmp_path, capsys):
+    both = "modalities.image.evaluation.networks=[{kind: inception, path: nowhere.pth}, {kind: classifier}]"
+    only = "modalities.image.evaluation.measures=[samples]"
+    assert evaluate(tiny_run, HELDOUT[0], *few("image"), both, only, "--out", str(tmp_path)) == 1
+    assert "image: samples/inception is left out: feature network inception: no usable" in capsys.readouterr().err
+    result = results(tmp_path)["image"]
+    assert result["failed"] == ["samples/inception"]
+    assert list(result["networks"]) == ["classifier"]
+    assert "samples/classifier/KID" in result["values"]
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_an_output_place_that_cannot_be_used_is_refused_before_the_work(place, tiny_run, tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file")
+    assert evaluate(tiny_run, HELDOUT[0], *few("image"), "--step", "77", "--out", str(tmp_path / place)) == 2
+    assert f"--out: {tmp_path / 'taken'} is no folder" in capsys.readouterr().err  # and not: no checkpoint of step 77
+    files = ["--samples", "a.npz", "--reference", "b.npz", "--inception", "c.pth"]
+    assert main(["evaluate", *files, "--out", str(tmp_path / place)]) == 2
+    assert f"--out: {tmp_path / 'taken'} is no folder" in capsys.readouterr().err
+    assert evaluate(tiny_run, "--npz", str(tmp_path / "taken" / "samples")) == 2
+    assert f"--npz: {tmp_path / 'taken'} is no folder" in capsys.readouterr().err
+    (tmp_path / "folder.npz").mkdir(exist_ok=True)
+    assert evaluate(tiny_run, "--npz", str(tmp_path / "folder")) == 2
+    assert f"--npz: {tmp_path / 'folder.npz'} is a folder" in capsys.readouterr().err
+
+
+def test_what_was_measured_before_ctrl_c_is_written(tiny_run, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modalities.evaluation.samples.generate", interrupt)
+    assert evaluate(tiny_run, HELDOUT[0], *few("image"), "--out", str(tmp_path)) == 130
+    result = results(tmp_path)["image"]
+    assert {"velocity/mean", "probe/best", "knn/best", "health/align_cosine"} <= set(result["values"])
+    assert result["failed"] == ["interrupted"]
+    monkeypatch.setattr("modalities.evaluation.measure.velocity", interrupt)
+    assert evaluate(tiny_run, HELDOUT[0], *few("image"), "--out", str(tmp_path / "none")) == 130
+    assert not list((tmp_path / "none").glob("*.json"))
+
+
+def test_a_full_disk_at_the_end_is_one_line_below_the_numbers(tiny_run, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tools.evaluate.os.replace", full)
+    only = "modalities.image.evaluation.measures=[velocity]"
+    assert evaluate(tiny_run, HELDOUT[0], *few("image"), only, "--out", str(tmp_path)) == 2
+    shown = capsys.readouterr()
+    assert "velocity/mean" in shown.out
+    assert "-image.json: cannot be written: No space left on device" in shown.err
+    assert "Traceback" not in shown.err
+
+
 def test_records_that_were_trained_on_are_refused_before_anything_is_measured(tiny_run, tmp_path, capsys):
     same = "modalities.audio.heldout={kind: embedded, count: 60, seconds: 0.3}"
     assert evaluate(tiny_run, HELDOUT[0], same, *FEW, "--out", str(tmp_path / "out")) == 2
@@ -273,6 +381,98 @@ def test_a_sample_file_against_a_reference_with_a_known_answer(shift, tmp_path, 
     assert 1 <= result["values"]["IS"] <= 3
     assert result["warnings"] == []
     assert "sFID" in capsys.readouterr().out
+
+
+@pytest.fixture
+def colours(monkeypatch) -> None:
+    monkeypatch.setattr("modalities.evaluation.sample_files.Inception", Colours)
+    shapes = {"mu": (3,), "sigma": (3, 3), "mu_s": (2,), "sigma_s": (2, 2)}
+    monkeypatch.setattr("modalities.metrics.adm.STATISTICS", shapes)
+
+
+def compare_files(tmp_path: Path, samples: Path, reference: Path) -> dict:
+    files = ["--samples", str(samples), "--reference", str(reference), "--inception", "any", "--device", "cpu"]
+    assert main(["evaluate", *files, "--out", str(tmp_path / "results")]) == 0
+    return json.loads((tmp_path / "results" / f"{samples.stem}.json").read_text())
+
+
+def noise(count: int, seed: int = 0, shift: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 230, (count, 8, 8, 3), dtype=np.uint8) + np.uint8(shift)
+
+
+def test_a_reference_of_mu_and_sigma_alone_gives_fid_alone(colours, tmp_path, capsys):
+    found = reference(tmp_path / "whole.npz", Colours(""), noise(70))
+    np.savez(tmp_path / "other.npz", mu=found["mu"], sigma=found["sigma"])
+    np.savez(tmp_path / "samples.npz", noise(70, shift=20))
+    result = compare_files(tmp_path, tmp_path / "samples.npz", tmp_path / "other.npz")
+    assert result["values"]["FID"] == pytest.approx(3 * (20 / 127.5) ** 2, rel=1e-4)
+    assert set(result["values"]) == {"FID", "IS"}
+    assert result["failed"] == []
+    said = capsys.readouterr().err
+    for line in ("sFID is left out: the reference holds mu and sigma", "precision, recall is left out: the reference"):
+        assert line in said
+        assert any(warning.startswith(line) for warning in result["warnings"])
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder", "parquet"])
+def test_plain_pictures_are_a_reference_and_samples_too(kind, colours, tmp_path):
+    pictures, samples = noise(40), noise(30, seed=1)
+    whole = reference(tmp_path / "whole.npz", Colours(""), pictures)
+    np.savez(tmp_path / "samples.npz", samples)
+    expected = compare_files(tmp_path, tmp_path / "samples.npz", tmp_path / "whole.npz")
+    assert set(whole) == {"mu", "sigma", "mu_s", "sigma_s"}
+    plain = {"npz": tmp_path / "plain.npz", "folder": tmp_path / "plain", "parquet": tmp_path / "plain.parquet"}[kind]
+    if kind == "npz":
+        np.savez(plain, pictures)
+    elif kind == "folder":
+        for number, pixels in enumerate(pictures):
+            path = plain / f"{number % 3}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture_bytes(pixels))
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet", reason="Parquet needs pyarrow")
+        pyarrow = pytest.importorskip("pyarrow")
+        rows = [{"bytes": picture_bytes(pixels), "path": None} for pixels in pictures]
+        parquet.write_table(pyarrow.table({"img": rows, "label": [0] * 40}), plain)
+    result = compare_files(tmp_path, tmp_path / "samples.npz", plain)
+    assert result["values"] == pytest.approx(expected["values"], rel=1e-6)
+    assert result["warnings"] == []
+    other_way = compare_files(tmp_path, plain, tmp_path / "samples.npz")
+    assert other_way["values"]["FID"] == pytest.approx(expected["values"]["FID"], rel=1e-5)
+
+
+def test_pictures_that_cannot_be_read_and_other_sizes_are_said(colours, tmp_path):
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for number, pixels in enumerate(noise(20)):
+        (folder / f"{number:02}.png").write_bytes(picture_bytes(np.tile(pixels, (1 + number % 2, 1, 1))))
+    (folder / "05.png").write_bytes(b"no picture")
+    np.savez(tmp_path / "samples.npz", noise(20, seed=1))
+    warnings = compare_files(tmp_path, tmp_path / "samples.npz", folder)["warnings"]
+    assert "1 of 20 pictures cannot be used; the first: " in warnings[0]
+    assert warnings[1].startswith("samples of 8 x 8 pixels are compared with pictures of 8 x 8 and 16 x 8 pixels: ")
+
+
+def test_few_samples_are_measured_as_far_as_they_go(colours, tmp_path):
+    reference(tmp_path / "whole.npz", Colours(""), noise(40))
+    for count, names in ((1, {"IS"}), (3, {"IS", "FID", "sFID"}), (4, {"IS", "FID", "sFID", "precision", "recall"})):
+        np.savez(tmp_path / "samples.npz", noise(count, seed=1))
+        assert set(compare_files(tmp_path, tmp_path / "samples.npz", tmp_path / "whole.npz")["values"]) == names
+
+
+@pytest.mark.parametrize("count", [1500, 2500])
+def test_the_inception_score_of_a_sample_file_is_adms(count, colours, tmp_path, monkeypatch):
+    """Runs of 1,000 in place of 5,000: the short last one counts as much as the others."""
+    monkeypatch.setattr(inception_score_of_runs, "__defaults__", (1000,))
+    np.savez(tmp_path / "samples.npz", noise(count))
+    reference(tmp_path / "whole.npz", Colours(""), noise(40))
+    p = Colours("")(torch.from_numpy(noise(count)).permute(0, 3, 1, 2).float() / 127.5 - 1).logits.softmax(1).double()
+    scores = []
+    for start in range(0, count, 1000):
+        run = p[start : start + 1000]
+        scores.append(float((run * (run.log() - run.mean(0).log())).sum(1).mean().exp()))
+    found = compare_files(tmp_path, tmp_path / "samples.npz", tmp_path / "whole.npz")["values"]["IS"]
+    assert found == pytest.approx(sum(scores) / len(scores), rel=1e-7)
 
 
 @pytest.mark.slow

@@ -53,6 +53,7 @@ def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
         "prompt": "a cat",
         "negative": None,
         "modality": "image",
+        "text": {"words": 2, "limit": 6, "cut": False, "words_read_in_part": {"cat": 0.667}},
         "seed": 5,
         "index": 0,
         "step": 3,

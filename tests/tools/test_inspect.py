@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.modalities.making import numbered, picture_bytes, sound_bytes, tone, video_file
-from tests.tools.tiny import STEPS, result
+from tests.modalities.making import gradient, numbered, picture_bytes, sound_bytes, tone, video_file
+from tests.tools.tiny import STEPS, result, train
 from tools.cli import main
 
 
@@ -96,3 +100,104 @@ def test_clips_and_sounds(tmp_path, capsys):
     assert "tone.wav: (1, 4000)" in inspect(capsys, tmp_path, "--data", "audio")
     assert main(["inspect", str(tmp_path / "nowhere"), "--data", "audio"]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def mixed(root: Path) -> Path:
+    """A folder of a little of everything that people have."""
+    files = {
+        "cats/1.png": picture_bytes(gradient(8, 8)),
+        "cats/1.txt": b"a cat",
+        "cats/2.JPG": picture_bytes(gradient(8, 8), "JPEG"),
+        "cats/2.TXT": b"another cat",
+        "cats/3.heic": b"\0\0\0\x18ftypheic",
+        "cats/4.xyz": b"?",
+        "cats/9.txt": b"no picture of this name",
+        "cats/._1.png": b"\0\5\26\7",
+        "cats/Thumbs.db": b"x",
+        "@eaDir/1.png": b"thumbnail",
+        "dogs/5.gif": picture_bytes(Image.new("RGB", (8, 8)), "GIF"),
+        "dogs/tone.wav": sound_bytes(tone(0.6, 8000), 8000),
+        "metadata.jsonl": b'{"file_name": "dogs/5.gif", "caption": "a dog"}\n{"file_name": "dogs/6.gif"}\n',
+        "shard.tar": b"",
+        "table.parquet": b"",
+    }
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    (root / "dogs" / "up").symlink_to("..")
+    (root / "lost.png").symlink_to("nowhere.png")
+    return root
+
+
+def test_what_is_left_out_of_a_mixed_folder_is_counted_and_named(tmp_path, capsys):
+    lines = inspect(capsys, mixed(tmp_path / "set"), "--data", "image").splitlines()
+    assert lines[0] == f"{tmp_path / 'set'}: 3 image records, 2 labels"
+    for expected in (
+        "  left out: 2 hidden or system files, such as cats/._1.png",
+        "  left out: 1 hidden or system folder, such as @eaDir",
+        "  left out: 1 .xyz (unknown), such as cats/4.xyz",
+        "  left out: 1 .txt (no image of that name), such as cats/9.txt",
+        "  left out: 1 .wav (audio), such as dogs/tone.wav",
+        "  left out: 1 .tar (read by `kind: webdataset`), such as shard.tar",
+        "  left out: 1 .parquet (read by `kind: parquet`), such as table.parquet",
+        "  left out: 1 broken link, such as lost.png",
+        "  left out: 1 linked folder read already or leading in a circle, such as dogs/up/",
+        "  left out: 1 line of metadata.jsonl without a file, such as dogs/6.gif",
+    ):
+        assert expected in lines
+    assert any(line.startswith("  left out: 1 .heic (no decoder here: ") for line in lines) or find_spec("pillow_heif")
+    assert any("cats/2.JPG: (3, 16, 16), label cats, captions ['another cat']" in line for line in lines)
+    assert any("dogs/5.gif: (3, 16, 16), label dogs, captions ['a dog']" in line for line in lines)
+
+
+def test_a_folder_of_tables_or_tars_is_read_as_such(tmp_path, capsys):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "tables").mkdir()
+    table = pa.table({"image": [picture_bytes(numbered(1, 8, 8)[0])] * 2, "caption": ["x", "y"]})
+    pq.write_table(table, tmp_path / "tables" / "b.parquet")
+    (tmp_path / "tables" / "a.parquet").write_bytes(b"PAR1PAR1")
+    (tmp_path / "tables" / "._b.parquet").write_bytes(b"\0\5\26\7")
+    shown = inspect(capsys, tmp_path / "tables", "--data", "image")
+    assert "3 image records, 0 labels" in shown
+    assert "left out: 1 damaged file, such as a.parquet" in shown
+    assert "left out: 1 hidden or system file, such as ._b.parquet" in shown
+    assert "0: cannot be used: " in shown
+
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
+        for name, data in {"1.png": table["image"][0].as_py(), "1.txt": b"one", "1.ocr.txt": b"STOP"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    shown = inspect(capsys, tmp_path / "tars", "--data", "image")
+    assert "a/1: (3, 16, 16), label None, captions ['one']" in shown
+    assert "left out: 1 .ocr.txt (not KEY.txt), such as 1.ocr.txt" in shown
+
+
+def test_a_compressed_tar_is_refused_with_a_reason_and_shards_are_read(tmp_path, capsys):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz"):
+        pass
+    assert main(["inspect", str(tmp_path / "a.tar.gz"), "--data", "image"]) == 2
+    assert "compressed with gzip" in capsys.readouterr().err
+    streaming = pytest.importorskip("streaming", reason="mosaicml-streaming is not installed (extra `full`)")
+    with streaming.MDSWriter(out=str(tmp_path / "mds"), columns={"image": "bytes", "caption": "str"}) as writer:
+        writer.write({"image": picture_bytes(gradient(8, 8)), "caption": "x"})
+    assert "1 image records, 0 labels" in inspect(capsys, tmp_path / "mds", "--data", "image")
+
+
+def test_training_and_the_dry_run_say_what_is_left_out(tmp_path, capsys):
+    data = f"modalities.image.data={{kind: folder, path: {mixed(tmp_path / 'set')}}}"
+    expected = "left out: 2 hidden or system files, "
+    assert train(tmp_path / "run", data, "--dry-run") == 0
+    assert f"            {expected}" in capsys.readouterr().out
+    assert train(tmp_path / "run", data, "training.steps=1") == 0
+    said = capsys.readouterr().err
+    assert f"image: {expected}" in said
+    assert "video: " not in said
+    notes = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert notes["image"]["records"] == 3
+    assert "left out: 1 broken link, such as lost.png" in notes["image"]["notes"]
+    assert notes["video"]["notes"] == []
+    assert "image     left out: 1 broken link, such as lost.png" in inspect(capsys, tmp_path / "run")
+    (tmp_path / "run" / "data.json").write_text("{damaged")
+    assert "left out" not in inspect(capsys, tmp_path / "run")

@@ -51,6 +51,7 @@ def test_a_microbatch_and_a_state_by_hand():
     wanted = 2 * 4 * B * N * C + 8 * 3 * N + 4 * B * 3 + 8 * B * N + 8 * B + B
     assert microbatch_bytes(given) == microbatch_bytes(given.to(torch.device("meta"))) == wanted
     assert state_bytes(1000) == 20_000  # float32: weight, gradient, two moments, EMA
+    assert state_bytes(1000, averages=2) == 28_000  # two post-hoc EMAs
     assert state_bytes(1000, 8) == 2500
     assert state_bytes(3, 64) == 1
 

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from core.errors import ConfigError
+from core.durable import writing
+from core.errors import ConfigError, DataError
 from tools.outputs import output_folder
 
 
@@ -38,14 +40,14 @@ def test_a_file_in_the_way_is_named(inside, tmp_path):
 
 def test_names_that_no_folder_can_have(tmp_path):
     for name in ("x" * 300, "zero\0byte"):
-        with pytest.raises(ConfigError, match="--results: .*cannot be written"):
+        with pytest.raises(ConfigError, match=r"--results: .*cannot be written"):
             output_folder(tmp_path / "new" / name, "--results")
         assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_to_nothing_is_refused(tmp_path):
     (tmp_path / "link").symlink_to("gone")
-    with pytest.raises(ConfigError, match="--out: .*link"):
+    with pytest.raises(ConfigError, match=r"--out: .*link is no folder"):
         output_folder(tmp_path / "link", "--out")
 
 
@@ -60,3 +62,12 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match="cannot be written: Permission denied"):
         output_folder(tmp_path, "--out")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+def test_what_cannot_be_written_is_one_line(error):
+    line = r"^runs/a: cannot be written: .*No space left on device; parts are kept$"
+    with pytest.raises(DataError, match=line), writing(Path("runs/a"), "; parts are kept"):
+        raise error

@@ -42,14 +42,18 @@ class Found:
     warnings: list[str]
 
 
-def write_report(study: Study, runs: list[Run], costs: dict[str, Cost], out: Path, command: str) -> Path:
+def write_report(
+    study: Study, runs: list[Run], costs: dict[str, Cost], out: Path, command: str, failed: list[str] | None = None
+) -> Path:
     """results.json, report.md and one figure for each metric in `out`; returns the Markdown file.
 
     Args:
         runs: that were started, of any arms and seeds of the study.
         command: what repeats them.
+        failed: lines about runs and measures that failed; they stand among the warnings.
     """
     found = collect(runs, costs, command)
+    found.warnings[:0] = failed or []
     plain = {
         "title": study.title,
         "steps": found.steps,

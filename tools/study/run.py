@@ -20,13 +20,16 @@ def train(run: Run) -> bool:
     return build_trainer(run.config, run.root).fit() == "finished"
 
 
-def measure(run: Run, along: list[str], shared: Path) -> None:
-    """Evaluate the checkpoints that have no result yet, or that of other settings.
+def measure(run: Run, along: list[str], shared: Path) -> list[str]:
+    """Evaluate the checkpoints that have no whole result yet, or that of other settings.
 
     Args:
         along: measures on the way; the last step gets all.
         shared: folder of the small classifiers, which all runs of a study share.
+
+    Returns a line for every measure that failed; the others are written, and the failed ones are made the next time.
     """
+    failed = []
     for step in evaluation_steps(run.config):
         last = step == run.config.training.steps
         for modality, stream in run.config.modalities.streams().items():
@@ -34,7 +37,9 @@ def measure(run: Run, along: list[str], shared: Path) -> None:
                 stream = replace(stream, evaluation=replace(stream.evaluation, measures=along))
             if (last or along) and not is_measured(result_path(run, step, modality), stream):
                 loaded = load_run(run.folder, step, run.config.training.device)
-                evaluate_run(loaded, stream, modality, run.folder / "evaluation", shared)
+                result = evaluate_run(loaded, stream, modality, run.folder / "evaluation", shared)
+                failed += [f"{run.arm}, seed {run.seed}, step {step}: {name} failed" for name in result["failed"]]
+    return failed
 
 
 def result_path(run: Run, step: int, modality: str) -> Path:
@@ -42,10 +47,10 @@ def result_path(run: Run, step: int, modality: str) -> Path:
 
 
 def is_measured(path: Path, stream: StreamConfig) -> bool:
-    """Whether a result is there and was made with these settings, as far as its version knew them."""
-    if not path.exists():
+    """Whether a whole result is there and was made with these settings, as far as its version knew them."""
+    made = read_result(path)
+    if made is None or made.get("failed"):
         return False
-    made = json.loads(path.read_text())
     wanted = json.loads(json.dumps({"settings": asdict(stream.evaluation), "sampler": asdict(stream.sampling)}))
     return all(
         value == made[section][name]
@@ -55,14 +60,22 @@ def is_measured(path: Path, stream: StreamConfig) -> bool:
     )
 
 
+def read_result(path: Path) -> dict | None:
+    """None where there is none, or a damaged one."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def evaluations(run: Run) -> dict[int, dict[str, dict]]:
     """step -> modality -> content of the result, of those that are there."""
     found: dict[int, dict[str, dict]] = {}
     for step in evaluation_steps(run.config):
         for modality in run.config.modalities.streams():
-            path = result_path(run, step, modality)
-            if path.exists():
-                found.setdefault(step, {})[modality] = json.loads(path.read_text())
+            result = read_result(result_path(run, step, modality))
+            if result is not None:
+                found.setdefault(step, {})[modality] = result
     return found
 
 

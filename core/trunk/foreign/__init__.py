@@ -1,6 +1,6 @@
 """Weights of other projects in and out: strict, and byte-identical on the way back."""
 
-from core.trunk.foreign.files import read_file, read_state_dict, write_file
+from core.trunk.foreign.files import WeightFile, read_file, read_state_dict, write_file
 from core.trunk.foreign.kinds import KINDS, detect
 from core.trunk.foreign.sit import infer_projectors, infer_sit_config, load_sit
 from core.trunk.foreign.strict import load_strictly
@@ -8,6 +8,7 @@ from core.trunk.foreign.transfer import export_weights, holds_meaning, import_we
 
 __all__ = [
     "KINDS",
+    "WeightFile",
     "detect",
     "export_weights",
     "holds_meaning",

@@ -137,3 +137,22 @@ def test_a_set_of_which_nothing_can_be_read_is_refused(tmp_path):
     (folder / "index.json").write_text(json.dumps({"version": 2, "shards": []}))
     with pytest.raises(DataError, match="with 0 shards"):
         MdsSource(folder, "image")
+
+
+def test_dotted_names_and_whole_numbers_with_gaps(tmp_path):
+    columns = {"image": "bytes", "meta": "json", "text": "str", "label": "float32"}
+    rows = [({"en": "a", "size": 3}, '{"en": "x"}', 0.0), ({"en": None}, '{"en": "y"}', float("nan")), ({}, "", 2.0)]
+    with streaming.MDSWriter(out=str(tmp_path / "data"), columns=columns) as writer:
+        for number, (meta, text, label) in enumerate(rows):
+            writer.write({"image": picture(number), "meta": meta, "text": text, "label": np.float32(label)})
+    rule = CaptionRule(fields=("meta.en", "text.en"), default="some")
+    source = MdsSource(tmp_path / "data", "image", "label", rule)
+    records = [source.read(index) for index in range(3)]
+    assert [record.captions for record in records] == [("a", "x"), ("y",), ("some",)]
+    assert [record.label for record in records] == ["0", None, "2"]
+    assert source.labels() == ["0", "2"]
+    assert MdsSource(tmp_path / "data", "image", "meta.size", rule).read(0).label == "3"
+    with pytest.raises(ConfigError, match=r"expected a text .* name one of them, such as meta\.en"):
+        MdsSource(tmp_path / "data", "image", captions=CaptionRule(fields=("meta",)))
+    with pytest.raises(ConfigError, match=r"has none of the columns other\.en"):
+        MdsSource(tmp_path / "data", "image", captions=CaptionRule(fields=("other.en",)))

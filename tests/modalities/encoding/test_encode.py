@@ -9,11 +9,13 @@ from dataclasses import replace
 from multiprocessing.util import _exit_function
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from core.errors import ConfigError, DataError
 from core.keys import generator
+from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import Record
 from modalities.data.latents import LatentsSource
 from modalities.data.loader import load_media
@@ -40,10 +42,10 @@ def test_every_view_of_every_usable_record_is_there_once(whole):
     expected = [f"k{index}#{view}" for index in range(21) if index not in (2, 9) for view in range(2)]
     assert [record.key for record in records] == expected
     manifest = source.manifest
-    assert (manifest.records, manifest.samples, manifest.bad, manifest.views) == (21, 38, 4, 2)
+    assert (manifest.records, manifest.samples, manifest.bad, manifest.views) == (21, 38, 2, 2)
     assert manifest.labels == source.labels() == ["a", "b", "c"]
     lines = [json.loads(line) for line in (whole / "quarantine.jsonl").read_text().splitlines()]
-    assert [(line["index"], line["view"]) for line in lines] == [(2, 0), (2, 1), (9, 0), (9, 1)]
+    assert [(line["index"], line["views"]) for line in lines] == [(2, [0, 1]), (9, [0, 1])]
     assert lines[0]["reason"] == "memory/2: damaged"
 
 
@@ -174,17 +176,123 @@ def _about(path: Path) -> dict:
 
 
 def test_too_many_bad_records_end_the_work_and_keep_what_is_done(tmp_path):
-    made = job(limit=3)
+    made = job(limit=1)
     folder = part_folder(made, tmp_path)
     with pytest.raises(DataError) as caught:
         encode_parts(made, folder, folder.missing(), 0, 3)
     text = str(caught.value)
-    assert "4 samples could not be made, more than training.data_limit 3" in text
+    assert "2 records could not be used, more than training.data_limit 1" in text
     assert "record 9: memory/9: damaged" in text
+    assert "it goes on with a larger limit: training.data_limit=4" in text
     assert folder.missing() == [1, 2]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    with pytest.raises(DataError):
-        encode_parts(made, folder, folder.missing(), 0, 3, known_bad=2)
+    assert [entry["index"] for entry in folder.noted()] == [2, 9]  # also the one of the part that is not there
+
+
+def test_the_limit_counts_records_and_not_their_views(tmp_path):
+    """26 damaged files of 40 once ended a job of four views under a limit of 100."""
+    made = pictures_job(source=Pictures(40, broken=tuple(range(26))), views=4, limit=26)
+    manifest = make(made, tmp_path)
+    assert (manifest.samples, manifest.bad) == (14 * 4, 26)
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 26
+
+
+def test_the_limit_holds_across_restarts_and_processes(tmp_path):
+    """Two records of part 0 and one of part 1, which another process makes, leave room for none in part 2."""
+    source = Pictures(24, broken=(2, 3, 9, 17))
+    made = pictures_job(source=source, views=2, limit=3)
+    first, second = part_folder(made, tmp_path), part_folder(made, tmp_path)
+    encode_parts(made, first, [0], 0, 3)
+    encode_parts(made, second, [1], 0, 3)
+    with pytest.raises(DataError, match=r"4 records could not be used, more than training\.data_limit 3"):
+        encode_parts(made, first, [2], 0, 3)
+    with pytest.raises(DataError, match=r"4 records .*\n.*record 17"):  # the same command again counts no record twice
+        encode_parts(made, first, [2], 0, 3)
+    assert [entry["index"] for entry in first.noted()] == [2, 3, 9, 17]
+    with pytest.raises(DataError, match=r"more than training\.data_limit 1, in the parts that are there"):
+        encode_parts(replace(made, limit=1), first, [2], 0, 3)
+    assert make(replace(made, limit=4), tmp_path).bad == 4
+
+
+def test_parts_that_another_process_finishes_meanwhile_count(tmp_path, monkeypatch):
+    made = pictures_job(source=Pictures(24, broken=(0, 8, 16)), limit=2)
+    folder, real = part_folder(made, tmp_path), parts.PartFolder.start
+
+    def start(self, number, columns):
+        if number == 0:
+            encode_parts(made, part_folder(made, tmp_path), [1], 0, 3)
+        return real(self, number, columns)
+
+    monkeypatch.setattr(parts.PartFolder, "start", start)
+    with pytest.raises(DataError, match="3 records could not be used"):
+        encode_parts(made, folder, [0, 2], 0, 3)
+
+
+def test_a_record_with_one_bad_view_is_one_record(tmp_path, monkeypatch):
+    made = pictures_job(source=Pictures(8), views=3)
+    real = type(made.adapter).load
+    bad_draws = {
+        generator(made.seed, "image", view, key, "media").initial_seed() for view, key in ((0, "k1"), (2, "k1"))
+    }
+
+    def load(self, record, draw):
+        if draw.initial_seed() in bad_draws:
+            raise DataError(f"{record.origin}: dark")
+        return real(self, record, draw)
+
+    monkeypatch.setattr(type(made.adapter), "load", load)
+    manifest = make(made, tmp_path)
+    assert (manifest.samples, manifest.bad) == (8 * 3 - 2, 1)
+    (line,) = part_folder(made, tmp_path).noted()
+    assert (line["index"], line["views"], line["reason"]) == (1, [0, 2], "memory/1: dark")
+
+
+def test_views_of_an_earlier_version_are_joined(tmp_path):
+    lines = [{"index": 2, "view": view, "key": "2", "origin": "x", "reason": "damaged"} for view in range(4)]
+    (tmp_path / "quarantine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"index": 3, "vi')
+    (entry,) = parts.read_quarantine(tmp_path)
+    assert entry == {"index": 2, "views": [0, 1, 2, 3], "key": "2", "origin": "x", "reason": "damaged"}
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("1 / 0"), IndexError("out"), MemoryError(), RuntimeError("jpeg")])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_any_exception_of_a_decoder_sets_the_record_aside(error, workers, tmp_path, monkeypatch):
+    made = pictures_job(source=Pictures(8))
+    real = type(made.adapter).load
+
+    def load(self, record, draw):
+        if record.key == "k5":
+            raise error
+        return real(self, record, draw)
+
+    monkeypatch.setattr(type(made.adapter), "load", load)
+    manifest = make(made, tmp_path, workers)
+    assert (manifest.samples, manifest.bad) == (7, 1)
+    (line,) = part_folder(made, tmp_path).noted()
+    assert line["reason"].startswith(f"memory/5: cannot be decoded: {type(error).__name__}: {error}".strip())
+
+
+def test_a_file_that_is_gone_is_set_aside(tmp_path, monkeypatch):
+    read = Pictures.read
+
+    def gone(self, index):
+        record = read(self, index)
+        return replace(record, media=tmp_path / "gone.png") if index == 1 else record
+
+    monkeypatch.setattr(Pictures, "read", gone)
+    manifest = make(pictures_job(source=Pictures(8)), tmp_path / "out")
+    assert manifest.bad == 1
+
+
+def test_a_decoder_that_is_not_installed_ends_the_work_with_its_message(tmp_path, monkeypatch):
+    made = pictures_job(source=Pictures(8))
+
+    def load(self, record, draw):
+        raise ConfigError("needs the package pyav")
+
+    monkeypatch.setattr(type(made.adapter), "load", load)
+    with pytest.raises(ConfigError, match="needs the package pyav"):
+        make(made, tmp_path)
 
 
 def test_latents_that_are_not_finite_are_set_aside(tmp_path, monkeypatch):
@@ -240,7 +348,7 @@ def test_progress_counts_every_sample_once(tmp_path):
     made, seen = job(), []
     folder = part_folder(made, tmp_path)
     encode_parts(made, folder, folder.missing(), 0, 3, progress=seen.append)
-    assert (sum(done.samples for done in seen), sum(done.bad for done in seen)) == (38, 4)
+    assert [sum(getattr(done, name) for done in seen) for name in ("samples", "left_out", "bad")] == [38, 4, 2]
     stored = sum(shard["raw_data"]["bytes"] for number in range(3) for shard in folder.read(number).shards)
     assert 0.5 * stored < sum(done.bytes for done in seen) <= stored  # without the heads of the shards
 
@@ -283,3 +391,32 @@ def test_an_unexpected_error_in_a_worker_ends_the_program(tmp_path):
         finally:
             os._exit(70)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class HalfSilent:
+    """Sounds of 2 s: a tone in one half and digital silence in the other; sound 3 is silent throughout."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def read(self, index: int) -> Record:
+        half = np.sin(np.arange(4000) * (0.1 + 0.01 * index)).astype(np.float32)
+        halves = [half, np.zeros_like(half)] if index % 2 else [np.zeros_like(half), half]
+        sound = np.zeros(8000) if index == 3 else np.concatenate(halves)
+        return Record(f"s{index}", f"memory/{index}", sound.astype(np.float32)[:, None], captions=("a",), rate=4000.0)
+
+    def labels(self) -> list[str]:
+        return []
+
+    def fingerprint(self) -> str:
+        return "half silent"
+
+
+def test_a_silent_window_is_not_a_bad_record(tmp_path):
+    """As in training another window is drawn; only a sound that is silent throughout is left out, and once."""
+    adapter = AudioAdapter(AudioConfig(sample_rate=4000, seconds=0.25))
+    made = Job("audio", HalfSilent(), adapter, 3, 4, 8, "float32", 1)
+    manifest = make(made, tmp_path, batch=8)
+    assert (manifest.samples, manifest.bad) == (23 * 4, 1)
+    (line,) = part_folder(made, tmp_path).noted()
+    assert (line["index"], line["views"]) == (3, [0, 1, 2, 3])

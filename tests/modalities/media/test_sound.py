@@ -132,13 +132,33 @@ def test_a_file_that_ends_a_moment_early_has_its_true_length():
         probe_audio(bytes(mp3), "a.mp3")
 
 
-@pytest.mark.parametrize("promised", [0, 90_000, 2**36 - 1])
-def test_a_flac_header_that_lies_about_its_length(promised):
+def flac_of_length(promised: int) -> bytearray:
     data = bytearray(sound_bytes(NOISE, 48_000, "FLAC"))
     data[21] = data[21] & 0xF0 | promised >> 32
     data[22:26] = (promised & 0xFFFFFFFF).to_bytes(4, "big")
+    return data
+
+
+@pytest.mark.parametrize("promised", [90_000, 2**36 - 1])
+def test_a_flac_header_that_lies_about_its_length(promised):
     with pytest.raises(DataError, match=r"a\.flac: "):
-        probe_audio(bytes(data), "a.flac")
+        probe_audio(bytes(flac_of_length(promised)), "a.flac")
+
+
+def test_a_flac_from_a_pipe_does_not_say_how_long_it_is(tmp_path):
+    data = flac_of_length(0)
+    path = tmp_path / "a.flac"
+    path.write_bytes(data)
+    for media in (bytes(data), path):
+        info = probe_audio(media, "a.flac")
+        assert (info.samples, info.rate, info.channels) == (len(NOISE), 48_000, 2)
+        assert np.abs(read_audio(media, "a.flac", 50_000, 3000) - NOISE[50_000:53_000]).max() <= 2**-15
+    with pytest.raises(DataError, match=r"^a\.flac: cannot be decoded as a sound: "):
+        probe_audio(bytes(data[: len(data) // 2]), "a.flac")
+    half = len(data) // 2
+    data[half : half + 40] = bytes(byte ^ 0x5A for byte in data[half : half + 40])
+    with pytest.raises(DataError, match=r"^a\.x: cannot be decoded as a sound: damaged behind "):
+        load(bytes(data))
 
 
 def test_a_wav_header_that_lies():
@@ -146,7 +166,6 @@ def test_a_wav_header_that_lies():
     assert wav[36:40] == b"data"
     for place, value, reason in (
         (40, 10**8, "cut short"),
-        (40, 0, "no samples"),
         (22, 0, "cannot be decoded"),  # channels
         (24, 0, "cannot be decoded"),  # rate
         (24, 3, "3 Hz is not the rate of a sound"),
@@ -155,13 +174,6 @@ def test_a_wav_header_that_lies():
         lie[place : place + (2 if place == 22 else 4)] = value.to_bytes(2 if place == 22 else 4, "little")
         with pytest.raises(DataError, match=rf"a\.wav: .*{reason}"):
             probe_audio(bytes(lie), "a.wav")
-    for unknown in (0, 0xFFFFFFFF):  # written to a pipe
-        streamed = wav.copy()
-        streamed[4:8] = streamed[40:44] = unknown.to_bytes(4, "little")
-        if unknown:
-            assert probe_audio(bytes(streamed), "a.wav").samples == len(NOISE)
-    streamed[40:44] = wav[40:44]
-    assert probe_audio(bytes(streamed), "a.wav").samples == len(NOISE)
 
 
 def test_damage_inside_a_flac_is_refused_where_it_is_read():
@@ -200,11 +212,7 @@ def test_a_suffix_does_not_matter(tmp_path):
         for suffix in (".wav", ".jpg", ".raw", ""):
             path = tmp_path / f"{kind}{suffix}"
             path.write_bytes(sound_bytes(NOISE[:9000], 48_000, kind, None))
-            if suffix == ".raw":  # means samples without a header
-                with pytest.raises(DataError, match="cannot be decoded"):
-                    probe_audio(path, "a")
-            else:
-                assert probe_audio(path, "a").samples == 9000
+            assert probe_audio(path, "a").samples == 9000
 
 
 def test_what_is_not_there(tmp_path):
@@ -223,3 +231,14 @@ def test_a_written_sound_is_sixteen_bit(tmp_path):
     assert probe_audio(path, "x").rate == 4000
     seen = read_audio(path, "x", 0, 400)
     np.testing.assert_allclose(seen.T, stereo.clamp(-1, 1).numpy(), atol=2**-15)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), AttributeError("y"), MemoryError(), OverflowError("z")])
+def test_whatever_a_decoder_raises_costs_one_record(error, monkeypatch):
+    def broken(*_args, **_options):
+        raise error
+
+    data = sound_bytes(NOISE, 8000)
+    monkeypatch.setattr(soundfile, "SoundFile", broken)
+    with pytest.raises(DataError, match=rf"^a\.wav: cannot be decoded as a sound: {type(error).__name__}:"):
+        probe_audio(data, "a.wav")

@@ -1,3 +1,4 @@
+import struct
 import sys
 
 import av
@@ -6,7 +7,7 @@ import pytest
 
 from core.errors import ConfigError, DataError
 from modalities.media.sound import probe_audio, read_audio
-from tests.modalities.making import numbered, sound_file, video_file
+from tests.modalities.making import numbered, sound_bytes, sound_file, video_file
 
 RATE = 44_100
 # Rising tones: no place is like another.
@@ -26,6 +27,29 @@ def test_other_formats_are_read_from_any_place(tmp_path, suffix, codec):
     assert min(errors) ** 0.5 < (2**-15 if codec == "alac" else 0.03)
     for start in (1, 40_000, 70_001, info.samples - 2000):
         np.testing.assert_allclose(read_audio(data, "x", start, 2000), whole[start : start + 2000], atol=1e-6)
+
+
+def test_an_edit_list_says_where_the_sound_begins_and_ends(tmp_path):
+    """Of the silence of the encoder before and behind, nothing is sound; whatever the file's name is."""
+    path = sound_file(tmp_path / "a.m4a", STEREO, RATE, "aac")
+    data = bytearray(path.read_bytes())
+    struct.pack_into(">Ii", data, data.index(b"elst") + 12, 2000, 1024)  # milliseconds, samples
+    named = tmp_path / "a.mp3"
+    named.write_bytes(data)
+    for media in (bytes(data), named):
+        info = probe_audio(media, "x")
+        assert (info.samples, info.rate, info.channels) == (2 * RATE, RATE, 2)
+        whole, plain = read_audio(media, "x", 0, info.samples), read_audio(path, "x", 0, len(STEREO))
+        np.testing.assert_allclose(whole[5000:9000], plain[6024:10_024], atol=1e-6)
+        np.testing.assert_allclose(read_audio(media, "x", 60_000, 2000), whole[60_000:62_000], atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".wav", ".flac", ".ogg", ".raw", ".sd2", ""])
+def test_content_decides_and_not_the_suffix(tmp_path, suffix):
+    data = sound_file(tmp_path / "a.m4a", STEREO, RATE, "aac").read_bytes()
+    path = tmp_path / f"b{suffix}"
+    path.write_bytes(data)
+    assert probe_audio(path, "x") == probe_audio(data, "x")
 
 
 def test_the_sound_of_a_file_with_pictures(tmp_path):
@@ -62,3 +86,11 @@ def test_without_pyav_it_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ConfigError, match=r"^this file needs the package av, .* most sounds work without it$"):
         probe_audio(data, "a.m4a")
+
+
+def test_without_pyav_a_damaged_file_is_still_one_record(monkeypatch):
+    data = bytearray(sound_bytes(STEREO, RATE))
+    data[22:24] = bytes(2)  # channels
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(DataError, match=r"^a\.wav: cannot be decoded as a sound: "):
+        probe_audio(bytes(data), "a.wav")

@@ -2,16 +2,19 @@ import gc
 import importlib
 import multiprocessing
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
 
 from core.errors import ConfigError, DataError
+from modalities.media import video_pyav
 from modalities.media.video import index_video, read_frames
 from modalities.media.video_decoders import DECODERS
 from tests.modalities.making import numbered, numbers, video_file
@@ -113,6 +116,81 @@ def test_a_backend_that_would_give_other_frames_refuses(tmp_path, optional):
         assert np.array_equal(seen, read_frames(media, "x", index, wanted))
     with pytest.raises(DataError, match=f"x: {optional} .*; use pyav"):
         read_frames(untimed, "x", index_video(untimed, "x"), np.arange(13, 20), optional)
+
+
+def rewritten(folder: Path, build: int) -> bytes:
+    """4:4:4 that names another version of x264, which decodes alike without transforms of 8 x 8."""
+    options = {"x264-params": "8x8dct=0"}
+    data = video_file(folder / "a.mp4", moving(), pixel_format="yuv444p", options=options).read_bytes()
+    assert re.search(rb"x264 - core \d+", data)
+    return re.sub(rb"x264 - core \d+", b"x264 - core %d" % build, data)
+
+
+def test_444_of_an_old_x264_is_decoded_from_the_first_frame_on(tmp_path, monkeypatch):
+    """Only the beginning of the file says of which version it is, and FFmpeg decodes those before 151 otherwise."""
+    old, new = rewritten(tmp_path, 142), rewritten(tmp_path, 164)
+    assert not index_video(new, "x").whole
+    index = index_video(old, "x")
+    assert index.whole
+    expected = read_frames(new, "x", index_video(new, "x"), np.arange(40))
+
+    def no_seek(*args, seek=False, **kwargs):
+        assert not seek
+        return by_stamp(*args, seek=seek, **kwargs)
+
+    by_stamp = video_pyav._by_stamp
+    monkeypatch.setattr(video_pyav, "_by_stamp", no_seek)
+    for window in (np.arange(40), np.array([30]), np.array([14, 15])):
+        seen = read_frames(old, "x", index, window)
+        assert all(np.array_equal(a, expected[number]) for a, number in zip(seen, window, strict=True))
+    for backend in ("decord", "torchcodec"):
+        for window in (np.array([0]), np.array([30])):
+            with pytest.raises(DataError, match=rf"^x: {backend} does not decode 4:4:4 of an x264 before build 151"):
+                read_frames(old, "x", index, window, backend)
+
+
+def rotated(folder: Path, name: str, degrees: int, pixels: np.ndarray) -> Path:
+    """With a display matrix, which PyAV takes over from an MP4."""
+    source = folder / "source.mp4"
+    source.write_bytes(turned(video_file(source, pixels).read_bytes(), *TURNS[degrees]))
+    with av.open(str(source)) as given, av.open(str(folder / name), "w") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+    return folder / name
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+@pytest.mark.parametrize("name", ["a.mkv", "a.mov", "a.mp4"])
+@pytest.mark.parametrize("size", [(120, 160), (160, 160)])
+def test_rotated_files_are_turned_or_refused(tmp_path, optional, name, degrees, size):
+    path = rotated(tmp_path, name, degrees, moving(6, *size))
+    index = index_video(path, "x")
+    expected = read_frames(path, "x", index, np.arange(6))
+    stored = read_frames(tmp_path / "source.mp4", "x", index_video(tmp_path / "source.mp4", "x"), np.arange(6))
+    assert np.array_equal(expected, stored)  # the matrix is there
+    if optional == "decord" and name == "a.mkv":
+        with pytest.raises(DataError, match=r"^x: decord does not turn the pictures of this container; use pyav$"):
+            read_frames(path, "x", index, np.arange(6), optional)
+    else:
+        assert np.array_equal(read_frames(path, "x", index, np.arange(6), optional), expected)
+
+
+@pytest.mark.parametrize("backend", DECODERS)
+def test_mirrored_pictures_are_refused_by_all(tmp_path, backend):
+    data = turned(video_file(tmp_path / "a.mp4", numbered(2)).read_bytes(), -1, 0, 0, 1)
+    with pytest.raises(DataError, match="x: the container asks to mirror the picture"):
+        read_frames(data, "x", index_video(data, "x"), np.array([0]), backend)
+
+
+def test_times_of_single_precision_are_near_enough(tmp_path, optional):
+    """Five hours after the clock's zero a float32 cannot tell milliseconds apart."""
+    first = 5 * 3600 * 1000 + 7
+    path = video_file(tmp_path / "a.mp4", numbered(40), milliseconds=[first + 41 * i for i in range(40)])
+    index = index_video(path, "x")
+    assert numbers(read_frames(path, "x", index, np.arange(30, 40), optional)) == list(range(30, 40))
 
 
 def test_open_groups_of_pictures_are_known(tmp_path):

@@ -1,0 +1,56 @@
+"""What a run can do and its author hardly wants: told by the dry run and at the start of training."""
+
+from __future__ import annotations
+
+from configs.schema import Config
+from core.sampler import SamplerConfig
+from core.training.trainer import TrainingConfig
+from modalities.conditions import ConditionConfig
+
+PROBES = 4096  # steps at which a schedule is looked at
+REACHED = 0.99  # of the learning rate that is asked for
+
+
+def warnings(config: Config) -> list[str]:
+    """One line each; empty for most runs."""
+    training = config.training
+    found = [(f"training.{line}" if line else None) for line in (schedule_warning(training), ema_warning(training))]
+    for name, stream in config.modalities.streams().items():
+        line = guidance_warning(stream.sampling, config.condition)
+        found.append(f"modalities.{name}.sampling.{line}" if line else None)
+    return [line for line in found if line]
+
+
+def ema_warning(training: TrainingConfig) -> str | None:
+    """For an average that is longer than a fifth of the run."""
+    return training.ema.warning(training.steps)
+
+
+def schedule_warning(training: TrainingConfig) -> str | None:
+    """For a learning rate that the schedule never reaches."""
+    optimizer, steps = training.optimizer, training.steps
+    probed = {round(place * (steps - 1) / PROBES) for place in range(PROBES + 1)}
+    probed |= {step for step in (optimizer.warmup - 1, steps - optimizer.cooldown) if 0 <= step < steps}
+    peak = max(optimizer.lr_at(step, steps) for step in probed)
+    if peak >= REACHED * optimizer.lr:
+        return None
+    fitting = max(steps // 10, 1)
+    return (
+        f"optimizer: with warmup {optimizer.warmup} and cooldown {optimizer.cooldown} in {steps} steps the "
+        f"learning rate reaches {peak:.3g} and never the lr {optimizer.lr:g}. Train for more than "
+        f"{optimizer.warmup + optimizer.cooldown} steps, or warm up and cool down for {fitting}"
+    )
+
+
+def guidance_warning(sampling: SamplerConfig, condition: ConditionConfig) -> str | None:
+    """For a guidance scale whose null condition, or whose condition, the model has not learned."""
+    if sampling.guidance == 1:
+        return None
+    if condition.kind == "none":
+        return f"guidance: {sampling.guidance:g} changes nothing with condition.kind none; leave it at 1"
+    if condition.dropout == 0:
+        return (
+            f"guidance: {sampling.guidance:g} needs the null condition, which the model never learns with "
+            "condition.dropout 0; train with 0.1, or leave it at 1"
+        )
+    return None

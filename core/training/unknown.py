@@ -1,0 +1,162 @@
+"""What an unknown key was meant to be: looked for in the whole tree of settings, and among other projects' names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from core.errors import nearest
+
+Keys = tuple[str, ...]
+
+ANY = "*"  # in an alias: any one part of a key
+ENTRY = "NAME"  # of a dict of sections, whose names the user chooses
+CLOSE, CLOSER = 0.6, 0.8  # likeness of two names, of difflib
+SHOWN = 3  # further keys that are named
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknown:
+    """A key that the schema does not have: what it was set to, and the keys that are allowed in its place."""
+
+    value: Any
+    allowed: list[str]
+
+
+def explain_unknown(
+    noted: list[tuple[Keys, str | Unknown]], schema: type, values: dict, aliases: Mapping[str, Iterable[str]]
+) -> list[tuple[Keys, str]]:
+    """The same, in words; `values` are all settings, nested, and `aliases` as of `KnownKeys`."""
+    if not any(isinstance(what, Unknown) for _, what in noted):
+        return noted
+    known = KnownKeys(schema, aliases)
+    return [
+        (key, f"unknown key; allowed: {', '.join(what.allowed)}.{known.meant(key, what.value, what.allowed, values)}")
+        if isinstance(what, Unknown)
+        else (key, what)
+        for key, what in noted
+    ]
+
+
+class KnownKeys:
+    """Every key of a schema.
+
+    Args:
+        schema: a dataclass of dataclasses.
+        aliases: a name that other projects use -> our dotted keys, whose parts may be `*`, in order of preference. A
+            key that exists nowhere is an error in the table, which a test of the table should find with `expand`.
+    """
+
+    def __init__(self, schema: type, aliases: Mapping[str, Iterable[str]] | None = None):
+        self.keys = dict(_keys(schema, (), (), ()))  # -> the sections above it that may be absent
+        self.aliases = {_plain(name): list(keys) for name, keys in (aliases or {}).items()}
+
+    def expand(self, pattern: str) -> list[Keys]:
+        """The keys that a dotted pattern of the table of aliases means."""
+        wanted = pattern.split(".")
+        return [
+            key
+            for key in self.keys
+            if len(key) == len(wanted) and all(w in (ANY, part) for w, part in zip(wanted, key, strict=True))
+        ]
+
+    def meant(self, path: Keys, value: Any, siblings: list[str], given: Mapping[str, Any]) -> str:
+        """' Did you mean: ...?' for an unknown key, or '' when nothing is close.
+
+        Args:
+            path: of the unknown key, from the root.
+            value: what it was set to; a section with one setting stands for that setting.
+            siblings: the keys that are allowed in its place.
+            given: all settings, nested; keys of sections that are absent are named only where there are no others.
+        """
+        own = path[-1]
+        if difflib.get_close_matches(own, siblings, n=1, cutoff=CLOSER):
+            return nearest(own, siblings)
+        while isinstance(value, dict) and len(value) == 1:
+            ((name, value),) = value.items()
+            path = (*path, str(name))
+        found = self._named(path) or self._alike(path)
+        if not found:
+            return nearest(own, siblings)
+        there = [key for key in found if all(_is_there(section, given) for section in self.keys[key])]
+        first, *others = [_shown(key, path) for key in there or found]
+        also = f" Also: {', '.join(others[:SHOWN])}{', ...' if len(others) > SHOWN else ''}." if others else ""
+        return f" Did you mean: {first}?{also}"
+
+    def _named(self, path: Keys) -> list[Keys]:
+        """Keys that end in just this name, or that others call so; the nearest in the tree come first."""
+        name = _plain(path[-1])
+        same = [key for key in self.keys if _plain(key[-1]) == name]
+        if not same:
+            aliases = [self.expand(pattern) for pattern in self.aliases.get(name, ())]
+            return [key for keys in aliases for key in sorted(keys, key=lambda key: -_shared(key, path))]
+        fitting = [key for key in same if _fits(path[:-1], key[:-1])]
+        return sorted(fitting or same, key=lambda key: (-_shared(key, path), len(key)))
+
+    def _alike(self, path: Keys) -> list[Keys]:
+        """Keys with a name like this one, ours or of others."""
+        known = {key[-1] for key in self.keys} | set(self.aliases)
+        names = difflib.get_close_matches(_plain(path[-1]), sorted(known), n=1, cutoff=CLOSER)
+        return self._named((*path[:-1], names[0])) if names else []
+
+
+def _keys(hint: Any, path: Keys, above: tuple[type, ...], absent: tuple[Keys, ...]) -> Iterator[tuple[Keys, tuple]]:
+    """Keys at and below a place; a section inside a section of its own kind is not entered again."""
+    kinds = [argument for argument in typing.get_args(hint) if argument is not type(None)]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and len(kinds) == 1:
+        yield from _keys(kinds[0], path, above, (*absent, path) if dataclasses.is_dataclass(kinds[0]) else absent)
+        return
+    if path:
+        yield path, absent
+    if dataclasses.is_dataclass(hint) and hint not in above:
+        hints = typing.get_type_hints(hint)
+        for field in dataclasses.fields(hint):
+            yield from _keys(hints[field.name], (*path, field.name), (*above, hint), absent)
+    elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(kinds[1]):
+        yield from _keys(kinds[1], (*path, ENTRY), above, (*absent, path))
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _shared(key: Keys, path: Keys) -> int:
+    """Parts at the beginning of both."""
+    count = 0
+    for a, b in zip(key, path, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _fits(wanted: Keys, parts: Keys) -> bool:
+    """Whether names like the wanted ones occur among the parts, in order."""
+    place = 0
+    for name in map(_plain, wanted):
+        while place < len(parts) and not _like(name, parts[place]):
+            place += 1
+        if place == len(parts):
+            return False
+        place += 1
+    return True
+
+
+def _like(name: str, part: str) -> bool:
+    return part.startswith(name) or difflib.SequenceMatcher(None, name, part).ratio() >= CLOSE
+
+
+def _is_there(path: Keys, given: Any) -> bool:
+    """Whether the settings have this section."""
+    for part in path:
+        given = given.get(part) if isinstance(given, dict) else None
+    return bool(given)
+
+
+def _shown(key: Keys, path: Keys) -> str:
+    """In full, or by its name alone where it belongs in the same section."""
+    return repr(key[-1] if key[:-1] == path[:-1] else ".".join(key))

@@ -1,0 +1,28 @@
+"""From a record to its media: one road for training, encoding and evaluation; a failure is the record's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core.errors import ConfigError, DataError, described
+from modalities.base import ModalityAdapter, Record
+
+
+def decoded(adapter: ModalityAdapter, record: Record, generator: torch.Generator) -> Tensor:
+    """Media of a record, not augmented.
+
+    Raises:
+        DataError: the record cannot be used; also for any exception of a decoder (a damaged file must not end the work,
+            and no list of what decoders raise is complete), and for values that are not finite.
+        ConfigError: a package or a setting is wrong, for all records alike.
+    """
+    try:
+        media = adapter.load(record, generator)
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:
+        raise DataError(f"{record.origin}: cannot be decoded: {described(error)}") from error
+    if not torch.isfinite(media).all():
+        raise DataError(f"{record.origin}: the decoded media holds NaN or infinite values")
+    return media

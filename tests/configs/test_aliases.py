@@ -1,0 +1,47 @@
+"""What other projects call our settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs.aliases import ALIASES
+from configs.load import load_config
+from configs.schema import Config
+from core.errors import ConfigError
+from core.training.unknown import KnownKeys
+from tests.tools.tiny import CONFIG
+
+
+def test_every_alias_leads_to_a_setting():
+    known = KnownKeys(Config, ALIASES)
+    assert [name for name, patterns in ALIASES.items() if not all(known.expand(each) for each in patterns)] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("steps=4", "training.steps"),
+        ("optim.lr=1e-4", "training.optimizer.lr"),
+        ("lr=1e-4", "training.optimizer.lr"),
+        ("learning_rate=1e-4", "training.optimizer.lr"),
+        ("batch_size=4", "modalities.image.batch"),
+        ("num_workers=4", "training.workers"),
+        ("max_steps=4", "training.steps"),
+        ("epochs=4", "training.steps"),
+        ("cfg=4", "modalities.image.sampling.guidance"),
+        ("guidance_scale=4", "modalities.image.sampling.guidance"),
+        ("ema_decay=0.9", "training.ema.decay"),
+        ("gradient_accumulation_steps=4", "training.accumulate"),
+        ("mixed_precision=bf16", "training.precision"),
+        ("resolution=64", "modalities.image.media.size"),
+        ("num_inference_steps=64", "modalities.image.sampling.steps"),
+        ("output_dir=here", "run"),
+        ("condition.max_words=30", "condition.text.max_words"),
+        ("warmup=3", "training.optimizer.warmup"),
+        ("image.batch=3", "modalities.image.batch"),
+    ],
+)
+def test_common_names_are_answered_with_ours(override, wanted):
+    with pytest.raises(ConfigError) as caught:
+        load_config(CONFIG, [override])
+    assert f" Did you mean: '{wanted}'?" in str(caught.value)

@@ -1,0 +1,64 @@
+"""What to type after a run was ended by a bad step or by the machine: the exact commands."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from configs.schema import Config
+from core.errors import NotFiniteError
+from core.training.checkpoint import CheckpointStore
+
+
+def command(options: argparse.Namespace, *more: str, leave_out: str = "") -> str:
+    """The command that goes on with a run. What was changed is noted in the run, and is not repeated.
+
+    Args:
+        more: further arguments, in place of overrides of the setting `leave_out`.
+    """
+    overrides = [given for given in options.overrides if given.partition("=")[0] != leave_out]
+    return shlex.join(["selfflow", "train", str(options.config), *overrides, *more])
+
+
+def go_on(options: argparse.Namespace, config: Config) -> str:
+    """After an accident: the last checkpoint, and the same command."""
+    step = CheckpointStore(f"{config.run}/checkpoints").latest()
+    if step is not None:
+        return f"The last checkpoint is of step {step}. To go on from it: {command(options)}"
+    return f"There is no checkpoint yet. To start again: {shlex.join(['selfflow', *_arguments(options)])}"
+
+
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """All arguments of `selfflow train` that such a start had."""
+    found = ["train", str(options.config), *options.overrides]
+    found += [part for change in options.change for part in ("--change", change)]
+    if options.init_from is not None:
+        found += ["--init-from", str(options.init_from)]
+        found += [part for pattern in options.init_drop for part in ("--init-drop", pattern)]
+        found += [part for pattern in options.init_fresh for part in ("--init-fresh", pattern)]
+    return found
+
+
+def after_bad_step(options: argparse.Namespace, config: Config, error: NotFiniteError) -> str:
+    """What can be done about values that are not finite, each with its command."""
+    step, half = CheckpointStore(f"{config.run}/checkpoints").latest(), f"{config.training.optimizer.lr / 2:g}"
+    name = "training.optimizer.lr"
+    if step is None:  # nothing to keep, so that any setting may be another one
+        slower = command(options, f"{name}={half}", leave_out=name)
+    else:
+        slower = command(options, "--change", f"{name}={half}")
+    lines = ["There is no checkpoint yet." if step is None else f"The last checkpoint is of step {step}."]
+    if error.bad_step is None:
+        lines += ["The weights went wrong after it: train on from it with a lower learning rate:", f"  {slower}"]
+        return "\n".join(lines)
+    skipped = sorted({*config.training.skip_steps, error.bad_step})
+    skip = f"training.skip_steps=[{','.join(map(str, skipped))}]"
+    row = 1
+    while error.bad_step - row in skipped:
+        row += 1
+    if row > 1:
+        lines.append(f"It is the bad step number {row} in a row: more likely the weights are at fault than the data.")
+    choices = {"leave this step out": command(options, skip, leave_out="training.skip_steps"), "halve lr": slower}
+    ordered = list(choices.items())[:: -1 if row > 1 else 1]
+    lines += ["The same command meets the same values again. To go on, one of", *(f"  {typed}" for _, typed in ordered)]
+    return "\n".join(lines)
