@@ -498,16 +498,3 @@ def test_sample_files_need_all_three_files(tmp_path, capsys):
     files = ["--samples", str(tmp_path / "a.npz"), "--reference", str(tmp_path / "b.npz"), "--inception", "weights"]
     assert main(["evaluate", *files]) == 2
     assert "b.npz: not an .npz file" in capsys.readouterr().err
-
-
-def test_guidance_of_samples_without_a_null_condition_is_said(tmp_path, capsys):
-    run = tmp_path / "run"
-    settings = ["modalities.video=null", "modalities.audio=null", "condition.dropout=0", "training.steps=1"]
-    assert train(run, *settings, HELDOUT[0]) == 0
-    options = [*few("image"), "modalities.image.evaluation.measures=[samples]", "modalities.image.sampling.guidance=3"]
-    assert evaluate(run, *options) == 0
-    said = "guidance: 3, and the condition of this run was never dropped in training"
-    assert f"warning: modalities.image.sampling.{said}" in capsys.readouterr().err
-    assert any(said in line for line in results(run / "evaluation")["image"]["warnings"])
-    assert evaluate(run, *options[:-1]) == 0
-    assert said not in capsys.readouterr().err
