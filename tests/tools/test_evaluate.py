@@ -317,19 +317,6 @@ def test_a_run_that_was_moved_is_still_measured(sit_run, tmp_path):
     assert "health/align_cosine" in results(tmp_path / "moved" / "evaluation")["image"]["values"]
 
 
-def test_guidance_of_samples_without_a_null_condition_is_said(tmp_path, capsys):
-    run = tmp_path / "run"
-    settings = ["modalities.video=null", "modalities.audio=null", "condition.dropout=0", "training.steps=1"]
-    assert train(run, *settings, HELDOUT[0]) == 0
-    options = [*few("image"), "modalities.image.evaluation.measures=[samples]", "modalities.image.sampling.guidance=3"]
-    assert evaluate(run, *options) == 0
-    said = "guidance: 3, and the condition of this run was never dropped in training"
-    assert f"warning: modalities.image.sampling.{said}" in capsys.readouterr().err
-    assert any(said in line for line in results(run / "evaluation")["image"]["warnings"])
-    assert evaluate(run, *options[:-1]) == 0
-    assert said not in capsys.readouterr().err
-
-
 def test_sample_files_are_what_the_evaluator_of_adm_reads(sit_run, tmp_path, capsys):
     settings = ["modalities.image.evaluation.generated=30", "--batch", "7"]
     assert evaluate(sit_run, "--npz", str(tmp_path / "samples"), *settings) == 0
