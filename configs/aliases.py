@@ -1,6 +1,7 @@
 """What settings are called in other projects; an unknown key of such a name is answered with ours.
 
-`*` stands for every stream. Names that are keys of ours somewhere in the tree need no entry: they are found there.
+`*` stands for every stream. Names that are keys of ours somewhere in the tree need no entry: they are found there. One that
+is there several times has an entry for the one that is meant.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _TOKENS = ("condition.text.max_words", "condition.encoder.max_tokens")
 ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("learning_rate", "base_lr", "max_lr", "peak_lr", "base_learning_rate", "blr"), _LR),
     **dict.fromkeys(("warmup_steps", "lr_warmup_steps", "num_warmup_steps", "lr_warmup", "warmup_iters"), _WARMUP),
+    "warmup": _WARMUP,  # of the learning rate, and not of an alignment term
     **dict.fromkeys(
         ("lr_decay_steps", "decay_steps", "cooldown_steps", "num_decay_steps"), ("training.optimizer.cooldown",)
     ),

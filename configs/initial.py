@@ -14,7 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from autoencoders.base import Whitening
+from configs.assembly.adapters import build_adapters
 from configs.assembly.latents import text_settings
+from configs.meaning import file_whitening, meaning_problems, weights_meaning
 from configs.schema import Config, TrunkConfig
 from core.errors import CheckpointError, ConfigError
 from core.training.checkpoint import CheckpointStore, digest
@@ -110,12 +112,23 @@ def read_source(path: Path) -> WeightSource:
 def check_meaning(source: WeightSource, initial: Initial, config: Config, labels: list[str]) -> None:
     """Raise ConfigError for settings of the source's run that give its weights another meaning here.
 
-    Those of layers that are left out of the source do not count. Of a file nothing is known but its tensors.
+    Those of layers that are left out of the source do not count. Of a file is known what it says of its weights
+    (configs/meaning.py), and of another project's nothing but its tensors.
     """
-    if not source.extra:
+    said = {} if source.file is None else source.file.meaning
+    if not source.extra and not said:
         return
     dropped = matching(source.weights, initial.drop, f"--init-drop: {source.name}")
     taken = [name for name in source.weights if name not in dropped]
+    found = _file_differences(said, taken, config, labels) if said else _run_differences(source, taken, config, labels)
+    if found:
+        raise ConfigError(
+            [f"--init-from: {source.name}: {line}" for line in found]
+            + ["Use its settings, or start the layers that read them anew (--init-drop PART --init-fresh PART)."]
+        )
+
+
+def _run_differences(source: WeightSource, taken: list[str], config: Config, labels: list[str]) -> list[str]:
     theirs, ours = source.extra["config"], to_plain(config)
     found = _trunk_differences(theirs, ours)
     there, here = media_of(theirs), media_of(ours)
@@ -124,11 +137,19 @@ def check_meaning(source: WeightSource, initial: Initial, config: Config, labels
             found += _media_differences(there, here, modality)
     if _takes(taken, CONDITION_PARTS):
         found += _condition_differences(theirs, ours, source.extra.get("labels", []), labels)
-    if found:
-        raise ConfigError(
-            [f"--init-from: {source.name}: {line}" for line in found]
-            + ["Use its settings, or start the layers that read them anew (--init-drop PART --init-fresh PART)."]
-        )
+    return found
+
+
+def _file_differences(said: dict[str, Any], taken: list[str], config: Config, labels: list[str]) -> list[str]:
+    own = weights_meaning(config, build_adapters(config, Path()), labels, {}, {}, "")
+
+    def anew(key: str) -> bool:
+        """Whether no layer that is taken reads it; frames a second may differ here, as between runs."""
+        if key.startswith("media."):
+            return key.endswith(".fps") or not _takes(taken, media_parts(key.split(".")[1]))
+        return key.split(".")[0] in ("condition", "labels") and not _takes(taken, CONDITION_PARTS)
+
+    return meaning_problems(said, own, [key for key in (*said.get("meaning", {}), "labels") if anew(key)])
 
 
 def media_parts(modality: str) -> tuple[str, ...]:
@@ -138,6 +159,11 @@ def media_parts(modality: str) -> tuple[str, ...]:
 
 def kept_whitening(source: WeightSource, config: Config) -> dict[str, Whitening]:
     """Latent statistics of the source for the modalities whose tokens mean the same: what its weights are used to."""
+    if source.file is not None and source.file.meaning:
+        found = _file_differences(source.file.meaning, list(source.weights), config, [])
+        ours = {part.modality for _, _, part in config.parts()}
+        other = {modality for modality in ours for line in found if f"media.{modality}." in line}
+        return {name: values for name, values in file_whitening(source.file.meaning).items() if name not in other}
     stored, kept = source.extra.get("whitening", {}), {}
     there, here = (media_of(plain) for plain in (source.extra.get("config", {}), to_plain(config)))
     for modality in here:

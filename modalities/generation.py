@@ -136,8 +136,8 @@ def guidance_problem(condition: ConditionConfig, config: SamplerConfig) -> str |
         return None
     if condition.kind == "none":
         return (
-            f"guidance: {config.guidance:g}, and this run was trained without a condition (condition.kind: none); "
-            "set it to 1"
+            f"guidance: {config.guidance:g}, and this run was trained without a condition (condition.kind: none), so "
+            "that it changes nothing; set it to 1"
         )
     if condition.dropout == 0:
         return (

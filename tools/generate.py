@@ -152,11 +152,14 @@ def asked(options: argparse.Namespace, loaded: LoadedRun) -> list[str]:
 
 
 def check_negative(options: argparse.Namespace, loaded: LoadedRun, settings: SamplerConfig) -> None:
-    """Raises ConfigError where nothing would read it, and for guidance without a condition."""
+    """Raises ConfigError where nothing would read it, and where guidance without a condition is asked for.
+
+    Guidance that is a run's own default without a condition is told by `warnings`; it changes nothing.
+    """
     condition = loaded.config.condition
     if options.negative is not None and settings.guidance == 1:
         raise ConfigError("--negative: is not read without guidance; set a scale above 1, such as --guidance 3")
-    if condition.kind == "none" and (problem := guidance_problem(condition, settings)):
+    if condition.kind == "none" and options.guidance is not None and (problem := guidance_problem(condition, settings)):
         raise ConfigError(f"--{problem}")
     if options.negative is not None and condition.kind == "label":
         loaded.generator.context([options.negative])  # an unknown class is told now

@@ -11,6 +11,7 @@ run.lock        held by the process that trains here, see core/training/lock.py
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -140,7 +141,13 @@ class RunFolder:
         keep_lines(self.path / "timings.jsonl")
 
     def flush(self) -> None:
-        """Make every line durable. Raises OSError; what could not be written is kept for the next time."""
+        """Make every line durable. Raises OSError; what could not be written is kept for the next time.
+
+        A folder that is gone, as of a file system that is no longer mounted, is an error too: open files would not
+        notice, and checkpoints would begin another run in its place.
+        """
+        if not (self.path / "run.json").exists():
+            raise FileNotFoundError(errno.ENOENT, "the run folder is gone", str(self.path))
         for file in self._files.values():
             file.sync()
         self._flushed, self._failing = time.monotonic(), False

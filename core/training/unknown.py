@@ -99,7 +99,8 @@ class KnownKeys:
             aliases = [self.expand(pattern) for pattern in self.aliases.get(name, ())]
             return [key for keys in aliases for key in sorted(keys, key=lambda key: -_shared(key, path))]
         fitting = [key for key in same if _fits(path[:-1], key[:-1])]
-        return sorted(fitting or same, key=lambda key: (-_shared(key, path), len(key)))
+        usual = {key for pattern in self.aliases.get(name, ()) for key in self.expand(pattern)}
+        return sorted(fitting or same, key=lambda key: (-_shared(key, path), key not in usual, len(key)))
 
     def _alike(self, path: Keys) -> list[Keys]:
         """Keys with a name like this one, ours or of others."""

@@ -50,7 +50,7 @@ class Metadata:
                     if path in rows:
                         self._place[rows[path]] = number, offset, len(data)
                     else:
-                        account.leave(f"line| of {kind} without a file", str(name))
+                        account.leave(f"line| of {kind} without a record", str(name))
             except (OSError, csv.Error) as error:
                 account.leave(f"{kind} that cannot be read ({error})", table)
 

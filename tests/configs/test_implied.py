@@ -41,7 +41,8 @@ def test_captions_fields_and_filters_are_taken_and_the_place_is_not(tmp_path):
 
 def test_what_is_set_stays_and_another_kind_takes_only_what_it_reads(tmp_path):
     data = "{kind: parquet, path: a, captions: label, label_field: kind, media_field: jpg, shuffle_blocks: 3}"
-    assert heldout(tmp_path, data, "{kind: folder, path: b}") == SourceConfig(kind="folder", path="b", captions="label")
+    taken = SourceConfig(kind="folder", path="b", captions="label", label_field="kind")
+    assert heldout(tmp_path, data, "{kind: folder, path: b}") == taken
     found = heldout(tmp_path, data, "{kind: webdataset, path: b, label_field: class}")
     assert found == SourceConfig(kind="webdataset", path="b", captions="label", label_field="class", shuffle_blocks=3)
     found = heldout(tmp_path, data, "{kind: folder, path: b, caption_fields: [text]}")

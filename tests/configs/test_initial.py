@@ -15,7 +15,7 @@ from configs.load import load_config
 from core.errors import CheckpointError, ConfigError
 from core.training.checkpoint import CheckpointStore
 from core.training.initialize import initialize, matching
-from tests.tools.tiny import CONFIG, published, result, train
+from tests.tools.tiny import CONFIG, STEPS, published, result, train
 from tools.cli import main
 
 SIT = CONFIG.with_name("tiny_sit.yaml")
@@ -124,6 +124,29 @@ def test_settings_that_no_shape_shows_are_refused_by_name(override, expected, ti
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trunk.mmdit.heads=4", "trunk.mmdit.heads: 4, and the file's weights were trained with 2"),
+        ("trunk.mmdit.time_scale=1", "trunk.mmdit.time_scale: 1.0, and the file's weights were trained with 1000.0"),
+        ("streams.audio.media.exponent=1", "streams.audio.media.exponent: 1.0, and the file's"),
+        ("condition.text.rows_per_word=8", "condition.text.rows_per_word: 8, and the file's"),
+    ],
+)
+def test_a_file_says_what_no_shape_shows(override, expected, tiny_run, tmp_path, capsys):
+    file = tmp_path / "joint.safetensors"
+    assert main(["export", "--run", str(tiny_run), "--to", str(file), "--kind", "native-mmdit"]) == 0
+    assert train(tmp_path / "run", override, "--init-from", str(file)) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    parts = {"modalities": ("media_in.audio", "media_out.audio"), "condition": ("context",)}.get(override.split(".")[0])
+    if parts:  # where the layers start anew, their settings may differ
+        anew = [word for part in parts for word in ("--init-drop", part, "--init-fresh", part)]
+        assert train(tmp_path / "run", override, "training.steps=1", "--init-from", str(file), *anew) == 0
+        measured = "latent statistics of audio: measured on the data" in capsys.readouterr().err
+        assert measured == override.startswith("modalities")
+
+
 def test_layers_that_start_anew_may_have_other_settings_and_statistics_of_their_own(tiny_run, tmp_path, capsys):
     anew = [part for name in ("media_in.audio", "media_out.audio")
             for part in ("--init-drop", name, "--init-fresh", name)]  # fmt: skip
@@ -156,7 +179,9 @@ def test_a_file_of_any_kind_that_import_reads(tiny_run, tmp_path, capsys):
     assert train(tmp_path / "a", "training.steps=1", "--init-from", str(file)) == 0
     assert same(ema(tmp_path / "a", 0), ema(tiny_run))
     assert begun(tmp_path / "a")["kind"] == "native-mmdit"
-    assert "latent statistics of image: measured on the data" in capsys.readouterr().err
+    assert f"latent statistics of image: those of {file}" in capsys.readouterr().err
+    stored = CheckpointStore(tmp_path / "a" / "checkpoints").extra(1)["whitening"]
+    assert stored == CheckpointStore(tiny_run / "checkpoints").extra(STEPS)["whitening"]
     assert train(tmp_path / "sit", "training.steps=1", config=SIT) == 0
     for kind in ("sit", "native-sit"):
         weights = tmp_path / f"{kind}.safetensors"

@@ -8,7 +8,7 @@ import torch
 from core.conditioning import NOTHING_GIVEN, Conditioning
 from core.errors import ConfigError, ShapeError
 from core.keys import generator
-from core.noising import Draws, NoisingConfig, draw_levels, stack_levels
+from core.noising import Draws, NoisingConfig, draw_levels
 from core.objective import Objective, total_loss
 from core.schedule import TimeConfig
 from core.trunk.mmdit import MMDiTConfig

@@ -344,10 +344,10 @@ def test_metadata_lines_name_their_files(tmp_path):
         source.read(2)
     account = source.account()
     assert account.left_out == {
-        "line| of metadata.jsonl without a file": 1,
+        "line| of metadata.jsonl without a record": 1,
         "line| of metadata.jsonl that cannot be read": 1,
     }
-    assert account.examples["line| of metadata.jsonl without a file"] == "gone.png"
+    assert account.examples["line| of metadata.jsonl without a record"] == "gone.png"
     assert account.uncaptioned == 1
     assert pickle.loads(pickle.dumps(source)).read(0) == source.read(0)
 

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_a_full_disk_under_the_logs_is_one_line_and_the_printed_command_goes_on(
 ):
     monkeypatch.setattr(records, "FLUSH_SECONDS", -1.0)
     with monkeypatch.context() as patch:
-        fill_disk(patch, 10)
+        fill_disk(patch, 6)
         assert train(tmp_path, "training.save_every=2") == 75
     arguments = told(capsys.readouterr().err, "No space left on device; free some space")
     assert published(tmp_path)[-1] == 2
@@ -148,8 +149,11 @@ def test_a_run_folder_that_goes_away_while_it_trains(tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
     assert train(tmp_path / "run") == 75
-    assert "Traceback" not in capsys.readouterr().err
-    assert published(tmp_path / "moved")[-1] == 3
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert "the run folder is gone" in message
+    assert published(tmp_path / "moved") == [3]
+    assert not (tmp_path / "run").exists()  # nothing is begun in its place
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
@@ -160,7 +164,7 @@ def test_a_killed_data_worker(tiny_run, tmp_path, monkeypatch, capsys):
         if step == 4:
             for child in torch.multiprocessing.active_children():
                 os.kill(child.pid, signal.SIGKILL)
-                child.join()
+            time.sleep(2)  # torch hears of it in this thread, wherever it is
         return plain(self, step, microbatches)
 
     with monkeypatch.context() as patch:
@@ -235,7 +239,8 @@ def test_a_stream_that_fails_is_no_reason_to_stop():
         def write(self, text):
             raise FULL
 
-        flush = write
+        def flush(self):
+            raise FULL
 
     stream = Outliving(Broken())
     assert stream.write("abc") == 3
@@ -294,7 +299,6 @@ def test_wandb_gets_no_step_twice(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with monkeypatch.context() as patch:  # killed behind step 5; the last checkpoint is of step 3
         plain = Trainer.train_step
-        patch.setattr(Trainer, "train_step", lambda self, n, m: os._exit if n < 5 else (_ for _ in ()).throw(KeyError))
         patch.setattr(Trainer, "train_step", lambda self, n, m: plain(self, n, m) if n < 5 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(tmp_path, "logging.wandb=offline")

@@ -188,7 +188,7 @@ def test_another_token_grid_is_resampled_unless_that_is_refused(weights, tmp_pat
         ),
         (
             ["{autoencoder}={rae}", "condition.kind=text"],
-            "trunk.kind: 'ddt' needs the image modality alone and condition.kind: label; this run has image",
+            "trunk.kind: 'ddt' needs the image modality alone and condition.kind: label or none; this run has image",
         ),
         (
             ["{autoencoder}={rae}", "trunk.ddt.depth=1"],

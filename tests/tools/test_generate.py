@@ -13,6 +13,7 @@ from modalities.media.sound import probe_audio, read_audio
 from modalities.media.video import index_video, read_frames
 from tests.modalities.making import picture_bytes, sound_bytes, tone
 from tests.tools.tiny import CONFIG, STEPS, published, train
+from tools import generate as generate_tool
 from tools.cli import main
 
 SUFFIX = {"image": ".png", "video": ".mp4", "audio": ".wav"}
@@ -262,6 +263,22 @@ def test_a_negative_class(tmp_path, capsys):
     assert (about["prompt"], about["negative"]) == ("red circle", "blue square")
     assert generate(run, "image", tmp_path / "x", *guided, "--negative", "blue sqare", asked=asked) == 2
     assert "class 'blue sqare' is not one of the run's classes. Did you mean: 'blue square'?" in capsys.readouterr().err
+
+
+def test_a_run_without_a_condition_takes_no_prompt_and_no_guidance(tiny_run, tmp_path, capsys, monkeypatch):
+    real = generate_tool.load_run
+
+    def unconditional(*arguments):
+        loaded = real(*arguments)
+        loaded.config.condition.kind = "none"
+        return loaded
+
+    monkeypatch.setattr(generate_tool, "load_run", unconditional)
+    for asked in (("--prompt", "a cat"), ("--class", "cat"), ("--negative", "a dog")):
+        assert generate(tiny_run, "image", tmp_path / "out", asked=asked) == 2
+        assert "condition.kind 'none'; ask with --number N alone" in capsys.readouterr().err
+    assert generate(tiny_run, "image", tmp_path / "out", "--guidance", "3", asked=()) == 2
+    assert "--guidance: 3, and this run was trained without a condition" in capsys.readouterr().err
 
 
 def test_guidance_without_a_null_condition_is_said(tmp_path, capsys):

@@ -142,7 +142,7 @@ def test_what_is_left_out_of_a_mixed_folder_is_counted_and_named(tmp_path, capsy
         "  left out: 1 .parquet (read by `kind: parquet`), such as table.parquet",
         "  left out: 1 broken link, such as lost.png",
         "  left out: 1 linked folder read already or leading in a circle, such as dogs/up/",
-        "  left out: 1 line of metadata.jsonl without a file, such as dogs/6.gif",
+        "  left out: 1 line of metadata.jsonl without a record, such as dogs/6.gif",
     ):
         assert expected in lines
     assert any(line.startswith("  left out: 1 .heic (no decoder here: ") for line in lines) or find_spec("pillow_heif")
