@@ -252,14 +252,14 @@ def test_a_sound_shorter_than_a_window_follows_its_setting():
 
 
 def test_another_window_is_drawn_where_the_sound_is_silent_or_the_picture_damaged(monkeypatch):
-    wave = np.concatenate([np.zeros(3 * RATE, np.float32), tone(3, RATE)])
-    record = pair(6 * FPS, wave)
+    wave = np.concatenate([np.zeros(2 * RATE, np.float32), tone(2, RATE)])
+    record = pair(4 * FPS, wave)
     for epoch in range(20):
         frames, sound = load_parts("av", PARTS, record, epoch, 0)
         assert sound.any()
-        assert numbers(to_bytes(frames).astype(float))[-1] >= 3 * FPS - 1
+        assert numbers(to_bytes(frames).astype(float))[-1] >= 2 * FPS - 1
     with pytest.raises(DataError, match=rf"a: silent: every sample is 0 \(windows tried: {STARTS}\)"):
-        load_parts("av", PARTS, pair(6 * FPS, np.zeros(6 * RATE, np.float32)), 0, 0)
+        load_parts("av", PARTS, pair(4 * FPS, np.zeros(4 * RATE, np.float32)), 0, 0)
 
     tried = []
 
