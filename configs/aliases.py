@@ -1,7 +1,7 @@
 """What settings are called in other projects; an unknown key of such a name is answered with ours.
 
-`*` stands for every stream. Names that are keys of ours somewhere in the tree need no entry: they are found there. One that
-is there several times has an entry for the one that is meant.
+`*` stands for every stream. Names that are keys of ours somewhere in the tree need no entry: they are found there. One
+that is there several times has an entry for the one that is meant.
 """
 
 from __future__ import annotations

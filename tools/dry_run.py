@@ -7,17 +7,17 @@ looked at, before there are data and weights. What is not there is named, and wh
 from __future__ import annotations
 
 from collections import Counter
-from math import prod
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from configs.captions import caption_report
-from configs.schema import Config, StreamConfig
+from configs.schema import NONE, Config, StreamConfig
 from configs.warnings import warnings
 from core.errors import ConfigError
 from core.schedule import TimeConfig
 from modalities.data.sources import SourceConfig
+from modalities.streams import Parts, lengths
 from tools.data_notes import data_lines
 from tools.flops import network_flops
 from tools.memory import STATE, microbatch_bytes, saved_bytes, state_bytes
@@ -25,6 +25,7 @@ from tools.plan import Plan, Step, make_plan, not_here, one_line, stores_text
 
 DEVICES = (1, 8, 64)
 GIB = 2**30
+TIMES = {"shared": "one for all parts", "per_part": "one for each part"}  # noising.times, in words
 
 
 def describe(config: Config, root: Path) -> str:
@@ -33,9 +34,10 @@ def describe(config: Config, root: Path) -> str:
     Raises the errors that training would raise before its first step, but for data and weights that are not there.
     """
     plan = make_plan(config, root)
+    objective, trunk = plan.assembly.objective, plan.assembly.trunk
     lines = [f"method {config.method}, seed {config.seed}, {config.training.steps:,} steps"]
     if config.condition.kind == "label":
-        lines[0] += f", {len(plan.labels):,} classes"
+        lines[0] += f", {len(plan.assembly.labels):,} classes"
     streams = config.streams
     shares = {name: entry.share / sum(each.share for each in streams.values()) for name, entry in streams.items()}
     flops: dict[str, int] = {}
@@ -43,14 +45,14 @@ def describe(config: Config, root: Path) -> str:
     cut: list[str] = []
     for name, entry in streams.items():
         step = plan.step(name)
-        counted = network_flops(plan.objective, plan.trunk, step.microbatch) | step.frozen
+        counted = network_flops(objective, trunk, step.microbatch) | step.frozen
         counted = {part: config.training.accumulate * count for part, count in counted.items()}
         flops[name] = sum(counted.values())
         device = "cpu" if config.training.device == "cpu" else "cuda"
         memory[name] = microbatch_bytes(step.microbatch) + saved_bytes(
-            plan.objective, plan.trunk, step.microbatch, config.training.precision, device
+            objective, trunk, step.microbatch, config.training.precision, device
         )
-        lines += [name, *(f"  {line}" for line in modality_lines(plan, name, entry, step, shares[name]))]
+        lines += [name, *(f"  {line}" for line in stream_lines(plan, name, entry, step, shares[name]))]
         told, lost = caption_lines(plan, name, entry)
         lines += [f"  captions  {line}" for line in told]
         cut += lost
@@ -58,52 +60,96 @@ def describe(config: Config, root: Path) -> str:
         lines += [f"  not there {missing_text(part, step)}" for part in step.missing]
     if len(streams) > 1:
         mean = sum(shares[name] * flops[name] for name in streams)
-        lines.append(f"mean step {flops_text(mean)}, by the shares of the modalities")
-    lines += parameter_lines(plan.trunk)
-    lines += memory_lines(plan.trunk, memory, config)
+        lines.append(f"mean step {flops_text(mean)}, by the shares of the streams")
+    lines += parameter_lines(trunk)
+    lines += memory_lines(trunk, memory, config)
     lines += [f"warning: {line}" for line in [*warnings(config), *cut]]
     return "\n".join(lines)
 
 
-def modality_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share: float) -> list[str]:
-    """Data, tokens and times of a modality."""
-    adapter, context = plan.adapters[name], step.microbatch.batch.context
-    tokens = prod(adapter.grid())
+def stream_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share: float) -> list[str]:
+    """Data, tokens and times of a stream."""
+    context = step.microbatch.batch.context
     words, wide = (1, 0) if context.tokens is None else (context.tokens.shape[1], context.tokens.is_floating_point())
     channels = f" of {context.tokens.shape[2]:,} channels" if wide else ""
-    source = plan.dataset.streams[name].source
+    source = plan.assembly.streams[name].source
     lines = [f"records   {len(source):,}, drawn in {share:.0%} of the steps"]
     lines += [f"          {line}" for line in data_lines(source)]
     if name in plan.absent:
         reason, *hints = plan.absent[name]
         lines = [f"data      not there: {reason}", *(f"          {hint}" for hint in hints)]
         lines.append(f"          drawn in {share:.0%} of the steps")
+    loss = f"loss weight {entry.loss_weight:g}"
+    mask = f"mask ratio {entry.mask_ratio:g}"
+    several = f", {TIMES[plan.assembly.config.noising.times]}" if entry.parts else ""
     return [
         *lines,
-        f"tokens    {' x '.join(map(str, adapter.grid()))} (t, h, w) of {adapter.channels} channels: "
-        f"{tokens:,} a sample, {tokens * entry.batch:,} a step of {entry.batch} samples",
+        *token_lines(plan.assembly.parts[name], entry),
         f"condition {words:,} token{'s' * (words != 1)}{channels} a sample",
-        f"times     {time_text(entry.time)}; mask ratio {entry.mask_ratio:g}; loss weight {entry.loss_weight:g}",
+        f"times     {time_text(entry.time)}{several}; {mask}; {loss}",
+        *given_lines(entry),
     ]
 
 
+def token_lines(parts: Parts, entry: StreamConfig) -> list[str]:
+    """Grid and channels of the only part; of several, of each with its positions and weight, and their sum."""
+    tokens = sum(lengths(parts))
+    total = f"{tokens:,} a sample, {tokens * entry.batch:,} a step of {entry.batch} samples"
+    grids = {
+        name: f"{' x '.join(map(str, part.adapter.grid()))} (t, h, w) of {part.adapter.channels} channels"
+        for name, part in parts.items()
+    }
+    if not entry.parts:
+        (grid,) = grids.values()
+        return [f"tokens    {grid}: {total}"]
+    return [
+        f"tokens    {total}, of {len(parts)} part{'s' * (len(parts) != 1)}",
+        *(
+            f"          {name}: {grids[name]}, {len(part.ids):,} tokens at {positions_text(part.ids)}; "
+            f"loss weight {part.weight:g}"
+            for name, part in parts.items()
+        ),
+    ]
+
+
+def positions_text(ids: Tensor) -> str:
+    """First and last position (N, 3) on every axis that has several, and how far apart those of time are."""
+    found = []
+    for axis, column in zip("thw", ids.unbind(1), strict=True):
+        steps = column.unique().diff()
+        if len(steps):
+            apart = f" ({float(steps.min()):.4g} apart)" if axis == "t" else ""
+            found.append(f"{axis} {column.min():g} to {column.max():g}{apart}")
+    return ", ".join(found) or "one position"
+
+
+def given_lines(entry: StreamConfig) -> list[str]:
+    """What samples are given, in how many of them and how noisy."""
+    shares = {name: share for name, share in entry.condition_on.items() if share and name != NONE}
+    if not shares:
+        return []
+    told = ", ".join(f"{name.replace('_', ' ')} in {share:.0%}" for name, share in shares.items())
+    return [f"given     {told} of the samples, at noise levels up to {entry.condition_noise:g}"]
+
+
 def caption_lines(plan: Plan, name: str, entry: StreamConfig) -> tuple[list[str], list[str]]:
-    """(how long the captions of a modality are, warnings of what its limits cut); nothing is fetched to count them."""
-    text = plan.frozen.text
-    if name in plan.absent or plan.config.condition.kind != "text":
+    """(how long the captions of a stream are, warnings of what its limits cut); nothing is fetched to count them."""
+    config, text = plan.assembly.config, plan.assembly.text
+    if name in plan.absent or config.condition.kind != "text":
         return [], []
     if is_remote(entry.data):
         return ["not looked at, since the data are not on this machine"], []
-    if text is not None and not stores_text(plan.dataset, name) and (reason := not_here(text.tokenizer_path)):
+    dataset = plan.assembly.dataset
+    if text is not None and not stores_text(dataset, name) and (reason := not_here(text.tokenizer_path)):
         return [f"not counted: {reason}"], []
-    sources = {name: plan.dataset.streams[name].source}
+    sources = {name: plan.assembly.sources[name]}
     try:
-        report = caption_report(plan.config, sources, text)
+        report = caption_report(config, sources, text)
     except ConfigError as error:  # no tokenizer at all
         return [f"not counted: {one_line(error)}"], []
     return (
-        [lengths.describe() for lengths in report.values()],
-        [f"streams.{name}.data: {line}" for lengths in report.values() for line in lengths.warnings()],
+        [found.describe() for found in report.values()],
+        [f"streams.{name}.data: {line}" for found in report.values() for line in found.warnings()],
     )
 
 
@@ -140,7 +186,7 @@ def memory_lines(trunk: nn.Module, kept: dict[str, int], config: Config) -> list
     """What lies on each of several devices.
 
     Args:
-        kept: modality -> bytes of a microbatch and of what its forward pass keeps.
+        kept: stream -> bytes of a microbatch and of what its forward pass keeps.
     """
     parameters = sum(parameter.numel() for parameter in trunk.parameters())
     largest = max(kept, key=kept.__getitem__)

@@ -20,6 +20,8 @@ class Machine:
 
     Attributes:
         side: largest pictures and clips, pixels.
+        frames: of a clip.
+        patch_frames: frames of a clip's token, whose channels must not be more than the trunk's width.
         rate, seconds: most of a sound.
         batch: modality -> samples.
         steps: least and most.
@@ -29,6 +31,7 @@ class Machine:
     trunk: str
     side: dict[str, int]
     frames: int
+    patch_frames: int
     rate: int
     seconds: float
     batch: dict[str, int]
@@ -45,6 +48,7 @@ def machine(gpu: bool, cores: int) -> Machine:
             "{size: tiny, width: 512, heads: 8, double_blocks: 4, single_blocks: 8}",
             {"image": 64, "video": 64},
             17,
+            2,
             16000,
             2.0,
             {"image": 64, "video": 16, "audio": 32},
@@ -58,6 +62,7 @@ def machine(gpu: bool, cores: int) -> Machine:
         "{size: tiny, width: 256, heads: 8, double_blocks: 2, single_blocks: 4, mlp_ratio: 2.0}",
         {"image": 32, "video": 32},
         9,
+        1,
         8000,
         1.0,
         {"image": 24, "video": 6, "audio": 16},
@@ -132,7 +137,7 @@ def write_config(path: Path, look: Look, fit: Machine, source: Path) -> str:
         "method: self_flow",
         "seed: 0",
         "",
-        "modalities:",
+        "streams:",
         *streams,
         "",
         *_condition(condition, look),
@@ -208,7 +213,8 @@ def _video(found: Found, fit: Machine) -> tuple[list[str], str]:
     seconds = fit.frames / fps
     return [
         f"media:                      # clips of {seconds:.2g} s; files shorter than that repeat their last frame",
-        f"  {{size: [{side}], frames: {fit.frames}, fps: {fps:g}, patch: 8, patch_frames: 2, short: repeat_last}}",
+        f"  {{size: [{side}], frames: {fit.frames}, fps: {fps:g}, patch: 8, patch_frames: {fit.patch_frames}, "
+        "short: repeat_last}",
     ], ", shift: 3.0"
 
 

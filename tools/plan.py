@@ -119,8 +119,9 @@ def make_plan(config: Config, root: Path) -> Plan:
     absent = open_data(assembly)
     channels, missing = open_frozen(assembly)
     targets = {
-        stream: {**assembly.encoders[stream], **{name: Stub(count) for name, count in channels[stream].items()}}
-        for stream in config.streams
+        name: {**assembly.encoders[name], **{target: Stub(count) for target, count in channels[name].items()}}
+        for name, stream in config.streams.items()
+        if stream.encoders
     }
     assembly.projectors = projector_specs(config, targets)
     leave_empty(assembly)

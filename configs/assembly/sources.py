@@ -40,7 +40,7 @@ def stream_modalities(name: str, stream: StreamConfig) -> tuple[str, ...]:
 
 def needed(config: SourceConfig, modality: str, key: str) -> str:
     """What a source of files reads, in words; "" for the kinds that read none themselves."""
-    media = " ".join(SUFFIXES[modality])
+    media = " ".join(SUFFIXES.get(modality, ()))
     column = f"the encoded media in the column {config.media_field or modality!r}"
     layouts = {
         "folder": f"files ({media}) at any depth, whose classes are the names of their folders",

@@ -7,7 +7,7 @@ their speed can change a value. A record that cannot be used is replaced by the 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -233,28 +233,40 @@ class _ErrorsAsItems(Dataset):
 def load_parts(stream: str, parts: Parts, record: Record, epoch: int, seed: int) -> list[Tensor | StoredLatents]:
     """Media of every part, as training loads the record in that epoch, or what is stored of their latents.
 
-    Several parts that pass in time are cut at the same time. Raises DataError as `decoded`.
+    Raises DataError as `decoded`.
     """
 
-    def draw(purpose: str = "media") -> torch.Generator:
+    def draw(purpose: str) -> torch.Generator:
         return generator(seed, stream, epoch, record.key, purpose)
 
+    return list(load_record(parts, record, draw).values())
+
+
+def load_record(
+    parts: Parts, record: Record, draw: Callable[[str], torch.Generator], augment: bool = True
+) -> dict[str, Tensor | StoredLatents]:
+    """Media of every part by its name, or what is stored of their latents. Several parts that pass in time are cut at
+    the same time.
+
+    Args:
+        draw: makes the generator of a purpose: media, start (of parts that are cut together) or augment (of these).
+
+    Raises DataError as `decoded`.
+    """
     own = {name: record.part(name) for name in parts}
-    stored = {name: item.media for name, item in own.items() if isinstance(item.media, StoredLatents)}
-    timed = {
-        name: part.adapter
-        for name, part in parts.items()
-        if name not in stored and getattr(part.adapter, "windows", None)
+    found: dict[str, Tensor | StoredLatents] = {
+        name: item.media for name, item in own.items() if isinstance(item.media, StoredLatents)
     }
-    cut: dict[str, Tensor] = {}
+    apart = {name: part.adapter for name, part in parts.items() if name not in found}
+    timed = {name: adapter for name, adapter in apart.items() if hasattr(adapter, "windows")}
     if len(timed) > 1:
-        loaded = load_together(timed, {name: own[name] for name in timed}, draw("start"), draw)
-        cut = {name: timed[name].augment(media, draw("augment")) for name, media in loaded.items()}
-    found = stored | cut
-    for name, part in parts.items():
-        if name not in found:
-            found[name] = load_media(part.adapter, own[name], draw())
-    return [found[name] for name in parts]
+        for name, media in load_together(timed, own, draw("start"), lambda: draw("media")).items():
+            found[name] = timed[name].augment(media, draw("augment")) if augment else media
+            del apart[name]
+    for name, adapter in apart.items():
+        load = load_media if augment else decoded
+        found[name] = load(adapter, own[name], draw("media"))
+    return {name: found[name] for name in parts}
 
 
 def load_media(adapter: ModalityAdapter, record: Record, draw: torch.Generator) -> Tensor:

@@ -55,15 +55,19 @@ def common_starts(windows: Mapping[str, Windows], origin: str) -> tuple[float, f
     """The first and the last start, in seconds, at which all parts have a whole window.
 
     Where there is none, the one at which the most is there: parts that cannot be filled up come first, then the longest
-    one. Raises DataError where two parts that cannot be filled up have no window in common.
+    one; where all are shorter than a window, it begins with the first. Raises DataError where two parts that cannot be
+    filled up have no window in common.
     """
     first = max(window.first for window in windows.values())
     last = min(window.last for window in windows.values())
     if first <= last:
         return first, last
-    rest = [window for window in windows.values() if not window.fills]
-    rest = rest or [max(windows.values(), key=lambda window: window.last - window.first)]
-    low, high = max(window.first for window in rest), min(max(window.first, window.last) for window in rest)
+    whole = [window for window in windows.values() if window.first <= window.last]
+    if not whole:
+        return (min(window.first for window in windows.values()),) * 2
+    rest = [window for window in whole if not window.fills]
+    rest = rest or [max(whole, key=lambda window: window.last - window.first)]
+    low, high = max(window.first for window in rest), min(window.last for window in rest)
     if low > high:
         raise DataError(f"{origin}: {' and '.join(windows)} have no window in common")
     start = min(max(first, low), high)

@@ -13,9 +13,8 @@ from core.keys import generator
 from core.types import TokenBatch
 from modalities.base import Record, Source, StoredLatents
 from modalities.conditions import Prompt
-from modalities.data.decoding import decoded
+from modalities.data.loader import load_record
 from modalities.data.order import Order
-from modalities.data.together import load_together
 from modalities.generation import Generator
 from modalities.streams import Part, make_segments
 
@@ -121,23 +120,12 @@ class Reader:
     def _load(self, index: int) -> _Loaded:
         record = self.source.read(index)
         condition = self.model.conditions.chosen(record, self.choice)
-        return record, self._media(record), condition
 
-    def _media(self, record: Record) -> dict[str, Tensor | StoredLatents]:
-        """Not augmented. As in training, several parts that pass in time are cut at the same time."""
+        def draw(purpose: str) -> torch.Generator:
+            purposes = ("evaluation",) if purpose == "media" else ("evaluation", purpose)
+            return generator(self.seed, self.stream, record.key, *purposes)
 
-        def draw(purpose: str = "evaluation") -> torch.Generator:
-            return generator(self.seed, self.stream, record.key, purpose)
-
-        parts = self.model.parts[self.stream]
-        own = {name: record.part(name) for name in parts}
-        found = {name: item.media for name, item in own.items() if isinstance(item.media, StoredLatents)}
-        adapters = {name: part.adapter for name, part in parts.items() if name not in found}
-        timed = {name: adapter for name, adapter in adapters.items() if hasattr(adapter, "windows")}
-        if len(timed) > 1:
-            found |= load_together(timed, own, draw("evaluation start"), draw)
-        found |= {name: decoded(adapter, own[name], draw()) for name, adapter in adapters.items() if name not in found}
-        return {name: found[name] for name in parts}
+        return record, load_record(self.model.parts[self.stream], record, draw, augment=False), condition
 
     def _join(self, held: list[_Loaded]) -> Records:
         records, loaded, conditions = zip(*held, strict=True)

@@ -15,6 +15,7 @@ import torch
 from core.errors import ConfigError, DataError
 from core.keys import generator, key
 from modalities.base import Media, Record
+from modalities.data.account import Account
 from modalities.data.embedded import COLOURS, MOVING_SHAPES, coverage, paint
 
 MOTIONS = ("up", "down", "hop", "dip")  # height over time
@@ -129,6 +130,9 @@ class AudiovisualSource:
 
     def labels(self) -> list[str]:
         return sorted(caption.removeprefix("a ") for caption in self.captions)
+
+    def account(self) -> Account:
+        return Account()
 
     def fingerprint(self) -> str:
         parts = (self.size, self.seed, self.count, self.frames, self.fps, self.rate)

@@ -23,6 +23,7 @@ from core.sampler import SamplerConfig
 from modalities.base import Known
 from modalities.data.embedded import COLOURS, MOVING_SHAPES
 from modalities.generation import Generator, generate
+from modalities.media.opening import with_suffix
 from modalities.media.sound import probe_audio
 from modalities.media.sound import read_audio as read_samples
 from modalities.media.video import index_video, read_frames
@@ -85,7 +86,7 @@ def score(
         files = [write_sample(parts, sample, place / f"{i:04d}") for i, sample in enumerate(made)]
         reads = [read_file(path, parts[names["video"]].adapter.config.frames) for path in files]
         found[mode] = shares(captions, reads)
-        contact_sheet(reads, captions, place.with_suffix(".png"))
+        contact_sheet(reads, captions, place)
     return found
 
 
@@ -144,6 +145,6 @@ def contact_sheet(reads: Sequence[Read], captions: Sequence[str], path: Path, mo
             level = y + side + 2 + round((1 - float(np.clip(read.heard[column], 0, 1))) * (band - 4))
             draw.line((x, y + side + band, x + side, y + side + band), fill="lightgrey")
             draw.rectangle((x, level, x + side, level + 2), fill="black")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = with_suffix(path, ".png")
     sheet.save(path)
     return path

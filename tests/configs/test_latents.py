@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("diffusers", reason="the autoencoders with weights need diffusers")
 
-from configs.latents import check_latents, latent_digests, media_settings
+from configs.assembly import Assembly
+from configs.assembly.adapters import build_adapters
+from configs.assembly.latents import check_latents, latent_digests, media_settings
 from configs.load import load_config
-from configs.networks import build_adapters, encoding_adapters
 from configs.schema import Config
 from core.errors import ConfigError
-from modalities.data.stored import Manifest, TextFeatures
+from modalities.data.stored import Manifest, StoredPart, TextFeatures
 from tests.autoencoders.small import pretrained, save
-from tests.modalities.data.test_stored import manifest
+from tests.modalities.data.test_stored import manifest, stored_part
 from tests.tools.tiny import CONFIG
 
 MEDIA = "streams.image.media={size: [32], patch: 2, autoencoder: {kind: sd_vae, path: vae}}"
@@ -35,11 +37,25 @@ def configuration(*overrides: str) -> Config:
     return load_config(CONFIG, ["streams={video: null, audio: null}", MEDIA, *overrides])
 
 
-def of_image(**changes) -> Manifest:
+def image_part(**changes) -> StoredPart:
     autoencoder = {"kind": "sd_vae", "path": "vae", "digest": "aa"}
     whitening = {"mean": [0.0] * 16, "std": [1.0] * 16, "measured": False}
     plain = {"grid": (1, 2, 2), "channels": 16, "autoencoder": autoencoder, "whitening": whitening}
-    return manifest(**plain | {"media": media_settings(configuration().modalities.image)} | changes)
+    return stored_part(**plain | {"media": media_settings(configuration().streams["image"].media)} | changes)
+
+
+def of_image(text: TextFeatures | None = None, **changes) -> Manifest:
+    return manifest(parts={"image": image_part(**changes)}, text=text)
+
+
+def part_of(config: Config, stream: str, part: str, **changes) -> StoredPart:
+    """Latents of an autoencoder without weights, made with a configuration."""
+    adapter = build_adapters(config, Path())[stream][part]
+    media = config.streams[stream].named_parts(stream)[part].media
+    plain = {"modality": adapter.modality, "grid": adapter.grid(), "channels": adapter.channels, "deviation": False}
+    plain["whitening"] = {"mean": [0.0] * adapter.channels, "std": [1.0] * adapter.channels, "measured": True}
+    plain |= {"autoencoder": {"kind": media.autoencoder.kind, "digest": ""}, "media": media_settings(media)}
+    return stored_part(**plain | changes)
 
 
 def problems(config: Config, *manifests: Manifest, root: Path = Path()) -> str:
@@ -55,7 +71,8 @@ def problems(config: Config, *manifests: Manifest, root: Path = Path()) -> str:
 def test_latents_of_the_configuration_fit_without_any_weights():
     assert problems(configuration(), of_image()) == ""
     assert problems(configuration("streams.image.media.crop=random"), of_image()) == ""
-    assert latent_digests({"image": Stored(of_image()), "video": object()}) == {"image": "aa"}
+    adapters = {"image": {"image": None}, "video": {"video": None}}
+    assert latent_digests({"image": Stored(of_image()), "video": object()}, adapters) == {"image": {"image": "aa"}}
 
 
 @pytest.mark.parametrize(
@@ -83,23 +100,18 @@ def test_latents_without_a_deviation_serve_where_the_mean_is_trained_on():
 
 def test_the_meaning_of_a_sound_is_compared_beyond_its_grid():
     config = load_config(CONFIG, ["streams={video: null, image: null}"])
-    stream = config.streams.audio
-    adapter = build_adapters(config, Path())["audio"]
-    whitening = {"mean": [0.0] * adapter.channels, "std": [1.0] * adapter.channels, "measured": True}
-    plain = {"grid": adapter.grid(), "channels": adapter.channels, "autoencoder": {"kind": "mdct", "digest": ""}}
-    media = media_settings(stream)
-    assert (media["hop"], media["exponent"]) == (64, 0.5)
-    stored = {**plain, "whitening": whitening, "deviation": False}
-    assert problems(config, manifest(**stored, media=media)) == ""
+    stored = part_of(config, "audio", "audio")
+    assert (stored.media["hop"], stored.media["exponent"]) == (64, 0.5)
+    assert problems(config, manifest(parts={"audio": stored})) == ""
     for key, value in (("exponent", 1.0), ("sample_rate", 8000)):
-        found = problems(config, manifest(**stored, media=media | {key: value}))
-        assert f"streams.audio.media.{key}: {media[key]}, and the latents were made with {value}" in found
+        found = problems(config, manifest(parts={"audio": replace(stored, media=stored.media | {key: value})}))
+        assert f"streams.audio.media.{key}: {stored.media[key]}, and the latents were made with {value}" in found
 
 
 def test_the_meaning_of_blocks_of_pixels_is_compared_beyond_their_grid():
     """Nine frames of which the first is alone make as many tokens, of as many channels, as ten without."""
     alone = load_config(CONFIG, ["streams={image: null, audio: null}"])
-    media = alone.streams.video.media
+    media = alone.streams["video"].media
     even = f"{{frames: {media.frames + media.blocks()[0] - 1}, first_frame_alone: false}}"
     other = load_config(
         CONFIG,
@@ -109,19 +121,11 @@ def test_the_meaning_of_blocks_of_pixels_is_compared_beyond_their_grid():
             "streams.video.condition_on={first_frame: 0}",
         ],
     )
-    adapters = [build_adapters(config, Path())["video"] for config in (alone, other)]
-    assert adapters[0].grid() == adapters[1].grid()
-    assert adapters[0].channels == adapters[1].channels
-    stored = manifest(
-        grid=adapters[0].grid(),
-        channels=adapters[0].channels,
-        autoencoder={"kind": "space_time_pixels", "digest": ""},
-        whitening={"mean": [0.0] * adapters[0].channels, "std": [1.0] * adapters[0].channels, "measured": True},
-        deviation=False,
-        media=media_settings(alone.modalities.video),
-    )
-    assert problems(alone, stored) == ""
-    assert "media.first_frame_alone: False, and the latents were made with True" in problems(other, stored)
+    stored, other_stored = (part_of(config, "video", "video") for config in (alone, other))
+    assert (stored.grid, stored.channels) == (other_stored.grid, other_stored.channels)
+    assert problems(alone, manifest(parts={"video": stored})) == ""
+    found = problems(other, manifest(parts={"video": stored}))
+    assert "media.first_frame_alone: False, and the latents were made with True" in found
 
 
 def test_weights_at_hand_are_compared_and_others_refused(tmp_path):
@@ -133,10 +137,10 @@ def test_weights_at_hand_are_compared_and_others_refused(tmp_path):
     assert f"(digest {right}) are not those of the latents (digest aa)" in found
 
 
-def test_parts_of_different_weights_are_refused():
+def test_folders_of_different_weights_are_refused():
     other = of_image(autoencoder={"kind": "sd_vae", "path": "vae", "digest": "bb"})
     found = problems(configuration(), of_image(), other)
-    assert "streams.image.data: its parts were encoded with different weights" in found
+    assert "streams.image.data: its image latents were encoded with different weights" in found
 
 
 def test_text_features_are_compared_where_they_are_read():
@@ -150,7 +154,51 @@ def test_text_features_are_compared_where_they_are_read():
 
 
 def test_only_media_are_encoded_in_training():
-    config = configuration("streams.image.data={kind: latents, path: x}")
-    assert encoding_adapters(config, build_adapters(config, Path())) == {}
-    config = configuration()
-    assert list(encoding_adapters(config, build_adapters(config, Path()))) == ["image"]
+    latents, media = configuration("streams.image.data={kind: latents, path: x}"), configuration()
+    Assembly(latents, Path()).load_autoencoders()
+    with pytest.raises(ConfigError, match=r"streams\.image\.media\.autoencoder\.path: .*vae"):
+        Assembly(media, Path()).load_autoencoders()
+
+
+CLIPS = """
+streams:
+  clips:
+    data: {kind: latents, path: nowhere}
+    parts:
+      picture: {modality: video, media: {size: [16], frames: 9}}
+      audio: {media: {seconds: 1.0, sample_rate: 8000}}
+trunk: {mmdit: {size: tiny}}
+"""
+
+
+@pytest.fixture
+def clips(tmp_path) -> Config:
+    """A stream of two parts, of autoencoders without weights."""
+    (tmp_path / "clips.yaml").write_text(CLIPS)
+    return load_config(tmp_path / "clips.yaml", [])
+
+
+def test_every_part_must_be_there_by_name_and_modality(clips):
+    picture, audio = part_of(clips, "clips", "picture"), part_of(clips, "clips", "audio")
+    assert problems(clips, manifest(parts={"audio": audio, "picture": picture})) == ""
+    assert problems(clips, manifest(parts={"picture": picture, "audio": audio, "depth": picture})) == ""
+    for parts, there, missing in (
+        ({"picture": picture}, "part picture (video)", "audio (audio)"),
+        ({"video": picture, "audio": audio}, "parts video (video), audio (audio)", "picture (video)"),
+        ({"picture": audio, "audio": audio}, "parts picture (audio), audio (audio)", "picture (video)"),
+    ):
+        found = problems(clips, manifest(parts=parts))
+        assert f"streams.clips.data: its samples have the {there}, and no {missing}" in found
+
+
+def test_what_differs_in_one_part_is_named_with_the_part(clips):
+    picture, audio = part_of(clips, "clips", "picture"), part_of(clips, "clips", "audio")
+    slow = replace(picture, media=picture.media | {"fps": 5.0})
+    found = problems(clips, manifest(parts={"picture": slow, "audio": replace(audio, grid=(3, 1, 1))}))
+    assert f"streams.clips.parts.picture.media.fps: {picture.media['fps']}, and the latents were made with 5.0" in found
+    assert "streams.clips.parts.audio.media: makes " in found
+    assert "and the latents are 3 x 1 x 1 tokens" in found
+    digests = latent_digests(
+        {"clips": Stored(manifest(parts={"picture": picture, "audio": audio}))}, build_adapters(clips, Path())
+    )
+    assert digests == {"clips": {"picture": "", "audio": ""}}

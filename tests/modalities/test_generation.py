@@ -25,8 +25,10 @@ def loaded(tiny_run: Path) -> LoadedRun:
 
 
 def made(loaded: LoadedRun, modality: str, config: SamplerConfig = PLAIN, known=None, **more) -> torch.Tensor:
+    """`known` of the only part, one for all or a list with one for each prompt."""
     arguments = {"prompts": PROMPTS, "seed": 0, "batch_size": 8} | more
-    known = None if known is None else {modality: known}
+    if known is not None:
+        known = [{modality: one} for one in known] if isinstance(known, list) else {modality: known}
     samples = generate(loaded.generator, modality, config=config, known=known, **arguments)
     return torch.stack([sample[modality] for sample in samples])
 
@@ -70,9 +72,9 @@ def test_a_sample_that_is_not_finite_is_an_error(loaded):
     trunk = copy.deepcopy(loaded.generator.trunk)
     with torch.no_grad():
         trunk.media_out["image"].weight[0, 0] = float("nan")
-    broken = replace(loaded, generator=replace(loaded.generator, trunk=trunk))
+    broken = replace(loaded.generator, trunk=trunk)
     with pytest.raises(NotFiniteError, match=r"sample image/0: \d+ of its 192 numbers are NaN or infinite"):
-        made(broken, "image")
+        list(generate(broken, "image", PROMPTS, PLAIN, 0))
 
 
 def test_what_gives_guidance_nothing_to_work_with():
@@ -102,6 +104,20 @@ def test_known_pixels_come_back_exactly_and_the_others_depend_on_them(loaded):
     assert not torch.equal(other[0][:, :, 6:], result[0][:, :, 6:])
     for size in (1, 3):
         assert torch.equal(made(loaded, "image", known=known, batch_size=size), result)
+
+
+def test_what_is_known_may_differ_between_samples(loaded):
+    """Each is as it would be if its own were known in all of them."""
+    adapter = loaded.generator.parts["image"]["image"].adapter
+    kept = torch.zeros(8, 8, dtype=torch.bool)
+    kept[:, :4] = True
+    one = Known(picture(adapter), adapter.given_from_image_mask(kept), kept)
+    other = replace(one, media=-one.media)
+    first, second = made(loaded, "image", known=one), made(loaded, "image", known=other)
+    for size in (8, 3):
+        mixed = made(loaded, "image", known=[one, other] * 4, batch_size=size)
+        assert torch.equal(mixed[::2], first[::2])
+        assert torch.equal(mixed[1::2], second[1::2])
 
 
 def test_a_given_first_frame_comes_back_exactly(loaded):

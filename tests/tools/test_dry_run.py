@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import configs
 from tests.tools.test_standins import ABSENT
 from tests.tools.tiny import CONFIG, train
 from tools.cli import main
 
 SIT = CONFIG.with_name("tiny_sit.yaml")
+AUDIOVISUAL = Path(configs.__file__).with_name("audiovisual.yaml")
 
 
 def shown(capsys, *overrides: str, config: Path = CONFIG) -> list[str]:
@@ -30,7 +32,7 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(config, tmp_path, mon
         assert "1 x 2 x 2 (t, h, w) of 48 channels: 4 a sample, 16 a step of 4 samples" in shown
         assert "2 x 2 x 2 (t, h, w) of 96 channels: 8 a sample, 16 a step of 2 samples" in shown
         assert "20 x 1 x 1 (t, h, w) of 64 channels" in shown
-        assert "parameters 92,432" in shown
+        assert "parameters 682,384" in shown
         assert "condition 6 tokens a sample" in shown
         assert "drawn in 40% of the steps" in shown
     assert "mask ratio 0.25" in shown
@@ -73,6 +75,36 @@ def test_dry_run_does_without_the_weights_of_an_autoencoder_and_says_that_they_a
     assert not (tmp_path / "run").exists()
 
 
+def test_every_part_of_a_stream_is_listed_with_its_tokens_channels_and_positions(capsys):
+    own = ["streams.audiovisual.batch=2", "training.device=cpu"]
+    lines = shown(capsys, *own, config=AUDIOVISUAL)
+    first = lines.index("audiovisual")
+    assert "  tokens    117 a sample, 234 a step of 2 samples, of 2 parts" in lines
+    assert lines[first + 3 : first + 5] == [
+        "            video: 5 x 4 x 4 (t, h, w) of 96 channels, 80 tokens at t 2 to 32 (6 apart), h 0 to 3, w 0 to 3; "
+        "loss weight 1",
+        "            audio: 37 x 1 x 1 (t, h, w) of 125 channels, 37 tokens at t 0 to 36 (1 apart); loss weight 1",
+    ]
+    assert "  given     video in 20%, audio in 20% of the samples, at noise levels up to 0.05" in lines
+    assert any(line.startswith("  times     ") and ", one for all parts; " in line for line in lines)
+    assert any(line.startswith("  activations audiovisual ") for line in lines)
+    assert sum(" GFLOP a step" in line for line in lines) == 1
+    own += ["noising.times=per_part", "streams.audiovisual.positions_per_second=8"]
+    own += ["streams.audiovisual.parts.audio.loss_weight=0.5"]
+    lines = shown(capsys, *own, config=AUDIOVISUAL)
+    assert any(line.startswith("  times     ") and ", one for each part; " in line for line in lines)
+    assert any("37 tokens at t 0 to 9 (0.25 apart); loss weight 0.5" in line for line in lines)
+
+
+def test_several_parts_without_data_count_the_same(capsys):
+    def facts(*overrides: str) -> list[str]:
+        found = shown(capsys, "training.device=cpu", *overrides, config=AUDIOVISUAL)
+        place = next(index for index, line in enumerate(found) if line.startswith("  tokens"))
+        return [line for line in found[place:] if not line.startswith(("  captions", "warning: streams."))]
+
+    assert facts("streams.audiovisual.data={kind: folder, path: nowhere}") == facts()
+
+
 @pytest.mark.parametrize(
     ("time", "words"),
     [
@@ -91,9 +123,9 @@ def test_dry_run_says_how_times_are_drawn(time, words, capsys):
 
 def test_without_data_it_says_so_and_counts_the_same(capsys):
     def facts(lines: list[str]) -> list[str]:
-        """Without the lines about the data."""
-        own = ("          ", "  captions ")
-        return [re.sub(r"^  (records|data) .*", "", line) for line in lines if not line.startswith(own)]
+        """Without the lines about the data and their captions."""
+        dropped = ("          ", "  captions", "warning: streams.")
+        return [re.sub(r"^  (records|data) .*", "", line) for line in lines if not line.startswith(dropped)]
 
     there, absent = shown(capsys), shown(capsys, *ABSENT)
     assert facts(absent) == facts(there)
@@ -105,7 +137,7 @@ def test_without_data_it_says_so_and_counts_the_same(capsys):
 def test_memory_is_that_of_the_largest_microbatch_on_one_and_many_devices(capsys):
     lines = shown(capsys, "streams.video.batch=64")
     table = {line[:30].strip(): line[30:].split("iB") for line in lines if "replicated" in line or ", sharded" in line}
-    state = 20 * 92_432 / 2**20  # MiB
+    state = 20 * 682_384 / 2**20  # MiB
     assert [float(cell.split()[0]) for cell in table["state, replicated"][:3]] == pytest.approx([state] * 3, abs=0.01)
     sharded = [float(cell.split()[0]) for cell in table["state, sharded"][:3]]
     assert sharded == pytest.approx([state, state / 8, state / 64], abs=0.01)

@@ -12,9 +12,8 @@ import torch
 pytest.importorskip("streaming", reason="mosaicml-streaming is not installed (extra `full`)")
 pytest.importorskip("transformers", reason="text encoders are read with transformers")
 
-from configs.build import build_dataset, build_streams, measure_all
+from configs.assembly import Assembly
 from configs.load import load_config
-from configs.networks import build_adapters, build_text_encoder, device_preprocess
 from core.types import Context
 from tests.modalities.text.small import WIDTH, save_text_encoder
 from tests.tools.tiny import CONFIG, published, train
@@ -53,18 +52,12 @@ def stored(encoder, tmp_path_factory) -> Path:
 def contexts(*overrides: str) -> dict[str, Context]:
     """key -> what the trunk sees of a record's caption, completed as on the device."""
     config = load_config(CONFIG, [IMAGES, "condition.dropout=0", *overrides])
-    adapters = build_adapters(config, Path())
-    streams = build_streams(config, adapters, Path())
-    whitening = measure_all(config, streams)
-    dataset = build_dataset(config, streams, [])
-    text = build_text_encoder(config, Path())
-    prepare = device_preprocess(
-        {name: stream.parts for name, stream in streams.items()}, whitening, {}, torch.device("cpu"), text
-    )
+    assembly = Assembly(config, Path())
+    dataset, source = assembly.dataset, assembly.sources["image"]
     found = {}
     for index in range(6):
-        sample = dataset.draw(streams["image"], streams["image"].source.read(index), 0)
-        found[sample.key] = prepare(dataset.collate("image", [sample], ())).batch.context
+        sample = dataset.draw("image", source.read(index), 0)
+        found[sample.key] = assembly.preprocess(dataset.collate("image", [sample], ())).batch.context
     return found
 
 

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoders.base import Whitening
-from configs.build import build_dataset, build_streams, class_names
+from configs.assembly import Assembly
 from configs.load import load_config
-from configs.networks import build_adapters, build_trunk, projector_specs
 from core.alignment.ema_teacher import EmaTeacher, EmaTeacherConfig
-from core.alignment.terms import build_alignment
 from core.keys import generator
 from core.noising import Draws
 from core.objective import Objective
 from core.training.feed import Microbatch
+from core.trunk.context import ContextConfig
+from core.trunk.mmdit import MMDiT, MMDiTConfig
 from core.trunk.projectors import TEACHER, ProjectorSpec
 from core.trunk.sit import SiT, SiTConfig
 from core.types import Context, NoiseLevels, Segment, TokenBatch
+from modalities.conditions import RawCondition
+from modalities.data.batches import RawBatch, RawPart
 from modalities.preprocess import DevicePreprocess
+from modalities.streams import Part
 from tests.tools.tiny import CONFIG
 from tools.flops import step_flops, without_storage
-from tools.plan import first_batch
+from tools.plan import first_batch, leave_empty
 
 B, N, C, D, LAYERS = 3, 16, 16, 32, 5
 SIT = SiTConfig(width=D, depth=LAYERS, heads=2, grid=4, channels=C, num_classes=6)
@@ -94,17 +100,12 @@ def test_the_live_trunk_is_not_touched():
 @pytest.mark.parametrize("method", ["flow_matching", "sra", "layersync", "dispersive", "self_flow", "self_flow_as"])
 def test_only_methods_with_a_teacher_pay_for_one(method, tmp_path):
     config = load_config(CONFIG, [f"method={method}", "streams.video.condition_on={first_frame: 0}"])
-    config.streams.audio = None
-    adapters = build_adapters(config, tmp_path)
-    streams = build_streams(config, adapters, tmp_path)
-    whitening = {name: Whitening(torch.zeros(a.channels), torch.ones(a.channels)) for name, a in adapters.items()}
-    labels = class_names(streams)
-    with torch.device("meta"):
-        trunk = build_trunk(config, adapters, labels, projector_specs(config, {}))
-    dataset = build_dataset(config, streams, labels)
-    objective = Objective(build_alignment(config.alignment, trunk.depth))
+    del config.streams["audio"]
+    assembly = Assembly(config, tmp_path)
+    leave_empty(assembly)
     for name in ("image", "video"):
-        found = step_flops(objective, trunk, first_batch(dataset, name))
+        batch = first_batch(assembly.dataset, name)
+        found = step_flops(assembly.objective, assembly.trunk, batch, assembly.preprocess)
         assert found["student"] > 0
         assert found["encoders"] == 0
         if method in ("sra", "self_flow", "self_flow_as"):
@@ -113,18 +114,43 @@ def test_only_methods_with_a_teacher_pay_for_one(method, tmp_path):
             assert found["teacher"] == 0
 
 
+def test_segments_add_up_but_for_their_attention_to_each_other():
+    """Of one, two and three parts of N tokens the work on single tokens grows evenly, and attention with the square."""
+    settings = {"size": "tiny", "width": D, "heads": 2, "double_blocks": 2, "single_blocks": LAYERS - 2}
+    config = MMDiTConfig(**settings, channels={"image": C}, context=ContextConfig("labels", num_classes=6))
+    trunk, one, found = MMDiT(config), microbatch(), []
+    (segment,), (noise,) = one.batch.segments, one.draws.noise
+    for count in (1, 2, 3):
+        names = [f"part {number}" for number in range(count)]
+        student = replace(one.draws.student, index=one.draws.student.index.repeat(1, count))
+        batch = replace(one.batch, segments=tuple(replace(segment, part=name) for name in names))
+        counts = dict.fromkeys(names, float(B * N))
+        given = replace(one, batch=batch, draws=Draws((noise,) * count, student, one.draws.teacher), counts=counts)
+        found.append(step_flops(Objective(), trunk, given)["student"])
+    assert found[2] - 2 * found[1] + found[0] == 3 * 2 * B * LAYERS * 2 * D * 2 * N**2
+
+
 class Adapter:
-    has_weights = False
+    modality, has_weights = "image", False
 
 
-def prepared(encoder: torch.nn.Module, media: torch.Tensor) -> tuple[dict[str, int], int]:
-    """What is counted of an encoder in a step, and what it costs when it really runs."""
-    plan = DevicePreprocess({"image": Adapter()}, {}, {"image": {"image_a": encoder}})
+def prepared(adapter: Adapter, encoders: dict, media: torch.Tensor, latents: torch.Tensor | None) -> dict[str, int]:
+    """What is counted of a step whose batch is completed by frozen networks."""
     plain = microbatch()
-    given = Microbatch("image", plain.batch, plain.draws, plain.counts, media=media)
+    (segment,), (noise,) = plain.batch.segments, plain.draws.noise
+    part = RawPart("image", noise, media, latents)
+    condition, draws = RawCondition(plain.batch.context), plain.draws
+    raw = RawBatch("image", plain.keys, (part,), condition, draws.student, draws.teacher, None, plain.counts)
+    parts = {"image": {"image": Part(adapter, segment.ids[0])}}
+    whitening = {"image": Whitening(torch.zeros(C), torch.ones(C))}
+    return step_flops(Objective(), SiT(SIT), raw, DevicePreprocess(parts, whitening, {"image": encoders}))
+
+
+def really(run: Callable[[], object]) -> int:
+    """FLOPs of something that runs."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        encoder(media)
-    return step_flops(Objective(), SiT(SIT), given, plan), counter.get_total_flops()
+        run()
+    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", ["dinov2", "siglip2 naflex"])
@@ -136,7 +162,9 @@ def test_encoders_count_with_their_attention_even_those_that_look_at_values(name
     folder = str(save(MAKERS[name](), tmp_path / "weights"))
     encoder = build_encoder(EncoderConfig(name.split()[0], folder), "image", (64, 64), (1, 4, 4))
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    found, real = prepared(encoder, media(B, 3, 64, 64))
+    seen = media(B, 3, 64, 64)
+    real = really(lambda: encoder(seen))
+    found = prepared(Adapter(), {"image_a": encoder}, seen, torch.zeros(B, N, C))
     assert found["encoders"] == real > 0
     assert found["total"] == found["student"] + real
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
@@ -159,10 +187,6 @@ def test_an_autoencoder_with_weights_counts_as_it_encodes(tmp_path):
             return autoencoder.encode(media, noise).repeat(1, 1, C // 4)  # (B, N, C)
 
     media = torch.zeros(B, 3, 32, 32)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        autoencoder.encode(media)
-    plain = microbatch()
-    given = Microbatch("image", plain.batch, plain.draws, plain.counts, media=media)
-    plan = DevicePreprocess({"image": Weights()}, {"image": Whitening(torch.zeros(C), torch.ones(C))}, {})
-    assert step_flops(Objective(), SiT(SIT), given, plan)["encoders"] == counter.get_total_flops() > 0
+    real = really(lambda: autoencoder.encode(media))
+    assert prepared(Weights(), {}, media, None)["encoders"] == real > 0
     assert type(next(autoencoder.load().parameters())) is torch.nn.Parameter

@@ -52,7 +52,9 @@ def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
     assert about == {
         "prompt": "a cat",
         "negative": None,
-        "modality": "image",
+        "stream": "image",
+        "parts": {"image": {"modality": "image", "was": "made"}},
+        "files": {},
         "text": {"words": 2, "limit": 6, "cut": False, "words_read_in_part": {"cat": 0.667}},
         "seed": 5,
         "index": 0,
@@ -60,7 +62,6 @@ def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
         "weights": "ema",
         "warnings": [],
         "method": "self_flow",
-        "kept": False,
         "sampler": {
             "solver": "heun",
             "steps": 4,
@@ -105,7 +106,9 @@ def test_a_mask_keeps_the_dark_pixels_exactly(tiny_run, tmp_path):
     light = mask[..., 0] > 0
     assert np.array_equal(result[~light], pixels[~light])
     assert not np.array_equal(result[light], pixels[light])
-    assert json.loads((tmp_path / "out" / "0000-a-cat.json").read_text())["kept"] is True
+    about = json.loads((tmp_path / "out" / "0000-a-cat.json").read_text())
+    assert about["parts"] == {"image": {"modality": "image", "was": "kept in part"}}
+    assert about["files"] == {"image": str(tmp_path / "cat.png"), "mask": str(tmp_path / "mask.png")}
 
 
 def test_a_first_frame_is_the_first_frame(tiny_run, tmp_path):
@@ -145,8 +148,11 @@ def test_a_continued_sound_begins_with_what_was_given(tiny_run, tmp_path):
         ("image", ("--negative", "a dog"), "--negative: is not read without guidance; set a scale above 1"),
         ("image", ("--interval", "0.9", "0.1"), "--interval: 0.9, 0.1 must lie in [0, 1], in order"),
         ("image", ("--diffusion-form", "constant"), "--diffusion-form: 'constant' is read by sde and sde_heun, not by"),
-        ("image", ("--first-frame", "x.png"), "this option goes with `generate video`, not with image"),
+        ("image", ("--first-frame", "x.png"), "--first-frame: goes with streams that have video; image has image"),
         ("image", ("--mask", "x.png"), "--image and --mask go together"),
+        ("image", ("--continue", "x.wav"), "--continue: goes with streams that have audio; image has image"),
+        ("video", ("--first-frame", "x.png", "--video", "x.mp4"), "--video gives all frames; not with --first-frame"),
+        ("audio", ("--continue", "x.wav", "--audio", "x.wav"), "--audio gives the whole sound; not with --continue"),
         ("video", ("--first-frame", "nowhere.png"), "nowhere.png: cannot be read"),
         ("audio", ("--continue", "nowhere.wav"), "nowhere.wav: cannot be read"),
         ("image", ("--step", "5"), "no checkpoint of step 5"),
@@ -165,11 +171,24 @@ def test_a_wrong_request_is_one_clear_error(modality, options, expected, tiny_ru
     assert not (tmp_path / "out").exists()
 
 
+def test_a_part_that_is_all_of_a_sample_leaves_nothing_to_make(tiny_run, tmp_path, capsys):
+    (tmp_path / "a.wav").write_bytes(sound_bytes(tone(0.3, 4000), 4000))
+    (tmp_path / "a.png").write_bytes(picture_bytes(np.zeros((8, 8, 3), dtype=np.uint8)))
+    for stream, option, name in (("audio", "--audio", "a.wav"), ("audio", "--continue", "a.wav")):
+        assert generate(tiny_run, stream, tmp_path / "out", option, str(tmp_path / name)) == 2
+        assert f"{option}: give all of a sample, so that nothing is left to make" in capsys.readouterr().err
+    assert generate(tiny_run, "image", tmp_path / "out", "--image", str(tmp_path / "a.png")) == 2
+    assert "--image: give all of a sample" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_modality_or_a_run_that_is_not_there(tmp_path, capsys):
     run = tmp_path / "run"
     assert train(run, "training.steps=1", "streams.audio=null") == 0
     assert generate(run, "audio", tmp_path / "out") == 2
     assert "was not trained on audio; it has image, video" in capsys.readouterr().err
+    assert generate(run, "vidoe", tmp_path / "out") == 2
+    assert "it has image, video. Did you mean: 'video'?" in capsys.readouterr().err
     assert generate(tmp_path / "nowhere", "image", tmp_path / "out") == 2
     assert "holds no intact checkpoint" in capsys.readouterr().err
 

@@ -10,19 +10,18 @@ from torch import nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from autoencoders.base import Whitening
-from configs.build import build_dataset, build_streams, class_names
+from configs.assembly import Assembly
 from configs.load import load_config
-from configs.networks import build_adapters, build_trunk, projector_specs
-from core.alignment.terms import build_alignment
 from core.objective import Objective
 from core.training.feed import Microbatch
 from core.types import Taps, TokenBatch, TrunkOutput
 from tests.tools.test_flops import B, C, N, microbatch
+from tests.tools.test_standins import several
 from tests.tools.tiny import CONFIG
 from tools import memory
 from tools.memory import kept_by_forward, microbatch_bytes, saved_bytes, state_bytes
 from tools.plan import first_batch
+from tools.standins import open_data
 
 
 class OneLayer(nn.Module):
@@ -62,20 +61,21 @@ def trunk_and_microbatch(name: str, folder: Path) -> tuple[nn.Module, Objective,
         "image": ["streams.video=null", "streams.audio=null", "streams.image.batch=32"],
         "video": ["streams.image=null", "streams.audio=null", "streams.video.batch=16"],
         "sit": ["streams.image.batch=32"],
+        "clip": ["streams.clip.batch=16"],
     }[name]
-    config = load_config(CONFIG.with_name("tiny_sit.yaml") if name == "sit" else CONFIG, own)
-    adapters = build_adapters(config, folder)
-    streams = build_streams(config, adapters, folder)
-    labels = class_names(streams)
-    whitening = {m: Whitening(torch.zeros(a.channels), torch.ones(a.channels)) for m, a in adapters.items()}
-    trunk = build_trunk(config, adapters, labels, projector_specs(config, {}))
-    dataset = build_dataset(config, streams, labels)
-    (modality,) = adapters
-    return trunk, Objective(build_alignment(config.alignment, trunk.depth)), first_batch(dataset, modality)
+    if name == "clip":
+        config = several(folder, *own)
+    else:
+        config = load_config(CONFIG.with_name("tiny_sit.yaml") if name == "sit" else CONFIG, own)
+    assembly = Assembly(config, folder)
+    open_data(assembly)
+    (stream,) = config.streams
+    given = assembly.preprocess(first_batch(assembly.dataset, stream))
+    return assembly.trunk, assembly.objective, given
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["image", "video", "sit"])
+@pytest.mark.parametrize("name", ["image", "video", "sit", "clip"])
 def test_the_count_is_what_the_allocator_gives_out(name, precision, tmp_path):
     trunk, objective, given = trunk_and_microbatch(name, tmp_path)
     counted = saved_bytes(objective, trunk, given, precision, "cpu")

@@ -11,9 +11,9 @@ from torch import Tensor
 from configs.load import load_config
 from core.errors import ConfigError
 from core.types import map_tensors
-from tests.tools.test_standins import ABSENT
+from tests.tools.test_standins import ABSENT, several
 from tests.tools.tiny import CONFIG
-from tools.plan import first_batch, make_plan, not_here
+from tools.plan import Plan, first_batch, make_plan, not_here
 
 SIT = CONFIG.with_name("tiny_sit.yaml")
 
@@ -30,19 +30,24 @@ def shapes(microbatch) -> list:
     return found
 
 
+def parameters(plan: Plan) -> list[Tensor]:
+    return list(plan.assembly.trunk.parameters())
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_microbatch_of_one_repeated_sample_has_the_shapes_of_the_real_one(accumulate, tmp_path):
-    dataset = make_plan(load_config(CONFIG, [f"training.accumulate={accumulate}"]), tmp_path).dataset
+    dataset = make_plan(load_config(CONFIG, [f"training.accumulate={accumulate}"]), tmp_path).assembly.dataset
     seen = set()
     for item in range(0, 12 * accumulate, accumulate):
         real = dataset[item]
-        planned = first_batch(dataset, real.modality)
+        planned = first_batch(dataset, real.stream)
         assert shapes(planned) == shapes(real)
-        assert len(planned.batch.keys) == planned.batch.size == real.batch.size
-        given = planned.batch.segments[0].given
-        assert planned.counts[real.modality] == planned.batch.counted().sum()
-        assert (given is None) == (real.modality != "video")
-        seen.add(real.modality)
+        assert len(planned.keys) == len(planned.parts[0].noise) == len(real.keys)
+        tokens = len(planned.keys) * planned.parts[0].noise.shape[1]
+        given = 0 if planned.given is None else int(planned.given.sum())
+        assert planned.counts[real.stream] == tokens - given
+        assert (planned.given is None) == (real.stream != "video")
+        seen.add(real.stream)
     assert seen == {"image", "video", "audio"}
 
 
@@ -52,7 +57,7 @@ def test_stand_ins_have_the_shapes_of_the_data(method, tmp_path):
     with_data = make_plan(load_config(CONFIG, own), tmp_path)
     without = make_plan(load_config(CONFIG, [*own, *ABSENT]), tmp_path)
     assert (list(with_data.absent), list(without.absent)) == ([], ["image", "video", "audio"])
-    assert [p.shape for p in without.trunk.parameters()] == [p.shape for p in with_data.trunk.parameters()]
+    assert [p.shape for p in parameters(without)] == [p.shape for p in parameters(with_data)]
     for name in ("image", "video", "audio"):
         real, stand_in = with_data.step(name), without.step(name)
         assert shapes(stand_in.microbatch) == shapes(real.microbatch)
@@ -61,9 +66,24 @@ def test_stand_ins_have_the_shapes_of_the_data(method, tmp_path):
         assert stand_in.frozen == {}
 
 
+@pytest.mark.parametrize("data", ["latents", "webdataset"])
+def test_a_stream_of_several_parts_has_a_segment_for_each(data, tmp_path):
+    config = several(tmp_path, f"streams.clip.data={{kind: {data}, path: nowhere}}")
+    plan = make_plan(config, tmp_path)
+    batch = plan.step("clip").microbatch.batch
+    found = [(segment.name, segment.modality, tuple(segment.x0.shape), segment.weight) for segment in batch.segments]
+    assert found == [
+        ("view", "video", (2, 8, 96), 1.0),
+        ("left", "audio", (2, 25, 64), 1.0),
+        ("right", "audio", (2, 25, 64), 0.5),
+    ]
+    assert all(segment.x0.is_meta and segment.ids.dtype == torch.float32 for segment in batch.segments)
+    assert set(plan.assembly.whitening) == {"video", "audio"}
+
+
 def test_classes_without_data_fill_the_table_of_the_trunk(tmp_path):
     plan = make_plan(load_config(SIT, [ABSENT[0]]), tmp_path)
-    assert len(plan.labels) == len(make_plan(load_config(SIT, []), tmp_path).labels)
+    assert len(plan.assembly.labels) == len(make_plan(load_config(SIT, []), tmp_path).assembly.labels)
 
 
 def test_the_text_encoder_is_never_read_and_stored_features_spare_its_work(tmp_path):

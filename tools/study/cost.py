@@ -10,8 +10,8 @@ from configs.assembly import Assembly, whitening
 from configs.runs import LoadedRun
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
+from modalities.evaluation.networks import parts_of, stored_network
 from modalities.evaluation.subject import Subject, trained_here
-from modalities.metrics.networks import build_network
 from tools.evaluate import prepare as prepare_evaluation
 from tools.flops import step_flops
 from tools.plan import first_batch, leave_empty
@@ -88,5 +88,6 @@ def check_measures(loaded: LoadedRun, modality: str, along: list[str]) -> Subjec
         prepare_evaluation(loaded, replace(stream, evaluation=settings), modality)
     for network in stream.evaluation.networks if "samples" in (*job.measures, *along) else []:
         if not trained_here(network):
-            build_network(network, modality, sample_rate=job.subject.sample_rate, root=loaded.root)
+            for part in parts_of(job.subject, network, loaded.root):
+                stored_network(job.subject, network, part, loaded.root)
     return job.subject
