@@ -117,4 +117,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("proj_coeff", "repa_weight", "gamma", "alignment_weight"), ("alignment.ema_teacher.weight",)),
     **dict.fromkeys(("encoder_type", "enc_type", "repa_encoder"), ("streams.*.encoders",)),
     **dict.fromkeys(("masking_ratio", "mask_prob"), ("streams.*.mask_ratio",)),
+    # What they were called here before.
+    "modalities": ("streams",),
+    "first_frame_share": ("streams.*.condition_on",),
+    "first_frame_noise": ("streams.*.condition_noise",),
 }

@@ -44,6 +44,9 @@ UNFIT = {
     ),
     r"condition\.encoder(?!\.(path|tokenizer|precision)$)": "the weights read the features of this text encoder",
     r"streams\.\w+$": "the order of its data goes on behind what its streams have consumed",
+    r"streams\.\w+(\.parts\.\w+|\.parts|\.media)$": "the weights were trained on samples of other parts",
+    r"streams\.\w+\.positions_per_second$": "the weights know their tokens by these positions",
+    rf"{PART}\.std_floor$": "the statistics of the latents were measured with it, and stay",
     rf"{PART}\.modality$": "the network has other layers for another modality",
     rf"{PART}\.media\.autoencoder$": "the weights were trained on the latents of this autoencoder",
     rf"{PART}\.media\.autoencoder\.kind": "the weights were trained on the latents of this autoencoder",
@@ -172,10 +175,16 @@ def _unfit(key: str) -> str | None:
 
 def _refuse_unfit(run: Path, wanted: list[tuple[str, Any, Any]]) -> None:
     found = [
-        f"--change {key}: {now!r} cannot become {after!r}: {why}" for key, now, after in wanted if (why := _unfit(key))
+        f"--change {key}: {_shown(now)} cannot become {_shown(after)}: {why}"
+        for key, now, after in wanted
+        if (why := _unfit(key))
     ]
     if found:
         raise ConfigError([*found, _new_run(run)])
+
+
+def _shown(value: Any) -> str:
+    return shown_value(value) if isinstance(value, dict) else repr(value)
 
 
 def _new_run(run: Path) -> str:

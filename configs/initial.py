@@ -135,6 +135,7 @@ def _run_differences(source: WeightSource, taken: list[str], config: Config, lab
     for modality in here:
         if modality in there and _takes(taken, media_parts(modality)):
             found += _media_differences(there, here, modality)
+    found += _position_differences(theirs, ours)
     if _takes(taken, CONDITION_PARTS):
         found += _condition_differences(theirs, ours, source.extra.get("labels", []), labels)
     return found
@@ -218,6 +219,27 @@ def media_of(plain: dict) -> dict[str, tuple[str, dict]]:
         for name, part in (entry["parts"] or {entry["modality"] or stream: entry}).items():
             key = f"streams.{stream}.parts.{name}.media" if entry["parts"] else f"streams.{stream}.media"
             found.setdefault(part["modality"] or name, (key, part["media"]))
+    return found
+
+
+def _position_differences(theirs: dict, ours: dict) -> list[str]:
+    """Of streams with the same modalities in one sample."""
+    there, here = _per_second(theirs), _per_second(ours)
+    return [
+        f"{key}: {there[together][1]!r} there, {value!r} here"
+        for together, (key, value) in here.items()
+        if together in there and there[together][1] != value
+    ]
+
+
+def _per_second(plain: dict) -> dict[tuple[str, ...], tuple[str, float | None]]:
+    """Modalities of one sample -> (key, positions in a second) of the first stream with these parts."""
+    found: dict[tuple[str, ...], tuple[str, float | None]] = {}
+    for stream, entry in plain.get("streams", {}).items():
+        if entry["parts"]:
+            together = tuple(part["modality"] or name for name, part in entry["parts"].items())
+            key = f"streams.{stream}.positions_per_second"
+            found.setdefault(together, (key, entry["positions_per_second"]))
     return found
 
 

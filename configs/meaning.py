@@ -25,7 +25,7 @@ from configs.schema import Config
 from core.errors import CheckpointError, ConfigError, nearest
 from core.training.config import to_plain
 
-LAYOUT = 1
+LAYOUT = 2  # in 1, media had the names of streams
 # Settings of a trunk that no shape shows. `attention` and `text_time` change no sample.
 HIDDEN = {
     "mmdit": ("heads", "qk_norm", "rope_axes", "rope_theta", "time_scale"),
@@ -92,8 +92,8 @@ def meaning_problems(file: dict[str, Any], own: dict[str, Any], accepted: list[s
         own: that of the run that takes the weights.
         accepted: settings that may differ; `labels` is one of them.
 
-    Modalities that only one of them has are left to the names of the weights. Raises ConfigError for an accepted
-    setting that there is none of, CheckpointError for a document of a newer layout.
+    Modalities, and modalities in one sample, that only one of them has are left to the names of the weights. Raises
+    ConfigError for an accepted setting that there is none of, CheckpointError for a document of another layout.
     """
     if not file:
         return []
@@ -173,6 +173,10 @@ def _hidden(config: Config, adapters: Adapters, digests: Mapping[str, str], text
         yield f"{key}.autoencoder.kind", settings.autoencoder.kind
         if modality in digests:
             yield f"{key}.autoencoder.digest", digests[modality]
+    for name, stream in config.streams.items():
+        if stream.parts:
+            together = "+".join(part.modality for part in stream.named_parts(name).values())
+            yield f"positions.{together}.per_second", stream.positions_per_second
 
 
 def _media(config: Config) -> dict[str, tuple[str, str, Any]]:
@@ -198,8 +202,8 @@ def _flat(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stream(key: str) -> str:
-    """media.video of a setting of videos, "" of one that all share."""
-    return ".".join(key.split(".")[:2]) if key.startswith("media.") else ""
+    """media.video of a setting of videos, positions.video+audio of both in one sample, "" of one that all share."""
+    return ".".join(key.split(".")[:2]) if key.startswith(("media.", "positions.")) else ""
 
 
 def _section(key: str) -> str:

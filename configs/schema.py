@@ -116,8 +116,7 @@ class StreamConfig:
             if self.positions_per_second is not None:
                 return ["positions_per_second: is read for several `parts` alone"]
             return [] if 0 < self.std_floor <= 1 else [f"std_floor: {self.std_floor} must lie in (0, 1]"]
-        own = ("modality", "media")
-        found = [f"{n}: belongs to each of the parts, parts.NAME.{n}" for n in own if getattr(self, n)]
+        found = ["modality: belongs to each of the parts, parts.NAME.modality"] if self.modality else []
         if self.std_floor != StreamConfig.std_floor:
             found.append("std_floor: belongs to each of the parts, parts.NAME.std_floor")
         found += [f"parts.{name}: the name must be a plain one" for name in self.parts if not name.isidentifier()]

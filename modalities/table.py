@@ -49,13 +49,15 @@ def media_settings(section: dict, name: str) -> type | None:
     """The dataclass of the section `media` beside which `modality` stands, or is named `name`; None for a stream that
     has `parts`. Raises ConfigError for an unknown modality."""
     if section.get("parts"):
+        if section.get("media") is not None:
+            raise ConfigError("media: belongs to each of the parts, parts.NAME.media")
         return None
     wanted = section.get("modality") or name
     try:
         return modality(wanted).settings
     except ConfigError as error:
         (line,) = error.problems
-        hint = "" if section.get("modality") else "; a stream or part of another name says which modality it has"
+        hint = "" if section.get("modality") else " A stream or part of another name says which modality it has"
         raise ConfigError(f"{line}{hint}") from error
 
 

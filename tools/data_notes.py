@@ -19,7 +19,7 @@ def data_lines(source: Source) -> list[str]:
 
 
 def report_data(sources: dict[str, Source], run: Path) -> None:
-    """Say it for every modality when a training starts, and note it in full in the run folder."""
+    """Say it for every stream when a training starts, and note it in full in the run folder."""
     for name, source in sources.items():
         for line in data_lines(source):
             print(f"{name}: {line}", file=sys.stderr)

@@ -80,7 +80,7 @@ def checkpoint_digests(path: Path, step: int | None) -> list[str]:
 
 
 def describe_run(path: Path) -> list[str]:
-    """Method, progress, last losses by modality, checkpoints (each verified) and bad records."""
+    """Method, progress, last losses by stream, checkpoints (each verified) and bad records."""
     store = CheckpointStore(path / "checkpoints")
     config, step = read_plain(path / "config.yaml"), store.latest()
     trunk, published = config["trunk"]["kind"], "no checkpoint yet"

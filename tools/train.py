@@ -1,4 +1,4 @@
-"""selfflow train: pretrain on any mix of modalities; run it again on the same folder to resume."""
+"""selfflow train: pretrain on any mix of streams; run it again on the same folder to resume."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def _fill_chosen(node, key, choose, values, path, text, found) -> None:
     try:
         schema = choose(values, path[-2])
     except ConfigError as error:
-        found += [(path[:-1], line) for line in error.problems]
+        found += [((*path[:-1], *key), what) for key, what in map(_split, error.problems)]
         return
     if schema is None:
         if given is not None:

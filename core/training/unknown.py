@@ -80,10 +80,11 @@ class KnownKeys:
         own = path[-1]
         if difflib.get_close_matches(own, siblings, n=1, cutoff=CLOSER):
             return nearest(own, siblings)
-        while isinstance(value, dict) and len(value) == 1:
+        found = self._sections(path) if isinstance(value, dict) else []
+        while not found and isinstance(value, dict) and len(value) == 1:
             ((name, value),) = value.items()
             path = (*path, str(name))
-        found = self._named(path) or self._alike(path)
+        found = found or self._named(path) or self._alike(path)
         if not found:
             return nearest(own, siblings)
         there = [key for key in found if all(_is_there(section, given) for section in self.keys[key])]
@@ -91,13 +92,23 @@ class KnownKeys:
         also = f" Also: {', '.join(others[:SHOWN])}{', ...' if len(others) > SHOWN else ''}." if others else ""
         return f" Did you mean: {first}?{also}"
 
+    def _sections(self, path: Keys) -> list[Keys]:
+        """Sections that others call by just this name."""
+        found = self._aliased(path) if not any(_plain(key[-1]) == _plain(path[-1]) for key in self.keys) else []
+        inner = {key[:-1] for key in self.keys}
+        return [key for key in found if key in inner]
+
+    def _aliased(self, path: Keys) -> list[Keys]:
+        """Keys that others call by the last name of a path."""
+        aliases = [self.expand(pattern) for pattern in self.aliases.get(_plain(path[-1]), ())]
+        return [key for keys in aliases for key in sorted(keys, key=lambda key: -_shared(key, path))]
+
     def _named(self, path: Keys) -> list[Keys]:
         """Keys that end in just this name, or that others call so; the nearest in the tree come first."""
         name = _plain(path[-1])
         same = [key for key in self.keys if _plain(key[-1]) == name]
         if not same:
-            aliases = [self.expand(pattern) for pattern in self.aliases.get(name, ())]
-            return [key for keys in aliases for key in sorted(keys, key=lambda key: -_shared(key, path))]
+            return self._aliased(path)
         fitting = [key for key in same if _fits(path[:-1], key[:-1])]
         usual = {key for pattern in self.aliases.get(name, ()) for key in self.expand(pattern)}
         return sorted(fitting or same, key=lambda key: (-_shared(key, path), key not in usual, len(key)))
@@ -132,7 +143,8 @@ def _keys(
                     continue
             yield from _keys(inner, (*path, field.name), (*above, hint), absent, own)
     elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(kinds[1]):
-        for name, own in given.items() or [(ENTRY, {})]:
+        named = {name: own for name, own in given.items() if own is not None}  # those that are null are left out
+        for name, own in named.items() or [(ENTRY, {})]:
             yield from _keys(kinds[1], (*path, name), above, (*absent, (*path, name) if own else path), own)
 
 

@@ -9,11 +9,12 @@ from configs.load import load_config
 from configs.schema import Config
 from core.errors import ConfigError
 from core.training.unknown import KnownKeys
+from modalities.table import MODALITIES
 from tests.tools.tiny import CONFIG
 
 
 def test_every_alias_leads_to_a_setting():
-    known = KnownKeys(Config, ALIASES)
+    known = KnownKeys(Config, ALIASES, {"streams": {name: {"modality": name} for name in MODALITIES}})
     assert [name for name, patterns in ALIASES.items() if not all(known.expand(each) for each in patterns)] == []
 
 
@@ -39,6 +40,10 @@ def test_every_alias_leads_to_a_setting():
         ("condition.max_words=30", "condition.text.max_words"),
         ("warmup=3", "training.optimizer.warmup"),
         ("image.batch=3", "streams.image.batch"),
+        ("streams.audio.media.hop_length=3", "hop"),
+        ("modalities.image.batch=3", "streams"),
+        ("streams.video.first_frame_share=0.5", "condition_on"),
+        ("streams.video.first_frame_noise=0.5", "condition_noise"),
     ],
 )
 def test_common_names_are_answered_with_ours(override, wanted):

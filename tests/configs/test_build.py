@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import configs
+from configs.assembly.conditions import context_config
 from configs.build import build_trainer, free_on_resume
 from configs.load import load_config
 from configs.methods import METHODS
-from configs.networks import context_config
 from core.errors import ConfigError
 from tests.tools.tiny import CONFIG
 
@@ -37,13 +37,13 @@ def test_every_recipe_loads_with_every_method(path, method):
 
 def test_a_method_is_a_row_under_the_users_own_settings(tmp_path):
     path = tmp_path / "own.yaml"
-    path.write_text("method: self_flow\nmodalities: {image: {}}\nalignment: {ema_teacher: {weight: 0.5}}\n")
+    path.write_text("method: self_flow\nstreams: {image: {}}\nalignment: {ema_teacher: {weight: 0.5}}\n")
     config = load_config(path, [])
     assert (config.noising.kind, config.noising.mask) == ("dual", "bernoulli")
     assert (config.alignment.ema_teacher.similarity, config.alignment.ema_teacher.weight) == ("cosine", 0.5)
     config = load_config(path, ["alignment.ema_teacher=null"])
     assert (config.noising.kind, config.alignment.present()) == ("dual", [])
-    path.write_text("modalities: {image: {batch: 4}}\n")
+    path.write_text("streams: {image: {batch: 4}}\n")
     assert load_config(path, []).alignment.ema_teacher.weight == 0.8  # Self-Flow is the default
     config = load_config(path, ["method=flow_matching", "noising.kind=full_masking", "alignment.dispersive={}"])
     assert (config.noising.kind, config.alignment.present()) == ("full_masking", ["dispersive"])
@@ -61,21 +61,24 @@ def test_a_method_is_a_row_under_the_users_own_settings(tmp_path):
         (["method=self_flow_as", "noising.mask=bernoulli"], "attention_separation: needs mask exact"),
         (["method=self_flow_as", "noising.kind=homogeneous"], "attention_separation: needs kind dual"),
         (["method=self_flow_as", "noising.homogeneous_share=0.2"], "would put samples of one group among"),
-        (["method=self_flow_as", "streams.video.condition_on={first_frame: 0.5}"], "a given frame would belong to no group"),
+        (
+            ["method=self_flow_as", "streams.video.condition_on={first_frame: 0.5}"],
+            "given tokens would belong to no group",
+        ),
         (["streams.image.mask_ratio=0"], "mask_ratio: 0.0 must lie in (0, 0.5]"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused_with_the_reason(overrides, expected, tmp_path):
     path = tmp_path / "own.yaml"
-    path.write_text("modalities: {image: {batch: 4}}\n")
+    path.write_text("streams: {image: {batch: 4}}\n")
     with pytest.raises(ConfigError, match=re.escape(expected)):
         load_config(path, overrides)
 
 
-def test_a_run_needs_a_modality(tmp_path):
+def test_a_run_needs_a_stream(tmp_path):
     path = tmp_path / "none.yaml"
     path.write_text("seed: 1\n")
-    with pytest.raises(ConfigError, match="modalities: nothing to train on"):
+    with pytest.raises(ConfigError, match=r"streams: empty; name at least one, such as streams\.image"):
         load_config(path, [])
 
 
@@ -103,7 +106,7 @@ def test_what_conditions_the_trunk_follows_from_the_condition():
 def test_labels_need_classes(tmp_path):
     (tmp_path / "a").mkdir()
     config = load_config(CONFIG, [f"run={tmp_path / 'run'}", "condition.kind=label"])
-    config.streams.image = config.streams.video = None
+    del config.streams["image"], config.streams["video"]
     trainer = build_trainer(config, tmp_path)
     assert len(trainer.extra["labels"]) == 216
     assert trainer.extra["labels"] == sorted(trainer.extra["labels"])

@@ -52,11 +52,11 @@ def generates(config: Any, folder: Path) -> None:
 
 def is_evaluated(config: Any, folder: Path) -> None:
     trains(config, folder)
-    evaluate_run(load_run(folder / "run"), config.modalities.image, "image", folder / "evaluation")
+    evaluate_run(load_run(folder / "run"), config.streams["image"], "image", folder / "evaluation")
 
 
 def opens_data(config: Any, folder: Path) -> None:
-    build_source(config.streams.image.data, "image", folder).read(0)
+    build_source(config.streams["image"].data, ("image",), folder).read(0)
 
 
 def misses_data(config: Any, folder: Path) -> None:
@@ -144,16 +144,16 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
     ),
     "concat": (CONFIG, [f"{DATA}{{kind: concat, parts: {{one: {{kind: embedded, repeat: 2}}}}}}"], opens_data),
 }
-# All modalities have one class of these settings; what one of them reads, the class needs.
+# All streams have one class of these settings; what one of them reads, the class needs.
 SHARED = [
-    (re.compile(r"^modalities\.\w+\.(?:data|heldout)(?:\.parts\.one)?\b"), "data"),
-    (re.compile(r"^modalities\.\w+\.encoders\.\w+\b"), "encoders.NAME"),
-    (re.compile(r"^modalities\.\w+\.(encoders|time|sampling|evaluation|media\.autoencoder)\b"), r"\1"),
+    (re.compile(r"^streams\.\w+\.(?:data|heldout)(?:\.parts\.one)?\b"), "data"),
+    (re.compile(r"^streams\.\w+\.encoders\.\w+\b"), "encoders.NAME"),
+    (re.compile(r"^streams\.\w+\.(encoders|time|sampling|evaluation|media\.autoencoder)\b"), r"\1"),
 ]
 
 
 def general(leaf: str) -> str:
-    """The name of a setting without its modality, where all modalities share it."""
+    """The name of a setting without its stream, where all streams share it."""
     for pattern, name in SHARED:
         leaf, changed = pattern.subn(name, leaf)
         if changed:

@@ -11,7 +11,7 @@ from core.errors import ConfigError
 from core.training.config import to_yaml
 from modalities.data.sources import SourceConfig
 
-IMAGE = "modalities: {{image: {{data: {data}, heldout: {heldout}}}}}\n"
+IMAGE = "streams: {{image: {{data: {data}, heldout: {heldout}}}}}\n"
 
 
 def heldout(tmp_path: Path, data: str, held: str, *overrides: str) -> SourceConfig:
@@ -80,10 +80,10 @@ def test_of_a_concat_what_all_parts_agree_on_and_by_name(tmp_path):
 
 
 def test_overrides_count_and_a_resolved_file_reads_back_equal(tmp_path):
-    (tmp_path / "run.yaml").write_text("modalities: {image: {data: {kind: folder, path: a, captions: label}}}\n")
+    (tmp_path / "run.yaml").write_text("streams: {image: {data: {kind: folder, path: a, captions: label}}}\n")
     override = "streams.image.heldout={kind: folder, path: b}"
     config = load_config(tmp_path / "run.yaml", [override])
-    assert config.streams.image.heldout.captions == "label"
+    assert config.streams["image"].heldout.captions == "label"
     (tmp_path / "resolved.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "resolved.yaml", []) == config
     (tmp_path / "resolved.yaml").write_text(to_yaml(load_config(tmp_path / "run.yaml", [])))
@@ -93,7 +93,7 @@ def test_overrides_count_and_a_resolved_file_reads_back_equal(tmp_path):
 def test_texts_that_look_like_numbers_are_taken_as_texts_and_errors_point_at_their_line(tmp_path):
     assert heldout(tmp_path, "{kind: folder, path: a, caption: 007}", "{path: b}").caption == "007"
     (tmp_path / "run.yaml").write_text(
-        "modalities:\n  image:\n    data: {kind: folder, path: a,\n      captions: labels}\n    heldout: {path: b}\n"
+        "streams:\n  image:\n    data: {kind: folder, path: a,\n      captions: labels}\n    heldout: {path: b}\n"
     )
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "run.yaml", [])
@@ -106,13 +106,13 @@ def test_texts_that_look_like_numbers_are_taken_as_texts_and_errors_point_at_the
 @pytest.mark.parametrize("wrong", ["3", "[a]", "{kind: [a]}", "{parts: 3}", "{kind: concat, parts: {a: 3}}"])
 def test_wrong_sections_are_refused_as_ever(tmp_path, wrong):
     for data, held in ((wrong, "{path: b}"), ("{kind: folder, path: a}", wrong)):
-        with pytest.raises(ConfigError, match=r"modalities\.image\.(data|heldout)"):
+        with pytest.raises(ConfigError, match=r"streams.image\.(data|heldout)"):
             heldout(tmp_path, data, held, "condition.kind=none")
 
 
 def test_without_conditions_no_source_needs_captions(tmp_path):
     (tmp_path / "run.yaml").write_text(
-        "condition: {kind: none}\nmodalities: {image: {data: {kind: concat, parts: {a: {kind: folder, path: a}, "
+        "condition: {kind: none}\nstreams: {image: {data: {kind: concat, parts: {a: {kind: folder, path: a}, "
         "b: {kind: folder, path: b, captions: label}, c: {}}}, heldout: {kind: parquet, path: c}}}\n"
     )
     image = load_config(tmp_path / "run.yaml", []).streams.image

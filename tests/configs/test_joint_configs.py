@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import configs
+from configs.assembly.adapters import build_adapters
+from configs.assembly.encoders import projector_specs
+from configs.assembly.trunk import build_trunk
 from configs.load import load_config
-from configs.networks import build_adapters, build_trunk, projector_specs
 from configs.schema import Config
 from core.training.config import differences, to_plain
 from tools import encode
@@ -73,7 +75,7 @@ def test_what_the_paper_says_of_the_joint_run():
         entry = streams[name]
         assert (entry.media.autoencoder.kind, entry.share, entry.batch, entry.mask_ratio) == (kind, share, batch, mask)
         assert (entry.time.kind, entry.time.shift, entry.sampling.shift) == ("logit_normal", shift, sampled)
-        assert (adapters[name].grid(), adapters[name].channels) == (grid, channels)
+        assert (adapters[name][name].grid(), adapters[name][name].channels) == (grid, channels)
     assert (streams["video"].time.high_noise_share, streams["video"].time.high_noise_low) == (0.05, 0.95)
     encoder = read("joint_625m").condition.encoder
     assert (encoder.kind, encoder.path, list(encoder.layers)) == ("qwen3", "Qwen/Qwen3-4B", [9, 18, 27])

@@ -11,9 +11,9 @@ import torch
 
 import configs
 from autoencoders.base import Whitening
+from configs.assembly.adapters import build_adapters
 from configs.load import load_config
 from configs.meaning import LAYOUT, meaning_problems, weights_meaning, whitening_problems
-from configs.networks import build_adapters
 from core.errors import CheckpointError, ConfigError
 from tests.tools.tiny import CONFIG
 
@@ -42,7 +42,7 @@ def test_every_configuration_agrees_with_itself(path):
 
 def test_a_digest_is_compared_where_both_know_it():
     one, other = (document(SIT, labels=LABELS, digests={"image": name}) for name in ("d1", "d2"))
-    key = "streams.image.media.autoencoder"
+    key = "media.image.autoencoder"
     assert meaning_problems(one, other, []) == [f"{key}: weights d2, the file's are of d1"]
     assert meaning_problems(one, other, [f"{key}.digest"]) == []
     assert meaning_problems(one, document(SIT, labels=LABELS), []) == []
@@ -85,7 +85,7 @@ def test_class_names(labels, line):
 def test_a_file_of_another_layout_and_one_that_says_nothing():
     own = document(SIT, labels=LABELS)
     newer = copy.deepcopy(own) | {"layout": LAYOUT + 1, "version": "9.9"}
-    with pytest.raises(CheckpointError, match=r"layout 2, written by version 9\.9"):
+    with pytest.raises(CheckpointError, match=rf"layout {LAYOUT + 1}, written by version 9\.9"):
         meaning_problems(newer, own, [])
     assert meaning_problems({}, own, []) == []
     with pytest.raises(ConfigError, match="Did you mean: 'labels'"):

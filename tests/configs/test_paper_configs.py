@@ -12,9 +12,11 @@ import pytest
 import torch
 
 import configs
+from configs.assembly.adapters import build_adapters
+from configs.assembly.encoders import projector_specs
+from configs.assembly.trunk import build_trunk
 from configs.load import load_config
 from configs.methods import METHODS
-from configs.networks import build_adapters, build_trunk, projector_specs
 from configs.schema import Config
 from core.errors import ConfigError
 from core.keys import generator
@@ -65,7 +67,7 @@ def test_every_file_is_complete_and_reads_back_from_what_it_prints(name, tmp_pat
 
 
 def test_the_common_part_is_not_an_experiment():
-    with pytest.raises(ConfigError, match="nothing to train on"):
+    with pytest.raises(ConfigError, match="streams: empty"):
         read("common")
 
 
@@ -99,9 +101,7 @@ def test_repa_differs_from_its_experiment_in_method_and_encoder_alone(name):
 def test_a_modality_alone_is_trained_as_in_the_mix(name):
     config, mixed = read(name), read("mixed")
     (modality,) = config.streams
-    changed = differences(
-        to_plain(mixed)["modalities"][modality], to_plain(config)["modalities"][modality], f"{modality}."
-    )
+    changed = differences(to_plain(mixed)["streams"][modality], to_plain(config)["streams"][modality], f"{modality}.")
     assert {key for key, _, _ in changed} - {"image.data.path"} == {f"{modality}.batch", f"{modality}.loss_weight"}
     assert stream(name).loss_weight == 1
     assert (config.trunk, config.condition) == (mixed.trunk, mixed.condition)
@@ -123,9 +123,9 @@ def test_a_modality_alone_is_trained_as_in_the_mix(name):
 )
 def test_tokens_of_a_sample(name, modality, grid, channels, mask_ratio):
     config = read(name)
-    adapter = build_adapters(config, PAPER)[modality]
+    adapter = build_adapters(config, PAPER)[modality][modality]
     assert (adapter.grid(), adapter.channels) == (grid, channels)
-    assert getattr(config.modalities, modality).mask_ratio == mask_ratio
+    assert config.streams[modality].mask_ratio == mask_ratio
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_rae_trains_with_either_trunk(kind):
     ],
 )
 def test_times(name, modality, shares):
-    config = getattr(read(name).modalities, modality).time
+    config = read(name).streams[modality].time
     times = sample_times(config, 100_000, generator("paper", name))
     for bound, share in shares.items():
         assert (times < bound).float().mean().item() == pytest.approx(share, abs=0.006)
@@ -202,7 +202,7 @@ def test_times(name, modality, shares):
     ],
 )
 def test_samplers(name, modality, solver, steps, shift):
-    sampling = getattr(read(name).modalities, modality).sampling
+    sampling = read(name).streams[modality].sampling
     times = sampling.times()
     assert (sampling.solver, len(times) - 1, times[0], times[-1]) == (solver, steps, 1, 0)
     if solver == "sde":
@@ -262,7 +262,7 @@ def test_every_command_of_the_readme_is_one_that_works():
         runs[config.run] = options.config.stem
     joint = {"joint_625m", "joint_625m_latents", "joint_1b"}
     assert set(runs.values()) == {*FILES, *joint}, "every file has its command"
-    for override in re.findall(r"`'(modalities\.[^`]*)'`", README):
+    for override in re.findall(r"`'(streams\.[^`]*)'`", README):
         read("mixed", override)
 
 

@@ -6,14 +6,14 @@ import re
 
 import pytest
 
+from configs.assembly.sources import needed, open_sources
 from configs.load import load_config
-from configs.sources import needed, open_sources
 from core.errors import ConfigError
 from modalities.data.sources import SourceConfig
 from tests.modalities.making import numbered, picture_bytes
 
 FILE = """
-modalities:
+streams:
   image: {data: {kind: folder, path: pictures, captions: none}}
   video: {data: {kind: webdataset, path: clips, caption_fields: [short, long]}}
   audio: {data: {kind: parquet, path: sounds.parquet, media_field: sound}}
@@ -27,15 +27,15 @@ def test_all_missing_data_are_named_at_once_with_what_is_needed(tmp_path):
     with pytest.raises(ConfigError) as raised:
         open_sources(load_config(tmp_path / "run.yaml", []), tmp_path)
     video, video_needs, audio, audio_needs = raised.value.problems  # the pictures are there
-    assert re.match(r"modalities\.video\.data: path: .*clips does not exist", video)
-    assert re.match(r"modalities\.audio\.data: path: .*sounds\.parquet does not exist", audio)
+    assert re.match(r"streams.video\.data: path: .*clips does not exist", video)
+    assert re.match(r"streams.audio\.data: path: .*sounds\.parquet does not exist", audio)
     assert re.search(r"\.tar files in which each record is NAME \(\.mp4 .* with captions in short or long", video_needs)
     assert "the column 'sound'" in audio_needs
     assert audio_needs.endswith("set streams.audio.data.path=PATH")
 
 
 def test_what_is_there_is_opened(tmp_path):
-    (tmp_path / "run.yaml").write_text("modalities: {image: {data: {count: 7}}, audio: {data: {count: 5}}}")
+    (tmp_path / "run.yaml").write_text("streams: {image: {data: {count: 7}}, audio: {data: {count: 5}}}")
     sources = open_sources(load_config(tmp_path / "run.yaml", []), tmp_path)
     assert {name: len(source) for name, source in sources.items()} == {"image": 7, "audio": 5}
 

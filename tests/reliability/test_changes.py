@@ -102,7 +102,7 @@ def test_a_third_value_without_a_change_is_refused_with_what_to_type(half, monke
     [
         ("trunk.mmdit.heads=4", "trunk.mmdit.heads: 2 cannot become 4: the weights were trained in this network"),
         ("trunk.mmdit.rope_theta=100", "mean nothing in another"),
-        ("streams.video=null", "the network has layers for these modalities only"),
+        ("streams.video=null", "the order of its data goes on behind what its streams have consumed"),
         ("condition.kind=label", "the weights read this kind of condition"),
         ("condition.text.vocabulary=128", "condition.text.vocabulary: 64 cannot become 128"),
         ("streams.audio.media.hop=32", "it is what a token of the weights stands for"),

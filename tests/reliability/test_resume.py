@@ -58,7 +58,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(workers, tmp_pat
 def test_a_killed_run_of_another_optimizer_with_averages_and_previews_ends_with_the_same_bits(kind, tmp_path):
     if kind == "adamw8bit":
         pytest.importorskip("bitsandbytes", reason="8-bit AdamW needs bitsandbytes")
-    sizes = ("training.steps=12", "training.save_every=3", "trunk.mmdit.width=64", f"training.optimizer.kind={kind}")
+    sizes = ("training.steps=12", "training.save_every=3", f"training.optimizer.kind={kind}")
     watched = ("training.posthoc_ema.every=2", "training.preview.every=4", "training.preview.samples=1")
     heldout = ("streams.audio.heldout={seconds: 0.3, count: 6, seed: 1}", "training.validate.every=4")
     outcome = interrupted(tmp_path, 7, "SIGKILL", 3, *sizes, *watched, *heldout)
@@ -203,7 +203,7 @@ FREE_LEAVES = {
     name
     for name in leaves(PLAIN)
     if name.startswith(("run", "logging.", "training.preview.", "training.validate."))
-    or (name.startswith("modalities.") and name.split(".")[2] in ("sampling", "heldout", "evaluation"))
+    or (name.startswith("streams.") and name.split(".")[2] in ("sampling", "heldout", "evaluation"))
     or name.endswith((".data.path", ".data.cache", ".data.cache_limit"))
 } | {
     f"training.{name}"
@@ -266,8 +266,8 @@ def test_a_resume_on_other_data_is_refused(tmp_path, capsys):
         (photos / f"{index}.png").write_bytes(picture_bytes(pixels))
     config = tmp_path / "photos.yaml"
     config.write_text(
-        "modalities: {image: {batch: 2, data: {kind: folder, path: data, captions: label}, media: {size: [8]}}}\n"
-        "trunk: {mmdit: {size: tiny, width: 32, heads: 2, double_blocks: 1, single_blocks: 2}}\n"
+        "streams: {image: {batch: 2, data: {kind: folder, path: data, captions: label}, media: {size: [8]}}}\n"
+        "trunk: {mmdit: {size: tiny, width: 48, heads: 2, double_blocks: 1, single_blocks: 2}}\n"
         "training: {steps: 2, device: cpu}\n"
     )
     assert train(tmp_path / "run", config=config) == 0

@@ -29,7 +29,7 @@ from tools import audiovisual
 from tools.cli import main
 
 CONFIG = Path(configs.__file__).parent / "audiovisual.yaml"
-SMALL = ("training.workers=0", "training.optimizer.cooldown=0", "trunk.mmdit.single_blocks=1", "training.device=cpu")
+SMALL = ("training.workers=0", "training.optimizer.cooldown=0", "trunk.mmdit.single_blocks=2", "training.device=cpu")
 STREAM, FRAMES = "audiovisual", 9
 
 

@@ -83,7 +83,7 @@ def check(message: str, expected: str | tuple[str, ...]) -> None:
             ("attention_separation: needs kind dual, ", "kind is 'homogeneous'", "needs mask exact", "is 'bernoulli'"),
         ),
         ("noising.attention_separation=true", "noising.attention_separation: needs mask exact"),
-        ("method=self_flow_as", "tiny.yaml:15: streams.video.first_frame_share: a given frame would belong to no "),
+        ("method=self_flow_as", "tiny.yaml:15: streams.video.condition_on: given tokens would belong to no "),
         # teacher
         ("training.ema.decay=0", "training.ema.decay: 0 makes the teacher the student itself"),
         ("method=sra training.ema.decay=0", "training.ema.decay: 0 makes the teacher the student itself"),
@@ -188,7 +188,7 @@ def test_another_token_grid_is_resampled_unless_that_is_refused(weights, tmp_pat
         ),
         (
             ["{autoencoder}={rae}", "condition.kind=text"],
-            "trunk.kind: 'ddt' needs the image modality alone and condition.kind: label or none; this run has image",
+            "trunk.kind: 'ddt' needs one stream of images alone and condition.kind: label or none; this run has image",
         ),
         (
             ["{autoencoder}={rae}", "trunk.ddt.depth=1"],

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from autoencoders.base import Whitening
+from configs.assembly import whitening
 from core.training.checkpoint import CheckpointStore, digest
 from core.training.records import read_lines
 from core.trunk.foreign import read_state_dict
 from modalities.base import AutoencoderAdapter
 from tests.tools.tiny import CONFIG, STEPS, published, train
-from tools import import_weights
 from tools.cli import main
 
 SIT = CONFIG.with_name("tiny_sit.yaml")
@@ -180,7 +180,7 @@ def test_without_the_data(released, tmp_path, capsys, monkeypatch):
     config.write_text(SIT.read_text().replace("{size: 8, count: 60}", "{kind: folder, path: nowhere, captions: none}"))
     assert bring(released, tmp_path / "run", config=config) == 2
     shown = capsys.readouterr().err
-    assert "streams.image: its autoencoder has no published whitening" in shown
+    assert "streams.image.media.autoencoder: has no published whitening" in shown
     assert "nowhere" in shown
 
     statistics = Whitening(torch.full((48,), 0.1), torch.full((48,), 0.5))
@@ -227,10 +227,10 @@ def joint(tiny_run, tmp_path_factory) -> Path:
 def test_a_file_says_what_its_weights_mean(spoken, joint, sit_run, tiny_run):
     found = document(joint)
     assert found["meaning"]["trunk.mmdit.rope_theta"] == 2000.0
-    assert found["meaning"]["trunk.mmdit.rope_axes"] == [4, 6, 6]
+    assert found["meaning"]["trunk.mmdit.rope_axes"] == [16, 16, 16]
     assert found["meaning"]["condition.text.max_words"] == 6
-    assert found["meaning"]["streams.video.media.stride"] == [2, 4, 4]
-    assert found["meaning"]["streams.audio.media.exponent"] == 0.5
+    assert found["meaning"]["media.video.stride"] == [2, 4, 4]
+    assert found["meaning"]["media.audio.exponent"] == 0.5
     assert found["whitening"] == CheckpointStore(tiny_run / "checkpoints").extra(STEPS)["whitening"]
     assert set(found["whitening"]) == {"image", "video", "audio"}
     assert found["version"]
@@ -245,16 +245,16 @@ def test_a_file_says_what_its_weights_mean(spoken, joint, sit_run, tiny_run):
     [
         ("trunk.mmdit.heads=4", "trunk.mmdit.heads: 4, and the file's weights were trained with 2"),
         ("trunk.mmdit.rope_theta=10000", "trunk.mmdit.rope_theta: 10000.0, and the file's weights were trained with"),
-        ("trunk.mmdit.rope_axes=[8,4,4]", "trunk.mmdit.rope_axes: [8, 4, 4], and the file's"),
+        ("trunk.mmdit.rope_axes=[24,12,12]", "trunk.mmdit.rope_axes: [24, 12, 12], and the file's"),
         ("trunk.mmdit.time_scale=1", "trunk.mmdit.time_scale: 1.0, and the file's weights were trained with 1000.0"),
         ("trunk.mmdit.qk_norm=false", "trunk.mmdit.qk_norm: False, and the file's weights were trained with True"),
         ("condition.text.ngrams=[3]", "condition.text.ngrams: [3], and the file's weights were trained with [3, 4]"),
         ("condition.text.rows_per_word=8", "condition.text.rows_per_word: 8, and the file's"),
         ("condition.text.max_words=9", "condition.text.max_words: 9, and the file's weights were trained with 6"),
         ("condition.text.vocabulary=128", "condition.text.vocabulary: 128, and the file's"),
-        ("streams.audio.media.sample_rate=8000", "streams.audio.media.sample_rate: 8000, and the file's"),
-        ("streams.video.media.fps=16", "streams.video.media.fps: 16.0, and the file's"),
-        ("streams.video.media.first_frame_alone=false", "streams.video.media.first_frame_alone: False, and"),
+        ("streams.audio.media.sample_rate=8000", "media.audio.sample_rate: 8000, and the file's"),
+        ("streams.video.media.fps=16", "media.video.fps: 16.0, and the file's"),
+        ("streams.video.media.first_frame_alone=false", "media.video.first_frame_alone: False, and"),
     ],
 )
 def test_other_settings_of_the_same_shapes_are_refused_by_name(joint, tmp_path, capsys, change, line):
@@ -282,13 +282,13 @@ def test_other_heads_of_a_sit_are_refused_or_meant(spoken, tmp_path, capsys):
 
 def test_statistics_of_other_data_are_refused_unless_chosen(spoken, sit_run, tmp_path, capsys, monkeypatch):
     """Trained on these, they brightened every sample of an imported run from 201 to 39."""
-    real = import_weights.measure_all
+    real = whitening.measured
     dark = Whitening(torch.full((48,), -0.9), torch.full((48,), 0.05))
-    monkeypatch.setattr(import_weights, "measure_all", lambda config, streams: {"image": dark})
+    monkeypatch.setattr(whitening, "measured", lambda config, streams: {"image": dark})
     assert bring(spoken, tmp_path / "refused") == 2
     shown = capsys.readouterr().err
     assert "trained on latents of other statistics" in shown
-    assert "streams.image: means differ by up to" in shown
+    assert "  image: means differ by up to" in shown
     assert "--statistics file" in shown
     assert not (tmp_path / "refused").exists()
 
@@ -303,19 +303,19 @@ def test_statistics_of_other_data_are_refused_unless_chosen(spoken, sit_run, tmp
     assert pictures["data"] != pictures["file"]
 
     # What was taken is what training goes on with.
-    monkeypatch.setattr(import_weights, "measure_all", real)
+    monkeypatch.setattr(whitening, "measured", real)
     assert train(tmp_path / "file", "training.steps=1", config=SIT) == 0
     theirs = CheckpointStore(sit_run / "checkpoints").extra(4)["whitening"]
     assert CheckpointStore(tmp_path / "file" / "checkpoints").extra(1)["whitening"] == theirs
 
 
 def test_statistics_but_for_rounding_are_the_same(spoken, sit_run, tmp_path, monkeypatch):
-    real = import_weights.measure_all
+    real = whitening.measured
 
     def rounded(config, streams):
         return {name: Whitening(v.mean + 1e-5, v.std * 1.0001) for name, v in real(config, streams).items()}
 
-    monkeypatch.setattr(import_weights, "measure_all", rounded)
+    monkeypatch.setattr(whitening, "measured", rounded)
     assert bring(spoken, tmp_path / "run") == 0
     theirs = CheckpointStore(sit_run / "checkpoints").extra(4)["whitening"]
     assert CheckpointStore(tmp_path / "run" / "checkpoints").extra(0)["whitening"] == theirs

@@ -23,7 +23,7 @@ from tools.cli import main
 QUICK = [
     "training.steps=2",
     "training.workers=0",
-    "trunk.mmdit={size: tiny, width: 32, heads: 2, double_blocks: 1, single_blocks: 2, mlp_ratio: 1.0}",
+    "trunk.mmdit={size: tiny, width: 192, heads: 2, double_blocks: 1, single_blocks: 2, mlp_ratio: 1.0}",
 ]
 
 
@@ -74,7 +74,7 @@ def test_pictures_with_captions(capsys):
     assert "captions: median 12 words" in shown
     assert "selfflow train photos.yaml run=runs/photos" in shown
     config = load_config(Path("photos.yaml"), [])
-    image = config.streams.image
+    image = config.streams["image"]
     assert list(config.streams) == ["image"]
     assert image.media.size == [16]  # a multiple of 16 that enlarges none
     assert (config.condition.kind, config.condition.text.max_words) == ("text", 16)
@@ -96,8 +96,8 @@ def test_neither_captions_nor_classes():
     pictures(Path("plain"), 5)
     assert init("plain") == 0
     config = load_config(Path("plain.yaml"), [])
-    assert (config.condition.kind, config.streams.image.heldout) == ("none", None)
-    assert config.streams.image.sampling.guidance == 1
+    assert (config.condition.kind, config.streams["image"].heldout) == ("none", None)
+    assert config.streams["image"].sampling.guidance == 1
     works("plain.yaml", "image")
 
 
@@ -112,12 +112,12 @@ def test_all_modalities_at_once_where_only_some_have_captions(capsys):
     shown = capsys.readouterr().out
     assert "95% have one" in shown
     assert "left out  files that are no media here: 1 .pdf" in shown
-    streams = load_config(Path("joint.yaml"), []).modalities
-    assert streams.image.data.caption_default == "a picture"
-    assert streams.audio.data.captions == "label"
-    assert streams.video.data.caption == "a video"
-    assert (streams.audio.media.sample_rate, streams.audio.media.seconds) == (8000, 0.4)
-    assert streams.video.media.fps == 9  # nine frames in one second
+    streams = load_config(Path("joint.yaml"), []).streams
+    assert streams["image"].data.caption_default == "a picture"
+    assert streams["audio"].data.captions == "label"
+    assert streams["video"].data.caption == "a video"
+    assert (streams["audio"].media.sample_rate, streams["audio"].media.seconds) == (8000, 0.4)
+    assert streams["video"].media.fps == 9  # nine frames in one second
     works("joint.yaml", "video", "--prompt", "a video")
 
 
@@ -126,7 +126,7 @@ def test_folders_of_training_and_validation():
     pictures(Path("set/val"), 4, caption="two {}")
     pictures(Path("set/other"), 4)
     assert init("set") == 0
-    image = load_config(Path("set.yaml"), []).streams.image
+    image = load_config(Path("set.yaml"), []).streams["image"]
     assert (Path(image.data.path).name, Path(image.heldout.path).name) == ("train", "val")
     assert image.heldout.kind == "folder"
 
@@ -144,11 +144,11 @@ def test_tars_and_parquet_files(capsys):
             for name, value in {"jpg": data, "text": f"level {index}", "url": "x"}.items():
                 table[name].append(value)
     assert init("tars") == 0
-    assert load_config(Path("tars.yaml"), []).streams.image.data.kind == "webdataset"
+    assert load_config(Path("tars.yaml"), []).streams["image"].data.kind == "webdataset"
     works("tars.yaml", "image", "--prompt", "a b c")
     parquet.write_table(pa.table(table), "set.parquet", row_group_size=8)
     assert init("set.parquet") == 0
-    data = load_config(Path("set.yaml"), []).streams.image.data
+    data = load_config(Path("set.yaml"), []).streams["image"].data
     assert (data.kind, data.media_field, data.caption_fields) == ("parquet", "jpg", ["text"])
     assert main(["train", "set.yaml", "--dry-run"]) == 0
 

@@ -61,7 +61,9 @@ def test_prompts_act_and_a_batch_of_any_size_gives_the_same_bits(run):
     loaded, plan = load_run(run), SamplerConfig(steps=2, guidance=2.0)
 
     def made(prompts: list[str], batch: int) -> torch.Tensor:
-        return torch.stack(list(generate(loaded.generator, "image", prompts, plan, seed=0, batch_size=batch)))
+        return torch.stack(
+            [media["image"] for media in generate(loaded.generator, "image", prompts, plan, seed=0, batch_size=batch)]
+        )
 
     prompts = ["a red circle", "", "the blue square", "a red circle"]
     four = made(prompts, 4)
@@ -89,7 +91,8 @@ def test_checkpoints_hold_no_encoder_and_are_read_without_it(run, folder, tmp_pa
     with pytest.raises(ConfigError, match=r"condition\.encoder\.path: '.*t5' cannot be read: there is no such folder"):
         next(generate(loaded.generator, "image", ["a cat"], SamplerConfig(steps=1), seed=0))
     loaded = load_run(tmp_path / "run", text_encoder=str(folder))
-    assert next(generate(loaded.generator, "image", ["a cat"], SamplerConfig(steps=1), seed=0)).isfinite().all()
+    made = next(generate(loaded.generator, "image", ["a cat"], SamplerConfig(steps=1), seed=0))
+    assert made["image"].isfinite().all()
 
 
 @pytest.mark.parametrize(

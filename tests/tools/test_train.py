@@ -56,7 +56,7 @@ def test_print_config_is_complete_reads_back_and_writes_nothing(tmp_path, capsys
     plain = yaml.safe_load(shown)
     assert plain["noising"]["kind"] == "homogeneous"
     assert set(plain["alignment"].values()) == {None}
-    assert plain["modalities"]["audio"]["media"]["hop"] == 64
+    assert plain["streams"]["audio"]["media"]["hop"] == 64
     assert not (tmp_path / "run").exists()
 
 
@@ -82,7 +82,7 @@ def refused(capsys, tmp_path: Path, *overrides: str, config: Path = CONFIG) -> s
 def test_all_problems_of_a_config_at_once_each_with_its_place(tmp_path, capsys):
     path = tmp_path / "wrong.yaml"
     path.write_text(
-        "modalities:\n  image: {batch: 0, mask_ratio: 0.7}\n"
+        "streams:\n  image: {batch: 0, mask_ratio: 0.7}\n"
         "trunk:\n  mmdit: {widht: 32}\n"
         "training:\n  steps: soon\n  optimizer: {lr: -1}\n"
     )
@@ -113,7 +113,7 @@ def test_all_problems_of_a_config_at_once_each_with_its_place(tmp_path, capsys):
             "alignment.ema_teacher: need 1 <= student_layer < teacher_layer <= depth, got 1, 1, 3",
         ),
         ("condition.kind=labels", "condition.kind: 'labels' is not one of text, label"),
-        ("trunk.kind=sit", "trunk.kind: 'sit' needs the image modality alone and condition.kind: label"),
+        ("trunk.kind=sit", "trunk.kind: 'sit' needs one stream of images alone and condition.kind: label"),
         ("streams.image.data.path=photos", "path: 'photos' is not read by kind 'embedded'"),
         ("streams.audio.data.octave=9", "notes of octave 9 need at least"),
         ("training.ema.decay=1", "training.ema.decay: 1.0 must lie in [0, 1)"),
@@ -154,8 +154,8 @@ def photos(folder: Path, captions: bool = True, count: int = 8) -> Path:
             (folder / "photos" / f"{index}.txt").write_text(f"level {index}\n")
     path = folder / "photos.yaml"
     path.write_text(
-        "modalities: {image: {batch: 4, data: {kind: folder, path: photos}, media: {size: [8]}}}\n"
-        "trunk: {mmdit: {size: tiny, width: 32, heads: 2, double_blocks: 1, single_blocks: 2}}\n"
+        "streams: {image: {batch: 4, data: {kind: folder, path: photos}, media: {size: [8]}}}\n"
+        "trunk: {mmdit: {size: tiny, width: 48, heads: 2, double_blocks: 1, single_blocks: 2}}\n"
         "training: {steps: 4, device: cpu, ema: {decay: 0.1}}\n"
     )
     return path

@@ -1,4 +1,4 @@
-"""How fast samples come from a run's data: per modality and number of workers, and what a sample's time is spent on."""
+"""How fast samples come from a run's data: per stream and number of workers, and what a sample's time is spent on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WARMUP = 2  # microbatches of every number of workers that do not count: workers
 
 
 def data_rows(config: Config, root: Path, workers: list[int], seconds: float, rounds: int) -> list[Row]:
-    """Rows `data NAME` for every modality of a configuration; nothing is trained and no autoencoder with weights runs.
+    """Rows `data NAME` for every stream of a configuration; nothing is trained and no autoencoder with weights runs.
 
     Args:
         root: what relative paths start from.
@@ -43,11 +43,11 @@ def data_rows(config: Config, root: Path, workers: list[int], seconds: float, ro
     return rows
 
 
-def only(dataset: StepDataset, modality: str) -> StepDataset:
-    """The same data with steps of one modality alone."""
-    mix = ModalityMix(dataset.seed, {modality: 1.0}, {modality: dataset.mix.global_batch[modality]})
+def only(dataset: StepDataset, name: str) -> StepDataset:
+    """The same data with steps of one stream alone."""
+    mix = ModalityMix(dataset.seed, {name: 1.0}, {name: dataset.mix.global_batch[name]})
     settings = (dataset.noising, dataset.conditions, dataset.accumulate)
-    return StepDataset(dataset.seed, mix, {modality: dataset.streams[modality]}, *settings)
+    return StepDataset(dataset.seed, mix, {name: dataset.streams[name]}, *settings)
 
 
 def samples_per_second(dataset: StepDataset, workers: int, seconds: float) -> float:
@@ -66,28 +66,28 @@ def samples_per_second(dataset: StepDataset, workers: int, seconds: float) -> fl
     return count / elapsed
 
 
-def stage_rows(section: str, dataset: StepDataset, modality: str) -> list[Row]:
+def stage_rows(section: str, dataset: StepDataset, name: str) -> list[Row]:
     """Milliseconds of a sample in this process, by what they are spent on. Unusable records are stepped over."""
-    stream = dataset.streams[modality]
+    stream = dataset.streams[name]
     source, parts = Timed(stream.source, "read"), {}
-    for name, part in stream.parts.items():
-        parts[name] = replace(part, adapter=Timed(part.adapter, "load"))
-    dataset.streams[modality] = replace(stream, source=source, parts=parts)
+    for part_name, part in stream.parts.items():
+        parts[part_name] = replace(part, adapter=Timed(part.adapter, "load"))
+    dataset.streams[name] = replace(stream, source=source, parts=parts)
     adapters = [part.adapter for part in parts.values()]
     times: Times = {stage: [] for stage in STAGES}
     for position in range(SAMPLES):
         for timed in (source, *adapters):
             timed.seconds = 0.0
         started = time.perf_counter()
-        sample = dataset.sample(modality, position, [])
+        sample = dataset.sample(name, position, [])
         drawn = time.perf_counter()
-        dataset.collate(modality, [sample], ())
+        dataset.collate(name, [sample], ())
         times["read"].append(source.seconds)
         loading = sum(adapter.seconds for adapter in adapters)
         times["load"].append(loading)
         times["draw"].append(drawn - started - source.seconds - loading)
         times["collate"].append(time.perf_counter() - drawn)
-    dataset.streams[modality] = stream
+    dataset.streams[name] = stream
     return [
         median_row(section, what, [1000 * spent for spent in times[stage]], "ms", {stage: times[stage]})
         for stage, what in STAGES.items()

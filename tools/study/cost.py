@@ -26,8 +26,8 @@ class Cost:
     """
     Attributes:
         parameters: of the student, its projectors included.
-        flops: student, teacher, encoders and total, of an average step: modalities count by their share of the steps.
-        data: modality -> its training and held-out records, in words.
+        flops: student, teacher, encoders and total, of an average step: streams count by their share of the steps.
+        data: stream -> its training and held-out records, in words.
     """
 
     parameters: int
@@ -77,15 +77,15 @@ def newest(run: Path) -> dict | None:
     return None if step is None else store.extra(step)
 
 
-def check_measures(loaded: LoadedRun, modality: str, along: list[str]) -> Subject:
+def check_measures(loaded: LoadedRun, name: str, along: list[str]) -> Subject:
     """The subject of the evaluation, when its data allow all measures and the weights of its networks are there."""
-    stream = loaded.config.streams[modality]
-    job = prepare_evaluation(loaded, stream, modality)
+    stream = loaded.config.streams[name]
+    job = prepare_evaluation(loaded, stream, name)
     if along:
         settings = replace(stream.evaluation, measures=along)
         if found := settings.problems():
-            raise ConfigError(f"streams.{modality}.evaluation.{line}" for line in found)
-        prepare_evaluation(loaded, replace(stream, evaluation=settings), modality)
+            raise ConfigError(f"streams.{name}.evaluation.{line}" for line in found)
+        prepare_evaluation(loaded, replace(stream, evaluation=settings), name)
     for network in stream.evaluation.networks if "samples" in (*job.measures, *along) else []:
         if not trained_here(network):
             for part in parts_of(job.subject, network, loaded.root):

@@ -84,14 +84,14 @@ def collect(runs: list[Run], costs: dict[str, Cost], command: str) -> Found:
         results[run.arm][run.seed] = values(run)
         seconds[run.arm] += [entry["seconds"] for entry in read_lines(run.folder / "timings.jsonl")]
         starts += json.loads((run.folder / "run.json").read_text())["starts"]
-        for by_modality in evaluations(run).values():
-            for modality, result in by_modality.items():
-                measured.setdefault(modality, {}).update(result if result["networks"] else {})
+        for by_stream in evaluations(run).values():
+            for stream, result in by_stream.items():
+                measured.setdefault(stream, {}).update(result if result["networks"] else {})
                 warnings += result["warnings"]
     about = {"command": f"`{command}`"}
-    about |= {modality: text for cost in costs.values() for modality, text in cost.data.items()}
-    for modality, result in measured.items():
-        about[modality] += sampling_text(result)
+    about |= {stream: text for cost in costs.values() for stream, text in cost.data.items()}
+    for stream, result in measured.items():
+        about[stream] += sampling_text(result)
     about["machine"] = machine()
     for name in ("python", "torch"):
         about[name] = _all(start["versions"][name] for start in starts)

@@ -32,18 +32,18 @@ def measure(run: Run, along: list[str], shared: Path) -> list[str]:
     failed = []
     for step in evaluation_steps(run.config):
         last = step == run.config.training.steps
-        for modality, stream in run.config.streams.items():
+        for name, stream in run.config.streams.items():
             if not last:
                 stream = replace(stream, evaluation=replace(stream.evaluation, measures=along))
-            if (last or along) and not is_measured(result_path(run, step, modality), stream):
+            if (last or along) and not is_measured(result_path(run, step, name), stream):
                 loaded = load_run(run.folder, step, run.config.training.device)
-                result = evaluate_run(loaded, stream, modality, run.folder / "evaluation", shared)
-                failed += [f"{run.arm}, seed {run.seed}, step {step}: {name} failed" for name in result["failed"]]
+                result = evaluate_run(loaded, stream, name, run.folder / "evaluation", shared)
+                failed += [f"{run.arm}, seed {run.seed}, step {step}: {each} failed" for each in result["failed"]]
     return failed
 
 
-def result_path(run: Run, step: int, modality: str) -> Path:
-    return run.folder / "evaluation" / f"step-{step:08d}-{modality}.json"
+def result_path(run: Run, step: int, stream: str) -> Path:
+    return run.folder / "evaluation" / f"step-{step:08d}-{stream}.json"
 
 
 def is_measured(path: Path, stream: StreamConfig) -> bool:
@@ -69,24 +69,24 @@ def read_result(path: Path) -> dict | None:
 
 
 def evaluations(run: Run) -> dict[int, dict[str, dict]]:
-    """step -> modality -> content of the result, of those that are there."""
+    """step -> stream -> content of the result, of those that are there."""
     found: dict[int, dict[str, dict]] = {}
     for step in evaluation_steps(run.config):
-        for modality in run.config.streams:
-            result = read_result(result_path(run, step, modality))
+        for stream in run.config.streams:
+            result = read_result(result_path(run, step, stream))
             if result is not None:
-                found.setdefault(step, {})[modality] = result
+                found.setdefault(step, {})[stream] = result
     return found
 
 
 def values(run: Run) -> dict[int, dict[str, float]]:
-    """step -> values; those of a run of several modalities under MODALITY/NAME."""
+    """step -> values; those of a run of several streams under STREAM/NAME."""
     several = len(run.config.streams) > 1
     return {
         step: {
-            f"{modality}/{name}" if several else name: value
-            for modality, result in by_modality.items()
+            f"{stream}/{name}" if several else name: value
+            for stream, result in by_stream.items()
             for name, value in result["values"].items()
         }
-        for step, by_modality in evaluations(run).items()
+        for step, by_stream in evaluations(run).items()
     }
