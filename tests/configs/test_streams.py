@@ -144,8 +144,8 @@ def test_parts_that_are_refused(parts, expected, tmp_path):
     [
         (
             "{imgae: {}}",
-            "streams.imgae.modality: 'imgae' is not one of image, video, audio. Did you mean: 'image'? A stream or part "
-            "of another name says which modality it has",
+            "streams.imgae.modality: 'imgae' is not one of image, video, audio. Did you mean: 'image'? A stream or "
+            "part of another name says which modality it has",
         ),
         (
             "{a: {modality: vidoe}}",
