@@ -53,6 +53,7 @@ UNFIT = {
     rf"{PART}\.media\.(patch|patch_frames|first_frame_alone|hop|exponent|sample_rate|channels)$": (
         "it is what a token of the weights stands for"
     ),
+    r"training\.posthoc_ema": "its averages reach back to the first step of the run",
 }
 
 

@@ -104,6 +104,7 @@ def test_a_third_value_without_a_change_is_refused_with_what_to_type(half, monke
         ("trunk.mmdit.rope_theta=100", "mean nothing in another"),
         ("streams.video=null", "the order of its data goes on behind what its streams have consumed"),
         ("condition.kind=label", "the weights read this kind of condition"),
+        ("training.posthoc_ema.every=2", "its averages reach back to the first step"),
         ("condition.text.vocabulary=128", "condition.text.vocabulary: 64 cannot become 128"),
         ("streams.audio.media.hop=32", "it is what a token of the weights stands for"),
         ("streams.image.media.patch=2", "it is what a token of the weights stands for"),
