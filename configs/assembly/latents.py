@@ -39,23 +39,28 @@ def text_settings(config: TextEncoderConfig) -> dict[str, Any]:
     }
 
 
-def check_latents(config: Config, sources: dict[str, Source], adapters: Adapters, root: Path) -> None:
+def check_latents(
+    config: Config, sources: Mapping[str, Source], adapters: Adapters, root: Path, section: str = "data"
+) -> None:
     """Raise ConfigError for latents of another autoencoder or size, and for text features of another encoder.
+
+    Args:
+        sources: stream -> what its `section` opens.
 
     Weights are read, and compared, only where `autoencoder.path` is a local one: training on latents needs none.
     """
     problems: list[str] = []
-    for name, stream in config.streams.items():
-        manifests = stored_manifests(sources[name])
-        found = [line for manifest in manifests for line in missing_parts(name, adapters[name], manifest)]
+    for name, source in sources.items():
+        stream, where, manifests = config.streams[name], f"streams.{name}.{section}", stored_manifests(source)
+        found = [f"{where}: {line}" for manifest in manifests for line in missing_parts(adapters[name], manifest)]
         for part, entry in {} if found else stream.named_parts(name).items():
             stored, key = [manifest.parts[part] for manifest in manifests], media_key(stream, name, part)
             for one in stored:
                 found += [f"{key}{line}" for line in differences(entry.media, adapters[name][part], one)]
             if len({one.autoencoder["digest"] for one in stored}) > 1:
-                found.append(f"streams.{name}.data: its {part} latents were encoded with different weights")
+                found.append(f"{where}: its {part} latents were encoded with different weights")
         for manifest in manifests:
-            found += text_differences(config, name, manifest)
+            found += text_differences(config, where, manifest)
         problems += found
     if not problems:
         problems += other_weights(config, latent_digests(sources, adapters), root)
@@ -90,17 +95,15 @@ def text_digest(config: Config, sources: dict[str, Source]) -> str:
     return "".join(found)
 
 
-def missing_parts(stream: str, adapters: Mapping[str, ModalityAdapter], manifest: Manifest) -> list[str]:
-    """Lines for parts of a stream that stored samples do not have; those that they have beyond them are not read."""
+def missing_parts(adapters: Mapping[str, ModalityAdapter], manifest: Manifest) -> list[str]:
+    """A line for every part of a stream that stored samples do not have; what they have beyond is not read."""
     found = []
     for name, adapter in adapters.items():
         part = manifest.parts.get(name)
         if part is None or part.modality != adapter.modality:
             there = ", ".join(f"{key} ({own.modality})" for key, own in manifest.parts.items())
-            found.append(
-                f"streams.{stream}.data: its samples have the part{'s' * (len(manifest.parts) > 1)} {there}, and no "
-                f"{name} ({adapter.modality})"
-            )
+            plural = "s" * (len(manifest.parts) > 1)
+            found.append(f"its samples have the part{plural} {there}, and no {name} ({adapter.modality})")
     return found
 
 
@@ -125,14 +128,13 @@ def differences(media: Any, adapter: ModalityAdapter, stored: StoredPart) -> Ite
         yield ".autoencoder.posterior: 'sample', and the latents were stored without a deviation; set it to mean"
 
 
-def text_differences(config: Config, stream: str, manifest: Manifest) -> list[str]:
+def text_differences(config: Config, where: str, manifest: Manifest) -> list[str]:
     """Lines for stored text features that are not those of `condition.encoder`. Without an encoder none are read."""
     if config.condition.encoder is None or manifest.text is None:
         return []
     wanted = text_settings(config.condition.encoder)
     return [
-        f"condition.encoder.{key}: {wanted[key]!r}, and the text features of streams.{stream}.data were made with "
-        f"{stored!r}"
+        f"condition.encoder.{key}: {wanted[key]!r}, and the text features of {where} were made with {stored!r}"
         for key, stored in manifest.text.encoder.items()
         if wanted[key] != stored
     ]

@@ -191,6 +191,12 @@ def test_every_part_must_be_there_by_name_and_modality(clips):
         assert f"streams.clips.data: its samples have the {there}, and no {missing}" in found
 
 
+def test_held_out_latents_are_checked_in_the_same_way(clips):
+    held_out = {"clips": Stored(manifest(parts={"picture": part_of(clips, "clips", "picture")}))}
+    with pytest.raises(ConfigError, match=r"streams\.clips\.heldout: its samples have .*, and no audio \(audio\)"):
+        check_latents(clips, held_out, build_adapters(clips, Path()), Path(), "heldout")
+
+
 def test_what_differs_in_one_part_is_named_with_the_part(clips):
     picture, audio = part_of(clips, "clips", "picture"), part_of(clips, "clips", "audio")
     slow = replace(picture, media=picture.media | {"fps": 5.0})
