@@ -92,8 +92,8 @@ def meaning_problems(file: dict[str, Any], own: dict[str, Any], accepted: list[s
         own: that of the run that takes the weights.
         accepted: settings that may differ; `labels` is one of them.
 
-    Modalities, and modalities in one sample, that only one of them has are left to the names of the weights. Raises ConfigError for an accepted
-    setting that there is none of, CheckpointError for a document of another layout.
+    Modalities, and modalities in one sample, that only one of them has are left to the names of the weights. Raises
+    ConfigError for an accepted setting that there is none of, CheckpointError for a document of another layout.
     """
     if not file:
         return []

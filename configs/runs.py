@@ -107,9 +107,7 @@ def posthoc_weights(path: Path, length: float, step: int) -> dict[str, Tensor]:
     return weights
 
 
-def checkpoint_store(
-    path: Path, step: int | None, parts: Collection[str] | None = None
-) -> tuple[CheckpointStore, int]:
+def checkpoint_store(path: Path, step: int | None, parts: Collection[str] | None = None) -> tuple[CheckpointStore, int]:
     """A run's checkpoints and the step to read: the given one, or the newest whose `parts` (or all) are intact."""
     store = CheckpointStore(path / "checkpoints")
     step = store.latest(parts) if step is None else step

@@ -110,7 +110,8 @@ class KnownKeys:
         if not same:
             return self._aliased(path)
         fitting = [key for key in same if _fits(path[:-1], key[:-1])]
-        return sorted(fitting or same, key=lambda key: (-_shared(key, path), len(key)))
+        # Of equally near ones, those of sections that are always there come first.
+        return sorted(fitting or same, key=lambda key: (-_shared(key, path), len(key), len(self.keys[key])))
 
     def _alike(self, path: Keys) -> list[Keys]:
         """Keys with a name like this one, ours or of others."""

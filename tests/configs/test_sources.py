@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from configs.load import load_config
 from configs.assembly.sources import needed, open_sources
+from configs.load import load_config
 from core.errors import ConfigError
 from modalities.data.sources import SourceConfig
 from tests.modalities.making import numbered, picture_bytes
