@@ -112,6 +112,7 @@ def build_trainer(
         for line in describe_anew(anew, assembly.trunk):
             say(line)
     assembly.load_text_encoder()
+    hooks = build_hooks(assembly)
     return Trainer(
         config.training,
         assembly.trunk,
@@ -123,7 +124,7 @@ def build_trainer(
         assembly.to_store(),
         assembly.preprocess,
         warnings(config),
-        build_hooks(assembly),
+        hooks,
         anew=anew,
         initialised=source is not None,
         store=store,

@@ -248,7 +248,9 @@ class Config:
             share > 0 for row, share in stream.condition_on.items() if row != NONE
         ):
             found.append("condition_on: given tokens would belong to no group; not with attention_separation")
-        if self.alignment.external is not None and not stream.encoders:
+        if self.alignment.external is not None and stream.parts:
+            found.append("parts: alignment.external looks at the media of one part; not with several `parts`")
+        elif self.alignment.external is not None and not stream.encoders:
             modality = next(iter(stream.named_parts(name).values())).modality
             kind = next((kind for kind, family in FAMILIES.items() if modality in family.modalities), "dinov2")
             found.append(f"encoders: empty; alignment.external needs one: {{{kind}: {{kind: {kind}, path: FOLDER}}}}")

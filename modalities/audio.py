@@ -20,7 +20,7 @@ from autoencoders.pretrained import Kind
 from autoencoders.songbloom import CHANNELS, SAMPLE_RATE
 from autoencoders.transforms import Mdct
 from core.errors import ConfigError, DataError, ShapeError, nearest
-from modalities.base import AutoencoderAdapter, Known, Record, Windows
+from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
 from modalities.media.opening import WindowError, decoding
 from modalities.media.sound import (
     RESAMPLERS,
@@ -221,6 +221,11 @@ class AudioAdapter(AutoencoderAdapter):
             for stretch, sample in zip(stretches.tolist(), sounding[first].tolist(), strict=True):
                 found.setdefault(stretch, sample)
         return list(found.values())
+
+    def stand_in(self) -> Media:
+        """A slow ramp."""
+        ramp = np.linspace(-0.5, 0.5, self.samples, dtype=np.float32)
+        return Media(np.repeat(ramp[:, None], self.config.channels, axis=1), rate=self.config.sample_rate)
 
     def seconds(self) -> Tensor:
         middle = 0.5 if self.has_weights else 0.0  # MDCT frame f spans samples [(f - 1) hop, (f + 1) hop)

@@ -181,6 +181,9 @@ class ModalityAdapter(Protocol):
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         """Media tensor of one sample (float32, fixed shape). Raises DataError for an unfit record."""
 
+    def stand_in(self) -> Media:
+        """Media that `load` takes, of the size of a sample: for the dry run of a configuration without its data."""
+
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
         """One sample's media as training sees it: changed at random where the config asks for it."""
 

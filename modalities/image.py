@@ -17,7 +17,7 @@ from autoencoders.config import AutoencoderConfig
 from autoencoders.kinds import autoencoder_problems, build_pretrained, pretrained_kind
 from autoencoders.transforms import Pixels
 from core.errors import ConfigError, DataError, ShapeError, nearest
-from modalities.base import AutoencoderAdapter, Known, Record
+from modalities.base import AutoencoderAdapter, Known, Media, Record
 from modalities.media.opening import decoding
 from modalities.media.pictures import read_image
 from modalities.media.writing import write_image
@@ -148,6 +148,12 @@ def fit_frames(
     return levels.float().div_(127.5).sub_(1)
 
 
+def grey_ramp(size: tuple[int, int], least: int) -> np.ndarray:
+    """A picture, uint8 (H, W, 3), of `size` (H, W) but with `least` pixels on every side."""
+    height, width = (max(side, least) for side in size)
+    return np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8)[:, None], (height, width, 3)).copy()
+
+
 def flip_at_random(media: Tensor, generator: torch.Generator) -> Tensor:
     """(..., H, W), mirrored left to right in every other case."""
     return media.flip(-1) if torch.rand((), generator=generator) < 0.5 else media
@@ -178,6 +184,9 @@ class ImageAdapter(AutoencoderAdapter):
         with decoding(record.origin, "a picture"):
             pixels = read_image(record.media, record.origin, self.config.background)
             return fit_frames(pixels[None], self.config, record.origin, generator)[0]
+
+    def stand_in(self) -> Media:
+        return Media(grey_ramp(self.size[1:], self.config.min_size))
 
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
         return flip_at_random(media, generator) if self.config.flip else media

@@ -66,8 +66,8 @@ def stream_defaults(user: dict) -> dict:
     found: dict[str, dict] = {}
     streams = user.get("streams")
     for name, section in streams.items() if isinstance(streams, dict) else ():
-        if isinstance(section, dict) and not section.get("parts"):
-            row = MODALITIES.get(section.get("modality") or name)
-            if row is not None:
-                found[name] = {"share": row.share, "batch": row.batch, "mask_ratio": row.mask_ratio}
+        if isinstance(section, dict):
+            row = None if section.get("parts") else MODALITIES.get(section.get("modality") or name)
+            usual = {} if row is None else {"share": row.share, "batch": row.batch, "mask_ratio": row.mask_ratio}
+            found[name] = usual  # also where there is nothing usual: the order of the streams is the user's
     return {"streams": found} if found else {}

@@ -16,8 +16,8 @@ from autoencoders.config import AutoencoderConfig
 from autoencoders.kinds import build_pretrained, pretrained_kind
 from autoencoders.transforms import SpaceTimePixels
 from core.errors import ConfigError, DataError, nearest
-from modalities.base import AutoencoderAdapter, Known, Record, Windows
-from modalities.image import PIXEL_PATCH, fit_frames, flip_at_random, frame_problems, height_and_width
+from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
+from modalities.image import PIXEL_PATCH, fit_frames, flip_at_random, frame_problems, grey_ramp, height_and_width
 from modalities.media.opening import WindowError
 from modalities.media.pictures import read_image
 from modalities.media.video import index_video, read_frames
@@ -167,6 +167,10 @@ class VideoAdapter(AutoencoderAdapter):
         config = self.config
         frames = read_frames(record.media, record.origin, index, wanted, config.backend, config.background)
         return fit_frames(frames, config, record.origin, generator, aspect=index.aspect)
+
+    def stand_in(self) -> Media:
+        frame = grey_ramp(self.size[1:], self.config.min_size)
+        return Media(np.repeat(frame[None], self.config.frames, axis=0), rate=self.config.fps)
 
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
         return flip_at_random(media, generator) if self.config.flip else media

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from configs.assembly import Assembly
@@ -91,7 +90,7 @@ def record(config: Config, stream: str, adapters: Mapping[str, ModalityAdapter],
     latents = entry.data.holds_latents
     if latents and encoder is not None:
         text = (torch.zeros(encoder.length(), encoder.channels()),)
-    parts = {name: _latents(adapter) if latents else _media(adapter) for name, adapter in adapters.items()}
+    parts = {name: _latents(adapter) if latents else adapter.stand_in() for name, adapter in adapters.items()}
     first, label = next(iter(parts.values())), next(iter(labels), None)
     return Record(
         "stand-in", "a stand-in", first.data, captions=("",), label=label, rate=first.rate, parts=parts, text=text
@@ -101,16 +100,3 @@ def record(config: Config, stream: str, adapters: Mapping[str, ModalityAdapter],
 def _latents(adapter: ModalityAdapter) -> Media:
     shape = (adapter.ids().shape[0], adapter.channels)
     return Media(StoredLatents(torch.zeros(shape), torch.ones(shape) if adapter.posterior_noise else None))
-
-
-def _media(adapter: ModalityAdapter) -> Media:
-    """A grey ramp, or a slow one of sound, of the size that a sample has."""
-    config, (length, height, width) = adapter.config, adapter.size
-    if adapter.modality == "audio":
-        ramp = np.linspace(-0.5, 0.5, length, dtype=np.float32)
-        return Media(np.repeat(ramp[:, None], config.channels, axis=1), rate=config.sample_rate)
-    height, width = (max(side, config.min_size) for side in (height, width))
-    video = adapter.modality == "video"
-    shape = (length, height, width, 3) if video else (height, width, 3)
-    frames = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8)[:, None], shape).copy()
-    return Media(frames, rate=config.fps if video else None)

@@ -300,6 +300,6 @@ def _own_problems(config: Any, path: Keys) -> Iterator[tuple[Keys, str]]:
 def _split(line: str) -> tuple[Keys, str]:
     """'a.b: what' -> (('a', 'b'), 'what'); a line that does not begin with a key -> ((), line)."""
     key, colon, what = line.partition(": ")
-    if colon and re.fullmatch(r"[\w.]+", key):
+    if colon and re.fullmatch(r"[\w.-]+", key):
         return tuple(key.split(".")), what
     return (), line

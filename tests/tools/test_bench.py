@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import configs
+from configs.assembly import Assembly
+from configs.load import load_config
 from core.errors import ConfigError, SelfFlowError
 from tools import bench
 from tools.benchmark import data
@@ -22,6 +25,7 @@ from tools.benchmark.sides import HEADS, Setup, build_sit, sit_config, trunk_con
 TINY = ["--size", "tiny", "--grid", "3", "--batch", "2", "--rounds", "2", "--warmup", "1", "--steps", "3"]
 TINY += ["--threads", "1", "--tokens", "4", "16", "--batches", "2"]
 CONFIG = Path(__file__).parent / "tiny.yaml"
+AUDIOVISUAL = Path(configs.__file__).with_name("audiovisual.yaml")
 SETUP = Setup("tiny", batch=2, grid=3, rounds=2, warmup=0, steps=6, threads=1)
 
 # Our trunk behind the official interface, and the official sampler's formulas (in its own time, data at 1).
@@ -202,6 +206,16 @@ def test_data_of_a_configuration(tmp_path):
     for of_modality in found.values():
         assert of_modality == [*stages, ("in this process", "samples/s"), ("1 worker", "samples/s")]
     assert all(row["value"] > 0 for row in rows)
+
+
+def test_data_of_a_stream_with_several_parts(tmp_path):
+    """Both parts are loaded, one after the other, and their times count together."""
+    assembly = Assembly(load_config(AUDIOVISUAL, ["streams.audiovisual.batch=2"]), tmp_path)
+    rows = data.stage_rows("data", data.only(assembly.dataset, "audiovisual"), "audiovisual")
+    assert [row.what for row in rows] == list(data.STAGES.values())
+    assert all(min(row.times[stage]) > 0 for stage, row in zip(data.STAGES, rows, strict=True))
+    video, audio = (part.adapter for part in assembly.dataset.streams["audiovisual"].parts.values())
+    assert (video.modality, audio.modality) == ("video", "audio")  # no stopwatch is left behind
 
 
 def test_the_stages_of_a_sample_are_told_apart():

@@ -21,6 +21,19 @@ from tools.cli import main
 
 SIT = CONFIG.with_name("tiny_sit.yaml")
 CLASSES = 24
+AUDIOVISUAL = """
+seed: 3
+streams:
+  clips:
+    batch: 2
+    data: {count: 12}
+    parts:
+      video: {media: {size: [16], frames: 9, fps: 8, patch: 4, patch_frames: 2}}
+      audio: {std_floor: 0.25, media: {sample_rate: 4000, seconds: 1.125, hop: 50}}
+condition: {text: {vocabulary: 64, max_words: 6, rows_per_word: 4}}
+trunk: {mmdit: {size: tiny, width: 96, heads: 2, double_blocks: 1, single_blocks: 2, mlp_ratio: 1.0}}
+training: {steps: 2, device: cpu, ema: {decay: 0.1}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +99,30 @@ def test_a_joint_model_goes_round(tiny_run, tmp_path, capsys):
     assert digest({"": weights(run, "student")}) == digest({"": weights(tiny_run, "teacher")})
     assert main(["generate", "audio", "--run", str(run), "--prompt", "notes C E G"]) == 0
     assert "kind native-mmdit" in capsys.readouterr().out
+
+
+def test_a_model_of_several_parts_goes_round(tmp_path, capsys):
+    config = tmp_path / "clips.yaml"
+    config.write_text(AUDIOVISUAL)
+    run, path, new = tmp_path / "run", tmp_path / "clips.safetensors", tmp_path / "new"
+    assert train(run, config=config) == 0
+    assert export(run, path, "native-mmdit") == 0
+    found = document(path)
+    assert set(found["whitening"]) == {"video", "audio"}
+    assert found["meaning"]["media.audio.sample_rate"] == 4000
+    assert bring(path, new, config=config) == 0
+    assert digest({"": weights(new, "student")}) == digest({"": weights(run, "teacher")})
+    stored = [CheckpointStore(folder / "checkpoints").extra(step) for folder, step in ((run, 2), (new, 0))]
+    assert stored[0]["whitening"] == stored[1]["whitening"]
+    assert bring(path, tmp_path / "other", "streams.clips.parts.audio.std_floor=0.9", config=config) == 2
+    shown = capsys.readouterr().err
+    assert "  audio: means differ by up to" in shown
+    assert "  video: " not in shown
+    # Without the data all statistics are the file's.
+    absent = "streams.clips.data={kind: folder, path: nowhere}"
+    assert bring(path, tmp_path / "absent", absent, config=config) == 0
+    extra = CheckpointStore(tmp_path / "absent" / "checkpoints").extra(0)
+    assert extra["whitening"] == stored[0]["whitening"]
 
 
 def test_an_imported_run_generates_what_the_original_does(sit_run, released, tmp_path):

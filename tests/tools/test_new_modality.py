@@ -20,7 +20,7 @@ from autoencoders.transforms import WeightFree
 from configs.runs import load_run
 from core.errors import ConfigError, DataError
 from modalities import table
-from modalities.base import AutoencoderAdapter, Known, Record
+from modalities.base import AutoencoderAdapter, Known, Media, Record
 from modalities.table import MODALITIES, Modality
 from tests.tools.tiny import CONFIG, train
 from tools.cli import main
@@ -74,6 +74,9 @@ class ActionAdapter(AutoencoderAdapter):
         if len(values) != self.config.steps * WIDTH:
             raise DataError(f"{record.origin}: {len(values)} numbers")
         return torch.tensor(values).reshape(self.config.steps, WIDTH)
+
+    def stand_in(self) -> Media:
+        return Media(np.zeros(self.config.steps * WIDTH, np.float32).tobytes())
 
     def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
         return Known.whole(self, self.load(files["action"], draw()))
@@ -132,6 +135,9 @@ def test_it_trains_generates_and_runs_dry_beside_images(config, tmp_path, capsys
     assert main(["train", str(config), "--dry-run", f"run={tmp_path / 'dry'}"]) == 0
     told = capsys.readouterr().out
     assert f"{STEPS} x 1 x 1 (t, h, w) of {WIDTH} channels" in told
+    absent = [f"streams.{name}.data.path=nowhere" for name in ("moves", "twice")]
+    assert main(["train", str(config), "--dry-run", *absent]) == 0
+    assert capsys.readouterr().out.count("not there: ") == 2
     run = tmp_path / "run"
     assert train(run, "training.steps=6", config=config) == 0
     loaded = load_run(run)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from configs.assembly import Assembly
 from configs.schema import Config
 from core.training.mixing import ModalityMix
+from modalities.base import Windows
 from modalities.data.loader import StepDataset, StepFeed
 from tools.benchmark.measure import Row, Times, median_row
 
@@ -71,7 +73,7 @@ def stage_rows(section: str, dataset: StepDataset, name: str) -> list[Row]:
     stream = dataset.streams[name]
     source, parts = Timed(stream.source, "read"), {}
     for part_name, part in stream.parts.items():
-        parts[part_name] = replace(part, adapter=Timed(part.adapter, "load"))
+        parts[part_name] = replace(part, adapter=Timed(part.adapter, "load", "windows"))
     dataset.streams[name] = replace(stream, source=source, parts=parts)
     adapters = [part.adapter for part in parts.values()]
     times: Times = {stage: [] for stage in STAGES}
@@ -95,24 +97,25 @@ def stage_rows(section: str, dataset: StepDataset, name: str) -> list[Row]:
 
 
 class Timed:
-    """Another object, of which the time inside one method is summed in `seconds`."""
+    """Another object, of which the time inside some methods is summed in `seconds`; of windows also that of loading."""
 
-    def __init__(self, inner: object, method: str):
-        self._inner, self._method, self.seconds = inner, method, 0.0
+    def __init__(self, inner: object, *methods: str):
+        self._inner, self._methods, self.seconds = inner, methods, 0.0
 
     def __len__(self) -> int:
         return len(self._inner)
 
     def __getattr__(self, name: str):
         found = getattr(self._inner, name)
-        if name != self._method:
-            return found
+        return self._timed(found) if name in self._methods else found
 
+    def _timed(self, function: Callable) -> Callable:
         def timed(*arguments):
             started = time.perf_counter()
             try:
-                return found(*arguments)
+                found = function(*arguments)
             finally:
                 self.seconds += time.perf_counter() - started
+            return replace(found, load=self._timed(found.load)) if isinstance(found, Windows) else found
 
         return timed
