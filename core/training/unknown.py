@@ -112,7 +112,9 @@ class KnownKeys:
         fitting = [key for key in same if _fits(path[:-1], key[:-1])]
         usual = {key for pattern in self.aliases.get(name, ()) for key in self.expand(pattern)}
         # Of equally near ones, the usual meaning of the name comes first, then those of sections that are always there.
-        return sorted(fitting or same, key=lambda key: (-_shared(key, path), key not in usual, len(key), len(self.keys[key])))
+        return sorted(
+            fitting or same, key=lambda key: (-_shared(key, path), key not in usual, len(key), len(self.keys[key]))
+        )
 
     def _alike(self, path: Keys) -> list[Keys]:
         """Keys with a name like this one, ours or of others."""

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from configs.load import load_config
-from configs.schema import Config
+from configs.schema import Config, PartConfig, StreamConfig
 from core.errors import ConfigError
+from modalities.table import MODALITIES
 from tests.tools.tiny import CONFIG
 
 
@@ -24,6 +25,12 @@ def float_keys(schema: type, path: str = "") -> Iterator[tuple[str, bool]]:
         if dataclasses.is_dataclass(hint):
             if hint is not schema:
                 yield from float_keys(hint, f"{path}{name}.")
+        elif kind is dict and arguments[1] is StreamConfig:
+            for modality in MODALITIES:
+                yield from float_keys(StreamConfig, f"{path}{name}.{modality}.")
+                yield from float_keys(MODALITIES[modality].settings, f"{path}{name}.{modality}.media.")
+        elif kind is dict and arguments[1] is PartConfig:
+            pass  # of streams of several parts, see below
         elif kind is dict and dataclasses.is_dataclass(arguments[1]) and arguments[1] is not schema:
             yield from float_keys(arguments[1], f"{path}{name}.entry.")
         elif hint is float or (kind is list and arguments[0] is float):

@@ -129,7 +129,7 @@ def test_settings_that_no_shape_shows_are_refused_by_name(override, expected, ti
     [
         ("trunk.mmdit.heads=4", "trunk.mmdit.heads: 4, and the file's weights were trained with 2"),
         ("trunk.mmdit.time_scale=1", "trunk.mmdit.time_scale: 1.0, and the file's weights were trained with 1000.0"),
-        ("streams.audio.media.exponent=1", "streams.audio.media.exponent: 1.0, and the file's"),
+        ("streams.audio.media.exponent=1", "media.audio.exponent: 1.0, and the file's"),
         ("condition.text.rows_per_word=8", "condition.text.rows_per_word: 8, and the file's"),
     ],
 )
@@ -139,12 +139,12 @@ def test_a_file_says_what_no_shape_shows(override, expected, tiny_run, tmp_path,
     assert train(tmp_path / "run", override, "--init-from", str(file)) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    parts = {"modalities": ("media_in.audio", "media_out.audio"), "condition": ("context",)}.get(override.split(".")[0])
+    parts = {"streams": ("media_in.audio", "media_out.audio"), "condition": ("context",)}.get(override.split(".")[0])
     if parts:  # where the layers start anew, their settings may differ
         anew = [word for part in parts for word in ("--init-drop", part, "--init-fresh", part)]
         assert train(tmp_path / "run", override, "training.steps=1", "--init-from", str(file), *anew) == 0
         measured = "latent statistics of audio: measured on the data" in capsys.readouterr().err
-        assert measured == override.startswith("modalities")
+        assert measured == override.startswith("streams")
 
 
 def test_layers_that_start_anew_may_have_other_settings_and_statistics_of_their_own(tiny_run, tmp_path, capsys):

@@ -31,8 +31,8 @@ def steps_in_float64(trainer: Trainer, count: int) -> list[dict]:
     trainer.teacher.double()
     found, preprocess = [], trainer.preprocess
 
-    def in_float64(raw):
-        item = preprocess(raw)
+    def in_float64(raw, targets=True):
+        item = preprocess(raw, targets)
         return replace(item, draws=as_float64(item.draws), batch=as_float64(item.batch))
 
     trainer.preprocess = in_float64
@@ -95,6 +95,7 @@ def test_a_value_that_is_not_finite_never_reaches_the_weights(where, accumulate,
                 terms[name] = terms[name].__class__(terms[name].total * value, terms[name].count, terms[name].weight)
             return terms
 
+        objective.reads_targets = plain.reads_targets
         monkeypatch.setattr(trainer, "objective", objective)
 
     step, microbatches = first_step(trainer, 2)

@@ -236,7 +236,7 @@ FITS_VAE = [
                 "Set trunk.sit.grid=2 trunk.sit.channels=48",
             ),
         ),
-        (["streams.image.media.size=[8, 16]"], ("do not fit the data: grid 2 x 4", "sit needs square pictures")),
+        (["streams.image.media.size=[8, 16]"], ("do not fit the data: grid 2 x 4", "sit needs square images")),
         (
             ["trunk.kind=ddt"],
             "trunk.ddt: grid 16, channels 768, num_classes 1001 do not fit the data: grid 2 x 2, channels ",

@@ -26,7 +26,7 @@ def test_a_finished_run(tiny_run, capsys):
     shown = inspect(capsys, tiny_run)
     for expected in (
         "method    self_flow, seed 3",
-        "trunk     mmdit, 92,432 parameters",
+        "trunk     mmdit, 682,384 parameters",
         f"steps     {STEPS} of {STEPS} published",
         "checkpoint 3: intact",
         f"checkpoint {STEPS}: intact",

@@ -58,7 +58,7 @@ def test_every_sample_has_the_null_condition_so_that_guidance_changes_nothing(ph
     assert context.dropped.all()
     with torch.no_grad():
         tokens, valid = generator.trunk.context(context)
-    assert tokens.shape == (2, 1, 32)
+    assert tokens.shape == (2, 1, 96)
     assert valid is None
     assert torch.equal(tokens[0], tokens[1])
 

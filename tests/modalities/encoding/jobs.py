@@ -75,7 +75,7 @@ def make(job: Job, path: Path, workers: int = 0, batch: int = 3, about: dict = A
 
 
 def content(path: Path) -> dict[str, bytes | dict]:
-    """Every file below a folder; the manifest without its date."""
+    """Every file below a folder; the manifest without its date and the commit of the code."""
     found = {each.relative_to(path).as_posix(): each.read_bytes() for each in path.rglob("*") if each.is_file()}
     manifest = json.loads(found["manifest.json"])
-    return found | {"manifest.json": {name: value for name, value in manifest.items() if name != "date"}}
+    return found | {"manifest.json": {name: value for name, value in manifest.items() if name not in ("date", "code")}}
