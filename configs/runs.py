@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from configs.assembly import Assembly
+from configs.assembly.latents import check_latents
 from configs.assembly.sources import stream_modalities
 from configs.assembly.streams import build_conditioning
 from configs.schema import Config, StreamConfig
@@ -125,6 +126,7 @@ def evaluation_subject(assembly: Assembly, name: str, stream: StreamConfig) -> S
         )
     modalities = stream_modalities(name, stream)
     heldout, training = (build_source(source, modalities, assembly.root) for source in (stream.heldout, stream.data))
+    check_latents(assembly.config, {name: heldout}, assembly.adapters, assembly.root, "heldout")
     classes, seed = training.labels(), stream.evaluation.seed
     readers = [
         Reader(assembly.generator, name, source, classes, seed, config.caption_choice)

@@ -25,8 +25,8 @@ def spoil(monkeypatch, *steps: int) -> None:
 
     def train_step(self, step, microbatches):
         if step + 1 in steps:
-            for segment in microbatches[0].batch.segments:
-                segment.x0.fill_(float("nan"))
+            for part in microbatches[0].parts:
+                part.latents.fill_(float("nan"))
         return plain(self, step, microbatches)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
@@ -141,7 +141,7 @@ def test_a_record_that_makes_the_loss_infinite_is_passed_by_the_printed_commands
     arguments += ["streams.image.data.count=12", "training.save_every=100"]
     assert main([*arguments, "training.steps=2"]) == 0
     record, draw = EmbeddedSource("image", size=8, count=12).read(7), torch.Generator().manual_seed(0)
-    plain, adapter = AutoencoderAdapter.encode, ImageAdapter(load_config(CONFIG, []).streams.image.media)
+    plain, adapter = AutoencoderAdapter.encode, ImageAdapter(load_config(CONFIG, []).streams["image"].media)
     good = adapter.encode(adapter.load(record, draw)[None])
 
     def encode(self, media, noise=None):

@@ -424,16 +424,14 @@ def test_weights_that_are_not_finite_are_refused(released, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "model.", "ema.", "module._orig_mod.", "ema_model.module."]
-)
+@pytest.mark.parametrize("prefix", ["module", "_orig_mod", "model", "ema", "module._orig_mod", "ema_model.module"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_prefixes_come_off_and_are_named(released, tmp_path, capsys, prefix, suffix):
     path = tmp_path / f"wrapped{suffix}"
-    state = {f"{prefix}{name}": value.clone() for name, value in read_state_dict(released).items()}
+    state = {f"{prefix}.{name}": value.clone() for name, value in read_state_dict(released).items()}
     torch.save(state, path) if suffix == ".pt" else save_file(state, path)
     assert bring(path, tmp_path / "run") == 0
-    assert f"prefix {prefix} taken off {len(state)} names" in capsys.readouterr().out
+    assert f"prefix {prefix}. taken off {len(state)} names" in capsys.readouterr().out
     assert digest({"": weights(tmp_path / "run", "student")}) == digest({"": read_state_dict(released)})
 
 
