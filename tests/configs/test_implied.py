@@ -16,7 +16,7 @@ IMAGE = "streams: {{image: {{data: {data}, heldout: {heldout}}}}}\n"
 
 def heldout(tmp_path: Path, data: str, held: str, *overrides: str) -> SourceConfig:
     (tmp_path / "run.yaml").write_text(IMAGE.format(data=data, heldout=held))
-    return load_config(tmp_path / "run.yaml", list(overrides)).streams.image.heldout
+    return load_config(tmp_path / "run.yaml", list(overrides)).streams["image"].heldout
 
 
 def test_captions_fields_and_filters_are_taken_and_the_place_is_not(tmp_path):
@@ -86,7 +86,7 @@ def test_overrides_count_and_a_resolved_file_reads_back_equal(tmp_path):
     (tmp_path / "resolved.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "resolved.yaml", []) == config
     (tmp_path / "resolved.yaml").write_text(to_yaml(load_config(tmp_path / "run.yaml", [])))
-    assert load_config(tmp_path / "resolved.yaml", [override]).streams.image.heldout.captions == "label"
+    assert load_config(tmp_path / "resolved.yaml", [override]).streams["image"].heldout.captions == "label"
 
 
 def test_texts_that_look_like_numbers_are_taken_as_texts_and_errors_point_at_their_line(tmp_path):
@@ -114,6 +114,6 @@ def test_without_conditions_no_source_needs_captions(tmp_path):
         "condition: {kind: none}\nstreams: {image: {data: {kind: concat, parts: {a: {kind: folder, path: a}, "
         "b: {kind: folder, path: b, captions: label}, c: {}}}, heldout: {kind: parquet, path: c}}}\n"
     )
-    image = load_config(tmp_path / "run.yaml", []).streams.image
+    image = load_config(tmp_path / "run.yaml", []).streams["image"]
     assert [part.captions for part in image.data.parts.values()] == ["none", "label", "given"]
     assert image.heldout.captions == "none"
