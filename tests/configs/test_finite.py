@@ -15,7 +15,6 @@ from core.errors import ConfigError
 from modalities.table import MODALITIES
 from tests.tools.tiny import CONFIG
 
-
 # Names of sections that a user names: a stream of each modality, and one of several parts.
 NAMES = {"streams": (*MODALITIES, "clips"), "parts": tuple(MODALITIES)}
 
