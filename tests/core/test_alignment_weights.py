@@ -102,13 +102,13 @@ def test_frozen_encoders_are_not_run_once_their_weight_is_zero_for_good(tmp_path
     names = ("image", "video", "audio")
     settings = ["method=repa", *encoder_settings(tmp_path, *names), "alignment.external.until=3"]
     trainer = build_trainer(load_config(CONFIG, [f"run={tmp_path / 'run'}", *settings]), CONFIG.parent)
-    calls, plain = [], trainer.prepare
+    calls, plain = [], trainer.preprocess
 
-    def prepare(microbatch, targets=True):
+    def preprocess(microbatch, targets=True):
         found = plain(microbatch, targets)
         calls.append((trainer.step, bool(found.targets)))
         return found
 
-    trainer.prepare = prepare
+    trainer.preprocess = preprocess
     trainer.fit()
     assert calls == [(step, step < 3) for step in range(6)]
