@@ -1,7 +1,7 @@
-"""Which modality a step trains on, and which samples: functions of (seed, step), never a stream.
+"""Which stream a step trains on, and which of its samples: functions of (seed, step), without any state.
 
-Every optimizer step holds one modality, the same on all ranks (paper App. D). The data position of a modality is
-the number of samples of its earlier steps, so a checkpoint stores no loader state.
+Every optimizer step holds one stream, the same on all ranks (one modality in the paper, App. D). The data position of a
+stream is the number of samples of its earlier steps, so a checkpoint stores no loader state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.keys import generator
 
-_BLOCK = 4096  # steps whose modalities are drawn at once
+_BLOCK = 4096  # steps whose streams are drawn at once
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ class MixPiece:
 class ModalityMix:
     """
     Args:
-        shares: modality -> relative probability (0.57 / 0.30 / 0.13 in the paper); they need not sum to 1.
-        global_batch: modality -> samples in one optimizer step.
-        earlier: what held before, oldest first, of the same modalities; positions go on behind what they consumed.
+        shares: stream -> relative probability (0.57 / 0.30 / 0.13 in the paper); they need not sum to 1. Their order
+            counts: the draws go by it.
+        global_batch: stream -> samples in one optimizer step.
+        earlier: what held before, oldest first, of the same streams; positions go on behind what they consumed.
     """
 
     def __init__(
@@ -45,8 +46,8 @@ class ModalityMix:
     ):
         self.names, self.global_batch = tuple(shares), global_batch
         self._pieces = [*earlier, MixPiece(sys.maxsize, seed, shares, global_batch)]
-        self._blocks: list[tuple[Tensor, Tensor]] = []  # modality and samples of each step, block by block
-        self._before = [torch.zeros(len(self.names), dtype=torch.long)]  # samples of each modality before a block
+        self._blocks: list[tuple[Tensor, Tensor]] = []  # stream and samples of each step, block by block
+        self._before = [torch.zeros(len(self.names), dtype=torch.long)]  # samples of each stream before a block
 
     def _block(self, number: int) -> tuple[Tensor, Tensor]:
         while len(self._blocks) <= number:
@@ -57,7 +58,7 @@ class ModalityMix:
         return self._blocks[number]
 
     def _draw(self, number: int) -> tuple[Tensor, Tensor]:
-        """(4096,) modality and (4096,) samples of the steps of a block."""
+        """(4096,) stream and (4096,) samples of the steps of a block."""
         chosen, sizes = torch.zeros(_BLOCK, dtype=torch.long), torch.zeros(_BLOCK, dtype=torch.long)
         first, start = number * _BLOCK, 0  # `start` counts within the block
         for piece in self._pieces:
@@ -74,12 +75,12 @@ class ModalityMix:
         return chosen, sizes
 
     def modality(self, step: int) -> str:
-        """The modality of the step that follows `step` finished ones."""
+        """The stream of the step that follows `step` finished ones."""
         number, offset = divmod(step, _BLOCK)
         return self.names[int(self._block(number)[0][offset])]
 
     def first_position(self, step: int) -> int:
-        """Position, in its modality's endless sequence of samples, of the first sample of this step."""
+        """Position, in its stream's endless sequence of samples, of the first sample of this step."""
         number, offset = divmod(step, _BLOCK)
         chosen, sizes = self._block(number)
         same = chosen[:offset] == chosen[offset]

@@ -10,31 +10,37 @@ from collections.abc import Iterator
 import pytest
 
 from configs.load import load_config
-from configs.schema import Config, PartConfig, StreamConfig
+from configs.schema import Config
 from core.errors import ConfigError
 from modalities.table import MODALITIES
 from tests.tools.tiny import CONFIG
 
+# Names of sections that a user names: a stream of each modality, and one of several parts.
+NAMES = {"streams": (*MODALITIES, "clips"), "parts": tuple(MODALITIES)}
 
-def float_keys(schema: type, path: str = "") -> Iterator[tuple[str, bool]]:
+
+def float_keys(schema: type, path: tuple[str, ...] = ()) -> Iterator[tuple[str, bool]]:
     """Dotted key of every float in a tree of dataclasses, and whether it is a list of them."""
-    for name, hint in typing.get_type_hints(schema).items():
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        hint, inner = hints[field.name], (*path, field.name)
+        if path[:1] == ("streams",) and len(path) == 2 and field.name == ("media" if path[1] == "clips" else "parts"):
+            continue  # there is the one or the other
+        if choose := field.metadata.get("section"):
+            hint = choose({}, path[-1])
         if typing.get_origin(hint) in (typing.Union, types.UnionType):
             hint = next(argument for argument in typing.get_args(hint) if argument is not types.NoneType)
         kind, arguments = typing.get_origin(hint), typing.get_args(hint)
         if dataclasses.is_dataclass(hint):
             if hint is not schema:
-                yield from float_keys(hint, f"{path}{name}.")
-        elif kind is dict and arguments[1] is StreamConfig:
-            for modality in MODALITIES:
-                yield from float_keys(StreamConfig, f"{path}{name}.{modality}.")
-                yield from float_keys(MODALITIES[modality].settings, f"{path}{name}.{modality}.media.")
-        elif kind is dict and arguments[1] is PartConfig:
-            pass  # of streams of several parts, see below
+                yield from float_keys(hint, inner)
         elif kind is dict and dataclasses.is_dataclass(arguments[1]) and arguments[1] is not schema:
-            yield from float_keys(arguments[1], f"{path}{name}.entry.")
+            for name in NAMES.get(field.name, ("entry",)):
+                yield from float_keys(arguments[1], (*inner, name))
+        elif kind is dict and arguments[1] is float:
+            yield ".".join((*inner, "entry")), False
         elif hint is float or (kind is list and arguments[0] is float):
-            yield f"{path}{name}", kind is list
+            yield ".".join(inner), kind is list
 
 
 KEYS = dict(float_keys(Config))
@@ -43,6 +49,10 @@ KEYS = dict(float_keys(Config))
 def test_the_walk_finds_what_is_there():
     assert {"training.optimizer.lr", "training.optimizer.betas", "streams.image.sampling.shift"} <= set(KEYS)
     assert {"streams.video.condition_noise", "trunk.mmdit.rope_theta", "condition.dropout"} <= set(KEYS)
+    assert {"streams.video.media.fps", "streams.audio.media.seconds", "streams.clips.parts.audio.loss_weight"} <= set(
+        KEYS
+    )
+    assert "streams.clips.condition_on.entry" in KEYS
     assert len(KEYS) > 90
 
 
