@@ -14,6 +14,7 @@ import configs
 from configs.load import load_config
 from configs.runs import load_run
 from core.errors import ConfigError
+from core.training.records import read_lines
 from modalities.media.pictures import read_image
 from modalities.media.sound import probe_audio, read_audio
 from modalities.media.video import index_video, read_frames
@@ -23,6 +24,7 @@ from modalities.streams import make_parts
 from modalities.synthetic import audiovisual_check as check
 from modalities.synthetic.audiovisual import AudiovisualSource
 from modalities.synthetic.audiovisual_score import HELDOUT_SEED, MODES, contact_sheet, heldout, read_file, score, shares
+from tests.modalities.data.containers import KINDS, stored
 from tests.modalities.making import picture_bytes, sound_bytes, tone
 from tests.tools.tiny import train
 from tools import audiovisual
@@ -199,21 +201,31 @@ def test_a_run_is_scored_in_three_modes(run, tmp_path, capsys):
         score(loaded.generator, STREAM, loaded.config.streams[STREAM].sampling, tmp_path, 1)
 
 
-def test_a_run_on_files_with_sound(tmp_path):
-    """The same videos as MP4s in a folder; one of them is silent, and set aside with its reason."""
-    source, folder = AudiovisualSource(count=20), tmp_path / "files"
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    """The same videos as MP4s; the first has no sound track."""
+    source, folder = AudiovisualSource(count=20), tmp_path_factory.mktemp("files")
+    found = []
     for index in range(20):
         caption, _, video, sound = source.draw(index)
         media = torch.tensor(video).permute(0, 3, 1, 2) / 127.5 - 1
         track = (torch.tensor(sound.T), 4000) if index else ()
-        write_video(media, folder / f"{index:02d}", 8, *track).with_suffix(".txt").write_text(caption)
-    run = tmp_path / "run"
-    data = f"streams.{STREAM}.data={{kind: folder, path: {folder}, count: 100000}}"
-    assert train(run, "training.steps=3", "streams.audiovisual.batch=8", data, *SMALL, config=CONFIG) == 0
+        found.append(write_video(media, folder / f"{index:02d}", 8, *track))
+        found[-1].with_suffix(".txt").write_text(caption)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_on_files_with_sound(kind, files, tmp_path):
+    run, data = tmp_path / "run", stored(kind, files, tmp_path / kind)
+    source = f"streams.{STREAM}.data={{kind: {kind}, path: {data.path}}}"
+    assert train(run, "training.steps=3", "streams.audiovisual.batch=8", source, *SMALL, config=CONFIG) == 0
+    losses = read_lines(run / "metrics.jsonl")[-1]
+    assert np.isfinite([losses[f"flow/{part}"] for part in ("video", "audio")]).all()
+    assert "no sound track" in "".join(path.read_text() for path in run.glob("*.jsonl"))
     assert generate(run, tmp_path / "out", "--steps", "2") == 0
     (path,) = (tmp_path / "out").glob("*.mp4")
     assert check.read_video(frames_of(path).astype(np.uint8))[0].shape == (FRAMES,)
-    assert "no sound track" in "".join(path.read_text() for path in run.glob("*.jsonl"))
 
 
 def test_a_contact_sheet_shows_the_sound_below_the_frames(run, tmp_path):

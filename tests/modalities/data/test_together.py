@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from pyarrow import parquet
 
 from core.errors import DataError
 from core.keys import generator
@@ -32,10 +27,10 @@ from modalities.streams import Stream, make_parts
 from modalities.synthetic.audiovisual import AudiovisualSource
 from modalities.synthetic.audiovisual_check import agreement, read_audio, read_video
 from modalities.video import VideoAdapter, VideoConfig
+from tests.modalities.data.containers import KINDS, stored
 from tests.modalities.making import numbered, numbers, tone
 
 FRAMES, FPS, RATE, LONG = 9, 8, 4000, 18  # the files are twice as long as a window
-KINDS = ("folder", "webdataset", "parquet", "mds")
 SOURCE = AudiovisualSource(frames=LONG, count=24)
 
 
@@ -63,30 +58,6 @@ def files(tmp_path_factory) -> list[Path]:
         found.append(write_video(clip(video), folder / f"{index:02d}", FPS, torch.tensor(sound.T), RATE))
         found[-1].with_suffix(".txt").write_text(caption)
     return found
-
-
-def stored(kind: str, files: list[Path], folder: Path) -> SourceConfig:
-    """The files in a source of this kind."""
-    if kind == "folder":
-        return SourceConfig("folder", str(files[0].parent))
-    rows = [{"video": path.read_bytes(), "caption": path.with_suffix(".txt").read_text()} for path in files]
-    folder.mkdir()
-    if kind == "parquet":
-        parquet.write_table(pa.Table.from_pylist(rows), folder / "a.parquet", row_group_size=8)
-    elif kind == "webdataset":
-        with tarfile.open(folder / "a.tar", "w") as tar:
-            for path, row in zip(files, rows, strict=True):
-                fields = json.dumps({"caption": row["caption"]}).encode()
-                for suffix, data in (("mp4", row["video"]), ("json", fields)):
-                    info = tarfile.TarInfo(f"{path.stem}.{suffix}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-    else:
-        streaming = pytest.importorskip("streaming", reason="mosaicml-streaming is not installed (extra `full`)")
-        with streaming.MDSWriter(out=str(folder), columns={"video": "bytes", "caption": "str"}) as writer:
-            for row in rows:
-                writer.write(row)
-    return SourceConfig(kind, str(folder))
 
 
 def dataset(source, parts=PARTS) -> StepDataset:
