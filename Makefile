@@ -10,8 +10,8 @@ FFMPEG := $(CURDIR)/.venv-full/ffmpeg
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt scripts/setup_env.py
-	$(PYTHON) scripts/setup_env.py
+$(STAMP): pyproject.toml constraints.txt tools/setup_env.py
+	$(PYTHON) tools/setup_env.py
 	@touch $(STAMP)
 
 demo: setup
@@ -25,8 +25,8 @@ test: setup
 
 setup-full: $(STAMP_FULL)
 
-$(STAMP_FULL): pyproject.toml constraints-full.txt scripts/setup_env.py
-	$(PYTHON) scripts/setup_env.py --full
+$(STAMP_FULL): pyproject.toml constraints-full.txt tools/setup_env.py
+	$(PYTHON) tools/setup_env.py --full
 	@touch $(STAMP_FULL)
 
 test-full: setup-full

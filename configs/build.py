@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoencoders.base import Whitening
-from configs.anew import check_fit, describe_anew, earlier_mixes, find_anew
-from configs.assembly import Assembly, whitening
-from configs.initial import Initial, WeightSource, check_meaning, is_resumed, kept_whitening, read_source, start_from
+from configs.assembly import Assembly
+from configs.assembly import normalization as whitening
+from configs.init_from import Initial, WeightSource, check_meaning, is_resumed, kept_whitening, read_source, start_from
+from configs.monitoring import build_hooks
+from configs.resume import check_fit, describe_anew, earlier_mixes, find_anew
 from configs.schema import Config
 from configs.warnings import warnings
-from configs.watching import build_hooks
 from core.errors import ConfigError
 from core.training.checkpoint import NOTHING_ANEW, CheckpointStore
 from core.training.config import refuse_changes, to_plain
@@ -21,7 +22,7 @@ from core.training.records import RunFolder
 from core.training.say import say
 from core.training.trainer import Trainer
 from modalities.data.loader import StepFeed
-from modalities.data.sources import SourceConfig
+from modalities.data.sources.build import SourceConfig
 
 # Settings that may change when a run is resumed without --change: they do not touch a number of what was trained.
 FREE_ON_RESUME = {

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from configs.schema import Config
 from modalities.base import Source
-from modalities.conditions import ConditionConfig
+from modalities.conditioning import TextEncoder, TextLimit, token_limit, word_limit
+from modalities.conditioning.conditions import ConditionConfig
 from modalities.data.caption_lengths import CaptionLengths, caption_lengths
-from modalities.text import TextEncoder, TextLimit, token_limit, word_limit
 
 
 def text_limit(condition: ConditionConfig, encoder: TextEncoder | None) -> TextLimit | None:

@@ -14,9 +14,9 @@ from configs.schema import Config
 from core.errors import ConfigError, nearest
 from core.training.config import to_plain
 from modalities.base import ModalityAdapter
-from modalities.data.sources import SourceConfig
-from modalities.data.stored import DTYPES, FORMAT, TextFeatures, stored_manifests
-from modalities.encoding.encode import CaptionEncoder, Job
+from modalities.data.sources.build import SourceConfig
+from modalities.latents.encode import CaptionEncoder, Job
+from modalities.latents.format import DTYPES, FORMAT, TextFeatures, stored_manifests
 
 
 @dataclass(frozen=True)

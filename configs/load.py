@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.aliases import ALIASES
-from configs.implied import heldout_settings, without_captions
+from configs.defaults import heldout_settings, without_captions
 from configs.methods import method_settings
 from configs.schema import Config
 from core.training.config import load
 from core.training.settings import merge
-from modalities.data.sources import SourceConfig
+from modalities.data.sources.build import SourceConfig
 from modalities.table import stream_defaults
 
 
@@ -22,7 +22,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     """Schema defaults, then the method's row, then the YAML, then `overrides`; all problems in one ConfigError.
 
     A source of another kind replaces the one that the YAML has: their settings have nothing in common. What
-    follows from other settings where it is left out: configs/implied.py.
+    follows from other settings where it is left out: configs/defaults.py.
     """
     source = SourceConfig().kind
     return load(

@@ -20,8 +20,8 @@ from core.evaluation.pair import PairPlan
 from core.training.checkpoint import CheckpointStore
 from core.training.config import from_plain
 from core.training.posthoc_ema import reconstruct
-from modalities.data.sources import build_source
-from modalities.evaluation.heldout import Reader
+from modalities.data.sources.build import build_source
+from modalities.evaluation.records import Reader
 from modalities.evaluation.subject import Subject
 from modalities.generation import Generator
 

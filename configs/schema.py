@@ -9,7 +9,7 @@ from typing import Any
 from core.alignment.terms import AlignmentConfig
 from core.errors import nearest
 from core.noising import NoisingConfig
-from core.sampler import SamplerConfig
+from core.sampling.sampler import SamplerConfig
 from core.schedule import TimeConfig
 from core.training.config import section
 from core.training.trackers import LoggingConfig
@@ -17,12 +17,12 @@ from core.training.trainer import TrainingConfig
 from core.trunk.ddt import DDTConfig
 from core.trunk.mmdit import MMDiTSettings
 from core.trunk.sit import SiTConfig
-from modalities.conditions import ConditionConfig
-from modalities.data.sources import SourceConfig
-from modalities.encoders import EncoderConfig
-from modalities.encoders.build import FAMILIES
+from modalities.conditioning.conditions import ConditionConfig
+from modalities.data.sources.build import SourceConfig
 from modalities.evaluation.settings import EvaluationSettings
 from modalities.table import media_settings
+from modalities.targets import EncoderConfig
+from modalities.targets.build import FAMILIES
 
 # Rows of `condition_on` that are no names of parts.
 NONE, FIRST_FRAME = "none", "first_frame"

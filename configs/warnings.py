@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from configs.schema import Config
-from core.sampler import SamplerConfig
+from core.sampling.sampler import SamplerConfig
 from core.training.trainer import TrainingConfig
-from modalities.conditions import ConditionConfig
+from modalities.conditioning.conditions import ConditionConfig
 
 PROBES = 4096  # steps at which a schedule is looked at
 REACHED = 0.99  # of the learning rate that is asked for

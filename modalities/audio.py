@@ -21,8 +21,7 @@ from autoencoders.songbloom import CHANNELS, SAMPLE_RATE
 from autoencoders.transforms import Mdct
 from core.errors import ConfigError, DataError, ShapeError, nearest
 from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
-from modalities.media.opening import WindowError, decoding
-from modalities.media.sound import (
+from modalities.media.audio import (
     RESAMPLERS,
     AudioInfo,
     audio_blocks,
@@ -33,6 +32,7 @@ from modalities.media.sound import (
     resample,
     write_audio,
 )
+from modalities.media.opening import WindowError, decoding
 
 SHORT = ("pad", "refuse")
 RANDOM_WINDOWS = 8  # tried before a file is looked through for sound

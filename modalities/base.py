@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from autoencoders.base import Autoencoder, Size, Whitening
 
 if TYPE_CHECKING:
-    from modalities.data.account import Account
+    from modalities.data.sources.account import Account
 
 
 @dataclass(frozen=True)

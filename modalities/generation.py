@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from autoencoders.base import Whitening
 from core.errors import NotFiniteError
-from core.sampler import SamplerConfig, initial_noise, sample
+from core.sampling.sampler import SamplerConfig, initial_noise, sample
 from core.types import Context, TokenBatch, map_tensors
 from modalities.base import Known
-from modalities.conditions import ConditionConfig, Conditions, Prompt
+from modalities.conditioning import TextEncoder
+from modalities.conditioning.conditions import ConditionConfig, Conditions, Prompt
 from modalities.streams import Part, Parts, make_segments
-from modalities.text import TextEncoder
 
 
 @dataclass(frozen=True)

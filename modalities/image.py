@@ -18,8 +18,8 @@ from autoencoders.kinds import autoencoder_problems, build_pretrained, pretraine
 from autoencoders.transforms import Pixels
 from core.errors import ConfigError, DataError, ShapeError, nearest
 from modalities.base import AutoencoderAdapter, Known, Media, Record
+from modalities.media.images import read_image
 from modalities.media.opening import decoding
-from modalities.media.pictures import read_image
 from modalities.media.writing import write_image
 
 CROPS = ("center", "random", "pad")

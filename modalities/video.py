@@ -18,8 +18,8 @@ from autoencoders.transforms import SpaceTimePixels
 from core.errors import ConfigError, DataError, nearest
 from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
 from modalities.image import PIXEL_PATCH, fit_frames, flip_at_random, frame_problems, grey_ramp, height_and_width
+from modalities.media.images import read_image
 from modalities.media.opening import WindowError
-from modalities.media.pictures import read_image
 from modalities.media.video import index_video, read_frames
 from modalities.media.video_decoders import DECODERS
 from modalities.media.video_index import VideoIndex

@@ -13,11 +13,11 @@ from configs.build import build_trainer
 from configs.load import load_config
 from configs.runs import load_run
 from core.errors import ConfigError
-from modalities.media.pictures import read_image
-from modalities.media.sound import probe_audio, read_audio
+from modalities.media.audio import probe_audio, read_audio
+from modalities.media.images import read_image
 from modalities.media.video import index_video, read_frames
-from modalities.readback import accuracy, check
-from tools.generate import generate_files
+from modalities.synthetic.check import accuracy, check
+from tools.generate.generate import generate_files
 
 PROMPTS = {
     "image": [

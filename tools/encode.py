@@ -15,10 +15,10 @@ from configs.encoding import EncodeOptions, Encoding, build_encodings
 from configs.load import load_config
 from core.durable import writing
 from core.errors import ConfigError
-from modalities.data.stored import DTYPES
-from modalities.encoding.chunks import ChunkFolder, mds_writer
-from modalities.encoding.encode import Progress, encode_chunks
-from modalities.encoding.publish import publish
+from modalities.latents.chunks import ChunkFolder, mds_writer
+from modalities.latents.encode import Progress, encode_chunks
+from modalities.latents.format import DTYPES
+from modalities.latents.publish import publish
 from tools.outputs import output_folder
 
 DEFAULTS = EncodeOptions()

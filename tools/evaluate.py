@@ -19,15 +19,15 @@ from configs.schema import StreamConfig
 from core.durable import writing
 from core.errors import ConfigError, SelfFlowError, described, nearest
 from core.training.trainer import TrainingConfig
+from modalities.evaluation.adm import write_samples
 from modalities.evaluation.attempts import Measured
 from modalities.evaluation.measure import evaluate
-from modalities.evaluation.networks import PartNetwork, own_networks, result_names, stored_networks
+from modalities.evaluation.networks.chosen import PartNetwork, own_networks, result_names, stored_networks
 from modalities.evaluation.sample_files import measure_samples, open_comparison
 from modalities.evaluation.samples import generated, random_classes
 from modalities.evaluation.subject import Subject, plan
 from modalities.generation import guidance_problem
 from modalities.media.opening import with_suffix
-from modalities.metrics.adm import write_samples
 from tools.outputs import output_folder
 
 EXAMPLES = """examples:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from configs.meaning import autoencoder_digests, weights_meaning
 from configs.runs import LoadedRun, load_run
+from configs.weight_metadata import autoencoder_digests, weights_meaning
 from core.trunk.foreign import KINDS, export_weights, holds_meaning
 
 EXAMPLES = f"""examples:
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_meaning(loaded: LoadedRun) -> dict:
-    """What the weights of a run mean, see configs/meaning.py."""
+    """What the weights of a run mean, see configs/weight_metadata.py."""
     assembly, extra = loaded.assembly, loaded.assembly.stored
     digests = autoencoder_digests(loaded.config, extra.get("autoencoders", {}), loaded.root)
     text = extra.get("text", "")

@@ -10,19 +10,20 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from autoencoders.base import Whitening
-from configs.assembly import Assembly, whitening
+from configs.assembly import Assembly
+from configs.assembly import normalization as whitening
 from configs.assembly.adapters import media_key
 from configs.assembly.latents import latent_digests, text_digest
 from configs.build import free_on_resume
 from configs.load import load_config
-from configs.meaning import (
+from configs.schema import Config
+from configs.weight_metadata import (
     autoencoder_digests,
     file_whitening,
     meaning_problems,
     weights_meaning,
     whitening_problems,
 )
-from configs.schema import Config
 from core.errors import ConfigError, DataError
 from core.training.checkpoint import CheckpointStore
 from core.training.config import to_plain

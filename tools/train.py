@@ -8,7 +8,7 @@ from pathlib import Path
 from configs.build import build_trainer, is_finished
 from configs.captions import caption_warnings
 from configs.changes import resolve
-from configs.initial import Initial
+from configs.init_from import Initial
 from core.errors import AccidentError, ConfigError, NotFiniteError, NotWrittenError
 from core.training.accidents import accidents_named
 from core.training.config import to_yaml
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         if initial is not None:
             raise ConfigError("--init-from: --dry-run does not look at it; leave one of them out")
-        from tools.dry_run import describe
+        from tools.dry_run.dry_run import describe
 
         print(describe(config, options.config.parent))
         return 0

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autoencoders.base import Whitening
-from configs.assembly import whitening as statistics
+from configs.assembly import normalization as statistics
 from configs.assembly.adapters import Adapters, build_adapters, load_autoencoders
 from configs.assembly.conditions import build_text_encoder, class_names
 from configs.assembly.encoders import Encoders, build_encoders, projector_specs
@@ -26,12 +26,12 @@ from core.training.config import to_plain
 from core.training.mixing import MixPiece, ModalityMix
 from core.trunk.projectors import ProjectorSpec
 from modalities.base import Source
-from modalities.conditions import Conditions
+from modalities.conditioning import TextEncoder
+from modalities.conditioning.conditions import Conditions
 from modalities.data.loader import StepDataset
+from modalities.data.preprocess import DevicePreprocess
 from modalities.generation import Generator
-from modalities.preprocess import DevicePreprocess
 from modalities.streams import Parts, Stream
-from modalities.text import TextEncoder
 
 
 class Assembly:

@@ -9,8 +9,8 @@ from configs.assembly.adapters import located
 from configs.schema import Config
 from core.trunk.context import ContextConfig
 from modalities.base import Source
-from modalities.conditions import ConditionConfig
-from modalities.text import TextEncoder
+from modalities.conditioning import TextEncoder
+from modalities.conditioning.conditions import ConditionConfig
 
 
 def class_names(sources: Iterable[Source]) -> list[str]:

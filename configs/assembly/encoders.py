@@ -9,7 +9,7 @@ from pathlib import Path
 from configs.assembly.adapters import Adapters, located, named
 from configs.schema import Config
 from core.trunk.projectors import TEACHER, ProjectorSpec
-from modalities.encoders import Encoder, build_encoder
+from modalities.targets import Encoder, build_encoder
 
 Encoders = dict[str, dict[str, Encoder]]  # stream -> name of the target -> encoder
 

@@ -13,9 +13,9 @@ from configs.schema import Config
 from core.errors import ConfigError
 from core.training.config import to_plain
 from modalities.base import ModalityAdapter, Source
-from modalities.data.stored import Manifest, StoredPart, stored_manifests
+from modalities.conditioning import TextEncoderConfig
+from modalities.latents.format import Manifest, StoredPart, stored_manifests
 from modalities.table import modality
-from modalities.text import TextEncoderConfig
 
 # Settings of media that no grid shows, and that change what latents mean.
 MEANING = ("fps", "first_frame_alone", "sample_rate", "hop", "exponent")

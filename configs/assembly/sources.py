@@ -7,8 +7,8 @@ from pathlib import Path
 from configs.schema import Config, StreamConfig
 from core.errors import ConfigError
 from modalities.base import Source
-from modalities.data.selection import SUFFIXES
-from modalities.data.sources import SourceConfig, build_source
+from modalities.data.sources.build import SourceConfig, build_source
+from modalities.data.sources.selection import SUFFIXES
 
 
 def open_sources(config: Config, root: Path) -> dict[str, Source]:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from core.errors import DataError
-from core.inference import keyed_normals, one_level
 from core.objective import noised
+from core.sampling.noise import keyed_normals, one_level
 from core.types import NoiseLevels, TokenBatch
 
 

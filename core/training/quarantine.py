@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from core.errors import DataError
-from core.training.feed import Rejected
-from core.training.lines import LineWriter, keep_lines, read_lines
+from core.training.jsonl import LineWriter, keep_lines, read_lines
+from core.training.loader import Rejected
 from core.training.say import say
 
 

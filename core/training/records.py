@@ -29,8 +29,8 @@ from core.durable import write_durably
 from core.errors import ConfigError
 from core.training.config import refuse_changes
 from core.training.history import NO_CHANGE, Change, clamped, entries_for, read_run, stored_config
-from core.training.lines import LineWriter, keep_lines
-from core.training.lines import read_lines as read_lines
+from core.training.jsonl import LineWriter, keep_lines
+from core.training.jsonl import read_lines as read_lines
 from core.training.lock import FolderLock
 from core.training.say import say
 from core.training.trackers import LoggingConfig, Trackers
@@ -91,7 +91,7 @@ class RunFolder:
         and that a folder in which another process trains is refused.
 
         Args:
-            origin: the weights that a new run starts from, see configs/initial.py.
+            origin: the weights that a new run starts from, see configs/init_from.py.
         """
         RunFolder.check(path, config, fingerprints, free, change)
         path = Path(path)

@@ -18,9 +18,9 @@ from core.objective import Objective, total_loss
 from core.training.accidents import accidents_named
 from core.training.checkpoint import NOTHING_ANEW, Anew, CheckpointStore, restore, training_state
 from core.training.ema import EmaConfig, make_teacher, update_teacher
-from core.training.feed import Feed, Preprocess, Raw
 from core.training.guards import StopRequest, all_finite, check_finite, write_bad_step
 from core.training.hooks import Hook, PreviewConfig, ValidateConfig, attempt, run_hooks
+from core.training.loader import Feed, Preprocess, Raw
 from core.training.optim import OptimizerConfig, build_optimizer
 from core.training.posthoc_ema import PosthocEma, PosthocEmaConfig
 from core.training.quarantine import Quarantine

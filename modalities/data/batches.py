@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from core.training.feed import Rejected
+from core.training.loader import Rejected
 from core.types import NoiseLevels, map_tensors
-from modalities.conditions import RawCondition
+from modalities.conditioning.conditions import RawCondition
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 
 from core.errors import DataError
 from modalities.base import Record, Source
+from modalities.conditioning.limits import WORD_SHARE, TextLength, TextLimit, mostly_lost, shortened
 from modalities.data.order import Order
-from modalities.text.limits import WORD_SHARE, TextLength, TextLimit, mostly_lost, shortened
 
 LOOKED_AT = 512  # records
 MOST_BYTES = 2**28  # of media that are read with them, as from tars

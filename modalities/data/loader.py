@@ -18,15 +18,15 @@ from autoencoders.base import Moments, Whitening
 from core.errors import DataError
 from core.keys import generator
 from core.noising import NoisingConfig, SampleLevels, draw_levels, stack_levels
-from core.training.feed import Rejected
+from core.training.loader import Rejected
 from core.training.mixing import ModalityMix
 from modalities.base import ModalityAdapter, Record, StoredLatents
-from modalities.conditions import Conditions, Prompt
+from modalities.conditioning.conditions import Conditions, Prompt
 from modalities.data.batches import RawBatch, RawPart
 from modalities.data.decoding import decoded
 from modalities.data.order import Order
-from modalities.data.stored import merged_statistics, stored_manifests
 from modalities.data.together import load_together
+from modalities.latents.format import merged_statistics, stored_manifests
 from modalities.streams import Part, Parts, Stream, lengths
 
 MAX_REPLACEMENTS = 64  # bad records in a row before the data is called unusable

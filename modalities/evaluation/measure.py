@@ -35,8 +35,8 @@ from core.evaluation.velocity import velocity_loss_curve
 from core.keys import key
 from core.types import Taps, TokenBatch
 from modalities.evaluation.attempts import Measured
-from modalities.evaluation.heldout import Reader, token_batch
-from modalities.evaluation.networks import PartNetwork
+from modalities.evaluation.networks.chosen import PartNetwork
+from modalities.evaluation.records import Reader, token_batch
 from modalities.evaluation.samples import samples
 from modalities.evaluation.settings import EvaluationSettings
 from modalities.evaluation.subject import Subject

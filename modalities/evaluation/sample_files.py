@@ -21,12 +21,12 @@ from torch import Tensor
 from core.evaluation.inception_score import inception_score_of_runs
 from core.evaluation.manifold import precision_recall
 from core.evaluation.statistics import FeatureStatistics
+from modalities.evaluation.adm import Reference, read_reference
 from modalities.evaluation.attempts import Measured
-from modalities.evaluation.picture_files import Pictures, is_npz
+from modalities.evaluation.image_files import Pictures, is_npz
+from modalities.evaluation.networks.base import FeatureNetwork
+from modalities.evaluation.networks.inception import Inception
 from modalities.evaluation.samples import frechet
-from modalities.metrics.adm import Reference, read_reference
-from modalities.metrics.base import FeatureNetwork
-from modalities.metrics.inception import Inception
 
 NEIGHBOURS = 3
 

@@ -29,15 +29,15 @@ from core.evaluation.kernel import kernel_distance
 from core.evaluation.manifold import density_coverage, precision_recall
 from core.evaluation.statistics import FeatureStatistics, RankDeficientWarning, frechet_distance
 from core.keys import generator
-from core.sampler import SamplerConfig
-from modalities.conditions import Prompt
+from core.sampling.sampler import SamplerConfig
+from modalities.conditioning.conditions import Prompt
 from modalities.evaluation.attempts import Measured
-from modalities.evaluation.networks import PartNetwork
+from modalities.evaluation.networks.base import FeatureNetwork, Features
+from modalities.evaluation.networks.chosen import PartNetwork
+from modalities.evaluation.networks.pretrained import Clip, clip_score
 from modalities.evaluation.settings import EvaluationSettings
 from modalities.evaluation.subject import FEWEST, Subject
 from modalities.generation import Generator, generate
-from modalities.metrics.base import FeatureNetwork, Features
-from modalities.metrics.pretrained import Clip, clip_score
 
 
 def samples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from core.errors import nearest
-from modalities.metrics.networks import NetworkConfig
+from modalities.evaluation.networks.kinds import NetworkConfig
 
 MEASURES = ("velocity", "probe", "knn", "health", "samples")
 

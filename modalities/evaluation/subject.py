@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from core.errors import ConfigError
 from core.evaluation.pair import PairPlan
-from core.sampler import SamplerConfig
-from modalities.data.stored import stored_manifests
-from modalities.evaluation.heldout import Reader, shared_records
+from core.sampling.sampler import SamplerConfig
+from modalities.evaluation.networks.kinds import NetworkConfig
+from modalities.evaluation.records import Reader, shared_records
 from modalities.evaluation.settings import MEASURES, EvaluationSettings
 from modalities.generation import Generator
-from modalities.metrics.networks import NetworkConfig
+from modalities.latents.format import stored_manifests
 from modalities.streams import Parts
 
 FEWEST = 6  # samples and held-out records to compare: density counts the 5 nearest others

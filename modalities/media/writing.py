@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from modalities.media.audio import resample
 from modalities.media.opening import need, with_suffix
-from modalities.media.sound import resample
 
 SMALLEST_SIDE = 256  # pixels; smaller clips and grids are enlarged when written
 

@@ -15,8 +15,8 @@ import torch
 from core.errors import ConfigError, DataError
 from core.keys import generator, key
 from modalities.base import Media, Record
-from modalities.data.account import Account
-from modalities.data.embedded import COLOURS, MOVING_SHAPES, coverage, paint
+from modalities.data.sources.account import Account
+from modalities.synthetic.draw import COLOURS, MOVING_SHAPES, coverage, paint
 
 MOTIONS = ("up", "down", "hop", "dip")  # height over time
 LOW, HIGH = 0.2, 0.8  # heights of the lowest and the highest note, in units of the frame

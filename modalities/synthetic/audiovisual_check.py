@@ -12,9 +12,9 @@ from itertools import pairwise, product
 import numpy as np
 
 from core.errors import ShapeError
-from modalities.data.embedded import BACKGROUND, COLOURS, MOVING_SHAPES, coverage
-from modalities.readback import best_match, light_of
 from modalities.synthetic.audiovisual import HIGH, HIGHEST, LOW, LOWEST, OCTAVES, SECOND_HARMONIC
+from modalities.synthetic.check import best_match, light_of
+from modalities.synthetic.draw import BACKGROUND, COLOURS, MOVING_SHAPES, coverage
 
 TOLERANCE = 0.08  # of the frame, mean over time
 SHUFFLES = 7  # ways in which pairs are shuffled to measure chance

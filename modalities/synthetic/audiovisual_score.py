@@ -19,18 +19,18 @@ from torch import Tensor
 
 from core.errors import ConfigError
 from core.keys import generator as keyed
-from core.sampler import SamplerConfig
+from core.sampling.sampler import SamplerConfig
 from modalities.base import Known
-from modalities.data.embedded import COLOURS, MOVING_SHAPES
 from modalities.generation import Generator, generate
+from modalities.media.audio import probe_audio
+from modalities.media.audio import read_audio as read_samples
 from modalities.media.opening import with_suffix
-from modalities.media.sound import probe_audio
-from modalities.media.sound import read_audio as read_samples
 from modalities.media.video import index_video, read_frames
 from modalities.sample_files import write_sample
 from modalities.streams import Parts
 from modalities.synthetic.audiovisual import AudiovisualSource
 from modalities.synthetic.audiovisual_check import agreement, read_audio, read_video, words_right
+from modalities.synthetic.draw import COLOURS, MOVING_SHAPES
 
 HELDOUT_SEED = 1000  # of the data
 MODES = {"pair": None, "sound of a video": "video", "video of a sound": "audio"}  # name -> modality that is given

@@ -23,12 +23,12 @@ from configs.build import build_trainer
 from configs.load import load_config
 from configs.runs import load_run
 from core.errors import ConfigError
-from modalities.data.sources import build_source
+from modalities.data.sources.build import build_source
 from modalities.generation import generate
 from tests.autoencoders.small import save
 from tests.field_reads import leaf_fields, unread_fields
+from tests.modalities.conditioning.small import save_text_encoder
 from tests.modalities.making import numbered, picture_bytes
-from tests.modalities.text.small import save_text_encoder
 from tests.tools.small_weights import encoder_settings, save_encoders, save_rae
 from tests.tools.tiny import CONFIG
 from tools.evaluate import evaluate_run

@@ -15,9 +15,9 @@ from configs.assembly.latents import check_latents, latent_digests, media_settin
 from configs.load import load_config
 from configs.schema import Config
 from core.errors import ConfigError
-from modalities.data.stored import Manifest, StoredPart, TextFeatures
+from modalities.latents.format import Manifest, StoredPart, TextFeatures
 from tests.autoencoders.small import pretrained, save
-from tests.modalities.data.test_stored import manifest, stored_part
+from tests.modalities.data.sources.test_stored import manifest, stored_part
 from tests.tools.tiny import CONFIG
 
 MEDIA = "streams.image.media={size: [32], patch: 2, autoencoder: {kind: sd_vae, path: vae}}"

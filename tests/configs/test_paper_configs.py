@@ -22,8 +22,8 @@ from core.errors import ConfigError
 from core.keys import generator
 from core.schedule import sample_times
 from core.training.config import differences, load, to_plain, to_yaml
-from modalities.encoders.build import FAMILIES
-from modalities.metrics.networks import kinds_for
+from modalities.evaluation.networks.kinds import kinds_for
+from modalities.targets.build import FAMILIES
 from tools import cli, train
 
 CONFIGS = Path(configs.__file__).parent

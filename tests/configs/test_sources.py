@@ -9,7 +9,7 @@ import pytest
 from configs.assembly.sources import needed, open_sources
 from configs.load import load_config
 from core.errors import ConfigError
-from modalities.data.sources import SourceConfig
+from modalities.data.sources.build import SourceConfig
 from tests.modalities.making import numbered, picture_bytes
 
 FILE = """

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from core.errors import DataError
-from core.training.feed import Rejected
+from core.training.loader import Rejected
 from core.training.quarantine import Quarantine
 
 

@@ -8,7 +8,7 @@ from autoencoders.config import AutoencoderConfig
 from core.errors import ConfigError, DataError
 from core.keys import generator
 from modalities.audio import AudioAdapter, AudioConfig
-from modalities.media.sound import probe_audio
+from modalities.media.audio import probe_audio
 from tests.modalities.making import record, sound_bytes, tone
 
 
@@ -200,7 +200,7 @@ def test_silence_and_values_that_are_not_finite_are_refused():
 
 
 def test_files_that_are_damaged_are_refused_and_none_is_silent(tmp_path):
-    """What the files themselves can be is tested with `modalities.media.sound`."""
+    """What the files themselves can be is tested with `modalities.media.audio`."""
     adapter, whole = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5)), tone(3.0, 48_000)
     flac, mp3 = sound_bytes(whole, 48_000, "FLAC"), sound_bytes(whole, 48_000, "MP3", None)
     for media in (b"", flac[: len(flac) // 2], mp3[: len(mp3) // 2], flac[:100], b"no sound" * 99, tmp_path / "none"):

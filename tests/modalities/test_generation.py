@@ -11,8 +11,8 @@ import torch
 
 from configs.runs import LoadedRun, load_run
 from core.errors import NotFiniteError
-from core.sampler import SamplerConfig
-from modalities.conditions import ConditionConfig
+from core.sampling.sampler import SamplerConfig
+from modalities.conditioning.conditions import ConditionConfig
 from modalities.generation import Known, generate, guidance_problem
 
 PROMPTS = ["a red circle", "a blue square moving left", "notes C E G", "a cat"] * 2

@@ -8,7 +8,7 @@ from autoencoders.config import AutoencoderConfig
 from core.errors import ConfigError, DataError, ShapeError
 from core.keys import generator
 from modalities.image import ImageAdapter, ImageConfig, fit_frames
-from modalities.media.pictures import read_image
+from modalities.media.images import read_image
 from modalities.streams import make_parts, make_segments
 from tests.modalities.making import gradient, picture_bytes, record
 
@@ -256,7 +256,7 @@ def test_the_section_of_the_autoencoder_is_a_structured_config():
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), AttributeError("y"), MemoryError("z"), OverflowError("w")])
-@pytest.mark.parametrize("place", ["modalities.media.pictures.Image.open", "modalities.image.fit_frames"])
+@pytest.mark.parametrize("place", ["modalities.media.images.Image.open", "modalities.image.fit_frames"])
 def test_whatever_goes_wrong_with_a_picture_costs_that_record(error, place, monkeypatch):
     def broken(*_args, **_options):
         raise error

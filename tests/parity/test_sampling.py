@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.sampler import LAST_SDE_STEP, SamplerConfig, sample, time_grid
+from core.sampling.sampler import LAST_SDE_STEP, SamplerConfig, sample, time_grid
 from tests.parity.common import golden, image_batch, tiny_trunk, worst
 
 SDE, ODE = golden("sde"), golden("ode_and_repa")

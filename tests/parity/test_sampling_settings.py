@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.flow import shift_time
-from core.sampler import SamplerConfig, sample
+from core.sampling.sampler import SamplerConfig, sample
 from tests.core.fields import Field, batch_of
 from tests.parity.common import golden, golden_json, worst
 

@@ -8,8 +8,8 @@ from core.evaluation.kernel import kernel_distance
 from core.evaluation.manifold import precision_recall
 from core.evaluation.statistics import FeatureStatistics, frechet_distance
 from core.keys import generator
-from modalities.metrics.inception import Inception
-from tests.modalities.test_metrics_inception import pixels, weights
+from modalities.evaluation.networks.inception import Inception
+from tests.modalities.evaluation.networks.test_inception import pixels, weights
 
 pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (extra `full`)")
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.training import lines, records, trackers
+from core.training import jsonl as lines
+from core.training import records, trackers
 from core.training.accidents import describe
-from core.training.lines import LineWriter, read_lines
+from core.training.jsonl import LineWriter, read_lines
 from core.training.quarantine import Quarantine
 from core.training.say import Outliving
 from core.training.trainer import Trainer
@@ -218,7 +219,7 @@ def test_lines_go_on_where_a_failed_write_stopped(tmp_path, monkeypatch):
 
 
 def test_the_quarantine_waits_for_space(tmp_path, monkeypatch, capsys):
-    from core.training.feed import Rejected
+    from core.training.loader import Rejected
 
     path = tmp_path / "quarantine.jsonl"
     quarantine = Quarantine(path, 5)

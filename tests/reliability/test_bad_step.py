@@ -12,8 +12,8 @@ from configs.load import load_config
 from core.training.records import read_lines
 from core.training.trainer import Trainer
 from modalities.base import AutoencoderAdapter
-from modalities.data.embedded import EmbeddedSource
 from modalities.image import ImageAdapter
+from modalities.synthetic.draw import EmbeddedSource
 from tests.reliability.test_resume import stop_after
 from tests.tools.tiny import CONFIG, published, result, train
 from tools.cli import main

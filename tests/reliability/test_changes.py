@@ -177,7 +177,7 @@ def test_a_longer_run_with_a_cooldown_is_a_change(tmp_path, capsys):
 
 def test_another_kind_of_optimizer_starts_its_state_anew(half, monkeypatch, capsys):
     """Told by the checkpoint's own settings, so that any kind that is added counts."""
-    from configs import anew
+    from configs import resume as anew
 
     monkeypatch.setattr(anew, "KIND", "training.optimizer.eps")
     capsys.readouterr()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.autoencoders.rae_files import write_published
-from tests.modalities.encoder_models import MAKERS, save, save_mert
+from tests.modalities.targets.encoder_models import MAKERS, save, save_mert
 
 # modality -> name and kind of its encoder
 ENCODERS = {"image": "dinov2", "video": "vjepa2", "audio": "mert"}

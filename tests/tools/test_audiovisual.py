@@ -15,8 +15,8 @@ from configs.load import load_config
 from configs.runs import load_run
 from core.errors import ConfigError
 from core.training.records import read_lines
-from modalities.media.pictures import read_image
-from modalities.media.sound import probe_audio, read_audio
+from modalities.media.audio import probe_audio, read_audio
+from modalities.media.images import read_image
 from modalities.media.video import index_video, read_frames
 from modalities.media.writing import write_video
 from modalities.sample_files import write_parts, write_sample

@@ -15,12 +15,11 @@ import configs
 from configs.assembly import Assembly
 from configs.load import load_config
 from core.errors import ConfigError, SelfFlowError
-from tools import bench
-from tools.benchmark import data
-from tools.benchmark.measure import in_own_process, peak_memory, ratio_row, side_by_side
-from tools.benchmark.peer import Peer
-from tools.benchmark.sections import check_losses, sampling_rows, sit_trainer, step_flops
-from tools.benchmark.sides import HEADS, Setup, build_sit, sit_config, trunk_config
+from tools.bench import bench, data
+from tools.bench.measure import in_own_process, peak_memory, ratio_row, side_by_side
+from tools.bench.peer import Peer
+from tools.bench.sections import check_losses, sampling_rows, sit_trainer, step_flops
+from tools.bench.sides import HEADS, Setup, build_sit, sit_config, trunk_config
 
 TINY = ["--size", "tiny", "--grid", "3", "--batch", "2", "--rounds", "2", "--warmup", "1", "--steps", "3"]
 TINY += ["--threads", "1", "--tokens", "4", "16", "--batches", "2"]

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import tools.compare
+import tools.compare.compare
 from core.errors import ConfigError, DataError
 from core.training.records import read_lines
 from tests.tools.small_weights import encoder_settings, save_encoders
 from tests.tools.tiny import CONFIG, published, result
 from tools.cli import main
-from tools.compare import costs
-from tools.study.plan import load_study, plan
-from tools.study.summary import Estimate
+from tools.compare.compare import costs
+from tools.compare.plan import load_study, plan
+from tools.compare.summary import Estimate
 
 STUDY = """
 title: Two arms
@@ -330,14 +330,14 @@ def test_an_arm_that_diverges_is_given_up_and_named_and_the_others_go_on(tmp_pat
 )
 @pytest.mark.parametrize("stage", ["train", "measure"])
 def test_a_run_that_fails_in_any_way_is_named_and_the_others_are_reported(error, stage, tmp_path, capsys, monkeypatch):
-    real = getattr(tools.compare, stage)
+    real = getattr(tools.compare.compare, stage)
 
     def failing(one, *rest):
         if (one.arm, one.seed) == ("plain", 5):
             raise error
         return real(one, *rest)
 
-    monkeypatch.setattr(f"tools.compare.{stage}", failing)
+    monkeypatch.setattr(f"tools.compare.compare.{stage}", failing)
     study, out = write(tmp_path), tmp_path / "out"
     assert compare(study, out) == 1
     shown = capsys.readouterr().err
@@ -420,7 +420,7 @@ def test_a_study_that_compares_nothing_is_refused(tmp_path):
 
 def test_without_matplotlib_nothing_is_trained(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "tools.compare.importlib.util.find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
+        "tools.compare.compare.importlib.util.find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
     )
     assert main(["compare", "no.yaml", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.strip() == (

@@ -165,7 +165,7 @@ def test_the_mean_step_weighs_modalities_by_their_shares(capsys):
 
 def test_a_frozen_text_encoder_is_counted_from_its_config_without_weights(tmp_path, capsys):
     pytest.importorskip("transformers", reason="transformers is not installed")
-    from tests.modalities.text.small import make_network
+    from tests.modalities.conditioning.small import make_network
 
     make_network("t5", whole=False).config.save_pretrained(tmp_path)
     lines = shown(capsys, f"condition.encoder={{kind: t5, path: {tmp_path}, max_tokens: 9, width: 16}}")

@@ -21,12 +21,12 @@ import modalities.image
 from configs.assembly import Assembly
 from configs.load import load_config
 from core.errors import DataError
-from core.training.feed import Microbatch
+from core.training.loader import Microbatch
 from core.training.records import read_lines
 from modalities.data.batches import RawBatch
 from tests.autoencoders.small import save
 from tests.modalities.data.sets import flip
-from tests.modalities.encoding.jobs import content
+from tests.modalities.latents.jobs import content
 from tests.modalities.making import picture_bytes
 from tests.tools.tiny import published, result, train
 from tools.cli import main
@@ -333,7 +333,7 @@ def test_a_full_disk_anywhere_is_one_line_and_the_same_command_goes_on(name, pla
         raise full
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"modalities.encoding.chunks.{name}", fail if name == "write_durably" else lambda: fail)
+        patch.setattr(f"modalities.latents.chunks.{name}", fail if name == "write_durably" else lambda: fail)
         assert encode(place, tmp_path) == 2
     error = capsys.readouterr().err
     assert f"error: {tmp_path / 'image'}: cannot be written: No space left on device" in error
@@ -345,7 +345,7 @@ def test_a_full_disk_when_all_parts_are_there(place, tmp_path, capsys, monkeypat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("modalities.encoding.chunks.ChunkFolder.publish", publish)
+        patch.setattr("modalities.latents.chunks.ChunkFolder.publish", publish)
         assert encode(place, tmp_path) == 2
     assert "No space left on device; all chunks are there, and the same command goes on" in capsys.readouterr().err
     assert encode(place, tmp_path) == 0

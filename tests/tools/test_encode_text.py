@@ -15,7 +15,7 @@ pytest.importorskip("transformers", reason="text encoders are read with transfor
 from configs.assembly import Assembly
 from configs.load import load_config
 from core.types import Context
-from tests.modalities.text.small import WIDTH, save_text_encoder
+from tests.modalities.conditioning.small import WIDTH, save_text_encoder
 from tests.tools.tiny import CONFIG, published, train
 from tools.cli import main
 

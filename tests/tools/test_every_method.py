@@ -14,8 +14,8 @@ pytest.importorskip("diffusers", reason="RAE needs diffusers")
 
 from configs.methods import METHODS
 from core.training.records import read_lines
-from modalities.media.pictures import read_image
-from modalities.media.sound import probe_audio, read_audio
+from modalities.media.audio import probe_audio, read_audio
+from modalities.media.images import read_image
 from modalities.media.video import index_video, read_frames
 from tests.tools.small_weights import ENCODERS, encoder_settings, save_encoders, save_rae
 from tests.tools.tiny import CONFIG, result, train

@@ -17,19 +17,19 @@ from core.alignment.ema_teacher import EmaTeacher, EmaTeacherConfig
 from core.keys import generator
 from core.noising import Draws
 from core.objective import Objective
-from core.training.feed import Microbatch
+from core.training.loader import Microbatch
 from core.trunk.context import ContextConfig
 from core.trunk.mmdit import MMDiT, MMDiTConfig
 from core.trunk.projectors import TEACHER, ProjectorSpec
 from core.trunk.sit import SiT, SiTConfig
 from core.types import Context, NoiseLevels, Segment, TokenBatch
-from modalities.conditions import RawCondition
+from modalities.conditioning.conditions import RawCondition
 from modalities.data.batches import RawBatch, RawPart
-from modalities.preprocess import DevicePreprocess
+from modalities.data.preprocess import DevicePreprocess
 from modalities.streams import Part
 from tests.tools.tiny import CONFIG
-from tools.flops import step_flops, without_storage
-from tools.plan import first_batch, leave_empty
+from tools.dry_run.flops import step_flops, without_storage
+from tools.dry_run.plan import first_batch, leave_empty
 
 B, N, C, D, LAYERS = 3, 16, 16, 32, 5
 SIT = SiTConfig(width=D, depth=LAYERS, heads=2, grid=4, channels=C, num_classes=6)
@@ -156,8 +156,8 @@ def really(run: Callable[[], object]) -> int:
 @pytest.mark.parametrize("name", ["dinov2", "siglip2 naflex"])
 def test_encoders_count_with_their_attention_even_those_that_look_at_values(name, tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed")
-    from modalities.encoders import EncoderConfig, build_encoder
-    from tests.modalities.encoder_models import MAKERS, media, save
+    from modalities.targets import EncoderConfig, build_encoder
+    from tests.modalities.targets.encoder_models import MAKERS, media, save
 
     folder = str(save(MAKERS[name](), tmp_path / "weights"))
     encoder = build_encoder(EncoderConfig(name.split()[0], folder), "image", (64, 64), (1, 4, 4))

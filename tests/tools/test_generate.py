@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modalities.media.pictures import read_image
-from modalities.media.sound import probe_audio, read_audio
+from modalities.media.audio import probe_audio, read_audio
+from modalities.media.images import read_image
 from modalities.media.video import index_video, read_frames
 from tests.modalities.making import picture_bytes, sound_bytes, tone
 from tests.tools.tiny import CONFIG, STEPS, published, train
-from tools import generate as generate_tool
 from tools.cli import main
+from tools.generate import generate as generate_tool
 
 SUFFIX = {"image": ".png", "video": ".mp4", "audio": ".wav"}
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from autoencoders.base import Whitening
-from configs.assembly import whitening
+from configs.assembly import normalization as whitening
 from core.training.checkpoint import CheckpointStore, digest
 from core.training.records import read_lines
 from core.trunk.foreign import read_state_dict

@@ -13,15 +13,15 @@ from torch.profiler import ProfilerActivity, profile
 from configs.assembly import Assembly
 from configs.load import load_config
 from core.objective import Objective
-from core.training.feed import Microbatch
+from core.training.loader import Microbatch
 from core.types import Taps, TokenBatch, TrunkOutput
 from tests.tools.test_flops import B, C, N, microbatch
 from tests.tools.test_standins import several
 from tests.tools.tiny import CONFIG
-from tools import memory
-from tools.memory import kept_by_forward, microbatch_bytes, saved_bytes, state_bytes
-from tools.plan import first_batch
-from tools.standins import open_data
+from tools.dry_run import memory
+from tools.dry_run.memory import kept_by_forward, microbatch_bytes, saved_bytes, state_bytes
+from tools.dry_run.plan import first_batch
+from tools.dry_run.standins import open_data
 
 
 class OneLayer(nn.Module):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import DataError
-from tools.numbered import next_number, write_grid_file, write_numbered
+from tools.generate.numbered import next_number, write_grid_file, write_numbered
 
 
 def write_text(text: str, path: Path) -> Path:

@@ -13,7 +13,7 @@ from core.errors import ConfigError
 from core.types import map_tensors
 from tests.tools.test_standins import ABSENT, several
 from tests.tools.tiny import CONFIG
-from tools.plan import Plan, first_batch, make_plan, not_here
+from tools.dry_run.plan import Plan, first_batch, make_plan, not_here
 
 SIT = CONFIG.with_name("tiny_sit.yaml")
 

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoders.config import AutoencoderConfig
 from core.errors import ConfigError
-from modalities.text import TextEncoder, TextEncoderConfig
-from tools import published
-from tools.published import AUTOENCODERS, TEXT_ENCODERS, autoencoder_flops, text_flops
+from modalities.conditioning import TextEncoder, TextEncoderConfig
+from tools.dry_run import published
+from tools.dry_run.published import AUTOENCODERS, TEXT_ENCODERS, autoencoder_flops, text_flops
 
 MEDIA = {"sd_vae": (2, 3, 32, 32), "flux2": (2, 3, 32, 32), "wan22": (2, 5, 3, 32, 48)}
 MODALITY = {"sd_vae": "image", "flux2": "image", "wan22": "video"}
@@ -67,7 +67,7 @@ def test_kinds_without_known_sizes_count_nothing():
 )
 def test_a_text_encoder_counts_as_the_real_one_does_from_its_config_alone(kind, layers, tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed")
-    from tests.modalities.text.small import make_network
+    from tests.modalities.conditioning.small import make_network
 
     network = make_network(kind, whole=False).eval()
     network.config.save_pretrained(tmp_path)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from core.evaluation.inception_score import inception_score_of_runs
-from modalities.metrics.base import Features
-from modalities.metrics.inception import Inception
+from modalities.evaluation.networks.base import Features
+from modalities.evaluation.networks.inception import Inception
+from tests.modalities.evaluation.networks.test_inception import weights
 from tests.modalities.making import picture_bytes
-from tests.modalities.test_metrics_inception import weights
 from tools.cli import main
 
 
@@ -51,7 +51,7 @@ class Colours(torch.nn.Module):
 def test_a_sample_file_against_a_reference_with_a_known_answer(shift, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("modalities.evaluation.sample_files.Inception", Colours)
     shapes = {"mu": (3,), "sigma": (3, 3), "mu_s": (2,), "sigma_s": (2, 2)}
-    monkeypatch.setattr("modalities.metrics.adm.STATISTICS", shapes)
+    monkeypatch.setattr("modalities.evaluation.adm.STATISTICS", shapes)
     pictures = np.random.default_rng(0).integers(0, 230, (70, 8, 8, 3), dtype=np.uint8)
     reference(tmp_path / "reference.npz", Colours(""), pictures)
     np.savez(tmp_path / "samples.npz", pictures + np.uint8(shift))
@@ -70,7 +70,7 @@ def test_a_sample_file_against_a_reference_with_a_known_answer(shift, tmp_path, 
 def colours(monkeypatch) -> None:
     monkeypatch.setattr("modalities.evaluation.sample_files.Inception", Colours)
     shapes = {"mu": (3,), "sigma": (3, 3), "mu_s": (2,), "sigma_s": (2, 2)}
-    monkeypatch.setattr("modalities.metrics.adm.STATISTICS", shapes)
+    monkeypatch.setattr("modalities.evaluation.adm.STATISTICS", shapes)
 
 
 def compare_files(tmp_path: Path, samples: Path, reference: Path) -> dict:

@@ -14,10 +14,10 @@ from configs.load import load_config
 from configs.schema import Config
 from core.errors import ConfigError, DataError
 from modalities.base import Source, StoredLatents
-from modalities.data.sources import SourceConfig
+from modalities.data.sources.build import SourceConfig
 from tests.modalities.making import picture_bytes
 from tests.tools.tiny import CONFIG
-from tools.standins import is_there, open_data, record
+from tools.dry_run.standins import is_there, open_data, record
 
 ABSENT = [f"streams.{name}.data={{kind: webdataset, path: nowhere/{name}}}" for name in ("image", "video", "audio")]
 

@@ -8,7 +8,7 @@ import statistics
 import pytest
 from scipy import stats
 
-from tools.study.summary import Estimate, difference, estimate, over_seeds, verdict
+from tools.compare.summary import Estimate, difference, estimate, over_seeds, verdict
 
 
 def test_an_interval_is_students():

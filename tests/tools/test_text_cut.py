@@ -71,7 +71,7 @@ def test_generation_warns_and_writes_it_beside_the_file(tiny_run, tmp_path, caps
 def test_frozen_encoders_count_their_tokens(photos, tmp_path, capsys):
     pytest.importorskip("transformers", reason="text encoders are read with transformers")
     pytest.importorskip("tokenizers", reason="tokenizers are read with transformers")
-    from tests.modalities.text.small import WIDTH, save_text_encoder
+    from tests.modalities.conditioning.small import WIDTH, save_text_encoder
 
     encoder = save_text_encoder(tmp_path / "t5", "t5")
     own = [f"condition.encoder={{kind: t5, path: {encoder}, max_tokens: 6, width: {WIDTH}, precision: fp32}}"]
@@ -95,7 +95,7 @@ def test_a_tokenizer_that_is_not_here_is_said_in_the_dry_run(photos, capsys):
 def test_encoding_text_warns_of_what_it_stores_cut(photos, tmp_path, capsys):
     pytest.importorskip("streaming", reason="encoding writes MDS")
     pytest.importorskip("tokenizers", reason="tokenizers are read with transformers")
-    from tests.modalities.text.small import WIDTH, save_text_encoder
+    from tests.modalities.conditioning.small import WIDTH, save_text_encoder
 
     encoder = save_text_encoder(tmp_path / "t5", "t5")
     own = [f"condition.encoder={{kind: t5, path: {encoder}, max_tokens: 6, width: {WIDTH}, precision: fp32}}"]

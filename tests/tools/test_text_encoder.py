@@ -12,10 +12,10 @@ pytest.importorskip("transformers", reason="text encoders are read with transfor
 
 from configs.runs import load_run
 from core.errors import ConfigError
-from core.sampler import SamplerConfig
+from core.sampling.sampler import SamplerConfig
 from core.training.checkpoint import CheckpointStore
 from modalities.generation import generate
-from tests.modalities.text.small import WIDTH, save_text_encoder
+from tests.modalities.conditioning.small import WIDTH, save_text_encoder
 from tests.tools.tiny import result, train
 from tools.cli import main
 

@@ -235,8 +235,8 @@ def test_a_full_disk_under_previews_validation_and_snapshots_does_not_end_the_ru
         return full() if self.root.name == "ema" else publish(self, step, state, extra)
 
     with monkeypatch.context() as patch:
-        patch.setattr("modalities.watching.preview.write_durably", full)
-        patch.setattr("modalities.watching.validation.append_durably", full)
+        patch.setattr("modalities.monitoring.preview.write_durably", full)
+        patch.setattr("modalities.monitoring.validation.append_durably", full)
         patch.setattr(CheckpointStore, "publish", publish_checkpoints_only)
         assert train(tmp_path, *PREVIEW, *VALIDATE, "training.posthoc_ema.every=6") == 0
     shown = capsys.readouterr().err

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from modalities.data.sources import SourceConfig
+from modalities.data.sources.build import SourceConfig
 
 KINDS = ("folder", "webdataset", "parquet", "mds")
 

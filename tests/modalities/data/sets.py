@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from modalities.base import Source
-from modalities.data.sources import SourceConfig, build_source
+from modalities.data.sources.build import SourceConfig, build_source
 from tests.modalities.making import picture_bytes
 
 COUNT, BLOCKS = 40, 4

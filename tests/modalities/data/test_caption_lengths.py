@@ -10,9 +10,9 @@ import torch
 
 from core.errors import DataError
 from modalities.base import Record
+from modalities.conditioning import TextConfig, token_limit, word_limit
 from modalities.data import caption_lengths as module
 from modalities.data.caption_lengths import caption_lengths
-from modalities.text import TextConfig, token_limit, word_limit
 
 LIMIT = word_limit(TextConfig(max_words=6))
 

@@ -17,9 +17,9 @@ from core.schedule import TimeConfig
 from core.training.mixing import ModalityMix
 from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import Media, Record, Windows
-from modalities.conditions import ConditionConfig, Conditions
+from modalities.conditioning.conditions import ConditionConfig, Conditions
 from modalities.data.loader import StepDataset, load_media, load_parts
-from modalities.data.sources import SourceConfig, build_source
+from modalities.data.sources.build import SourceConfig, build_source
 from modalities.data.together import STARTS, common_starts
 from modalities.media.opening import WindowError
 from modalities.media.writing import to_bytes, write_video

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from core.errors import DataError
-from modalities.data.selection import SUFFIXES
-from modalities.media.pictures import read_image
+from modalities.data.sources.selection import SUFFIXES
+from modalities.media.images import read_image
 from tests.modalities.making import picture_bytes
 from tests.modalities.media.picture_files import LONG, SHORT, png, png_chunk, tiff
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError
-from modalities.media.sound import probe_audio, resample
+from modalities.media.audio import probe_audio, resample
 from modalities.media.video import index_video
 
 

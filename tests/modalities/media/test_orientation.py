@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from modalities.media.images import read_image
 from modalities.media.orientation import exif_orientation
-from modalities.media.pictures import read_image
 from tests.modalities.making import gradient, picture_bytes
 from tests.modalities.media.picture_files import ASCII, LONG, ORIENTATION, RATIONAL, SHORT, png_chunk, tags, tiff
 

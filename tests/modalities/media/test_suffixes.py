@@ -3,7 +3,7 @@ import importlib.util
 import pytest
 from PIL import Image
 
-from modalities.data.selection import SUFFIXES
+from modalities.data.sources.selection import SUFFIXES
 from modalities.media import suffixes
 from modalities.media.suffixes import READERS, readable, unreadable
 

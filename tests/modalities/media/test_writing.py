@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from modalities.media.pictures import read_image
-from modalities.media.sound import probe_audio, read_audio
+from modalities.media.audio import probe_audio, read_audio
+from modalities.media.images import read_image
 from modalities.media.video import index_video, read_frames
 from modalities.media.writing import write_grid, write_image, write_video
 from tests.modalities.making import gradient, numbered, numbers

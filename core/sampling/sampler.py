@@ -1,0 +1,203 @@
+"""From noise to data: a trunk, its guidance and its given tokens under any solver of core/sampling/config.py.
+
+Works with any trunk and any number of segments. Tokens marked `given` are conditioning: they stay at one small level
+while the others are integrated around them (first frames, inpainting, an observation beside actions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import ConfigError, ShapeError
+from core.flow import interpolate
+from core.sampling.config import LAST_SDE_STEP, SOLVERS, SamplerConfig, time_grid
+from core.sampling.noise import keyed_normals, one_level
+from core.sampling.ode import Integrate, State, VelocityAt
+from core.types import Context, TokenBatch, join_contexts, map_tensors
+
+__all__ = ["LAST_SDE_STEP", "SOLVERS", "SamplerConfig", "initial_noise", "sample", "sde_increments", "time_grid"]
+
+
+def initial_noise(seed: int, batch: TokenBatch) -> State:
+    """One unit normal (B, N, C) float32 per segment; that of a sample depends on the seed and its key alone."""
+    return keyed_normals(batch, seed, "generate")
+
+
+def sde_increments(seed: int, batch: TokenBatch) -> Callable[[int], State]:
+    """step -> one unit normal (B, N, C) per segment, keyed like `initial_noise`; `sample` scales them."""
+    return lambda step: keyed_normals(batch, seed, "sde", step)
+
+
+@torch.no_grad()
+def sample(
+    trunk: nn.Module,
+    batch: TokenBatch,
+    noise: State,
+    config: SamplerConfig,
+    seed: int = 0,
+    increments: Callable[[int], State] | None = None,
+    progress: Callable[[int, State], None] | None = None,
+    null: Context | None = None,
+) -> State:
+    """Integrate the trunk's velocity from noise to data.
+
+    Args:
+        trunk: called as trunk(noisy, levels, batch); put into eval mode by the caller.
+        batch: context, ids, padding and given tokens; of x0 only the given tokens are looked at.
+        noise: (B, N, C) per segment, the state at the start. The state is float32, or float64 if the noise is.
+        seed: of the SDE's default increments; not looked at otherwise.
+        increments: step (from 0) -> unit normals (B, N, C) per segment; default `sde_increments(seed, batch)`.
+        progress: called after every step with the number of finished steps and the state; under dopri5 only when
+            all is done, with the state at each time of the grid.
+        null: what guidance leads away from, in place of the null condition: a negative prompt for each sample.
+
+    Returns:
+        (B, N, C) per segment: generated tokens, and the given ones as they are in x0.
+
+    Raises:
+        ConfigError: with all problems of the config; or dopri5 cannot run (no torchdiffeq, tolerances too small).
+        ShapeError: noise or `null` does not fit the batch, or random numbers are needed and the batch has no keys.
+    """
+    if problems := config.problems():
+        raise ConfigError(problems)
+    _check_noise(noise, batch)
+    if null is not None and null.dropped.shape[0] != batch.size:
+        raise ShapeError(f"sample: null: {null.dropped.shape[0]} contexts for {batch.size} samples")
+    state = tuple(part.to(torch.promote_types(part.dtype, torch.float32)) for part in noise)
+    clean = tuple(segment.x0.to(part.dtype) for segment, part in zip(batch.segments, state, strict=True))
+    level = torch.full((1, 1), config.given_level, dtype=state[0].dtype, device=state[0].device)
+    held = tuple(interpolate(x0, x1, level) for x0, x1 in zip(clean, state, strict=True))
+    guided = Guided(batch, batch.context.drop_all() if null is None else null)
+
+    solver = SOLVERS[config.solver]
+    if solver.adaptive:
+        times = config.times() if progress is not None else [config.times()[0], config.times()[-1]]
+        states = _adaptive(trunk, guided, state, held, solver.build(config), times, config)
+    else:
+        draws = increments or sde_increments(seed, batch)
+        states = solver.build(config)(_velocity_at(trunk, guided, held, config), state, config.times(), draws)
+    for step, reached in enumerate(states, 1):
+        state = _with_given(batch, reached, held)
+        if progress is not None:
+            progress(step, state)
+    return _with_given(batch, state, clean)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Samples, and for each of them the context that guidance leads away from."""
+
+    batch: TokenBatch
+    null: Context
+
+    def one(self, i: int) -> Guided:
+        """Sample i as a batch of one, in memory of its own: how a tensor is aligned can choose the kernel, too."""
+
+        def row(tensor: Tensor) -> Tensor:
+            return tensor if tensor.shape[0] < self.batch.size else tensor[i : i + 1].clone()  # ids may be shared
+
+        segments = map_tensors(self.batch.segments, row)
+        context, null = map_tensors((self.batch.context, self.null), row)
+        return Guided(TokenBatch(segments, context, self.batch.keys[i : i + 1]), null)
+
+    def both(self) -> TokenBatch:
+        """(2B): every sample under the null context, then every sample under its own."""
+
+        def twice(tensor: Tensor) -> Tensor:
+            return tensor if tensor.shape[0] < self.batch.size else torch.cat([tensor, tensor])
+
+        context = join_contexts(self.null, self.batch.context)
+        return TokenBatch(map_tensors(self.batch.segments, twice), context, self.batch.keys * 2)
+
+
+def _velocity_at(trunk: nn.Module, guided: Guided, held: State, config: SamplerConfig) -> VelocityAt:
+    return lambda x, t: _velocity(trunk, guided, _with_given(guided.batch, x, held), t, config)
+
+
+def _adaptive(
+    trunk: nn.Module,
+    guided: Guided,
+    state: State,
+    held: State,
+    integrate: Integrate,
+    times: list[float],
+    config: SamplerConfig,
+) -> Iterator[State]:
+    """The states of a solver that chooses its steps: for each sample alone where the bytes shall not depend on others.
+
+    It sees only the numbers that it has to integrate, in one row: given tokens and padding would dilute its error.
+    """
+    batch = guided.batch
+    if _one_by_one(config, batch, state):
+        runs = []
+        for i in range(batch.size):
+            own = [tuple(part[i : i + 1].clone() for part in parts) for parts in (state, held)]
+            runs.append(_adaptive(trunk, guided.one(i), *own, integrate, times, config))
+        yield from (
+            tuple(torch.cat(parts) for parts in zip(*states, strict=True)) for states in zip(*runs, strict=True)
+        )
+        return
+    free = [segment.counted()[..., None].expand_as(segment.x0) for segment in batch.segments]  # (B, N, C) each
+    sizes = [int(mask.sum()) for mask in free]
+
+    def pack(x: State) -> State:
+        return (torch.cat([part[mask] for part, mask in zip(x, free, strict=True)]),)
+
+    def unpack(row: State) -> State:
+        numbers = row[0].split(sizes)
+        return tuple(part.masked_scatter(mask, new) for part, mask, new in zip(state, free, numbers, strict=True))
+
+    if sum(sizes) == 0:
+        yield from [state] * (len(times) - 1)
+        return
+    velocity_at = _velocity_at(trunk, guided, held, config)
+    rows = integrate(lambda row, t: pack(velocity_at(unpack(row), t)), pack(state), times, lambda step: ())
+    yield from map(unpack, rows)
+
+
+def _with_given(batch: TokenBatch, x: State, given: State) -> State:
+    """`x`, with the given tokens of the batch taken from `given`."""
+    return tuple(
+        a if segment.given is None else torch.where(segment.given[..., None], b, a)
+        for segment, a, b in zip(batch.segments, x, given, strict=True)
+    )
+
+
+def _check_noise(noise: State, batch: TokenBatch) -> None:
+    wanted = [tuple(segment.x0.shape) for segment in batch.segments]
+    seen = [tuple(part.shape) for part in noise]
+    if seen != wanted:
+        raise ShapeError(f"sample: noise: expected shapes {wanted}, got {seen}")
+
+
+def _velocity(trunk: nn.Module, guided: Guided, x: State, t: float, config: SamplerConfig) -> State:
+    """Guided velocity (B, N, C) per segment, in the dtype of the state."""
+    if not _one_by_one(config, guided.batch, x):
+        return _guided(trunk, guided, x, t, config)
+    # Matrix products of other sizes run other kernels with other rounding: one row per sample (the modulation) goes
+    # through a matrix-vector kernel in a batch of one and through a matrix-matrix kernel in a larger one.
+    parts = []
+    for i in range(guided.batch.size):
+        parts.append(_guided(trunk, guided.one(i), tuple(part[i : i + 1].clone() for part in x), t, config))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _one_by_one(config: SamplerConfig, batch: TokenBatch, x: State) -> bool:
+    return config.exact and x[0].device.type == "cpu" and batch.size > 1
+
+
+def _guided(trunk: nn.Module, guided: Guided, x: State, t: float, config: SamplerConfig) -> State:
+    dtypes = [part.dtype for part in x]
+    inside = config.guidance_low <= min(max(t, 0.0), 1.0) <= config.guidance_high  # dopri5 may look past the end
+    if config.guidance == 1 or not inside:
+        v = trunk(x, one_level(guided.batch, t, config.given_level, dtypes[0]), guided.batch).velocity
+        return tuple(part.to(dtype) for part, dtype in zip(v, dtypes, strict=True))
+    both = guided.both()
+    twice = tuple(torch.cat([part, part]) for part in x)
+    v = trunk(twice, one_level(both, t, config.given_level, dtypes[0]), both).velocity
+    halves = [part.to(dtype).chunk(2) for part, dtype in zip(v, dtypes, strict=True)]
+    return tuple(null + config.guidance * (condition - null) for null, condition in halves)

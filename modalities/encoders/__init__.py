@@ -1,6 +1,0 @@
-"""Frozen external encoders of clean media, the targets of REPA. `build_encoder` is the way in."""
-
-from modalities.encoders.build import EncoderConfig, build_encoder
-from modalities.encoders.encoder import Encoder
-
-__all__ = ["Encoder", "EncoderConfig", "build_encoder"]

@@ -1,0 +1,1 @@
+from tools.bench.bench import add_parser as add_parser

@@ -1,0 +1,1 @@
+from tools.compare.compare import add_parser as add_parser

@@ -1,0 +1,119 @@
+"""What a training step costs in FLOPs, counted while its networks run on tensors without storage: nothing is computed.
+
+Matrix products, convolutions and attention count 2 FLOPs for a multiplication with its addition; elementwise work does
+not count. Attention counts once, as its two batched products: the fused kernels of a CPU would count as nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from core.noising import Draws
+from core.objective import Objective
+from core.training.loader import Microbatch
+from core.types import map_tensors
+from modalities.data.batches import RawBatch
+from modalities.data.preprocess import DevicePreprocess
+
+BACKWARD = 2  # a backward pass costs two forward passes
+META = torch.device("meta")
+
+
+def step_flops(
+    objective: Objective, trunk: nn.Module, raw: RawBatch | Microbatch, preprocess: DevicePreprocess | None = None
+) -> dict[str, int]:
+    """FLOPs of one microbatch. A wrong shape raises here. The modules that are given stay as they are.
+
+    Args:
+        trunk: the student; the teacher is another one of it.
+        raw: as the feed gives it, on the CPU.
+        preprocess: completes it on the device; None for one that is complete.
+
+    Returns:
+        student: forward and backward, of the backward pass twice the forward. teacher: forward, to the layer where it
+        stops. encoders: what `preprocess` runs: frozen encoders, and the encoding half of an autoencoder. total: their
+        sum.
+    """
+    completed, encoders = complete(raw, preprocess)
+    found = network_flops(objective, trunk, completed) | {"encoders": encoders}
+    return found | {"total": sum(found.values())}
+
+
+def network_flops(objective: Objective, trunk: nn.Module, completed: Microbatch) -> dict[str, int]:
+    """FLOPs of student and teacher as in `step_flops`, for a completed microbatch on the meta device."""
+    empty = without_storage(trunk)
+    counters = {name: FlopCounterMode(display=False) for name in ("student", "teacher")}
+
+    def counted(name: str):
+        def forward(*arguments):
+            with counters[name]:
+                return empty(*arguments)
+
+        return forward
+
+    objective(
+        counted("student"), counted("teacher"), completed.batch, completed.draws, completed.counts, completed.targets
+    )
+    student, teacher = (counters[name].get_total_flops() for name in ("student", "teacher"))
+    return {"student": (1 + BACKWARD) * student, "teacher": teacher}
+
+
+def complete(raw: RawBatch | Microbatch, preprocess: DevicePreprocess | None) -> tuple[Microbatch, int]:
+    """(what `preprocess` makes of a batch, on the meta device; the FLOPs of it).
+
+    Autocast knows no meta device, and an autoencoder that is copied leaves its weights behind. So the modules
+    themselves run, on fake tensors; an encoder that looks at values, which these lack, really runs.
+    """
+    if preprocess is None:
+        return raw.to(META), 0
+    for part in raw.parts:
+        adapter = preprocess.parts[raw.stream][part.name].adapter
+        if part.latents is None and adapter.has_weights:
+            adapter.load_weights()  # now, since what is made among fake tensors is fake
+    encoders = preprocess.encoders.get(raw.stream, {}).values()
+    device = next((parameter.device for encoder in encoders for parameter in encoder.parameters()), torch.device("cpu"))
+    moved = raw.to(device)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            completed, flops = _count(preprocess, moved)
+    except DataDependentOutputException:
+        completed, flops = _count(preprocess, moved)
+    # The draws are those of the real batch: nothing changes them, and their checks look at values.
+    draws = Draws(tuple(part.noise for part in raw.parts), raw.student, raw.teacher)
+    batch = map_tensors(completed.batch, on_meta)
+    targets = {name: on_meta(target) for name, target in completed.targets.items()}
+    return replace(completed, batch=batch, draws=draws, targets=targets).to(META), flops
+
+
+def on_meta(tensor: Tensor) -> Tensor:
+    """An empty tensor of the same shape and dtype, on the meta device."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
+
+
+def _count(preprocess: DevicePreprocess, raw: RawBatch) -> tuple[Microbatch, int]:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        completed = preprocess(raw)
+    return completed, counter.get_total_flops()
+
+
+def without_storage(module: nn.Module) -> nn.Module:
+    """A copy on the meta device; no weight is copied on the way."""
+    with _CopiesToMeta():
+        return copy.deepcopy(module)
+
+
+class _CopiesToMeta(TorchFunctionMode):
+    """A tensor's deep copy becomes an empty one. A parameter's asks for a clone of its data."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if function in (Tensor.__deepcopy__, Tensor.clone):
+            return arguments[0].to(META)
+        return function(*arguments, **(keywords or {}))

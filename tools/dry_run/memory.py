@@ -1,0 +1,125 @@
+"""What a training step keeps in memory, counted while its networks run on tensors without storage.
+
+Three parts: what belongs to every weight (`state_bytes`), what the forward pass of a microbatch keeps for its backward
+pass (`saved_bytes`), and the microbatch (`microbatch_bytes`). Temporary buffers, workspaces of libraries and what an
+allocator wastes come on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+
+from core.objective import Objective, total_loss
+from core.training.loader import Microbatch
+from core.types import map_tensors
+from tools.dry_run.flops import without_storage
+
+# Float32 numbers for each parameter of the student.
+STATE = {"weights": 1, "gradients": 1, "Adam moments": 2, "EMA teacher": 1}
+FLOAT32 = 4  # bytes
+
+# Functions of trunks, alignment terms and distances that autocast runs in float32 on CUDA, and in bfloat16 on a CPU
+# (ATen/autocast_mode.h, AT_FORALL_FP32).
+FLOAT32_ON_CUDA = frozenset({"layer_norm", "rms_norm", "cosine_similarity"})
+
+
+def state_bytes(parameters: int, devices: int = 1, averages: int = 0) -> int:
+    """Bytes on each device for a student's parameters and what belongs to them, dealt out evenly over `devices`.
+
+    Args:
+        averages: post-hoc EMAs that are kept beside the teacher.
+    """
+    return -(-parameters * FLOAT32 * (sum(STATE.values()) + averages) // devices)
+
+
+def microbatch_bytes(microbatch: Microbatch) -> int:
+    """Bytes of a completed microbatch, which stays on the device until its backward pass is done."""
+    found: list[Tensor] = []
+    for part in (microbatch.batch, microbatch.draws, *microbatch.targets.values()):
+        map_tensors(part, lambda tensor: found.append(tensor) or tensor)
+    return sum(tensor.nbytes for tensor in found)
+
+
+def saved_bytes(objective: Objective, trunk: nn.Module, microbatch: Microbatch, precision: str, device: str) -> int:
+    """Bytes that the forward pass of the student keeps for its backward pass, beside the weights themselves.
+
+    Memory that several operations keep counts once. With bf16 the copies of the weights that autocast makes are part of
+    it. Of attention it has what fused kernels keep: queries, keys, values, result, and one number for each row.
+
+    Args:
+        trunk: the student; it stays as it is.
+        microbatch: completed (modalities/data/preprocess.py), on any device.
+        precision: of the training, fp32 or bf16.
+        device: cpu or cuda, on which autocast differs.
+    """
+    student = without_storage(trunk)
+    # Autograd knows no CUDA tensors where torch was built without CUDA, so all claim to be on the CPU.
+    with FakeTensorMode(), ExitStack() as stack:
+        student._apply(_empty)  # what `to_empty` does, which asks for tensors of this mode
+        moved = replace(
+            microbatch,
+            batch=map_tensors(microbatch.batch, _empty),
+            draws=map_tensors(microbatch.draws, _empty),
+            targets={name: _empty(target) for name, target in microbatch.targets.items()},
+        )
+        if precision == "bf16":
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+            if device == "cuda":
+                stack.enter_context(_Float32OnCuda())
+        return kept_by_forward(objective, student, moved)
+
+
+def kept_by_forward(objective: Objective, student: nn.Module, microbatch: Microbatch) -> int:
+    """The same for a student and a microbatch as they are; the student is its own teacher, which keeps nothing."""
+    weights = {_storage(tensor) for tensor in _tensors(student)}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in weights:
+            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = total_loss(
+            objective(student, student, microbatch.batch, microbatch.draws, microbatch.counts, microbatch.targets)
+        )
+    del loss  # held its graph, and so every storage, until here: no address was given out twice
+    return sum(kept.values())
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+class _Float32OnCuda(TorchFunctionMode):
+    """Autocast of CUDA, for tensors on the CPU."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        if getattr(function, "__name__", "") in FLOAT32_ON_CUDA:
+            arguments, keywords = (
+                [_to_float32(value) for value in arguments],
+                {name: _to_float32(value) for name, value in keywords.items()},
+            )
+        return function(*arguments, **keywords)
+
+
+def _to_float32(value):
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,0 +1,118 @@
+"""What frozen networks cost, without their weights: networks of the published sizes, run on tensors without storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from autoencoders.config import AutoencoderConfig
+from autoencoders.diffusers_weights import diffusers_class
+from autoencoders.kinds import pretrained_kind
+from core.errors import ConfigError
+from core.optional import need
+from modalities.conditioning import TextEncoder
+
+# Kind of autoencoder -> (class of diffusers, what its published config.json says of sizes).
+AUTOENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    # stabilityai/sd-vae-ft-ema
+    "sd_vae": (
+        "AutoencoderKL",
+        {
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "latent_channels": 4,
+        },
+    ),
+    # black-forest-labs/FLUX.2-dev, vae; these are the class's own.
+    "flux2": ("AutoencoderKLFlux2", {}),
+    # Wan-AI/Wan2.2-TI2V-5B-Diffusers, vae
+    "wan22": (
+        "AutoencoderKLWan",
+        {
+            "base_dim": 160,
+            "decoder_base_dim": 256,
+            "z_dim": 48,
+            "dim_mult": [1, 2, 4, 4],
+            "num_res_blocks": 2,
+            "temperal_downsample": [False, True, True],
+            "is_residual": True,
+            "in_channels": 12,
+            "out_channels": 12,
+            "patch_size": 2,
+            "scale_factor_temporal": 4,
+            "scale_factor_spatial": 16,
+            "latents_mean": [0.0] * 48,
+            "latents_std": [1.0] * 48,
+        },
+    ),
+}
+
+# Path of a text encoder -> (configuration class of transformers, what its published config.json says of sizes).
+TEXT_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen/Qwen3-4B": (
+        "Qwen3Config",
+        {
+            "hidden_size": 2560,
+            "num_hidden_layers": 36,
+            "intermediate_size": 9728,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
+        },
+    ),
+}
+
+
+def autoencoder_flops(config: AutoencoderConfig, modality: str, media: tuple[int, ...]) -> int | None:
+    """FLOPs of encoding media of a shape (B, *media); None for a kind whose published sizes are not known here.
+
+    Raises ConfigError without diffusers. Tiles, which overlap, are not looked at.
+    """
+    if config.kind not in AUTOENCODERS:
+        return None
+    kind, (name, sizes) = pretrained_kind(config, modality), AUTOENCODERS[config.kind]
+    network_class = diffusers_class(config.kind, name)
+    return _count(lambda: network_class(**sizes).eval(), lambda network: kind.encode(network, torch.empty(media)))
+
+
+def text_flops(encoder: TextEncoder, readable: bool) -> int | None:
+    """FLOPs of one caption of the greatest length; None for an encoder whose published sizes are not known here.
+
+    Args:
+        readable: its config.json is at hand, and says more than the table.
+
+    Raises ConfigError without transformers, or for a config.json that cannot be read.
+    """
+    transformers = need("transformers", "condition.encoder", "The byte-level encoder works")
+    if readable:
+        try:
+            settings = transformers.AutoConfig.from_pretrained(encoder.path).get_text_config()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{encoder.path}: {str(error).strip().splitlines()[0]}") from error
+    elif encoder.path in TEXT_ENCODERS:
+        name, sizes = TEXT_ENCODERS[encoder.path]
+        settings = getattr(transformers, name)(**sizes)
+    else:
+        return None
+    settings.num_hidden_layers = max(encoder.layers, default=settings.num_hidden_layers)  # those behind are left out
+
+    def run(network: Any) -> None:
+        network(input_ids=torch.zeros(1, encoder.length, dtype=torch.int64), **dict(encoder.kind.arguments))
+
+    return _count(lambda: getattr(transformers, encoder.kind.network)(settings).eval(), run)
+
+
+def _count(make: Callable[[], Any], run: Callable[[Any], object]) -> int:
+    with FakeTensorMode(), torch.no_grad():
+        network = make()
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            run(network)
+    return counter.get_total_flops()

@@ -1,0 +1,1 @@
+from tools.generate.generate import add_parser as add_parser

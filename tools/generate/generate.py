@@ -1,0 +1,351 @@
+"""selfflow generate: pictures, clips, sounds, and what a stream has several of, from a trained run."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from configs.assembly.adapters import load_autoencoders
+from configs.captions import text_limit
+from configs.runs import WEIGHTS, LoadedRun, load_run
+from core.errors import ConfigError, nearest
+from core.keys import generator
+from core.sampling.sampler import SOLVERS, SamplerConfig
+from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS
+from modalities.base import Known, Record
+from modalities.conditioning import describe_cut
+from modalities.generation import generate, guidance_problem
+from modalities.media.writing import write_grid
+from modalities.sample_files import write_parts
+from modalities.streams import Parts
+from modalities.table import MODALITIES
+from tools.generate.numbered import next_number, write_grid_file, write_numbered
+from tools.outputs import output_folder
+
+EXAMPLES = """examples:
+  selfflow generate image --run runs/quickstart --prompt "a red circle" --number 4
+  selfflow generate image --run runs/quickstart --prompt "a red circle" --image cat.png --mask hole.png
+  selfflow generate video --run runs/quickstart --prompt "a blue cross moving left" --guidance 3
+  selfflow generate video --run runs/quickstart --prompt "a red circle moving up" --first-frame frame.png
+  selfflow generate audio --run runs/quickstart --prompt "notes C E G" --steps 50 --solver heun
+  selfflow generate audio --run runs/quickstart --prompt "notes C E G" --continue start.wav
+  selfflow generate clips --run runs/clips --prompt "a red circle" --video silent.mp4     its sound, as one MP4
+  selfflow generate clips --run runs/clips --prompt "a red circle" --audio melody.wav     a video to a sound
+  selfflow generate image --run runs/quickstart --prompt "a circle" --guidance 3 --negative "a red circle"
+  selfflow generate image --run runs/quickstart --prompt "a red circle" --weights student --step 2000
+  selfflow generate image --run runs/unconditional --number 8        a run with condition.kind: none takes no prompt
+
+Beside every file stands a .json with all that made it. The same seed gives the same bytes for any --batch-size.
+Nothing is overwritten: the numbers that files begin with go on behind the highest one in the folder.
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "generate",
+        help="make pictures, clips and sounds with a trained run",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stream", help="a stream of the run, such as image")
+    parser.add_argument("--run", dest="folder", type=Path, required=True, help="run folder")
+    parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
+    parser.add_argument("--weights", choices=tuple(WEIGHTS), default="ema", help="default ema")
+    wanted = parser.add_mutually_exclusive_group()  # neither for runs without conditions
+    wanted.add_argument("--prompt", action="append", help="text; may be given several times")
+    wanted.add_argument("--class", dest="label", action="append", help="class name, for runs with labels")
+    parser.add_argument("--negative", help="text or class name that guidance leads away from; needs --guidance")
+    parser.add_argument("--number", type=int, default=1, help="samples of each prompt (default 1)")
+    parser.add_argument("--out", type=Path, help="output folder (default RUN/generated/STREAM)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=8, help="samples at once (default 8)")
+    parser.add_argument("--ema-length", type=float, help="weights of a post-hoc EMA of this length, such as 0.08")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--text-encoder", help="folder or hub name of the run's text encoder, where the run names none")
+    sampler = parser.add_argument_group("sampler (defaults: the run's streams.STREAM.sampling)")
+    sampler.add_argument("--solver", choices=tuple(SOLVERS))
+    sampler.add_argument("--steps", type=int)
+    sampler.add_argument("--shift", type=float, help="alpha of the time grid's shift; above 1 spends steps at noise")
+    sampler.add_argument("--guidance", type=float, help="guidance scale; 1 switches it off")
+    sampler.add_argument("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise times with guidance")
+    sampler.add_argument("--start", type=float, help="first time, before the shift")
+    sampler.add_argument("--end", type=float, help="last time, before the shift")
+    sampler.add_argument("--correct-last", action=argparse.BooleanOptionalAction, help="heun: correct the last step")
+    sampler.add_argument("--atol", type=float, help="dopri5: absolute tolerance")
+    sampler.add_argument("--rtol", type=float, help="dopri5: relative tolerance")
+    sampler.add_argument("--land-on-end", action=argparse.BooleanOptionalAction, help="dopri5: last step ends at --end")
+    sampler.add_argument("--diffusion-form", choices=tuple(DIFFUSION_FORMS), help="SDE")
+    sampler.add_argument("--diffusion-norm", type=float, help="SDE: scale of the diffusion")
+    sampler.add_argument("--last-step", choices=tuple(LAST_STEPS), help="SDE: how the last step reaches the data")
+    sampler.add_argument("--last-step-size", type=float, help="SDE: where the last step begins")
+    known = parser.add_argument_group(
+        "giving a part, or some of it", "What is given comes back as it is. Of parts with one modality: NAME=FILE."
+    )
+    for name, modalities in known_files().items():
+        (help_text,) = {MODALITIES[modality].adapter.known_files[name] for modality in modalities}
+        label = f"{', '.join(modalities)}: {help_text}"
+        known.add_argument(as_option(name), dest=f"file_{name}", metavar="FILE", help=label)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.number < 1 or options.batch_size < 1:
+        raise ConfigError("--number and --batch-size must be at least 1")
+    if options.ema_length is not None and options.weights != "ema":
+        raise ConfigError("--ema-length: is an average; not with --weights student")
+    out = output_folder(options.out or options.folder / "generated" / options.stream, "--out")
+    loaded = load_run(
+        options.folder, options.step, options.device, options.text_encoder, options.weights, options.ema_length
+    )
+    streams = loaded.config.streams
+    if options.stream not in streams:
+        hint = nearest(options.stream, list(streams))
+        raise ConfigError(f"{options.folder} was not trained on {options.stream}; it has {', '.join(streams)}.{hint}")
+    prompts = [prompt for prompt in asked(options, loaded) for _ in range(options.number)]
+    settings = sampler_settings(options, streams[options.stream].sampling)
+    check_negative(options, loaded, settings)
+    for line in dict.fromkeys(
+        line for prompt in prompts for line in warnings(loaded, prompt, settings, options.negative)
+    ):
+        print(f"warning: {line}", file=sys.stderr)
+    known = known_parts(options, loaded.generator.parts[options.stream])
+    adapters = loaded.assembly.adapters
+    load_autoencoders(loaded.config, {options.stream: adapters[options.stream]})  # missing ones are told at once
+    files = generate_files(
+        loaded,
+        options.stream,
+        prompts,
+        settings,
+        options.seed,
+        out,
+        known,
+        options.batch_size,
+        options.negative,
+        given_files(options),
+    )
+    print(f"{len(files)} files in {out}: {files[0].name}" + (f" to {files[-1].name}" if len(files) > 1 else ""))
+    return 0
+
+
+def asked(options: argparse.Namespace, loaded: LoadedRun) -> list[str]:
+    """The texts or class names on the command line; one empty text for a run without a condition."""
+    kind = loaded.config.condition.kind
+    given = {"--prompt": options.prompt, "--class": options.label}
+    wanted = {"label": "--class", "none": None}.get(kind, "--prompt")
+    wrong = any(values is not None for values in given.values())
+    if wanted is None:
+        if wrong or options.negative is not None:
+            raise ConfigError(f"{options.folder} was trained with condition.kind 'none'; ask with --number N alone")
+        return [""]
+    if given[wanted] is None:
+        example = "--class NAME" if wanted == "--class" else '--prompt "TEXT"'
+        raise ConfigError(f"{options.folder} was trained with condition.kind {kind!r}; ask with {example}")
+    return given[wanted]
+
+
+def check_negative(options: argparse.Namespace, loaded: LoadedRun, settings: SamplerConfig) -> None:
+    """Raises ConfigError where nothing would read it, and where guidance without a condition is asked for.
+
+    Guidance that is a run's own default without a condition is told by `warnings`; it changes nothing.
+    """
+    condition = loaded.config.condition
+    if options.negative is not None and settings.guidance == 1:
+        raise ConfigError("--negative: is not read without guidance; set a scale above 1, such as --guidance 3")
+    if condition.kind == "none" and options.guidance is not None and (problem := guidance_problem(condition, settings)):
+        raise ConfigError(f"--{problem}")
+    if options.negative is not None and condition.kind == "label":
+        loaded.generator.context([options.negative])  # an unknown class is told now
+
+
+def warnings(loaded: LoadedRun, prompt: str, settings: SamplerConfig, negative: str | None) -> list[str]:
+    """What a person should know of one sample: printed once, and kept in its .json."""
+    found = prompt_warnings(loaded, [prompt] if negative is None else [prompt, negative])
+    problem = guidance_problem(loaded.config.condition, settings)
+    if problem and negative is None:  # a negative prompt takes the place of the null condition
+        found.append(problem)
+    return found
+
+
+def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> SamplerConfig:
+    """The run's defaults with what the command line sets; raises ConfigError for values out of range.
+
+    With another solver than the run's, settings that only the run's solver reads fall back to their defaults.
+    """
+    if options.solver is not None and options.solver != defaults.solver:
+        defaults = defaults.for_solver(options.solver)
+    given = {entry.name: getattr(options, entry.name, None) for entry in fields(SamplerConfig)}
+    if options.interval:
+        given["guidance_low"], given["guidance_high"] = options.interval
+    settings = replace(defaults, **{name: value for name, value in given.items() if value is not None})
+    if found := settings.problems():
+        raise ConfigError(map(_as_option, found))
+    return settings
+
+
+def _as_option(problem: str) -> str:
+    """A line of `problems` under the names of the command line."""
+    names, rest = problem.split(":", 1)
+    both = {"guidance_low": "interval", "guidance_high": "interval"}  # one option sets both
+    options = dict.fromkeys(both.get(name, name) for name in names.split(", "))
+    return f"{', '.join(f'--{option}' for option in options).replace('_', '-')}:{rest}"
+
+
+def known_files() -> dict[str, list[str]]:
+    """Name of a file that can be given -> the modalities that know it."""
+    found: dict[str, list[str]] = {}
+    for name, row in MODALITIES.items():
+        for file in getattr(row.adapter, "known_files", ()):
+            found.setdefault(file, []).append(name)
+    return found
+
+
+def given_files(options: argparse.Namespace) -> dict[str, str]:
+    """Name of an option -> FILE, or PART=FILE, of those on the command line."""
+    values = {name: getattr(options, f"file_{name}", None) for name in known_files()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def known_parts(options: argparse.Namespace, parts: Parts) -> dict[str, Known]:
+    """What is to be kept of each part, from the files on the command line. Raises ConfigError for wrong ones."""
+    taken: dict[str, dict[str, Record]] = {}
+    for file, value in given_files(options).items():
+        part, path = part_of_file(file, value, options.stream, parts)
+        taken.setdefault(part, {})[file] = file_record(path)
+    known = {
+        name: parts[name].adapter.known_from(files, partial(generator, options.seed, "known"))
+        for name, files in taken.items()
+    }
+    if known and all(name in known and bool(known[name].given.all()) for name in parts):
+        raise ConfigError(f"{', '.join(given_options(options))}: give all of a sample, so that nothing is left to make")
+    return known
+
+
+def part_of_file(file: str, value: str, stream: str, parts: Parts) -> tuple[str, Path]:
+    """Which part a file is for; PART=FILE says so where several could take it."""
+    fitting = [name for name, part in parts.items() if file in part.adapter.known_files]
+    name, equals, rest = value.partition("=")
+    if equals and name in fitting:
+        return name, Path(rest)
+    option = as_option(file)
+    if not fitting:
+        wanted, has = " or ".join(known_files()[file]), ", ".join(part.adapter.modality for part in parts.values())
+        raise ConfigError(f"{option}: goes with streams that have {wanted}; {stream} has {has}")
+    if len(fitting) > 1:
+        choices = " or ".join(f"{option} {name}=FILE" for name in fitting)
+        raise ConfigError(f"{option}: {stream} has several parts that it can be for; write {choices}")
+    return fitting[0], Path(value)
+
+
+def given_options(options: argparse.Namespace) -> list[str]:
+    return [as_option(name) for name in given_files(options)]
+
+
+def as_option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def file_record(path: Path) -> Record:
+    return Record(key=str(path), origin=str(path), media=path, suffix=path.suffix.lower())
+
+
+def generate_files(
+    loaded: LoadedRun,
+    stream: str,
+    prompts: list[str],
+    settings: SamplerConfig,
+    seed: int,
+    out: Path,
+    known: Mapping[str, Known] | None = None,
+    batch_size: int = 8,
+    negative: str | None = None,
+    files: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Write every sample with its .json, and a labelled grid of several pictures; returns the first file of each.
+
+    No file is overwritten; numbers go on behind the highest one in the folder. Raises DataError where one cannot be
+    written.
+
+    Args:
+        known: name of a part -> what is kept of it.
+        files: name of an option -> the file that was given by it, for the .json.
+    """
+    texts, known = prompt_lengths(loaded, prompts), known or {}
+    parts, written, pictures = loaded.generator.parts[stream], [], []
+    number, shared = next_number(out), {"seed": seed, "weights": loaded.weights, "step": loaded.step}
+    with tqdm(total=len(prompts) * settings.steps, unit="step", desc=stream, dynamic_ncols=True) as bar:
+        made = generate(loaded.generator, stream, prompts, settings, seed, known, batch_size, bar.update, negative)
+        for index, (prompt, media) in enumerate(zip(prompts, made, strict=True)):
+            about = {
+                "prompt": prompt,
+                "negative": negative,
+                "stream": stream,
+                "parts": {name: described_part(part.adapter.modality, known.get(name)) for name, part in parts.items()},
+                "files": dict(files or {}),
+                **texts.get(prompt, {}),
+                "index": index,
+                **shared,
+                "method": loaded.config.method,
+                "sampler": asdict(settings),
+                "warnings": warnings(loaded, prompt, settings, negative),
+                "torch": torch.__version__,
+            }
+            if loaded.ema_length is not None:
+                about["ema_length"] = loaded.ema_length
+            number, paths = write_numbered(out, slug(prompt), number, about, partial(write_parts, parts, media))
+            number += 1
+            written.append(paths[0])
+            if len(parts) == 1 and paths[0].suffix == ".png":
+                pictures += media.values()
+    if len(pictures) > 1:
+        about = {"files": [path.name for path in written], "prompts": prompts, **shared}
+        write_grid_file(out, about, partial(write_grid, torch.stack(pictures), labels=prompts))
+    return written
+
+
+def described_part(modality: str, known: Known | None) -> dict[str, str]:
+    """Of a part, for the .json: made, given as a whole, or kept in part."""
+    if known is None:
+        return {"modality": modality, "was": "made"}
+    return {"modality": modality, "was": "given" if bool(known.given.all()) else "kept in part"}
+
+
+def prompt_warnings(loaded: LoadedRun, prompts: list[str]) -> list[str]:
+    """What the run's text limits cut off prompts, a line for each."""
+    limit = text_limit(loaded.config.condition, loaded.generator.text)
+    distinct = list(dict.fromkeys(prompts))
+    if limit is None:
+        return []
+    found = zip(distinct, limit.measure(distinct), strict=True)
+    return [line for prompt, length in found for line in describe_cut(prompt, length, limit)]
+
+
+def prompt_lengths(loaded: LoadedRun, prompts: list[str]) -> dict[str, dict]:
+    """prompt -> what the JSON beside a file says about its length; empty for runs without texts."""
+    limit = text_limit(loaded.config.condition, loaded.generator.text)
+    distinct = list(dict.fromkeys(prompts))
+    if limit is None:
+        return {}
+    return {
+        prompt: {
+            "text": {
+                limit.unit: length.length,
+                "limit": limit.limit,
+                "cut": limit.cut(length),
+                "words_read_in_part": {word: round(share, 3) for word, share in length.shortened},
+            }
+        }
+        for prompt, length in zip(distinct, limit.measure(distinct), strict=True)
+    }
+
+
+def slug(text: str) -> str:
+    """A short file name from a prompt."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "sample"

@@ -1,0 +1,1 @@
+from tools.init.init import add_parser as add_parser

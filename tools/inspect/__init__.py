@@ -1,0 +1,1 @@
+from tools.inspect.inspect import add_parser as add_parser
