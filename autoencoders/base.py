@@ -1,8 +1,8 @@
-"""What every autoencoder offers, with or without weights, and the whitening of its latents.
+"""What every autoencoder offers, with or without weights, and the normalization of its latents.
 
 Media tensors: image (B, 3, H, W) and video (B, T, 3, H, W) in [-1, 1], audio (B, channels, samples). Their size is
 named by three numbers (t, h, w): (1, H, W), (T, H, W) or (samples, 1, 1). Latents are tokens (B, N, C) in the order
-(t h w) of the autoencoder's grid. Raw latents are what is stored; whitening is applied when they are read.
+(t h w) of the autoencoder's grid. Raw latents are what is stored; normalization is applied when they are read.
 
 An autoencoder with weights knows its grid and its channels without them: they are read at the first `encode` or
 `decode`, so that a configuration can be checked, and a trunk be built, where the weights are not.
@@ -46,7 +46,7 @@ class Moments:
             for values in (latents, deviation)
         )
         if not all(bool(values.isfinite().all()) for values in (tokens, spread) if values is not None):
-            raise DataError("whitening: the latents hold values that are not finite")
+            raise DataError("normalization: the latents hold values that are not finite")
         count, squares = tokens.shape[0], tokens.var(dim=0, unbiased=False) * tokens.shape[0]
         if spread is not None:  # the variance of samples is that of their means plus the mean of their variances
             squares = squares + spread.square().sum(dim=0)
@@ -65,7 +65,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Whitening:
+class LatentNormalization:
     """Shift and scale, of every channel or of every token's channels, that give latents mean 0 and deviation 1.
 
     Attributes:
@@ -79,14 +79,14 @@ class Whitening:
     def __post_init__(self):
         if self.mean.ndim not in (1, 2) or self.mean.shape != self.std.shape:
             raise ShapeError(
-                f"Whitening: expected mean and std of one shape (C,) or (N, C), got {tuple(self.mean.shape)} "
+                f"LatentNormalization: expected mean and std of one shape (C,) or (N, C), got {tuple(self.mean.shape)} "
                 f"and {tuple(self.std.shape)}"
             )
         if not bool(self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
-            raise ShapeError("Whitening: mean must be finite and std finite and above 0")
+            raise ShapeError("LatentNormalization: mean must be finite and std finite and above 0")
 
     @classmethod
-    def from_latents(cls, latents: Iterable[Tensor], floor: float = 0.01) -> Whitening:
+    def from_latents(cls, latents: Iterable[Tensor], floor: float = 0.01) -> LatentNormalization:
         """Statistics over all tokens of an iterable of raw latents (B, N, C); see `from_moments`."""
         moments = Moments()
         for batch in latents:
@@ -94,7 +94,7 @@ class Whitening:
         return cls.from_moments(moments, floor)
 
     @classmethod
-    def from_moments(cls, moments: Moments, floor: float = 0.01) -> Whitening:
+    def from_moments(cls, moments: Moments, floor: float = 0.01) -> LatentNormalization:
         """Statistics of latents.
 
         A channel that hardly varies would be blown up to the loudness of the others, together with its rounding
@@ -104,19 +104,19 @@ class Whitening:
             DataError: no latents, or latents that are all equal.
         """
         if moments.count == 0:
-            raise DataError("whitening: there are no latents to measure")
+            raise DataError("normalization: there are no latents to measure")
         variance = moments.squares / moments.count
         lowest = floor * variance.mean().sqrt()
         if not lowest > 0:
-            raise DataError(f"whitening: all {moments.count} latent tokens are equal, so there is nothing to learn")
+            raise DataError(f"normalization: all {moments.count} latent tokens are equal, so there is nothing to learn")
         return cls(moments.mean.float(), variance.sqrt().clamp_min(lowest).float())
 
-    def whiten(self, latents: Tensor) -> Tensor:
-        """Raw (..., N, C) -> whitened (..., N, C), same dtype."""
+    def normalize(self, latents: Tensor) -> Tensor:
+        """Raw (..., N, C) -> normalized (..., N, C), same dtype."""
         return (latents - self.mean.to(latents)) / self.std.to(latents)
 
-    def unwhiten(self, latents: Tensor) -> Tensor:
-        """The inverse of `whiten`."""
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalize`."""
         return latents * self.std.to(latents) + self.mean.to(latents)
 
     def to_dict(self) -> dict[str, list]:
@@ -124,7 +124,7 @@ class Whitening:
         return {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, list]) -> Whitening:
+    def from_dict(cls, values: dict[str, list]) -> LatentNormalization:
         return cls(torch.tensor(values["mean"]), torch.tensor(values["std"]))
 
 
@@ -148,13 +148,13 @@ class Autoencoder(Protocol):
         has_weights: a network does the work, so it belongs on an accelerator and not into the workers of a loader.
         posterior_noise: training draws standard normal noise for `encode`, which then returns a sample of the
             posterior; without noise, or where this is False, `encode` returns the posterior's mean.
-        whitening: the statistics published with the weights (which may read the weights), or None: measure the data.
+        normalization: the statistics published with the weights (which may read the weights), or None: measure the data.
     """
 
     spec: LatentSpec
     has_weights: bool
     posterior_noise: bool
-    whitening: Whitening | None
+    normalization: LatentNormalization | None
 
     def grid(self, size: Size) -> Size:
         """Tokens along (t, h, w) for media of a size; raises ShapeError and names the nearest legal sizes."""

@@ -1,6 +1,6 @@
 """The image autoencoder of FLUX.2: 8 x 8 pixels become 32 channels, and 2 x 2 of these one cell of 128 channels.
 
-Cells are whitened with the running statistics of a batch norm that is stored with the weights, not with a scale
+Cells are normalized with the running statistics of a batch norm that is stored with the weights, not with a scale
 (flux2, src/flux2/autoencoder.py: epsilon 1e-4, channels of a cell in the order (c p1 p2), the posterior's mean).
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoencoders.base import LatentSpec, Size, Whitening, image_grid
+from autoencoders.base import LatentNormalization, LatentSpec, Size, image_grid
 from autoencoders.diffusers_weights import Constants
 from autoencoders.ldm_layout import ldm_name, ldm_settings
 from autoencoders.patches import patchify, to_maps, to_tokens, unpatchify
@@ -71,8 +71,8 @@ def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
     return network.decode(to_maps(unpatchify(latents, inner, SIDE), inner[1:])).sample
 
 
-def _whitening(network: Any) -> Whitening:
-    return Whitening(network.bn.running_mean.clone(), (network.bn.running_var + EPSILON).sqrt())
+def _normalization(network: Any) -> LatentNormalization:
+    return LatentNormalization(network.bn.running_mean.clone(), (network.bn.running_var + EPSILON).sqrt())
 
 
 FLUX2 = Kind(
@@ -83,7 +83,7 @@ FLUX2 = Kind(
     read=_read,
     encode=_encode,
     decode=_decode,
-    whitening=_whitening,
+    normalization=_normalization,
     posterior="mean",
     overlap=16,
 )

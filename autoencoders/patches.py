@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from autoencoders.base import Autoencoder, LatentSpec, Size, Whitening, check_latents, divide, media_size
+from autoencoders.base import Autoencoder, LatentNormalization, LatentSpec, Size, check_latents, divide, media_size
 
 
 def to_tokens(maps: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class Patched:
     """An autoencoder whose tokens are squares of `patch` x `patch` cells of another one.
 
     Args:
-        size: of the media, which `whitening` needs where statistics depend on the position.
+        size: of the media, which `normalization` needs where statistics depend on the position.
     """
 
     def __init__(self, inner: Autoencoder, patch: int, size: Size):
@@ -47,14 +47,14 @@ class Patched:
         self.spec = LatentSpec(inner.spec.channels * patch**2, (t, h * patch, w * patch))
 
     @property
-    def whitening(self) -> Whitening | None:
-        cells = self.inner.whitening
+    def normalization(self) -> LatentNormalization | None:
+        cells = self.inner.normalization
         if cells is None:
             return None
         if cells.mean.ndim == 1:
-            return Whitening(*(value.repeat_interleave(self.patch**2) for value in (cells.mean, cells.std)))
+            return LatentNormalization(*(value.repeat_interleave(self.patch**2) for value in (cells.mean, cells.std)))
         grid = self.inner.grid(self.size)
-        return Whitening(*(patchify(value[None], grid, self.patch)[0] for value in (cells.mean, cells.std)))
+        return LatentNormalization(*(patchify(value[None], grid, self.patch)[0] for value in (cells.mean, cells.std)))
 
     def to(self, device: torch.device | str) -> Patched:
         self.inner.to(device)

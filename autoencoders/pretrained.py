@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoencoders.base import LatentSpec, Size, Whitening, check_latents, check_media, media_size
+from autoencoders.base import LatentNormalization, LatentSpec, Size, check_latents, check_media, media_size
 from autoencoders.config import AutoencoderConfig
 from autoencoders.patches import to_maps, to_tokens
 from autoencoders.tiling import Cut, tiled
@@ -31,7 +31,7 @@ class Kind:
             of another kind or of other constants, CheckpointError when its tensors are not the network's.
         encode: (network, media) -> (B, N, 2 C), mean and standard deviation of the posterior, or (B, N, C).
         decode: (network, latents (B, N, C), grid) -> (B, *media).
-        whitening: network -> the published statistics, or None where there are none.
+        normalization: network -> the published statistics, or None where there are none.
         posterior: the publishers' choice, mean or sample; None for an encoder that predicts no distribution.
         patch: side of the square of cells that usually becomes one token.
         overlap: cells that neighbouring tiles share at least where `tile` cuts media; None: they cannot be cut.
@@ -44,7 +44,7 @@ class Kind:
     read: Callable[[str], nn.Module]
     encode: Callable[[Any, Tensor], Tensor]
     decode: Callable[[Any, Tensor, Size], Tensor]
-    whitening: Callable[[Any], Whitening | None]
+    normalization: Callable[[Any], LatentNormalization | None]
     posterior: str | None
     patch: int = 1
     overlap: int | None = None
@@ -68,17 +68,17 @@ class Pretrained:
         self.tile = config.tile
         self.device = torch.device("cpu")
         self._network: nn.Module | None = None
-        self._whitening: Whitening | None = None
+        self._normalization: LatentNormalization | None = None
         self._digest = self._expected = ""
 
     def __getstate__(self) -> dict[str, Any]:
         # A loader's worker needs grid and channels only: it must not be sent the weights.
-        return {**self.__dict__, "_network": None, "_whitening": None}
+        return {**self.__dict__, "_network": None, "_normalization": None}
 
     @property
-    def whitening(self) -> Whitening | None:
+    def normalization(self) -> LatentNormalization | None:
         self.load()
-        return self._whitening
+        return self._normalization
 
     def load(self) -> nn.Module:
         if self._network is None:
@@ -88,7 +88,7 @@ class Pretrained:
                     f"{self.kind.name}: the weights at {self.path!r} (digest {digest(network.state_dict())}) are not "
                     f"those that the latents were encoded with (digest {self._expected})"
                 )
-            self._whitening = self.kind.whitening(network)
+            self._normalization = self.kind.normalization(network)
             self._network = (network.bfloat16() if self.dtype == torch.bfloat16 else network).to(self.device)
         return self._network
 

@@ -2,7 +2,7 @@
 
 A picture of 256 x 256 pixels is shrunk to 224 x 224 and becomes 16 x 16 tokens of 768 channels: the last hidden states
 of DINOv2-B with registers, its last layer norm without scale and shift, class and register tokens left out. Tokens are
-whitened per channel and position with statistics that are published beside the decoder (RAE, src/stage1/rae.py).
+normalized per channel and position with statistics that are published beside the decoder (RAE, src/stage1/rae.py).
 
 Two layouts are read: that of diffusers, and the published one, a folder with
 
@@ -24,7 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoencoders.base import LatentSpec, Size, Whitening
+from autoencoders.base import LatentNormalization, LatentSpec, Size
 from autoencoders.diffusers_weights import Constants, diffusers_class, first_line, read_diffusers, refuse_others
 from autoencoders.pretrained import Kind
 from core.errors import CheckpointError, ConfigError, ShapeError
@@ -166,13 +166,13 @@ def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
     return (pixels * network.encoder_std + network.encoder_mean) * 2 - 1
 
 
-def _whitening(network: Any) -> Whitening | None:
+def _normalization(network: Any) -> LatentNormalization | None:
     mean, std = network.get_buffer("_latents_mean"), network.get_buffer("_latents_std") + EPSILON
     if mean.numel() == 1:
         return None  # saved without statistics
     channels = network.config.encoder_hidden_size
     # (C, h, w) or (1, C, h, w) -> (N, C); (C,) or (C, 1, 1) -> (C,)
-    return Whitening(*(value.reshape(channels, -1).T.squeeze(0).contiguous() for value in (mean, std)))
+    return LatentNormalization(*(value.reshape(channels, -1).T.squeeze(0).contiguous() for value in (mean, std)))
 
 
 RAE = Kind(
@@ -183,6 +183,6 @@ RAE = Kind(
     read=_read,
     encode=_encode,
     decode=_decode,
-    whitening=_whitening,
+    normalization=_normalization,
     posterior=None,
 )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoencoders.base import LatentSpec, Size, Whitening, image_grid
+from autoencoders.base import LatentNormalization, LatentSpec, Size, image_grid
 from autoencoders.diffusers_weights import Constants
 from autoencoders.ldm_layout import ldm_name, ldm_settings
 from autoencoders.patches import to_maps, to_tokens
@@ -61,8 +61,8 @@ def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
     return network.decode(to_maps(latents, grid[1:])).sample
 
 
-def _whitening(network: Any) -> Whitening:
-    return Whitening(torch.zeros(SPEC.channels), torch.full((SPEC.channels,), 1 / SCALE))
+def _normalization(network: Any) -> LatentNormalization:
+    return LatentNormalization(torch.zeros(SPEC.channels), torch.full((SPEC.channels,), 1 / SCALE))
 
 
 SD_VAE = Kind(
@@ -73,7 +73,7 @@ SD_VAE = Kind(
     read=_read,
     encode=_encode,
     decode=_decode,
-    whitening=_whitening,
+    normalization=_normalization,
     posterior="sample",
     patch=2,
     overlap=32,

@@ -55,7 +55,7 @@ def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
     return network.decode(to_maps(latents, grid[:1])).sample
 
 
-def _whitening(network: Any) -> None:
+def _normalization(network: Any) -> None:
     return None
 
 
@@ -67,7 +67,7 @@ SONGBLOOM = Kind(
     read=_read,
     encode=_encode,
     decode=_decode,
-    whitening=_whitening,
+    normalization=_normalization,
     posterior="sample",
     overlap=4 * REACH,  # a quarter of it is thrown away at each side
 )

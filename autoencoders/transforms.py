@@ -17,11 +17,11 @@ from core.errors import ShapeError
 
 
 class WeightFree:
-    """What an autoencoder without weights says of itself: nothing to load, to move, to sample or to whiten with."""
+    """What an autoencoder without weights says of itself: nothing to load, to move, to sample or to normalize with."""
 
     has_weights = False
     posterior_noise = False
-    whitening = None
+    normalization = None
 
     def to(self, device: torch.device | str) -> WeightFree:
         return self

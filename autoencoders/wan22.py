@@ -1,7 +1,7 @@
 """The video autoencoder of Wan 2.2 (TI2V-5B): blocks of 4 frames and 16 x 16 pixels become 48 channels.
 
 Time is causal: T = 1 + 4 k frames become 1 + k, and the first cells hold the first frame alone, so that it can be
-given. Whitened with the mean and deviation of every channel that are published with the weights
+given. Normalized with the mean and deviation of every channel that are published with the weights
 (Wan2.2, wan/modules/vae2_2.py); the posterior's mean.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoencoders.base import LatentSpec, Size, Whitening, divide
+from autoencoders.base import LatentNormalization, LatentSpec, Size, divide
 from autoencoders.diffusers_weights import Constants
 from autoencoders.patches import to_maps, to_tokens
 from autoencoders.pretrained import Kind
@@ -125,8 +125,8 @@ def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
     return network.decode(to_maps(latents, grid)).sample.transpose(1, 2)  # (B, T, 3, H, W)
 
 
-def _whitening(network: Any) -> Whitening:
-    return Whitening(torch.tensor(network.config.latents_mean), torch.tensor(network.config.latents_std))
+def _normalization(network: Any) -> LatentNormalization:
+    return LatentNormalization(torch.tensor(network.config.latents_mean), torch.tensor(network.config.latents_std))
 
 
 WAN22 = Kind(
@@ -137,7 +137,7 @@ WAN22 = Kind(
     read=_read,
     encode=_encode,
     decode=_decode,
-    whitening=_whitening,
+    normalization=_normalization,
     posterior="mean",
     overlap=16,
 )

@@ -11,8 +11,8 @@ _WARMUP = ("training.optimizer.warmup",)
 _BATCH = ("streams.*.batch",)
 _STEPS = ("training.steps",)
 _ACCUMULATE = ("training.accumulate",)
-_DROPOUT = ("condition.dropout",)
-_GUIDANCE = ("streams.*.sampling.guidance",)
+_DROPOUT = ("condition.cfg_dropout",)
+_CFG = ("streams.*.sampling.cfg_scale",)
 _SAMPLING_STEPS = ("streams.*.sampling.steps",)
 _PRECISION = ("training.precision",)
 _DATA = ("streams.*.data.path",)
@@ -68,7 +68,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("data_path", "data_dir", "data_root", "dataset", "dataset_path", "train_data_dir"), _DATA),
     **dict.fromkeys(("root_dir", "image_folder", "instance_data_dir", "dataset_name", "train_dir", "datadir"), _DATA),
     **dict.fromkeys(
-        ("val_data_dir", "validation", "val_data", "test_data", "eval_data", "val"), ("streams.*.heldout",)
+        ("val_data_dir", "validation", "val_data", "test_data", "eval_data", "heldout"), ("streams.*.val",)
     ),
     **dict.fromkeys(
         ("caption_column", "caption_key", "text_column", "caption_field"), ("streams.*.data.caption_fields",)
@@ -87,18 +87,18 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("vae", "vae_path", "vae_ckpt", "autoencoder_path", "pretrained_vae"), ("streams.*.media.autoencoder",)
     ),
-    **dict.fromkeys(("cfg", "cfg_scale", "guidance_scale", "guidance_weight", "classifier_free_guidance"), _GUIDANCE),
+    **dict.fromkeys(("cfg", "guidance", "guidance_scale", "guidance_weight", "classifier_free_guidance"), _CFG),
     **dict.fromkeys(
         ("num_inference_steps", "sampling_steps", "num_sampling_steps", "inference_steps", "nfe"), _SAMPLING_STEPS
     ),
     **dict.fromkeys(("sampler", "scheduler", "ode_solver", "sampling_method"), ("streams.*.sampling.solver",)),
     **dict.fromkeys(
-        ("time_shift", "flow_shift", "timestep_shift"), ("streams.*.time.shift", "streams.*.sampling.shift")
+        ("time_shift", "flow_shift", "timestep_shift"), ("streams.*.timestep.shift", "streams.*.sampling.shift")
     ),
-    **dict.fromkeys(("timestep_sampling", "weighting_scheme", "path_type", "t_dist"), ("streams.*.time.kind",)),
-    **dict.fromkeys(("logit_mean", "p_mean"), ("streams.*.time.mean",)),
-    **dict.fromkeys(("logit_std", "p_std"), ("streams.*.time.std",)),
-    **dict.fromkeys(("class_dropout_prob", "cfg_dropout", "caption_dropout", "uncond_prob", "cfg_prob"), _DROPOUT),
+    **dict.fromkeys(("timestep_sampling", "weighting_scheme", "path_type", "t_dist"), ("streams.*.timestep.kind",)),
+    **dict.fromkeys(("logit_mean", "p_mean"), ("streams.*.timestep.mean",)),
+    **dict.fromkeys(("logit_std", "p_std"), ("streams.*.timestep.std",)),
+    **dict.fromkeys(("class_dropout_prob", "caption_dropout", "uncond_prob", "cfg_prob"), _DROPOUT),
     **dict.fromkeys(("cond_dropout", "drop_prob", "p_uncond", "text_dropout", "conditioning_dropout_prob"), _DROPOUT),
     **dict.fromkeys(("text_encoder", "tokenizer_name", "text_encoder_path"), ("condition.encoder",)),
     **dict.fromkeys(("max_length", "max_seq_len", "max_sequence_length", "text_length", "context_length"), _TOKENS),

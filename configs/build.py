@@ -6,10 +6,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from configs.assembly import Assembly
-from configs.assembly import normalization as whitening
-from configs.init_from import Initial, WeightSource, check_meaning, is_resumed, kept_whitening, read_source, start_from
+from configs.assembly import normalization as normalization
+from configs.init_from import (
+    Initial,
+    WeightSource,
+    check_meaning,
+    is_resumed,
+    kept_normalization,
+    read_source,
+    start_from,
+)
 from configs.monitoring import build_hooks
 from configs.resume import check_fit, describe_anew, earlier_mixes, find_anew
 from configs.schema import Config
@@ -21,7 +29,7 @@ from core.training.history import NO_CHANGE, Change, stored_config
 from core.training.records import RunFolder
 from core.training.say import say
 from core.training.trainer import Trainer
-from modalities.data.loader import StepFeed
+from modalities.data.loader import StepLoader
 from modalities.data.sources.build import SourceConfig
 
 # Settings that may change when a run is resumed without --change: they do not touch a number of what was trained.
@@ -45,7 +53,7 @@ def free_on_resume(config: Config) -> set[str]:
     made longer."""
     free = set(FREE_ON_RESUME)
     for name, stream in config.streams.items():
-        free |= {f"streams.{name}.{part}" for part in ("heldout", "sampling", "evaluation")}
+        free |= {f"streams.{name}.{part}" for part in ("val", "sampling", "evaluation")}
         free |= set(places(stream.data, f"streams.{name}.data"))
     return free | (set() if config.training.optimizer.reads_length() else {"training.steps"})
 
@@ -100,9 +108,9 @@ def build_trainer(
         check_meaning(source, initial, config, assembly.labels)
     assembly.load_autoencoders()
     if stored is not None:
-        assembly.whitening = whitening.stored(stored, assembly.adapters)
+        assembly.normalization = normalization.stored(stored, assembly.adapters)
     elif source is not None:
-        assembly.whitening = whitening_from(source, assembly)
+        assembly.normalization = normalization_from(source, assembly)
     origin, anew = None, NOTHING_ANEW
     if source is not None:
         origin = start_from(source, initial, assembly.trunk)
@@ -118,7 +126,7 @@ def build_trainer(
         config.training,
         assembly.trunk,
         assembly.objective,
-        StepFeed(assembly.dataset, config.training.workers, pin=assembly.device.type == "cuda"),
+        StepLoader(assembly.dataset, config.training.workers, pin=assembly.device.type == "cuda"),
         # The first thing that is written: everything else fits.
         RunFolder.open(*identity[:-1], replace(change, step=step or 0), origin),
         {name: entry.loss_weight for name, entry in config.streams.items()},
@@ -132,12 +140,12 @@ def build_trainer(
     )
 
 
-def whitening_from(source: WeightSource, assembly: Assembly) -> dict[str, Whitening]:
+def normalization_from(source: WeightSource, assembly: Assembly) -> dict[str, LatentNormalization]:
     """Statistics of a new run that starts from other weights: published with the autoencoder, or those that the weights
     are used to, or measured."""
-    config, published = assembly.config, whitening.published(assembly.config, assembly.adapters)
-    kept = {name: values for name, values in kept_whitening(source, config).items() if name not in published}
-    found = whitening.measured(config, assembly.streams, kept)
+    config, published = assembly.config, normalization.published(assembly.config, assembly.adapters)
+    kept = {name: values for name, values in kept_normalization(source, config).items() if name not in published}
+    found = normalization.measured(config, assembly.streams, kept)
     for name in found:
         how = "published with its autoencoder" if name in published else "measured on the data"
         say(f"latent statistics of {name}: {f'those of {source.name}' if name in kept else how}")

@@ -1,7 +1,7 @@
 """Settings that follow from others where the user leaves them out: of held-out records, and of runs without captions.
 
-- A `heldout` section takes from the stream's `data` what it does not set: kind, captions, fields, filters, and what
-  an embedded source draws. It does not take what names the records themselves (`NAMING`), nor what its own kind does
+- A `val` section takes from the stream's `data` what it does not set: kind, captions, fields, filters, and what
+  an synthetic source draws. It does not take what names the records themselves (`NAMING`), nor what its own kind does
   not read. Where it sets any of `CAPTIONS`, it takes none of them.
 - With `split` but no `path`, it is the other side of `data`, and takes the place and the hold-out too.
 - Of a concat it takes what all parts agree on; a part of a held-out concat takes from the part of the same name.
@@ -23,12 +23,12 @@ CAPTIONS = ("captions", "caption_fields", "caption")
 Implied = tuple[Keys, Any, Keys]  # a setting, its value, and the setting that it follows from
 
 
-def heldout_settings(values: dict) -> Iterator[Implied]:
+def val_settings(values: dict) -> Iterator[Implied]:
     """What held-out sections take from `data`, of nested plain settings; wrong ones are left for others to refuse."""
     for name, stream in _section(values, "streams").items():
         at = ("streams", name)
         if isinstance(stream, dict):
-            yield from inherited(stream.get("data"), stream.get("heldout"), (*at, "data"), (*at, "heldout"))
+            yield from inherited(stream.get("data"), stream.get("val"), (*at, "data"), (*at, "val"))
 
 
 def without_captions(values: dict) -> Iterator[Implied]:
@@ -36,28 +36,28 @@ def without_captions(values: dict) -> Iterator[Implied]:
     if _section(values, "condition").get("kind") != "none":
         return
     for name, stream in _section(values, "streams").items():
-        for part in ("data", "heldout"):
+        for part in ("data", "val"):
             if isinstance(stream, dict):
                 yield from _no_captions(stream.get(part), ("streams", name, part))
 
 
-def inherited(data: Any, heldout: Any, source: Keys, target: Keys, part: bool = False) -> Iterator[Implied]:
+def inherited(data: Any, val: Any, source: Keys, target: Keys, part: bool = False) -> Iterator[Implied]:
     """What a held-out section takes from the section at `source`; `part` of a concat or not."""
-    if not isinstance(data, dict) or not isinstance(heldout, dict):
+    if not isinstance(data, dict) or not isinstance(val, dict):
         return
     known = _common(data, source)
     default = (SourceConfig().kind, source)
-    kind = heldout.get("kind", known.get("kind", default)[0])
+    kind = val.get("kind", known.get("kind", default)[0])
     if not isinstance(kind, str):
         return
-    other_side = "split" in heldout and not {"path", "parts"} & set(heldout)
+    other_side = "split" in val and not {"path", "parts"} & set(val)
     own = set(NAMING) - (set(PLACE) if other_side else set())
-    own |= set(CAPTIONS) if set(CAPTIONS) & set(heldout) else set()
+    own |= set(CAPTIONS) if set(CAPTIONS) & set(val) else set()
     own |= {"caption_choice"} if part else set()
     for name, (value, place) in known.items():
-        if name not in heldout and name not in own and name in settings_read_by(kind):
+        if name not in val and name not in own and name in settings_read_by(kind):
             yield (*target, name), value, place
-    for name, one in _section(heldout, "parts").items():
+    for name, one in _section(val, "parts").items():
         same = _section(data, "parts").get(name)
         base, place = (same, (*source, "parts", name)) if isinstance(same, dict) else (data, source)
         yield from inherited(base, one, place, (*target, "parts", name), part=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from configs.assembly.adapters import build_adapters
 from configs.assembly.latents import text_settings
 from configs.schema import Config, TrunkConfig
-from configs.weight_metadata import file_whitening, meaning_problems, weights_meaning
+from configs.weight_metadata import file_normalization, meaning_problems, weights_meaning
 from core.errors import CheckpointError, ConfigError
 from core.training.checkpoint import CheckpointStore, digest
 from core.training.config import to_plain, validated
@@ -158,18 +158,18 @@ def media_parts(modality: str) -> tuple[str, ...]:
     return f"media_in.{modality}", f"media_out.{modality}", "x_embedder", "s_embedder", "final_layer"
 
 
-def kept_whitening(source: WeightSource, config: Config) -> dict[str, Whitening]:
+def kept_normalization(source: WeightSource, config: Config) -> dict[str, LatentNormalization]:
     """Latent statistics of the source for the modalities whose tokens mean the same: what its weights are used to."""
     if source.file is not None and source.file.meaning:
         found = _file_differences(source.file.meaning, list(source.weights), config, [])
         ours = {part.modality for _, _, part in config.parts()}
         other = {modality for modality in ours for line in found if f"media.{modality}." in line}
-        return {name: values for name, values in file_whitening(source.file.meaning).items() if name not in other}
-    stored, kept = source.extra.get("whitening", {}), {}
+        return {name: values for name, values in file_normalization(source.file.meaning).items() if name not in other}
+    stored, kept = source.extra.get("normalization", {}), {}
     there, here = (media_of(plain) for plain in (source.extra.get("config", {}), to_plain(config)))
     for modality in here:
         if modality in stored and not _media_differences(there, here, modality):
-            kept[modality] = Whitening.from_dict(stored[modality])
+            kept[modality] = LatentNormalization.from_dict(stored[modality])
     return kept
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.aliases import ALIASES
-from configs.defaults import heldout_settings, without_captions
+from configs.defaults import val_settings, without_captions
 from configs.methods import method_settings
 from configs.schema import Config
 from core.training.config import load
@@ -30,7 +30,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
         path,
         overrides,
         presets=_presets,
-        anew={"data": source, "heldout": source},
+        anew={"data": source, "val": source},
         aliases=ALIASES,
-        implied=(heldout_settings, without_captions),
+        implied=(val_settings, without_captions),
     )

@@ -25,15 +25,15 @@ METHODS: dict[str, dict] = {
     },
     # arXiv 2505.02831: the EMA teacher at t - 0.2 u; smooth-L1 and the weight schedule of the published numbers at
     # 256 x 256. The authors now advise a cosine of weight 0.5 (README, note 1): alignment.ema_teacher={weight: 0.5,
-    # similarity: cosine, hold_steps: 0, decade_steps: 0}.
+    # similarity: cosine, constant_steps: 0, decay_10x_steps: 0}.
     "sra": {
         "noising": {"kind": "homogeneous", "teacher": "earlier", "teacher_gap": 0.2},
         "alignment": {
             "ema_teacher": {
                 "weight": 0.2,
                 "similarity": "smooth_l1",
-                "hold_steps": 149 * _SRA_EPOCH,
-                "decade_steps": 1000 * _SRA_EPOCH,
+                "constant_steps": 149 * _SRA_EPOCH,
+                "decay_10x_steps": 1000 * _SRA_EPOCH,
             }
         },
     },

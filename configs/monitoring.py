@@ -54,10 +54,10 @@ def build_validation(assembly: Assembly) -> Validation:
     config, measured = assembly.config, {}
     settings = config.training.validate
     for name, stream in config.streams.items():
-        if stream.heldout is None:
-            print(f"note: {name} is not validated: streams.{name}.heldout is not set", file=sys.stderr)
+        if stream.val is None:
+            print(f"note: {name} is not validated: streams.{name}.val is not set", file=sys.stderr)
             continue
-        how = replace(stream.evaluation, heldout=settings.records, measures=list(MEASURES))
+        how = replace(stream.evaluation, val=settings.records, measures=list(MEASURES))
         subject = evaluation_subject(assembly, name, stream)
         plan(subject, how)  # refuses records that are trained on
         measured[name] = Validated(subject, how, pair_plan(assembly, assembly.trunk, name))

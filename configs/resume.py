@@ -72,7 +72,7 @@ def earlier_mixes(run: Path, config: Config, change: Change, step: int) -> list[
     pieces = []
     for held in past(plain, entries):
         streams = {name: entry for name, entry in held.config["streams"].items() if entry is not None}
-        shares = {name: entry["share"] for name, entry in streams.items()}
+        weights = {name: entry["weight"] for name, entry in streams.items()}
         batches = {name: entry["batch"] for name, entry in streams.items()}
-        pieces.append(MixPiece(held.until, held.config["seed"], shares, batches))
+        pieces.append(MixPiece(held.until, held.config["seed"], weights, batches))
     return pieces

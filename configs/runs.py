@@ -119,18 +119,18 @@ def checkpoint_store(path: Path, step: int | None, parts: Collection[str] | None
 
 def evaluation_subject(assembly: Assembly, name: str, stream: StreamConfig) -> Subject:
     """What `selfflow evaluate` measures of one stream; `stream` may differ from the run's in its data paths."""
-    if stream.heldout is None:
+    if stream.val is None:
         raise ConfigError(
-            f"streams.{name}.heldout: not set; name records that were not trained on, such as "
-            f"streams.{name}.heldout={{kind: folder, path: FOLDER}}"
+            f"streams.{name}.val: not set; name records that were not trained on, such as "
+            f"streams.{name}.val={{kind: folder, path: FOLDER}}"
         )
     modalities = stream_modalities(name, stream)
-    heldout, training = (build_source(source, modalities, assembly.root) for source in (stream.heldout, stream.data))
-    check_latents(assembly.config, {name: heldout}, assembly.adapters, assembly.root, "heldout")
+    val, training = (build_source(source, modalities, assembly.root) for source in (stream.val, stream.data))
+    check_latents(assembly.config, {name: val}, assembly.adapters, assembly.root, "val")
     classes, seed = training.labels(), stream.evaluation.seed
     readers = [
         Reader(assembly.generator, name, source, classes, seed, config.caption_choice)
-        for source, config in ((heldout, stream.heldout), (training, stream.data))
+        for source, config in ((val, stream.val), (training, stream.data))
     ]
     data = Path(stream.data.path).name or f"{stream.data.kind} {name} data"
     return Subject(assembly.generator, name, *readers, stream.sampling, data)
@@ -153,4 +153,4 @@ def pair_plan(assembly: Assembly, student: nn.Module, name: str) -> PairPlan | N
         return None
     stream, layers = config.streams[name], config.alignment.ema_teacher.layers(student.depth)
     given = build_conditioning(name, stream, assembly.parts[name])
-    return PairPlan(student, *layers, config.noising, stream.time, stream.mask_ratio, given)
+    return PairPlan(student, *layers, config.noising, stream.timestep, stream.mask_ratio, given)

@@ -10,7 +10,7 @@ from core.alignment.terms import AlignmentConfig
 from core.errors import nearest
 from core.noising import NoisingConfig
 from core.sampling.sampler import SamplerConfig
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.training.config import section
 from core.training.trackers import LoggingConfig
 from core.training.trainer import TrainingConfig
@@ -59,12 +59,12 @@ class StreamConfig:
     """What a step trains on. Its samples have one part, described here, or several `parts`.
 
     Attributes:
-        share: relative probability that a step trains on it (paper App. D: 0.57 / 0.30 / 0.13).
+        weight: relative probability that a step trains on it (paper App. D: 0.57 / 0.30 / 0.13).
         batch: samples of one optimizer step on one device (38 / 8 / 16).
         loss_weight: factor of the whole loss of its steps.
         mask_ratio: R_M, in (0, 0.5] (0.25 / 0.1 / 0.5).
         data: where the records come from.
-        heldout: records that are not trained on, for `selfflow evaluate`; None where there are none.
+        val: records that are not trained on, for `selfflow evaluate`; None where there are none.
         modality, std_floor, media: of the only part, as of PartConfig; modality "" is the name of the stream.
         parts: name -> part, in the order in which their tokens lie; empty for one part.
         positions_per_second: of the axis of time that all `parts` share; null is the token rate of the finest part.
@@ -73,17 +73,17 @@ class StreamConfig:
         condition_noise: their noise level is uniform in [0, condition_noise] (paper App. F: 0.2).
         encoders: name -> frozen network whose features of the clean media `alignment.external` aligns with; of a stream
             of one part.
-        time: p(t).
+        timestep: p(t).
         sampling: defaults of `selfflow generate`.
         evaluation: defaults of `selfflow evaluate`.
     """
 
-    share: float = 1.0
+    weight: float = 1.0
     batch: int = 1
     loss_weight: float = 1.0
     mask_ratio: float = 0.25
     data: SourceConfig = field(default_factory=SourceConfig)
-    heldout: SourceConfig | None = None
+    val: SourceConfig | None = None
     modality: str = ""
     std_floor: float = 0.01
     media: Any = section(media_settings)  # noqa: RUF009 - makes a field
@@ -92,12 +92,12 @@ class StreamConfig:
     condition_on: dict[str, float] = field(default_factory=dict)
     condition_noise: float = 0.2
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
-    time: TimeConfig = field(default_factory=TimeConfig)
+    timestep: TimestepConfig = field(default_factory=TimestepConfig)
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def problems(self) -> list[str]:
-        found = [f"{n}: {getattr(self, n)} must be above 0" for n in ("share", "loss_weight") if getattr(self, n) <= 0]
+        found = [f"{n}: {getattr(self, n)} must be above 0" for n in ("weight", "loss_weight") if getattr(self, n) <= 0]
         if self.batch < 1:
             found.append(f"batch: {self.batch} must be at least 1")
         if not 0 < self.mask_ratio <= 0.5:
@@ -193,8 +193,8 @@ class Config:
             found.append(
                 "training.ema.decay: 0 makes the teacher the student itself; alignment.ema_teacher needs an average"
             )
-        if self.noising.times == "per_part" and not any(stream.parts for stream in self.streams.values()):
-            found.append("noising.times: 'per_part' is read for streams of several parts alone, and there is none")
+        if self.noising.timesteps == "per_part" and not any(stream.parts for stream in self.streams.values()):
+            found.append("noising.timesteps: 'per_part' is read for streams of several parts alone, and there is none")
         return found + self._watching_problems()
 
     def parts(self) -> Iterator[tuple[str, str, PartConfig]]:
@@ -210,10 +210,10 @@ class Config:
             for name in self.training.preview.prompts
             if name not in self.streams
         ]
-        if self.training.validate.every and all(stream.heldout is None for stream in self.streams.values()):
+        if self.training.validate.every and all(stream.val is None for stream in self.streams.values()):
             found.append(
                 "training.validate.every: nothing to validate on; name records that are not trained on, such as "
-                f"streams.{next(iter(self.streams), 'image')}.heldout={{kind: folder, path: FOLDER}}"
+                f"streams.{next(iter(self.streams), 'image')}.val={{kind: folder, path: FOLDER}}"
             )
         return found
 
@@ -242,8 +242,10 @@ class Config:
             found.append(f"batch: {stream.batch} is not divisible by training.accumulate {accumulate}")
         elif self.alignment.dispersive is not None and stream.batch // accumulate < 2:
             found.append("batch: alignment.dispersive needs 2 or more samples in a microbatch (batch / accumulate)")
-        if self.noising.kind == "dual" and stream.time.buckets:
-            found.append(f"time.buckets: {stream.time.buckets} makes t and s agree; not with noising.kind dual, only 0")
+        if self.noising.kind == "dual" and stream.timestep.buckets:
+            found.append(
+                f"timestep.buckets: {stream.timestep.buckets} makes t and s agree; not with noising.kind dual, only 0"
+            )
         if self.noising.attention_separation and any(
             share > 0 for row, share in stream.condition_on.items() if row != NONE
         ):

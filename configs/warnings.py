@@ -44,13 +44,13 @@ def schedule_warning(training: TrainingConfig) -> str | None:
 
 def guidance_warning(sampling: SamplerConfig, condition: ConditionConfig) -> str | None:
     """For a guidance scale whose null condition, or whose condition, the model has not learned."""
-    if sampling.guidance == 1:
+    if sampling.cfg_scale == 1:
         return None
     if condition.kind == "none":
-        return f"guidance: {sampling.guidance:g} changes nothing with condition.kind none; leave it at 1"
-    if condition.dropout == 0:
+        return f"cfg_scale: {sampling.cfg_scale:g} changes nothing with condition.kind none; leave it at 1"
+    if condition.cfg_dropout == 0:
         return (
-            f"guidance: {sampling.guidance:g} needs the null condition, which the model never learns with "
-            "condition.dropout 0; train with 0.1, or leave it at 1"
+            f"cfg_scale: {sampling.cfg_scale:g} needs the null condition, which the model never learns with "
+            "condition.cfg_dropout 0; train with 0.1, or leave it at 1"
         )
     return None

@@ -6,7 +6,7 @@ A document of plain data (JSON):
     version     of the project that wrote the file; not compared
     meaning     dotted setting -> value; a net with another value has the same shapes and other samples
     labels      class names in the order of the label table; [] without classes
-    whitening   modality -> mean and std of the latents
+    normalization   modality -> mean and std of the latents
     dropped     whether the condition was ever dropped, so that guidance has a null condition; not compared
     settings    sections trunk, condition and media, for those who read the file; not compared
 """
@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from configs.assembly.adapters import Adapters, build_adapters, media_key, named
 from configs.assembly.latents import MEANING, media_settings, text_settings
 from configs.schema import Config
@@ -40,7 +40,7 @@ def weights_meaning(
     config: Config,
     adapters: Adapters,
     labels: list[str],
-    whitening: Mapping[str, Whitening],
+    normalization: Mapping[str, LatentNormalization],
     digests: Mapping[str, str],
     text: str,
 ) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def weights_meaning(
         "version": version(),
         "meaning": dict(_hidden(config, adapters, digests, text)),
         "labels": list(labels) if config.condition.kind == "label" else [],
-        "whitening": {name: values.to_dict() for name, values in sorted(whitening.items())},
-        "dropped": config.condition.kind != "none" and config.condition.dropout > 0,
+        "normalization": {name: values.to_dict() for name, values in sorted(normalization.items())},
+        "dropped": config.condition.kind != "none" and config.condition.cfg_dropout > 0,
         "settings": _settings(config),
     }
 
@@ -123,10 +123,10 @@ def meaning_problems(file: dict[str, Any], own: dict[str, Any], accepted: list[s
     return problems
 
 
-def whitening_problems(file: dict[str, Any], own: Mapping[str, Whitening]) -> dict[str, str]:
+def normalization_problems(file: dict[str, Any], own: Mapping[str, LatentNormalization]) -> dict[str, str]:
     """modality -> how the statistics of the file differ from the run's; those that agree are left out."""
     found = {}
-    for name, theirs in file_whitening(file).items():
+    for name, theirs in file_normalization(file).items():
         if name not in own:
             continue
         ours = own[name]
@@ -140,9 +140,9 @@ def whitening_problems(file: dict[str, Any], own: Mapping[str, Whitening]) -> di
     return found
 
 
-def file_whitening(file: dict[str, Any]) -> dict[str, Whitening]:
+def file_normalization(file: dict[str, Any]) -> dict[str, LatentNormalization]:
     """modality -> statistics that the file's weights were trained with."""
-    return {name: Whitening.from_dict(values) for name, values in file.get("whitening", {}).items()}
+    return {name: LatentNormalization.from_dict(values) for name, values in file.get("normalization", {}).items()}
 
 
 def _hidden(config: Config, adapters: Adapters, digests: Mapping[str, str], text: str) -> Iterator[tuple[str, Any]]:

@@ -28,8 +28,8 @@ class Conditioning:
         total = sum(probability for probability, _ in self.table.values())
         if total > 1 + 1e-6:
             raise ConfigError(f"condition_on: the probabilities sum to {total:g}, at most 1 is possible")
-        for name, (_, given) in self.table.items():
-            if bool(given.all()):
+        for name, (_, conditioning_mask) in self.table.items():
+            if bool(conditioning_mask.all()):
                 raise ConfigError(
                     f"condition_on.{name}: gives every token of a sample, so that nothing is left to learn"
                 )
@@ -39,11 +39,11 @@ class Conditioning:
         if not self.table:
             return None
         place, reached = float(torch.rand((), generator=generator)), 0.0
-        for probability, given in self.table.values():
+        for probability, conditioning_mask in self.table.values():
             reached += probability
             if place < reached:
-                return given
-        return torch.zeros_like(given)
+                return conditioning_mask
+        return torch.zeros_like(conditioning_mask)
 
 
 NOTHING_GIVEN = Conditioning()

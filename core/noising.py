@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ConfigError, choose, nearest
-from core.schedule import TimeConfig, sample_times
+from core.schedule import TimestepConfig, sample_timesteps
 from core.types import NoiseLevels
 
 
@@ -29,29 +29,29 @@ class NoisingConfig:
         mask: of dual and full_masking: bernoulli (each token by itself, as the paper) or exact (a fixed count of
             tokens, the nearest to the ratio; a half is rounded up).
         s_within: with dual, draw s uniformly in [t - s_within, t] instead of from p(t); 0 means off.
-        homogeneous_share: with dual, share of samples where s = t.
+        homogeneous_prob: with dual, share of samples where s = t.
         attention_separation: with dual, tokens attend only to tokens of their own level (arXiv 2607.02508); needs
             mask exact, so that every sample of a batch has groups of the same size. Refused for samples with given
             tokens, which belong to no group and have to be seen by both.
         teacher: min (Self-Flow: all tokens at the cleanest level) or earlier (SRA: each level t becomes
             max(0, t - teacher_gap u), u uniform in [0, 1], drawn for each level).
         teacher_gap: of `earlier`; SRA and arXiv 2607.02508 have 0.2.
-        times: of samples with several parts: shared (one draw of the plan, and one mask, over all tokens) or per_part
+        timesteps: of samples with several parts: shared (one draw of the plan, and one mask, over all tokens) or per_part
             (a draw for each part; the teacher sees each part by its own draw).
     """
 
     kind: str = "homogeneous"
     mask: str = "bernoulli"
     s_within: float = 0.0
-    homogeneous_share: float = 0.0
+    homogeneous_prob: float = 0.0
     attention_separation: bool = False
     teacher: str = "min"
     teacher_gap: float = 0.2
-    times: str = "shared"
+    timesteps: str = "shared"
 
     def problems(self) -> list[str]:
         found = []
-        tables = {"kind": _PLANS, "mask": _MASKS, "teacher": TEACHERS, "times": TIMES}
+        tables = {"kind": _PLANS, "mask": _MASKS, "teacher": TEACHERS, "timesteps": TIMESTEPS}
         for name, table in tables.items():
             value = getattr(self, name)
             if value not in table:
@@ -67,14 +67,14 @@ class NoisingConfig:
                 found.append(f"attention_separation: needs kind dual, two groups to separate; kind is {self.kind!r}")
             if self.mask != "exact":
                 found.append(f"attention_separation: needs mask exact, groups of one size; mask is {self.mask!r}")
-            if self.homogeneous_share > 0:
+            if self.homogeneous_prob > 0:
                 found.append(
-                    f"homogeneous_share: {self.homogeneous_share} would put samples of one group among samples of "
+                    f"homogeneous_prob: {self.homogeneous_prob} would put samples of one group among samples of "
                     "two; not with attention_separation"
                 )
-            if self.times == "per_part":
-                found.append("times: 'per_part' gives every part groups of its own; not with attention_separation")
-        for name in ("s_within", "homogeneous_share"):
+            if self.timesteps == "per_part":
+                found.append("timesteps: 'per_part' gives every part groups of its own; not with attention_separation")
+        for name in ("s_within", "homogeneous_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 found.append(f"{name}: {getattr(self, name)} must lie in [0, 1]")
             elif getattr(self, name) > 0 and self.kind != "dual":
@@ -92,7 +92,7 @@ class SampleLevels:
 
 
 @dataclass(frozen=True)
-class Draws:
+class NoiseSample:
     """All randomness of a batch: noise (B, N, C) per segment, and the levels of student and teacher."""
 
     noise: tuple[Tensor, ...]
@@ -119,16 +119,16 @@ def _exact_mask(ratio: float, length: int, generator: torch.Generator) -> Tensor
 _MASKS = {"bernoulli": _bernoulli_mask, "exact": _exact_mask}
 
 
-def _homogeneous(config, time, ratio, length, generator):
-    return SampleLevels(sample_times(time, 1, generator))
+def _homogeneous(config, timestep, ratio, length, generator):
+    return SampleLevels(sample_timesteps(timestep, 1, generator))
 
 
-def _dual(config, time, ratio, length, generator):
-    t, s = sample_times(time, 2, generator)
+def _dual(config, timestep, ratio, length, generator):
+    t, s = sample_timesteps(timestep, 2, generator)
     within, same = torch.rand(2, generator=generator)
     if config.s_within > 0:
         s = (t - config.s_within * within).clamp_min(0)
-    if same < config.homogeneous_share:
+    if same < config.homogeneous_prob:
         s = t
     index = _MASKS[config.mask](ratio, length, generator).long()
     count = picked(ratio, length)
@@ -136,14 +136,14 @@ def _dual(config, time, ratio, length, generator):
     return SampleLevels(torch.stack([t, s]), index, separate)
 
 
-def _full_masking(config, time, ratio, length, generator):
-    t = sample_times(time, 1, generator)
+def _full_masking(config, timestep, ratio, length, generator):
+    t = sample_timesteps(timestep, 1, generator)
     mask = _MASKS[config.mask](ratio, length, generator)
     return SampleLevels(torch.cat([t, torch.ones(1)]), mask.long())
 
 
-def _diffusion_forcing(config, time, ratio, length, generator):
-    return SampleLevels(sample_times(time, length, generator), torch.arange(length))
+def _diffusion_forcing(config, timestep, ratio, length, generator):
+    return SampleLevels(sample_timesteps(timestep, length, generator), torch.arange(length))
 
 
 _PLANS = {
@@ -166,15 +166,15 @@ def _earlier(config, student, generator):
 TEACHERS = {"min": _cleanest, "earlier": _earlier}
 
 
-def _shared(config, time, ratio, lengths, generator):
-    student = choose("noising.kind", config.kind, _PLANS)(config, time, ratio, sum(lengths), generator)
+def _shared(config, timestep, ratio, lengths, generator):
+    student = choose("noising.kind", config.kind, _PLANS)(config, timestep, ratio, sum(lengths), generator)
     return student, choose("noising.teacher", config.teacher, TEACHERS)(config, student, generator)
 
 
-def _per_part(config, time, ratio, lengths, generator):
+def _per_part(config, timestep, ratio, lengths, generator):
     if len(lengths) == 1:
-        return _shared(config, time, ratio, lengths, generator)
-    drawn = [_shared(config, time, ratio, [length], generator) for length in lengths]
+        return _shared(config, timestep, ratio, lengths, generator)
+    drawn = [_shared(config, timestep, ratio, [length], generator) for length in lengths]
     return tuple(_joined(list(side), lengths) for side in zip(*drawn, strict=True))
 
 
@@ -188,17 +188,17 @@ def _joined(parts: list[SampleLevels], lengths: Sequence[int]) -> SampleLevels:
     return SampleLevels(torch.cat([part.values for part in parts]), torch.cat(rows))
 
 
-TIMES = {"shared": _shared, "per_part": _per_part}
+TIMESTEPS = {"shared": _shared, "per_part": _per_part}
 
 
 def draw_levels(
     config: NoisingConfig,
-    time: TimeConfig,
+    timestep: TimestepConfig,
     mask_ratio: float,
     lengths: Sequence[int],
     generator: torch.Generator,
-    given: Tensor | None = None,
-    given_noise: float = 0.0,
+    conditioning_mask: Tensor | None = None,
+    conditioning_noise: float = 0.0,
 ) -> tuple[SampleLevels, SampleLevels]:
     """Student and teacher levels of one sample.
 
@@ -211,19 +211,21 @@ def draw_levels(
     Raises:
         ConfigError: given tokens under attention separation.
     """
-    student, teacher = choose("noising.times", config.times, TIMES)(config, time, mask_ratio, lengths, generator)
-    if given is None:
+    student, teacher = choose("noising.timesteps", config.timesteps, TIMESTEPS)(
+        config, timestep, mask_ratio, lengths, generator
+    )
+    if conditioning_mask is None:
         return student, teacher
     if student.separate is not None:
         raise ConfigError("noising.attention_separation: given tokens belong to no group; not with given tokens")
-    level = torch.rand(1, generator=generator) * given_noise
-    return _with_given(student, given, level), _with_given(teacher, given, level)
+    level = torch.rand(1, generator=generator) * conditioning_noise
+    return _with_conditioning(student, conditioning_mask, level), _with_conditioning(teacher, conditioning_mask, level)
 
 
-def _with_given(levels: SampleLevels, given: Tensor, level: Tensor) -> SampleLevels:
+def _with_conditioning(levels: SampleLevels, conditioning_mask: Tensor, level: Tensor) -> SampleLevels:
     """One more level, for the given tokens."""
-    index = torch.zeros(len(given), dtype=torch.long) if levels.index is None else levels.index
-    return SampleLevels(torch.cat([levels.values, level]), torch.where(given, len(levels.values), index))
+    index = torch.zeros(len(conditioning_mask), dtype=torch.long) if levels.index is None else levels.index
+    return SampleLevels(torch.cat([levels.values, level]), torch.where(conditioning_mask, len(levels.values), index))
 
 
 def stack_levels(samples: list[SampleLevels]) -> NoiseLevels:

@@ -8,9 +8,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from core.alignment.base import AlignmentTerm, Seen, merge_taps
+from core.alignment.base import AlignmentInputs, AlignmentTerm, merge_feature_layers
 from core.flow import interpolate, velocity
-from core.noising import Draws
+from core.noising import NoiseSample
 from core.types import LossTerm, NoiseLevels, TokenBatch
 
 _NO_TARGETS: Mapping[str, Tensor] = MappingProxyType({})
@@ -35,7 +35,7 @@ class Objective:
         student: nn.Module,
         teacher: nn.Module | None,
         batch: TokenBatch,
-        draws: Draws,
+        drawn: NoiseSample,
         counts: dict[str, float],
         targets: Mapping[str, Tensor] = _NO_TARGETS,
         step: int = 0,
@@ -49,26 +49,26 @@ class Objective:
             step: finished optimizer steps.
         """
         terms = self.terms_at(step)
-        taps = merge_taps([term.taps(targets) for term in terms])
-        output = student(noised(batch, draws.noise, draws.student), draws.student, batch, taps)
+        feature_layers = merge_feature_layers([term.feature_layers(targets) for term in terms])
+        output = student(noised(batch, drawn.noise, drawn.student), drawn.student, batch, feature_layers)
 
         losses = {}
-        for segment, noise, predicted in zip(batch.segments, draws.noise, output.velocity, strict=True):
+        for segment, noise, predicted in zip(batch.segments, drawn.noise, output.velocity, strict=True):
             if not counts[segment.name]:
                 continue
             error = (predicted.float() - velocity(segment.x0, noise)).square().mean(-1)  # (B, N, C) -> (B, N)
-            total = (error * segment.counted()).sum()
+            total = (error * segment.loss_mask()).sum()
             losses[f"flow/{segment.name}"] = LossTerm(total, counts[segment.name], segment.weight)
 
-        seen_by_teacher = None
-        teacher_taps = [term.teacher_taps for term in terms if term.teacher_taps]
-        if teacher_taps:
+        teacher_output = None
+        teacher_feature_layers = [term.teacher_feature_layers for term in terms if term.teacher_feature_layers]
+        if teacher_feature_layers:
             with torch.no_grad():  # the same noise, at the teacher's own level
-                cleaner = noised(batch, draws.noise, draws.teacher)
-                seen_by_teacher = teacher(cleaner, draws.teacher, batch, merge_taps(teacher_taps))
-        seen = Seen(output, seen_by_teacher, targets, batch.counted(), sum(counts.values()), step)
+                cleaner = noised(batch, drawn.noise, drawn.teacher)
+                teacher_output = teacher(cleaner, drawn.teacher, batch, merge_feature_layers(teacher_feature_layers))
+        inputs = AlignmentInputs(output, teacher_output, targets, batch.loss_mask(), sum(counts.values()), step)
         for term in terms:
-            losses |= term(seen)
+            losses |= term(inputs)
         return losses
 
 

@@ -13,7 +13,7 @@ from core.flow import shift_time
 
 
 @dataclass
-class TimeConfig:
+class TimestepConfig:
     """The distribution of training times.
 
     Attributes:
@@ -24,7 +24,7 @@ class TimeConfig:
             applied. RAE trains within 0 and 0.999. Not for `plateau_logit_normal`, which has mass up to 1.
         shift: alpha of the shift map; for a logit-normal it adds log(alpha) to the mean. RAE takes it from the size of
             the latents, see `dimension_shift`.
-        high_noise_share: share of times replaced by uniform ones in [high_noise_low, 1], each independently.
+        high_noise_prob: share of times replaced by uniform ones in [high_noise_low, 1], each independently.
         buckets: times take only this many values, the middles of equal parts of [0, 1], which are equally likely if
             p(t) is uniform; 0 for all values. The t and s of a pair are rounded each by itself. (GR00T floors the time
             that its network is told to 1000 `num_timestep_buckets`.)
@@ -36,7 +36,7 @@ class TimeConfig:
     low: float = 0.0
     high: float = 1.0
     shift: float = 1.0
-    high_noise_share: float = 0.0
+    high_noise_prob: float = 0.0
     high_noise_low: float = 0.95
     buckets: int = 0
 
@@ -45,7 +45,7 @@ class TimeConfig:
         if self.kind not in _KINDS:
             found.append(f"kind: {self.kind!r} is not one of {', '.join(_KINDS)}.{nearest(self.kind, _KINDS)}")
         for name in _UNREAD.get(self.kind, ()):
-            if getattr(self, name) != getattr(TimeConfig, name):
+            if getattr(self, name) != getattr(TimestepConfig, name):
                 found.append(f"{name}: {getattr(self, name)} has no meaning with kind {self.kind!r}; leave it out")
         if self.std <= 0:
             found.append(f"std: {self.std} must be above 0")
@@ -57,8 +57,8 @@ class TimeConfig:
             found.append(f"low, high: {self.low}, {self.high} keep {kept:.1g} of the density, must be {_LEAST_KEPT:g}")
         if self.shift <= 0:
             found.append(f"shift: {self.shift} must be above 0")
-        if not 0 <= self.high_noise_share <= 1:
-            found.append(f"high_noise_share: {self.high_noise_share} must lie in [0, 1]")
+        if not 0 <= self.high_noise_prob <= 1:
+            found.append(f"high_noise_prob: {self.high_noise_prob} must lie in [0, 1]")
         if not 0 <= self.high_noise_low < 1:
             found.append(f"high_noise_low: {self.high_noise_low} must lie in [0, 1)")
         if self.buckets < 0:
@@ -93,42 +93,42 @@ def plateau_masses(mu: float, std: float = 1.0) -> tuple[float, float]:
     return 0.5 * (1 + math.erf(z / math.sqrt(2))), (1 - mode) * density
 
 
-def uniform_times(u: Tensor, config: TimeConfig) -> Tensor:
+def uniform_times(u: Tensor, config: TimestepConfig) -> Tensor:
     """u in [0, 1) -> times: uniform between low and high, then shifted."""
     return shift_time(config.low + (config.high - config.low) * u, config.shift)
 
 
-def cut_logit_normal_times(u: Tensor, config: TimeConfig) -> Tensor:
+def cut_logit_normal_times(u: Tensor, config: TimestepConfig) -> Tensor:
     """u in [0, 1) -> times: the logit-normal's quantiles between low and high, then shifted."""
     below, above = _normal_share(config, config.low), _normal_share(config, config.high)
     normal = torch.special.ndtri(below + (above - below) * u)
-    times = torch.sigmoid(normal * config.std + config.mean).clamp(config.low, config.high)
-    return shift_time(times, config.shift)
+    timesteps = torch.sigmoid(normal * config.std + config.mean).clamp(config.low, config.high)
+    return shift_time(timesteps, config.shift)
 
 
-def _normal_share(config: TimeConfig, time: float) -> float:
+def _normal_share(config: TimestepConfig, time: float) -> float:
     """Share of the logit-normal density below `time`."""
     if time in (0, 1):
         return float(time)
     return 0.5 * math.erfc((config.mean - math.log(time / (1 - time))) / (config.std * math.sqrt(2)))
 
 
-def _kept(config: TimeConfig) -> float:
+def _kept(config: TimestepConfig) -> float:
     return _normal_share(config, config.high) - _normal_share(config, config.low)
 
 
-def _uniform(config: TimeConfig, count: int, generator: torch.Generator) -> Tensor:
+def _uniform(config: TimestepConfig, count: int, generator: torch.Generator) -> Tensor:
     return uniform_times(torch.rand(count, generator=generator, dtype=torch.float64), config)
 
 
-def _logit_normal(config: TimeConfig, count: int, generator: torch.Generator) -> Tensor:
+def _logit_normal(config: TimestepConfig, count: int, generator: torch.Generator) -> Tensor:
     if (config.low, config.high) != (0, 1):
         return cut_logit_normal_times(torch.rand(count, generator=generator, dtype=torch.float64), config)
     normal = torch.randn(count, generator=generator, dtype=torch.float64)
     return torch.sigmoid(normal * config.std + config.mean + math.log(config.shift))
 
 
-def _plateau_logit_normal(config: TimeConfig, count: int, generator: torch.Generator) -> Tensor:
+def _plateau_logit_normal(config: TimestepConfig, count: int, generator: torch.Generator) -> Tensor:
     mu = config.mean + math.log(config.shift)
     mode, (below, plateau) = plateau_start(mu, config.std), plateau_masses(mu, config.std)
     u, position = torch.rand(2, count, generator=generator, dtype=torch.float64)
@@ -148,14 +148,14 @@ _UNREAD = {"uniform": ("mean", "std"), "plateau_logit_normal": ("low", "high")}
 _LEAST_KEPT = 1e-6  # less would be quantiles that float64 cannot tell apart
 
 
-def sample_times(config: TimeConfig, count: int, generator: torch.Generator) -> Tensor:
+def sample_timesteps(config: TimestepConfig, count: int, generator: torch.Generator) -> Tensor:
     """(count,) float32 times in [0, 1], independent draws from p(t)."""
-    times = choose("time.kind", config.kind, _KINDS)(config, count, generator)
-    if config.high_noise_share > 0:
+    timesteps = choose("timestep.kind", config.kind, _KINDS)(config, count, generator)
+    if config.high_noise_prob > 0:
         replaced, position = torch.rand(2, count, generator=generator, dtype=torch.float64)
         high = config.high_noise_low + (1 - config.high_noise_low) * position
-        times = torch.where(replaced < config.high_noise_share, high, times)
+        timesteps = torch.where(replaced < config.high_noise_prob, high, timesteps)
     if config.buckets:
-        number = (times * config.buckets).floor().clamp_max(config.buckets - 1)  # 1 itself is in the last one
-        times = (number + 0.5) / config.buckets
-    return times.float()
+        number = (timesteps * config.buckets).floor().clamp_max(config.buckets - 1)  # 1 itself is in the last one
+        timesteps = (number + 0.5) / config.buckets
+    return timesteps.float()

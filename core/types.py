@@ -39,7 +39,7 @@ def map_tensors(item, function: Callable[[Tensor], Tensor]):
 
 @dataclass(frozen=True)
 class Segment:
-    """Clean latent tokens of one part of the samples, whitened.
+    """Clean latent tokens of one part of the samples, normalized.
 
     Attributes:
         modality: name of the input and output layers that this segment uses.
@@ -55,7 +55,7 @@ class Segment:
     x0: Tensor
     ids: Tensor
     valid: Tensor | None = None
-    given: Tensor | None = None
+    conditioning_mask: Tensor | None = None
     part: str = ""
     weight: float = 1.0
 
@@ -73,20 +73,20 @@ class Segment:
             raise ShapeError(f"{owner}.ids: expected ({batch} or 1, {tokens}, 3), got {tuple(self.ids.shape)}")
         if self.ids.dtype in (torch.bool, torch.float16, torch.bfloat16) or self.ids.is_complex():
             raise ShapeError(f"{owner}.ids: expected integers or float32, got {self.ids.dtype}")
-        for name in ("valid", "given"):
+        for name in ("valid", "conditioning_mask"):
             value = getattr(self, name)
             _expect(owner, name, value, (batch, tokens))
             if value is not None and value.dtype != torch.bool:
                 raise ShapeError(f"{owner}.{name}: expected bool, got {value.dtype}")
 
-    def counted(self) -> Tensor:
+    def loss_mask(self) -> Tensor:
         """(B, N) bool: tokens that enter the loss, that is valid and not given."""
-        counted = torch.ones(self.x0.shape[:2], dtype=torch.bool, device=self.x0.device)
+        loss_mask = torch.ones(self.x0.shape[:2], dtype=torch.bool, device=self.x0.device)
         if self.valid is not None:
-            counted = counted & self.valid
-        if self.given is not None:
-            counted = counted & ~self.given
-        return counted
+            loss_mask = loss_mask & self.valid
+        if self.conditioning_mask is not None:
+            loss_mask = loss_mask & ~self.conditioning_mask
+        return loss_mask
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,14 @@ class TokenBatch:
         """N of each segment, in order; their sum is L."""
         return tuple(segment.x0.shape[1] for segment in self.segments)
 
-    def counted(self) -> Tensor:
+    def loss_mask(self) -> Tensor:
         """(B, L) bool: tokens of all segments that enter the loss."""
-        return torch.cat([segment.counted() for segment in self.segments], dim=1)
+        return torch.cat([segment.loss_mask() for segment in self.segments], dim=1)
 
-    def with_given(self, given: Tensor) -> TokenBatch:
+    def with_conditioning(self, conditioning_mask: Tensor) -> TokenBatch:
         """The batch with other given tokens, (B, L) bool over all segments."""
-        rows = given.split(self.lengths, dim=1)
-        segments = (replace(segment, given=row) for segment, row in zip(self.segments, rows, strict=True))
+        rows = conditioning_mask.split(self.lengths, dim=1)
+        segments = (replace(segment, conditioning_mask=row) for segment, row in zip(self.segments, rows, strict=True))
         return replace(self, segments=tuple(segments))
 
     def to(self, device: torch.device | str) -> TokenBatch:
@@ -220,7 +220,7 @@ class NoiseLevels:
             return self.values[:, :1].expand(-1, length)
         return self.values.gather(1, self.index)
 
-    def mean_weights(self, counted: Tensor | None = None) -> Tensor:
+    def mean_weights(self, loss_mask: Tensor | None = None) -> Tensor:
         """(B, K) share of the tokens at each level, of those in `counted` (B, L) if given; sums to 1.
 
         A sample without any counted token has weights of zero.
@@ -231,14 +231,14 @@ class NoiseLevels:
             return weights
         levels = torch.arange(self.values.shape[1], device=self.values.device)
         tokens = (self.index[..., None] == levels).to(self.values.dtype)  # (B, L, K)
-        if counted is None:
+        if loss_mask is None:
             return tokens.mean(dim=1)
-        share = counted / counted.sum(dim=1, keepdim=True).clamp(min=1)  # (B, L)
+        share = loss_mask / loss_mask.sum(dim=1, keepdim=True).clamp(min=1)  # (B, L)
         return (share[..., None].to(tokens.dtype) * tokens).sum(dim=1)
 
 
 @dataclass(frozen=True)
-class Taps:
+class FeatureLayers:
     """Which hidden features a trunk returns. Layers are 1-based: layer 8 is the output of blocks[7].
 
     Attributes:

@@ -1,6 +1,6 @@
 """What every modality offers, and the record that data sources hand to it.
 
-A source yields `Record`s; the adapter of a modality turns a record into a media tensor, media into whitened tokens
+A source yields `Record`s; the adapter of a modality turns a record into a media tensor, media into normalized tokens
 with positions, and tokens back into media and files. The trunk sees tokens only.
 
 An adapter with weights (`has_weights`) is asked for its grid, positions, channels and media in the workers of a loader,
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoencoders.base import Autoencoder, Size, Whitening
+from autoencoders.base import Autoencoder, LatentNormalization, Size
 
 if TYPE_CHECKING:
     from modalities.data.sources.account import Account
@@ -117,7 +117,7 @@ class Known:
     """
 
     media: Tensor
-    given: Tensor
+    conditioning_mask: Tensor
     kept: Tensor
 
     @classmethod
@@ -159,7 +159,7 @@ class ModalityAdapter(Protocol):
         channels: C, of a token.
         has_weights: a network encodes, so `encode` belongs on the trainer's device and not into a loader's worker.
         posterior_noise: training draws standard normal noise (N, C) for every sample and hands it to `encode`.
-        whitening: the statistics published with the weights (reads the weights), or None: measure the data.
+        normalization: the statistics published with the weights (reads the weights), or None: measure the data.
     """
 
     modality: str
@@ -167,7 +167,7 @@ class ModalityAdapter(Protocol):
     channels: int
     has_weights: bool
     posterior_noise: bool
-    whitening: Whitening | None
+    normalization: LatentNormalization | None
 
     def grid(self) -> tuple[int, int, int]:
         """Tokens along (t, h, w) of one sample; their product is N."""
@@ -188,7 +188,7 @@ class ModalityAdapter(Protocol):
         """One sample's media as training sees it: changed at random where the config asks for it."""
 
     def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, *media) -> (B, N, C) float32 tokens, not whitened, on the device of `media`.
+        """(B, *media) -> (B, N, C) float32 tokens, not normalized, on the device of `media`.
 
         With noise (B, N, C) a sample of the encoder's posterior, which only an adapter with `posterior_noise` needs;
         without it the posterior's mean.
@@ -228,8 +228,8 @@ class AutoencoderAdapter:
         self.has_weights, self.posterior_noise = autoencoder.has_weights, autoencoder.posterior_noise
 
     @property
-    def whitening(self) -> Whitening | None:
-        return self.autoencoder.whitening
+    def normalization(self) -> LatentNormalization | None:
+        return self.autoencoder.normalization
 
     def grid(self) -> Size:
         return self.autoencoder.grid(self.size)

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from core.errors import NotFiniteError
 from core.sampling.sampler import SamplerConfig, initial_noise, sample
 from core.types import Context, TokenBatch, map_tensors
@@ -25,13 +25,13 @@ class Generator:
 
     Attributes:
         parts: stream -> its parts.
-        whitening: by modality.
+        normalization: by modality.
         text: the frozen text encoder of the run, read when a prompt needs it; None where it has none.
     """
 
     trunk: nn.Module
     parts: Mapping[str, Parts]
-    whitening: Mapping[str, Whitening]
+    normalization: Mapping[str, LatentNormalization]
     conditions: Conditions
     device: torch.device
     text: TextEncoder | None = None
@@ -41,13 +41,13 @@ class Generator:
         return self.conditions.raw(prompts, torch.zeros(len(prompts), dtype=torch.bool)).complete(self.text)
 
     def encode(self, part: Part, media: Tensor) -> Tensor:
-        """(B, *media) -> whitened tokens (B, N, C) on the CPU; means, where the autoencoder samples."""
+        """(B, *media) -> normalized tokens (B, N, C) on the CPU; means, where the autoencoder samples."""
         latents = part.adapter.encode(media.to(self._autoencoder_device(part)))
-        return self.whitening[part.adapter.modality].whiten(latents).cpu()
+        return self.normalization[part.adapter.modality].normalize(latents).cpu()
 
     def decode(self, part: Part, tokens: Tensor) -> Tensor:
         """The inverse of `encode`."""
-        latents = self.whitening[part.adapter.modality].unwhiten(tokens.to(self._autoencoder_device(part)))
+        latents = self.normalization[part.adapter.modality].denormalize(tokens.to(self._autoencoder_device(part)))
         return part.adapter.decode(latents).cpu()
 
     def _autoencoder_device(self, part: Part) -> torch.device:
@@ -89,8 +89,8 @@ def generate(
         keys = tuple(f"{stream}/{first + i}" for i in range(len(chunk)))
         rows = [encode(0 if isinstance(known, Mapping) else first + i) for i in range(len(chunk))]
         tokens = [torch.cat(column) for column in zip(*(clean for clean, _ in rows), strict=True)]
-        given = torch.cat([given for _, given in rows])
-        segments = make_segments(parts, tokens, given if given.any() else None)
+        conditioning_mask = torch.cat([mask for _, mask in rows])
+        segments = make_segments(parts, tokens, conditioning_mask if conditioning_mask.any() else None)
         batch = TokenBatch(segments, model.context(chunk), keys)
         noise = tuple(part.to(model.device) for part in initial_noise(seed, batch))
         tick = None if progress is None else partial(_tick, progress, len(chunk))
@@ -103,16 +103,16 @@ def generate(
 
 
 def _known_tokens(model: Generator, parts: Parts, known: Mapping[str, Known]) -> tuple[list[Tensor], Tensor]:
-    """Whitened tokens (1, N, C) of every part, 0 where nothing is known, and (1, L) bool which of them are given."""
-    tokens, given = [], []
+    """Normalized tokens (1, N, C) of every part, 0 where nothing is known, and (1, L) bool which of them are given."""
+    tokens, masks = [], []
     for name, part in parts.items():
         if name in known:
             tokens.append(model.encode(part, known[name].media[None]))
-            given.append(known[name].given)
+            masks.append(known[name].conditioning_mask)
         else:
             tokens.append(torch.zeros(1, len(part.ids), part.adapter.channels))
-            given.append(torch.zeros(len(part.ids), dtype=torch.bool))
-    return tokens, torch.cat(given)[None]
+            masks.append(torch.zeros(len(part.ids), dtype=torch.bool))
+    return tokens, torch.cat(masks)[None]
 
 
 def _kept(known: Known | None, media: Tensor) -> Tensor:
@@ -132,17 +132,17 @@ def _check_finite(tokens: Sequence[Tensor], keys: tuple[str, ...]) -> None:
 
 def guidance_problem(condition: ConditionConfig, config: SamplerConfig) -> str | None:
     """Why this run's condition gives guidance nothing to work with; None where it does, or where there is none."""
-    if config.guidance == 1:
+    if config.cfg_scale == 1:
         return None
     if condition.kind == "none":
         return (
-            f"guidance: {config.guidance:g}, and this run was trained without a condition (condition.kind: none), so "
+            f"cfg_scale: {config.cfg_scale:g}, and this run was trained without a condition (condition.kind: none), so "
             "that it changes nothing; set it to 1"
         )
-    if condition.dropout == 0:
+    if condition.cfg_dropout == 0:
         return (
-            f"guidance: {config.guidance:g}, and the condition of this run was never dropped in training "
-            "(condition.dropout: 0): its null condition never learned anything, and leading away from it means nothing"
+            f"cfg_scale: {config.cfg_scale:g}, and the condition of this run was never dropped in training "
+            "(condition.cfg_dropout: 0): its null condition never learned anything, and leading away from it means nothing"
         )
     return None
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from core.conditioning import NOTHING_GIVEN, Conditioning
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.types import Segment
 from modalities.base import ModalityAdapter, Source
 
@@ -47,7 +47,7 @@ class Stream:
 
     source: Source
     parts: Parts
-    time: TimeConfig
+    timestep: TimestepConfig
     mask_ratio: float
     conditioning: Conditioning = NOTHING_GIVEN
     caption_choice: str | None = None
@@ -98,10 +98,19 @@ def whole_part(parts: Parts, name: str) -> Tensor:
     return torch.cat([torch.full((len(part.ids),), key == name) for key, part in parts.items()])
 
 
-def make_segments(parts: Parts, tokens: Sequence[Tensor], given: Tensor | None = None) -> tuple[Segment, ...]:
-    """Whitened tokens (B, N, C) of every part as segments; `given` (B, L) are conditioning."""
-    rows = [None] * len(parts) if given is None else given.split(lengths(parts), dim=1)
+def make_segments(
+    parts: Parts, tokens: Sequence[Tensor], conditioning_mask: Tensor | None = None
+) -> tuple[Segment, ...]:
+    """Normalized tokens (B, N, C) of every part as segments; `given` (B, L) are conditioning."""
+    rows = [None] * len(parts) if conditioning_mask is None else conditioning_mask.split(lengths(parts), dim=1)
     return tuple(
-        Segment(part.adapter.modality, x0, part.ids[None].to(x0.device), given=row, part=name, weight=part.weight)
+        Segment(
+            part.adapter.modality,
+            x0,
+            part.ids[None].to(x0.device),
+            conditioning_mask=row,
+            part=name,
+            weight=part.weight,
+        )
         for (name, part), x0, row in zip(parts.items(), tokens, rows, strict=True)
     )

@@ -22,13 +22,13 @@ class Modality:
     Attributes:
         settings: dataclass of the section `media`.
         adapter: makes the adapter from these settings.
-        share, batch, mask_ratio: defaults of a stream of this modality alone (paper App. D: shares 0.57 / 0.30 / 0.13,
+        weight, batch, mask_ratio: defaults of a stream of this modality alone (paper App. D: weights 0.57 / 0.30 / 0.13,
             batches on one device 38 / 8 / 16, R_M 0.25 / 0.1 / 0.5).
     """
 
     settings: type
     adapter: Callable[[Any], ModalityAdapter]
-    share: float = 1.0
+    weight: float = 1.0
     batch: int = 1
     mask_ratio: float = 0.25
 
@@ -68,6 +68,6 @@ def stream_defaults(user: dict) -> dict:
     for name, section in streams.items() if isinstance(streams, dict) else ():
         if isinstance(section, dict):
             row = None if section.get("parts") else MODALITIES.get(section.get("modality") or name)
-            usual = {} if row is None else {"share": row.share, "batch": row.batch, "mask_ratio": row.mask_ratio}
+            usual = {} if row is None else {"weight": row.weight, "batch": row.batch, "mask_ratio": row.mask_ratio}
             found[name] = usual  # also where there is nothing usual: the order of the streams is the user's
     return {"streams": found} if found else {}

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--number", type=int, default=96, help="held-out samples of each mode (default 96)")
     parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--guidance", type=float, help="default: the run's")
+    parser.add_argument("--cfg-scale", type=float, help="default: the run's")
     parser.add_argument("--steps", type=int, help="of the sampler; default: the run's")
     parser.add_argument("--out", type=Path, help="default RUN/audiovisual/step-N")
     options = parser.parse_args(arguments)
@@ -39,8 +39,10 @@ def report(options: argparse.Namespace) -> int:
     loaded = load_run(options.run, options.step)
     settings = loaded.config.streams[options.stream].sampling
     settings.steps = options.steps or settings.steps
-    settings.guidance = settings.guidance if options.guidance is None else options.guidance
-    settings.exact = False  # shares need no bytes that are independent of the batch, which cost twice the time
+    settings.cfg_scale = settings.cfg_scale if options.cfg_scale is None else options.cfg_scale
+    settings.batch_invariant = (
+        False  # shares need no bytes that are independent of the batch, which cost twice the time
+    )
     out = options.out or options.run / "audiovisual" / f"step-{loaded.step}"
     with tqdm(total=options.number * settings.steps * len(MODES), unit="step", dynamic_ncols=True) as bar:
         found = score(

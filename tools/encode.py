@@ -25,7 +25,7 @@ DEFAULTS = EncodeOptions()
 EXAMPLES = """examples:
   selfflow encode configs/paper/t2i_flux2.yaml --out /data/latents --workers 8
   selfflow encode configs/mine.yaml --out latents --stream video --views 4 --workers 16
-  selfflow encode configs/mine.yaml --out latents --share 2/8          one of eight machines that see one folder
+  selfflow encode configs/mine.yaml --out latents --shard 2/8          one of eight machines that see one folder
 
 Reads streams.NAME.data, loads and crops as training does, and writes FOLDER/NAME: MDS shards of raw latents of every
 part of a sample, with captions, labels and checksums, and manifest.json. To train on them:
@@ -36,7 +36,7 @@ The same command goes on where it was interrupted, also after kill -9; a changed
 that cannot be used are set aside, listed in FOLDER/NAME/quarantine.jsonl and shown by `selfflow inspect FOLDER`. Once
 their chunk is finished, only --retry tries them again (after a missing decoder has been installed, say).
 
-For data on several disks, or machines without a common folder: encode one --share on each, gather the chunk-* folders
+For data on several disks, or machines without a common folder: encode one --shard on each, gather the chunk-* folders
 in one place, and run the command once more there. `selfflow inspect FOLDER` checks the result and decodes samples.
 """
 
@@ -57,7 +57,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--views", type=int, default=DEFAULTS.views, help="random crops or windows of each record (default 1)"
     )
-    parser.add_argument("--share", default="1/1", metavar="I/N", help="the I-th of N shares of the work (default 1/1)")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N shards of the work (default 1/1)")
     parser.add_argument("--text", action="store_true", help="store features of condition.encoder for every caption")
     parser.add_argument(
         "--dtype", choices=DTYPES, default=DEFAULTS.dtype, help=f"of the latents (default {DEFAULTS.dtype})"
@@ -73,7 +73,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    share = parse_share(options.share)
+    shard = parse_shard(options.shard)
     for name, least in (("workers", 0), ("batch", 1)):
         if getattr(options, name) < least:
             raise ConfigError(f"--{name}: {getattr(options, name)} must be at least {least}")
@@ -86,26 +86,26 @@ def run(options: argparse.Namespace) -> int:
         if (text := encoding.job.text) is not None:
             for line in caption_warnings(config, {name: encoding.job.source}, text.encoder):
                 print(f"warning: {line}", file=sys.stderr)
-        encode(encoding, options.out / name, share, options.workers, options.batch, options.retry)
+        encode(encoding, options.out / name, shard, options.workers, options.batch, options.retry)
     return 0
 
 
 def encode(
-    encoding: Encoding, path: Path, share: tuple[int, int], workers: int, batch: int, retry: bool = False
+    encoding: Encoding, path: Path, shard: tuple[int, int], workers: int, batch: int, retry: bool = False
 ) -> None:
-    """Make the missing chunks of a share; where then none is missing, publish the whole.
+    """Make the missing chunks of a shard; where then none is missing, publish the whole.
 
     Args:
-        retry: the chunks of the share in which records were set aside are made anew.
+        retry: the chunks of the shard in which records were set aside are made anew.
     """
     job = encoding.job
     folder = ChunkFolder(path, encoding.settings, job.chunks)
     with writing(path):
         folder.open()
-        known_bad = set_aside(folder, share, retry)
-    missing = [number for number in folder.missing() if number % share[1] == share[0]]
+        known_bad = set_aside(folder, shard, retry)
+    missing = [number for number in folder.missing() if number % shard[1] == shard[0]]
     todo = sum(len(job.records(number)) for number in missing) * job.views
-    whole = sum(len(job.records(number)) for number in range(share[0], job.chunks, share[1])) * job.views
+    whole = sum(len(job.records(number)) for number in range(shard[0], job.chunks, shard[1])) * job.views
     if missing:
         with ExitStack() as stack:
             bar = stack.enter_context(
@@ -113,7 +113,7 @@ def encode(
             )
             encode_chunks(job, folder, missing, workers, batch, Report(bar, known_bad))
     if left := len(folder.missing()):
-        print(f"{job.stream}: this share is done; {left} of {job.chunks} chunks of {path} are missing")
+        print(f"{job.stream}: this shard is done; {left} of {job.chunks} chunks of {path} are missing")
         return
     with writing(path, "; all chunks are there, and the same command goes on"):
         found = publish(job, folder, encoding.about)
@@ -124,10 +124,10 @@ def encode(
     )
 
 
-def set_aside(folder: ChunkFolder, share: tuple[int, int], retry: bool) -> int:
+def set_aside(folder: ChunkFolder, shard: tuple[int, int], retry: bool) -> int:
     """The number of records that were set aside in finished chunks, and stay so; says what can be done about them."""
     bad = {number: len(folder.read(number).bad) for number in folder.there()}
-    again = [number for number, count in bad.items() if count and number % share[1] == share[0]]
+    again = [number for number, count in bad.items() if count and number % shard[1] == shard[0]]
     count = sum(bad[number] for number in again)
     if count and retry:
         for number in again:
@@ -153,9 +153,9 @@ class Report:
         self.bar.update(done.samples + done.left_out)
 
 
-def parse_share(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     """I/N -> (I - 1, N)."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise ConfigError(f"--share: {text!r} must be I/N with I in 1..N, such as 1/4")
+        raise ConfigError(f"--shard: {text!r} must be I/N with I in 1..N, such as 1/4")
     return int(found[1]) - 1, int(found[2])

@@ -33,14 +33,14 @@ from tools.outputs import output_folder
 EXAMPLES = """examples:
   selfflow evaluate --run runs/mine
   selfflow evaluate --run runs/mine --stream image streams.image.evaluation.measures=[velocity,probe]
-  selfflow evaluate --run runs/mine 'streams.image.heldout={kind: folder, path: /data/held-out}'
+  selfflow evaluate --run runs/mine 'streams.image.val={kind: folder, path: /data/held-out}'
   selfflow evaluate --run runs/mine --stream audio \\
       'streams.audio.evaluation.networks=[{kind: clap, path: laion/larger_clap_music}]'
   selfflow evaluate --run runs/imagenet --npz samples.npz streams.image.evaluation.generated=50000
   selfflow evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception.pth
 
 What is measured, on how many records and by which networks are the settings streams.NAME.evaluation; the held-out
-records are streams.NAME.heldout. Records that the run was trained on are refused. Without weights of a feature
+records are streams.NAME.val. Records that the run was trained on are refused. Without weights of a feature
 network a small classifier is trained on the training records; its distances are named after it and are no FID.
 
 Results: RUN/evaluation/step-STEP-STREAM.json with `values` (flat names and numbers, listed in
@@ -53,7 +53,7 @@ failed on the way or a feature network could not be used, 2 nothing was measured
 """
 
 # Settings that evaluation reads from the command line; all others are what the run was trained with.
-SETTINGS = ("data", "heldout", "sampling", "evaluation")
+SETTINGS = ("data", "val", "sampling", "evaluation")
 INTERRUPTED = "interrupted"  # among the failed measures of a result that Ctrl-C cut short
 
 
@@ -113,9 +113,9 @@ def run(options: argparse.Namespace) -> int:
         streams = {options.stream: streams[options.stream]}
     if options.npz is not None:
         return write_pictures(options.npz, loaded, streams)
-    if not options.stream and any(stream.heldout for stream in streams.values()):
-        for name in [name for name, stream in streams.items() if stream.heldout is None]:
-            print(f"{name} is left out: streams.{name}.heldout is not set", file=sys.stderr)
+    if not options.stream and any(stream.val for stream in streams.values()):
+        for name in [name for name, stream in streams.items() if stream.val is None]:
+            print(f"{name} is left out: streams.{name}.val is not set", file=sys.stderr)
             del streams[name]
     # All of them first: what one of them lacks should not show after an hour of measuring another.
     jobs = [with_networks(loaded, prepare(loaded, stream, name)) for name, stream in streams.items()]
@@ -237,7 +237,7 @@ def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
         networks = {name: known[name].to(subject.model.device) for name in names}
         if not networks:
             measures.remove("samples")
-    steps = min(settings.generated, len(subject.heldout)) * job.stream.sampling.steps if networks else 0
+    steps = min(settings.generated, len(subject.val)) * job.stream.sampling.steps if networks else 0
     with tqdm(total=steps, unit="step", desc=f"{stream} samples", dynamic_ncols=True, disable=not steps) as bar:
         try:
             evaluate(subject, settings, measures, networks, bar.update, found)
@@ -245,7 +245,7 @@ def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
             if not found.values:
                 raise
             found.fail(INTERRUPTED, "what was not measured by then is missing")
-    sides = {"heldout": subject.heldout, "training": subject.training}
+    sides = {"val": subject.val, "training": subject.training}
     return {
         "stream": stream,
         "step": loaded.step,

@@ -66,4 +66,4 @@ def run_meaning(loaded: LoadedRun) -> dict:
     assembly, extra = loaded.assembly, loaded.assembly.stored
     digests = autoencoder_digests(loaded.config, extra.get("autoencoders", {}), loaded.root)
     text = extra.get("text", "")
-    return weights_meaning(loaded.config, assembly.adapters, assembly.labels, assembly.whitening, digests, text)
+    return weights_meaning(loaded.config, assembly.adapters, assembly.labels, assembly.normalization, digests, text)

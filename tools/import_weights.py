@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from configs.assembly import Assembly
-from configs.assembly import normalization as whitening
+from configs.assembly import normalization as normalization
 from configs.assembly.adapters import media_key
 from configs.assembly.latents import latent_digests, text_digest
 from configs.build import free_on_resume
@@ -19,10 +19,10 @@ from configs.load import load_config
 from configs.schema import Config
 from configs.weight_metadata import (
     autoencoder_digests,
-    file_whitening,
+    file_normalization,
     meaning_problems,
+    normalization_problems,
     weights_meaning,
-    whitening_problems,
 )
 from core.errors import ConfigError, DataError
 from core.training.checkpoint import CheckpointStore
@@ -42,7 +42,7 @@ EXAMPLES = f"""examples:
 
 The configuration describes the trunk; every weight has to fit it by name and shape. The run starts at step 0 with these
 weights as student and teacher, so `selfflow generate` works at once and `selfflow train` goes on from them. The data
-need not be there, unless whitening has to be measured on it.
+need not be there, unless normalization has to be measured on it.
 
 A file of `selfflow export` says what its weights mean, and settings that no shape shows are compared with it: heads,
 rotary base, time scale, how text is read, class names, autoencoders, statistics of the latents. What differs is refused
@@ -86,14 +86,14 @@ def run(options: argparse.Namespace) -> int:
     digests, text = known_digests(assembly, file)
     own = weights_meaning(config, assembly.adapters, assembly.labels, {}, digests, text)
     check_meaning(file, own, options.accept)  # before statistics are measured, which other settings would change
-    assembly.whitening, of_file = run_whitening(assembly, absent, file, options.statistics)
+    assembly.normalization, of_file = run_normalization(assembly, absent, file, options.statistics)
     names = options.projectors.split(",") if options.projectors else None
     others = other_types(file.state, assembly.trunk)
     kind = import_weights(assembly.trunk, file, options.kind, options.drop, options.fresh, names, options.cast)
     origin = {"file": options.file.name, "kind": kind, "dropped": options.drop, "fresh": options.fresh}
     origin |= {"cast": options.cast, "accepted": options.accept, "version": file.meaning.get("version")}
     extra = assembly.to_store()
-    extra["whitening"] |= {name: values.to_dict() for name, values in of_file.items()}
+    extra["normalization"] |= {name: values.to_dict() for name, values in of_file.items()}
     extra |= {"imported": origin, "autoencoders": by_part(config, digests), "text": text}
     start_run(folder, config, assembly.trunk, extra)
     count = sum(value.numel() for value in file.state.values())
@@ -223,9 +223,9 @@ def read_labels(path: Path) -> list[str]:
     return names
 
 
-def run_whitening(
+def run_normalization(
     assembly: Assembly, absent: str, file: WeightFile, wanted: str | None
-) -> tuple[dict[str, Whitening], dict[str, Whitening]]:
+) -> tuple[dict[str, LatentNormalization], dict[str, LatentNormalization]]:
     """The statistics of all modalities, and those of them that are the file's.
 
     Published statistics of autoencoders, those of the data, or those of the file: where the others are not to be had,
@@ -237,22 +237,22 @@ def run_whitening(
     for stream, name, part in assembly.config.parts():
         adapters.setdefault(part.modality, assembly.adapters[stream][name])
         keys.setdefault(part.modality, media_key(assembly.config.streams[stream], stream, name))
-    theirs = {name: values for name, values in file_whitening(file.meaning).items() if name in adapters}
+    theirs = {name: values for name, values in file_normalization(file.meaning).items() if name in adapters}
     if wanted == "file" and not theirs:
         raise ConfigError(f"--statistics: {file.source} holds none; use those of the data")
     if not absent:
-        own = assembly.whitening
+        own = assembly.normalization
     else:  # weights of an autoencoder are read only where nothing else has its statistics
-        own = {name: adapter.whitening for name, adapter in adapters.items() if name not in theirs}
+        own = {name: adapter.normalization for name, adapter in adapters.items() if name not in theirs}
         own = {name: values for name, values in own.items() if values is not None}
     missing = [name for name in adapters if name not in own and name not in theirs]
     if missing:
         raise ConfigError(
-            f"{keys[name]}.autoencoder: has no published whitening, so it is measured on the data, which cannot be "
+            f"{keys[name]}.autoencoder: has no published normalization, so it is measured on the data, which cannot be "
             f"opened: {absent}"
             for name in missing
         )
-    different = whitening_problems(file.meaning, own)
+    different = normalization_problems(file.meaning, own)
     if different and wanted is None:
         raise ConfigError(
             [f"{file.source} was trained on latents of other statistics; its samples would come out wrong:"]
@@ -263,7 +263,7 @@ def run_whitening(
         of_file = {name: values for name, values in theirs.items() if name not in own}
     else:
         # Published ones that agree stay with the weights of their autoencoder.
-        published = {name for name in whitening.published(assembly.config, assembly.adapters) if name in own}
+        published = {name for name in normalization.published(assembly.config, assembly.adapters) if name in own}
         of_file = {name: values for name, values in theirs.items() if name in different or name not in published}
     return own | of_file, of_file
 

@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         with accidents_named():
             trainer = build_trainer(config, options.config.parent, resolved.change, initial, resolved.store)
-            sources = {name: stream.source for name, stream in trainer.feed.dataset.streams.items()}
+            sources = {name: stream.source for name, stream in trainer.loader.dataset.streams.items()}
             report_data(sources, trainer.folder.path)
             if trainer.store.latest() is None:
                 for line in caption_warnings(config, sources, trainer.preprocess.text):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from configs.assembly import normalization as statistics
 from configs.assembly.adapters import Adapters, build_adapters, load_autoencoders
 from configs.assembly.conditions import build_text_encoder, class_names
@@ -40,7 +40,7 @@ class Assembly:
         root: what relative paths of the configuration start from.
         stored: what a checkpoint of the run holds beside its tensors; None for a new run.
         device: of networks and frozen encoders.
-        given: parts of the assembly that are there already, by their name, such as sources or whitening.
+        given: parts of the assembly that are there already, by their name, such as sources or normalization.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Assembly:
         return class_names(self.sources.values()) if self.stored is None else self.stored["labels"]
 
     @cached_property
-    def whitening(self) -> dict[str, Whitening]:
+    def normalization(self) -> dict[str, LatentNormalization]:
         """modality -> statistics of its latents."""
         if self.stored is not None:
             return statistics.stored(self.stored, self.adapters)
@@ -149,9 +149,9 @@ class Assembly:
     def dataset(self) -> StepDataset:
         """The batches of the run. Raises DataError when the first sample of a stream cannot be made."""
         entries = self.config.streams
-        shares = {name: entry.share for name, entry in entries.items()}
+        weights = {name: entry.weight for name, entry in entries.items()}
         batches = {name: entry.batch for name, entry in entries.items()}
-        mix = ModalityMix(self.config.seed, shares, batches, self.earlier)
+        mix = ModalityMix(self.config.seed, weights, batches, self.earlier)
         noising, accumulate = self.config.noising, self.config.training.accumulate
         found = StepDataset(self.config.seed, mix, self.streams, noising, self.conditions, accumulate)
         found.check()
@@ -160,12 +160,12 @@ class Assembly:
     @cached_property
     def preprocess(self) -> DevicePreprocess:
         """Completes the batches on the device."""
-        return DevicePreprocess(self.parts, self.whitening, self.encoders, self.text)
+        return DevicePreprocess(self.parts, self.normalization, self.encoders, self.text)
 
     @cached_property
     def generator(self) -> Generator:
         """The trunk with everything that turns its tokens into media."""
-        return Generator(self.trunk, self.parts, self.whitening, self.conditions, self.device, self.text)
+        return Generator(self.trunk, self.parts, self.normalization, self.conditions, self.device, self.text)
 
     # What is read from disk on request, and what is kept.
 
@@ -182,7 +182,7 @@ class Assembly:
     def to_store(self) -> dict[str, Any]:
         """What every checkpoint holds beside the tensors: plain data, enough to be `stored` of another assembly.
 
-        Whitening that comes with an autoencoder's weights stays with them: it can be megabytes. Where the data are
+        LatentNormalization that comes with an autoencoder's weights stays with them: it can be megabytes. Where the data are
         latents, no weights are read, and it is stored too.
         """
         left_out = statistics.published(self.config, self.adapters)
@@ -190,7 +190,9 @@ class Assembly:
             "config": to_plain(self.config),
             "root": str(self.root.resolve()),
             "labels": self.labels,
-            "whitening": {name: values.to_dict() for name, values in self.whitening.items() if name not in left_out},
+            "normalization": {
+                name: values.to_dict() for name, values in self.normalization.items() if name not in left_out
+            },
             "projectors": {name: [spec.kind, spec.out] for name, spec in self.projectors.items()},
             "autoencoders": latent_digests(self.sources, self.adapters),
             "text": text_digest(self.config, self.sources),

@@ -5,35 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from configs.assembly.adapters import Adapters
 from configs.schema import Config
-from modalities.data.loader import measure_whitening
+from modalities.data.loader import measure_normalization
 from modalities.streams import Stream
 
-NONE_KEPT: Mapping[str, Whitening] = MappingProxyType({})
+NONE_KEPT: Mapping[str, LatentNormalization] = MappingProxyType({})
 
 
 def measured(
-    config: Config, streams: Mapping[str, Stream], kept: Mapping[str, Whitening] = NONE_KEPT
-) -> dict[str, Whitening]:
+    config: Config, streams: Mapping[str, Stream], kept: Mapping[str, LatentNormalization] = NONE_KEPT
+) -> dict[str, LatentNormalization]:
     """modality -> statistics of the first part that has it; those that are `kept` are not measured."""
-    found: dict[str, Whitening] = {}
+    found: dict[str, LatentNormalization] = {}
     for stream, name, part in config.parts():
         if part.modality in kept:
             found[part.modality] = kept[part.modality]
         elif part.modality not in found:
-            found[part.modality] = measure_whitening(stream, streams[stream], name, config.seed, floor=part.std_floor)
+            found[part.modality] = measure_normalization(
+                stream, streams[stream], name, config.seed, floor=part.std_floor
+            )
     return found
 
 
-def stored(extra: Mapping, adapters: Adapters) -> dict[str, Whitening]:
+def stored(extra: Mapping, adapters: Adapters) -> dict[str, LatentNormalization]:
     """Statistics of a checkpoint, and those published with an autoencoder's weights."""
-    found = {name: Whitening.from_dict(values) for name, values in extra["whitening"].items()}
+    found = {name: LatentNormalization.from_dict(values) for name, values in extra["normalization"].items()}
     for parts in adapters.values():
         for adapter in parts.values():
             if adapter.modality not in found:
-                found[adapter.modality] = adapter.whitening
+                found[adapter.modality] = adapter.normalization
     return found
 
 
@@ -43,5 +45,5 @@ def published(config: Config, adapters: Adapters) -> set[str]:
         adapter.modality
         for stream, parts in adapters.items()
         for adapter in parts.values()
-        if not config.streams[stream].data.holds_latents and adapter.whitening is not None
+        if not config.streams[stream].data.holds_latents and adapter.normalization is not None
     }

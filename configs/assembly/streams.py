@@ -31,7 +31,7 @@ def build_streams(config: Config, parts: Mapping[str, Parts], sources: Mapping[s
         name: Stream(
             sources[name],
             parts[name],
-            entry.time,
+            entry.timestep,
             entry.mask_ratio,
             build_conditioning(name, entry, parts[name]),
             entry.data.caption_choice,
@@ -62,7 +62,7 @@ def _first_frame(parts: Parts) -> torch.Tensor:
     for part in parts.values():
         ask = getattr(part.adapter, "given_first_frame", None)
         found.append(ask() if ask else torch.zeros(len(part.ids), dtype=torch.bool))
-    given = torch.cat(found)
-    if not given.any():
+    conditioning_mask = torch.cat(found)
+    if not conditioning_mask.any():
         raise ConfigError(f"condition_on.{FIRST_FRAME}: the stream has no video, but {', '.join(parts)}")
-    return given
+    return conditioning_mask

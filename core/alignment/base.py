@@ -8,11 +8,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from core.types import LossTerm, Taps, TrunkOutput
+from core.types import FeatureLayers, LossTerm, TrunkOutput
 
 
 @dataclass(frozen=True)
-class Seen:
+class AlignmentInputs:
     """All that a term may look at.
 
     Attributes:
@@ -27,7 +27,7 @@ class Seen:
     student: TrunkOutput
     teacher: TrunkOutput | None
     targets: Mapping[str, Tensor]
-    counted: Tensor
+    loss_mask: Tensor
     count: float
     step: int
 
@@ -35,23 +35,23 @@ class Seen:
 class AlignmentTerm(Protocol):
     """A term says which features it needs and turns them into a loss. The objective runs the networks."""
 
-    teacher_taps: Taps | None  # of the EMA teacher; None leaves it out
+    teacher_feature_layers: FeatureLayers | None  # of the EMA teacher; None leaves it out
     reads_targets: bool  # of frozen encoders
 
-    def taps(self, targets: Collection[str]) -> Taps:
+    def feature_layers(self, targets: Collection[str]) -> FeatureLayers:
         """Of the student, when there are external targets of these names."""
 
     def is_over(self, step: int) -> bool:
         """Whether the term has no weight any more after `step` steps; it is then left out, with what it needs."""
 
-    def __call__(self, seen: Seen) -> dict[str, LossTerm]:
+    def __call__(self, inputs: AlignmentInputs) -> dict[str, LossTerm]:
         """Loss terms by name; a term of weight 0 is a diagnostic."""
 
 
-def merge_taps(all_taps: Collection[Taps]) -> Taps:
+def merge_feature_layers(all_layers: Collection[FeatureLayers]) -> FeatureLayers:
     """What several terms need of one network, in one forward; it stops early only if all of them stop."""
-    raw = sorted({layer for taps in all_taps for layer in taps.raw})
-    projected = {name: layer for taps in all_taps for name, layer in taps.projected.items()}
-    stops = [taps.stop_after for taps in all_taps]
+    raw = sorted({layer for feature_layers in all_layers for layer in feature_layers.raw})
+    projected = {name: layer for feature_layers in all_layers for name, layer in feature_layers.projected.items()}
+    stops = [feature_layers.stop_after for feature_layers in all_layers]
     stop = max(stops) if stops and None not in stops else None
-    return Taps(tuple(raw), projected, stop)
+    return FeatureLayers(tuple(raw), projected, stop)

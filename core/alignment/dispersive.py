@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.alignment.base import Seen
+from core.alignment.base import AlignmentInputs
 from core.alignment.weights import factor_at, is_over, schedule_problems
 from core.errors import nearest
-from core.types import LossTerm, Taps
+from core.types import FeatureLayers, LossTerm
 
 
 @dataclass
@@ -118,28 +118,28 @@ VARIANTS: dict[str, Callable[[Tensor, Tensor, DispersiveConfig], Tensor]] = {
 class Dispersive:
     """Pushes the samples of a microbatch apart at one layer of the student."""
 
-    teacher_taps, reads_targets = None, False
+    teacher_feature_layers, reads_targets = None, False
 
     def __init__(self, config: DispersiveConfig, depth: int):
         self.config, self.variant = config, VARIANTS[config.variant]
         self.layer = depth if config.layer is None else config.layer
 
-    def taps(self, targets: Collection[str]) -> Taps:
-        return Taps(raw=(self.layer,))
+    def feature_layers(self, targets: Collection[str]) -> FeatureLayers:
+        return FeatureLayers(raw=(self.layer,))
 
     def is_over(self, step: int) -> bool:
         return is_over(self.config, step)
 
-    def __call__(self, seen: Seen) -> dict[str, LossTerm]:
+    def __call__(self, inputs: AlignmentInputs) -> dict[str, LossTerm]:
         """Of the tokens that count in every sample, since a pair is compared token by token. Weighted like the
         microbatch's tokens, so that the term is the mean over the microbatches of a step."""
-        raw = seen.student.raw[self.layer]  # (B, L, D)
-        shared = seen.counted.all(dim=0)  # (L,)
+        raw = inputs.student.raw[self.layer]  # (B, L, D)
+        shared = inputs.loss_mask.all(dim=0)  # (L,)
         z = (raw.double() * shared[:, None]).flatten(1)  # (B, L D)
         features = (shared.sum() * raw.shape[2]).clamp_min(2)
-        total = self.variant(z, features, self.config) * seen.counted.sum()
+        total = self.variant(z, features, self.config) * inputs.loss_mask.sum()
         return {
             "align/dispersive": LossTerm(
-                total.float(), seen.count, self.config.weight * factor_at(self.config, seen.step)
+                total.float(), inputs.count, self.config.weight * factor_at(self.config, inputs.step)
             )
         }

@@ -16,26 +16,26 @@ from core.errors import nearest
 SMOOTH_L1_BETA = 0.05  # of SRA (vvvvvjdy/SRA, SiT-SRA/loss.py)
 
 
-def _cosine(a: Tensor, b: Tensor, counted: Tensor) -> Tensor:
-    return ((1 - F.cosine_similarity(a, b, dim=-1)) * counted).sum()
+def _cosine(a: Tensor, b: Tensor, loss_mask: Tensor) -> Tensor:
+    return ((1 - F.cosine_similarity(a, b, dim=-1)) * loss_mask).sum()
 
 
-def _l1(a: Tensor, b: Tensor, counted: Tensor) -> Tensor:
-    return ((a - b).abs().mean(-1) * counted).sum()
+def _l1(a: Tensor, b: Tensor, loss_mask: Tensor) -> Tensor:
+    return ((a - b).abs().mean(-1) * loss_mask).sum()
 
 
-def _l2(a: Tensor, b: Tensor, counted: Tensor) -> Tensor:
-    return ((a - b).square().mean(-1) * counted).sum()
+def _l2(a: Tensor, b: Tensor, loss_mask: Tensor) -> Tensor:
+    return ((a - b).square().mean(-1) * loss_mask).sum()
 
 
-def _smooth_l1(a: Tensor, b: Tensor, counted: Tensor) -> Tensor:
-    return (F.smooth_l1_loss(a, b, beta=SMOOTH_L1_BETA, reduction="none").mean(-1) * counted).sum()
+def _smooth_l1(a: Tensor, b: Tensor, loss_mask: Tensor) -> Tensor:
+    return (F.smooth_l1_loss(a, b, beta=SMOOTH_L1_BETA, reduction="none").mean(-1) * loss_mask).sum()
 
 
-def _cosine_over_tokens(a: Tensor, b: Tensor, counted: Tensor) -> Tensor:
-    seen = counted[..., None]
-    distance = 1 - F.cosine_similarity(a * seen, b * seen, dim=1)  # (B, L, D) -> (B, D)
-    return (distance.mean(-1) * counted.sum(1)).sum()
+def _cosine_over_tokens(a: Tensor, b: Tensor, loss_mask: Tensor) -> Tensor:
+    inputs = loss_mask[..., None]
+    distance = 1 - F.cosine_similarity(a * inputs, b * inputs, dim=1)  # (B, L, D) -> (B, D)
+    return (distance.mean(-1) * loss_mask.sum(1)).sum()
 
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from core.alignment.base import Seen
+from core.alignment.base import AlignmentInputs
 from core.alignment.distances import DISTANCES, distance_problems
 from core.alignment.weights import factor_at, is_over, schedule_problems
 from core.errors import nearest
 from core.trunk.layers import layer_fraction
 from core.trunk.projectors import PROJECTORS, TEACHER
-from core.types import LossTerm, Taps
+from core.types import FeatureLayers, LossTerm
 
 
 @dataclass
@@ -29,8 +29,8 @@ class EmaTeacherConfig:
             (ablations), or cosine_over_tokens (what SRA's released code computes as its cosine).
         student_layer, teacher_layer: 1-based; None means round(0.3 depth) and round(0.7 depth).
         projector: simple (the released checkpoint's two layers) or repa (three layers, 2048 wide).
-        hold_steps: steps for which the weight stays as it is.
-        decade_steps: after these it falls tenfold every so many steps; 0 keeps it for ever.
+        constant_steps: steps for which the weight stays as it is.
+        decay_10x_steps: after these it falls tenfold every so many steps; 0 keeps it for ever.
         warmup: steps in which the weight rises to its value; 0 for none.
         until: steps for which the term is there; 0 for the whole run.
     """
@@ -40,8 +40,8 @@ class EmaTeacherConfig:
     student_layer: int | None = None
     teacher_layer: int | None = None
     projector: str = "simple"
-    hold_steps: int = 0
-    decade_steps: int = 0
+    constant_steps: int = 0
+    decay_10x_steps: int = 0
     warmup: int = 0
     until: int = 0
 
@@ -52,10 +52,12 @@ class EmaTeacherConfig:
         if self.projector not in PROJECTORS:
             close = nearest(self.projector, PROJECTORS)
             found.append(f"projector: {self.projector!r} is not one of {', '.join(PROJECTORS)}.{close}")
-        if min(self.hold_steps, self.decade_steps) < 0:
-            found.append(f"hold_steps, decade_steps: {self.hold_steps}, {self.decade_steps} must not be negative")
-        elif self.hold_steps and not self.decade_steps:
-            found.append(f"hold_steps: {self.hold_steps} has no meaning without decade_steps")
+        if min(self.constant_steps, self.decay_10x_steps) < 0:
+            found.append(
+                f"constant_steps, decay_10x_steps: {self.constant_steps}, {self.decay_10x_steps} must not be negative"
+            )
+        elif self.constant_steps and not self.decay_10x_steps:
+            found.append(f"constant_steps: {self.constant_steps} has no meaning without decay_10x_steps")
         return found + schedule_problems(self)
 
     def layers(self, depth: int) -> tuple[int, int]:
@@ -80,9 +82,9 @@ class EmaTeacherConfig:
         once an epoch; here it changes every step, and agrees where epochs begin.
         """
         weight = self.weight * factor_at(self, step)
-        if not self.decade_steps:
+        if not self.decay_10x_steps:
             return weight
-        return weight * 0.1 ** (max(0, step - self.hold_steps) / self.decade_steps)
+        return weight * 0.1 ** (max(0, step - self.constant_steps) / self.decay_10x_steps)
 
 
 class EmaTeacher:
@@ -91,22 +93,22 @@ class EmaTeacher:
     def __init__(self, config: EmaTeacherConfig, depth: int):
         self.config, self.distance = config, DISTANCES[config.similarity]
         self.student_layer, self.teacher_layer = config.layers(depth)
-        self.teacher_taps = Taps(raw=(self.teacher_layer,), stop_after=self.teacher_layer)
+        self.teacher_feature_layers = FeatureLayers(raw=(self.teacher_layer,), stop_after=self.teacher_layer)
         self.reads_targets = False
 
-    def taps(self, targets: Collection[str]) -> Taps:
-        return Taps(projected={TEACHER: self.student_layer})
+    def feature_layers(self, targets: Collection[str]) -> FeatureLayers:
+        return FeatureLayers(projected={TEACHER: self.student_layer})
 
     def is_over(self, step: int) -> bool:
         return is_over(self.config, step)
 
-    def __call__(self, seen: Seen) -> dict[str, LossTerm]:
-        prediction = seen.student.projected[TEACHER].float()  # (B, L, D)
-        target = seen.teacher.raw[self.teacher_layer].detach().float()  # (B, L, D)
-        total = self.distance(prediction, target, seen.counted)
+    def __call__(self, inputs: AlignmentInputs) -> dict[str, LossTerm]:
+        prediction = inputs.student.projected[TEACHER].float()  # (B, L, D)
+        target = inputs.teacher.raw[self.teacher_layer].detach().float()  # (B, L, D)
+        total = self.distance(prediction, target, inputs.loss_mask)
         with torch.no_grad():  # growing norms are the known sign of trouble (paper Fig. 11), so they are logged
-            norms = (target.norm(dim=-1) * seen.counted).sum()
+            norms = (target.norm(dim=-1) * inputs.loss_mask).sum()
         return {
-            "align/teacher": LossTerm(total, seen.count, self.config.weight_at(seen.step)),
-            "teacher_norm": LossTerm(norms, seen.count, 0.0),
+            "align/teacher": LossTerm(total, inputs.count, self.config.weight_at(inputs.step)),
+            "teacher_norm": LossTerm(norms, inputs.count, 0.0),
         }

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from core.alignment.base import Seen
+from core.alignment.base import AlignmentInputs
 from core.alignment.distances import DISTANCES, distance_problems
 from core.alignment.weights import factor_at, is_over, schedule_problems
 from core.errors import nearest
 from core.trunk.projectors import PROJECTORS
-from core.types import LossTerm, Taps
+from core.types import FeatureLayers, LossTerm
 
 
 @dataclass
@@ -55,22 +55,22 @@ class ExternalConfig:
 class External:
     """One projector per encoder, all on the same student layer; the mean over the encoders of a sample's modality."""
 
-    teacher_taps, reads_targets = None, True
+    teacher_feature_layers, reads_targets = None, True
 
     def __init__(self, config: ExternalConfig, depth: int):
         self.config, self.distance = config, DISTANCES[config.similarity]
         self.layer = config.student_layer(depth)
 
-    def taps(self, targets: Collection[str]) -> Taps:
-        return Taps(projected={name: self.layer for name in targets})
+    def feature_layers(self, targets: Collection[str]) -> FeatureLayers:
+        return FeatureLayers(projected={name: self.layer for name in targets})
 
     def is_over(self, step: int) -> bool:
         return is_over(self.config, step)
 
-    def __call__(self, seen: Seen) -> dict[str, LossTerm]:
-        weight = self.config.weight * factor_at(self.config, seen.step) / max(len(seen.targets), 1)
+    def __call__(self, inputs: AlignmentInputs) -> dict[str, LossTerm]:
+        weight = self.config.weight * factor_at(self.config, inputs.step) / max(len(inputs.targets), 1)
         terms = {}
-        for name, target in seen.targets.items():
-            total = self.distance(seen.student.projected[name].float(), target.detach().float(), seen.counted)
-            terms[f"align/{name}"] = LossTerm(total, seen.count, weight)
+        for name, target in inputs.targets.items():
+            total = self.distance(inputs.student.projected[name].float(), target.detach().float(), inputs.loss_mask)
+            terms[f"align/{name}"] = LossTerm(total, inputs.count, weight)
         return terms

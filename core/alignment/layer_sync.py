@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from core.alignment.base import Seen
+from core.alignment.base import AlignmentInputs
 from core.alignment.distances import DISTANCES, distance_problems
 from core.alignment.weights import factor_at, is_over, schedule_problems
 from core.trunk.layers import layer_fraction
-from core.types import LossTerm, Taps
+from core.types import FeatureLayers, LossTerm
 
 
 @dataclass
@@ -54,20 +54,20 @@ class LayerSyncConfig:
 
 
 class LayerSync:
-    teacher_taps, reads_targets = None, False
+    teacher_feature_layers, reads_targets = None, False
 
     def __init__(self, config: LayerSyncConfig, depth: int):
         self.config, self.distance = config, DISTANCES[config.similarity]
         self.layer, self.target_layer = config.layers(depth)
 
-    def taps(self, targets: Collection[str]) -> Taps:
-        return Taps(raw=(self.layer, self.target_layer))
+    def feature_layers(self, targets: Collection[str]) -> FeatureLayers:
+        return FeatureLayers(raw=(self.layer, self.target_layer))
 
     def is_over(self, step: int) -> bool:
         return is_over(self.config, step)
 
-    def __call__(self, seen: Seen) -> dict[str, LossTerm]:
-        early, deep = (seen.student.raw[layer].float() for layer in (self.layer, self.target_layer))  # (B, L, D)
-        total = self.distance(early, deep.detach(), seen.counted)
-        weight = self.config.weight * factor_at(self.config, seen.step)
-        return {"align/layer_sync": LossTerm(total, seen.count, weight)}
+    def __call__(self, inputs: AlignmentInputs) -> dict[str, LossTerm]:
+        early, deep = (inputs.student.raw[layer].float() for layer in (self.layer, self.target_layer))  # (B, L, D)
+        total = self.distance(early, deep.detach(), inputs.loss_mask)
+        weight = self.config.weight * factor_at(self.config, inputs.step)
+        return {"align/layer_sync": LossTerm(total, inputs.count, weight)}

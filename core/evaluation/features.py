@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from core.errors import DataError, choose
 from core.evaluation.inputs import noisy_inputs
-from core.types import Taps, TokenBatch
+from core.types import FeatureLayers, TokenBatch
 
 
-def _mean(features: Tensor, counted: Tensor) -> Tensor:
+def _mean(features: Tensor, loss_mask: Tensor) -> Tensor:
     """(B, L, D) -> (B, D), over counted tokens."""
-    if not counted.any(dim=1).all():
-        raise DataError("block_features: a sample has no counted token to take the mean over")
-    share = counted / counted.sum(dim=1, keepdim=True)  # (B, L)
+    if not loss_mask.any(dim=1).all():
+        raise DataError("block_features: a sample has no token in the loss mask to take the mean over")
+    share = loss_mask / loss_mask.sum(dim=1, keepdim=True)  # (B, L)
     return torch.einsum("bl,bld->bd", share.to(features.dtype), features)
 
 
-def _tokens(features: Tensor, counted: Tensor) -> Tensor:
+def _tokens(features: Tensor, loss_mask: Tensor) -> Tensor:
     """(B, L, D) -> (counted tokens, D), sample after sample."""
-    return features[counted]
+    return features[loss_mask]
 
 
 _POOLS = {"mean": _mean, "none": _tokens}
@@ -33,7 +33,7 @@ def block_features(
     trunk: nn.Module,
     batches: Iterable[TokenBatch],
     layers: Sequence[int],
-    time: float,
+    timestep: float,
     seed: int,
     pool: str | None = "mean",
 ) -> dict[int, Tensor]:
@@ -45,7 +45,7 @@ def block_features(
     Args:
         trunk: called as trunk(noisy, levels, batch, taps); put into eval mode by the caller, on the batches' device.
         layers: 1-based.
-        time: in [0, 1], 0 is data. Features for classification are usually best at a small level, not at 0.
+        timestep: in [0, 1], 0 is data. Features for classification are usually best at a small level, not at 0.
         pool: mean (one row per sample, over the tokens that enter the loss), or none (one row for each such token).
 
     Raises:
@@ -55,14 +55,14 @@ def block_features(
     if not layers:
         raise DataError("block_features: no layers asked for")
     reduce = choose("pool", "none" if pool is None else pool, _POOLS)
-    taps = Taps(raw=tuple(layers), stop_after=max(layers))
+    feature_layers = FeatureLayers(raw=tuple(layers), stop_after=max(layers))
     rows: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for batch in batches:
-        noisy, _, levels = noisy_inputs(batch, time, seed)
-        raw = trunk(noisy, levels, batch, taps).raw
-        counted = batch.counted()
+        noisy, _, levels = noisy_inputs(batch, timestep, seed)
+        raw = trunk(noisy, levels, batch, feature_layers).raw
+        loss_mask = batch.loss_mask()
         for layer in rows:
-            rows[layer].append(reduce(raw[layer].float(), counted).cpu())
+            rows[layer].append(reduce(raw[layer].float(), loss_mask).cpu())
     if not rows[layers[0]]:
         raise DataError("block_features: no batches")
     return {layer: torch.cat(parts) for layer, parts in rows.items()}

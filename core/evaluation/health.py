@@ -17,34 +17,34 @@ from core.errors import DataError, ShapeError
 
 
 class LayerHealth:
-    """Numbers about the features of one layer; means are over the counted tokens of all batches.
+    """Numbers about the features of one layer; means are over the loss_mask tokens of all batches.
 
     norm: mean length of a feature.
-    effective_rank: see `effective_rank`, over all counted tokens; 1 is collapse, D the most.
+    effective_rank: see `effective_rank`, over all loss_mask tokens; 1 is collapse, D the most.
     token_cosine: mean cosine of two different tokens of a sample; near 1 is oversmoothing. Left out where no sample
         has two tokens.
     mean_cosine: mean cosine of a token with the mean feature; near 1 is collapse.
     """
 
     def __init__(self) -> None:
-        self._tokens = self._samples = 0  # counted tokens, samples with two of them
+        self._tokens = self._samples = 0  # loss_mask tokens, samples with two of them
         self._norms = self._pairs = 0.0
         self._sum = self._directions = self._gram = None  # (D,), (D,), (D, D)
 
     @torch.no_grad()
-    def update(self, features: Tensor, counted: Tensor) -> None:
-        """Add features (B, L, D) of any float type; counted (B, L) bool. Raises ShapeError."""
-        _check("LayerHealth", counted, features=features)
+    def update(self, features: Tensor, loss_mask: Tensor) -> None:
+        """Add features (B, L, D) of any float type; loss_mask (B, L) bool. Raises ShapeError."""
+        _check("LayerHealth", loss_mask, features=features)
         features = features.float()
-        unit = F.normalize(features, dim=-1).double() * counted[..., None]  # (B, L, D)
-        count = counted.sum(dim=1)  # (B,)
+        unit = F.normalize(features, dim=-1).double() * loss_mask[..., None]  # (B, L, D)
+        count = loss_mask.sum(dim=1)  # (B,)
         # Of distinct pairs of a sample: (|sum u|^2 - sum |u|^2) / (n (n - 1)) of unit features u.
         pairs = unit.sum(dim=1).square().sum(dim=1) - unit.square().sum(dim=(1, 2))
         several = count > 1
         self._pairs += float((pairs[several] / (count * (count - 1))[several]).sum())
         self._samples += int(several.sum())
 
-        tokens = features[counted].double()  # (n, D)
+        tokens = features[loss_mask].double()  # (n, D)
         if self._gram is None:
             width = tokens.shape[1]
             self._sum, self._directions = tokens.new_zeros(width), tokens.new_zeros(width)
@@ -56,9 +56,9 @@ class LayerHealth:
         self._gram += tokens.T @ tokens
 
     def result(self) -> dict[str, float]:
-        """Raises DataError when no token was counted."""
+        """Raises DataError when no token was loss_mask."""
         if not self._tokens:
-            raise DataError("LayerHealth: no counted token")
+            raise DataError("LayerHealth: no token in the loss mask")
         found = {"norm": self._norms / self._tokens, "effective_rank": effective_rank(self._gram)}
         if self._samples:
             found["token_cosine"] = self._pairs / self._samples
@@ -68,7 +68,7 @@ class LayerHealth:
 
 
 class PairHealth:
-    """What the student predicts against what the teacher gives, over the counted tokens of all batches.
+    """What the student predicts against what the teacher gives, over the loss_mask tokens of all batches.
 
     cosine: mean cosine of the two.
     cosine_noisier, cosine_same: the same where the student's token is noisier than the teacher's, and where both see
@@ -84,15 +84,15 @@ class PairHealth:
 
     @torch.no_grad()
     def update(
-        self, prediction: Tensor, target: Tensor, counted: Tensor, student_levels: Tensor, teacher_levels: Tensor
+        self, prediction: Tensor, target: Tensor, loss_mask: Tensor, student_levels: Tensor, teacher_levels: Tensor
     ) -> None:
-        """Add projected student and teacher features (B, L, D); counted and levels (B, L). Raises ShapeError."""
-        _check("PairHealth", counted, prediction=prediction, target=target)
+        """Add projected student and teacher features (B, L, D); loss_mask and levels (B, L). Raises ShapeError."""
+        _check("PairHealth", loss_mask, prediction=prediction, target=target)
         for levels in (student_levels, teacher_levels):
-            if levels.shape != counted.shape:
-                raise ShapeError(f"PairHealth: levels: expected {tuple(counted.shape)}, got {tuple(levels.shape)}")
-        prediction, target = prediction[counted].float(), target[counted].float()  # (n, D)
-        student, teacher = student_levels[counted], teacher_levels[counted]
+            if levels.shape != loss_mask.shape:
+                raise ShapeError(f"PairHealth: levels: expected {tuple(loss_mask.shape)}, got {tuple(levels.shape)}")
+        prediction, target = prediction[loss_mask].float(), target[loss_mask].float()  # (n, D)
+        student, teacher = student_levels[loss_mask], teacher_levels[loss_mask]
         cosine, noisier, same = F.cosine_similarity(prediction, target, dim=1), student > teacher, student == teacher
         for name, values in {
             "cosine": cosine,
@@ -108,9 +108,9 @@ class PairHealth:
             self._counts[name] = self._counts.get(name, 0) + len(values)
 
     def result(self) -> dict[str, float]:
-        """Raises DataError when no token was counted."""
+        """Raises DataError when no token was loss_mask."""
         if not self._counts.get("cosine"):
-            raise DataError("PairHealth: no counted token")
+            raise DataError("PairHealth: no token in the loss mask")
         return {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
 
 
@@ -133,9 +133,9 @@ def effective_rank(gram: Tensor) -> float:
     return float((-torch.xlogy(share, share).sum()).exp())
 
 
-def _check(owner: str, counted: Tensor, **features: Tensor) -> None:
-    if counted.ndim != 2 or counted.dtype != torch.bool:
-        raise ShapeError(f"{owner}: counted: expected (B, L) bool, got {tuple(counted.shape)} {counted.dtype}")
+def _check(owner: str, loss_mask: Tensor, **features: Tensor) -> None:
+    if loss_mask.ndim != 2 or loss_mask.dtype != torch.bool:
+        raise ShapeError(f"{owner}: loss_mask: expected (B, L) bool, got {tuple(loss_mask.shape)} {loss_mask.dtype}")
     for name, values in features.items():
-        if values.ndim != 3 or values.shape[:2] != counted.shape:
-            raise ShapeError(f"{owner}: {name}: expected {(*counted.shape, 'D')}, got {tuple(values.shape)}")
+        if values.ndim != 3 or values.shape[:2] != loss_mask.shape:
+            raise ShapeError(f"{owner}: {name}: expected {(*loss_mask.shape, 'D')}, got {tuple(values.shape)}")

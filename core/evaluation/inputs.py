@@ -20,20 +20,20 @@ class NoisyInputs(NamedTuple):
     levels: NoiseLevels
 
 
-def noisy_inputs(batch: TokenBatch, time: float, seed: int, index: int = 0) -> NoisyInputs:
+def noisy_inputs(batch: TokenBatch, timestep: float, seed: int, index: int = 0) -> NoisyInputs:
     """Every token at level `time`, as at inference; given tokens clean, since they are the condition.
 
     Args:
-        time: in [0, 1], 0 is data.
+        timestep: in [0, 1], 0 is data.
         index: of the time in a grid; another index draws other noise.
 
     Raises:
         ShapeError: the batch has no keys.
         DataError: a time outside [0, 1].
     """
-    if not 0 <= time <= 1:
-        raise DataError(f"time {time} must lie in [0, 1]; 0 is data, 1 is noise")
-    noise, levels = keyed_noise(batch, seed, index), one_level(batch, time)
+    if not 0 <= timestep <= 1:
+        raise DataError(f"time {timestep} must lie in [0, 1]; 0 is data, 1 is noise")
+    noise, levels = keyed_noise(batch, seed, index), one_level(batch, timestep)
     return NoisyInputs(noised(batch, noise, levels), noise, levels)
 
 

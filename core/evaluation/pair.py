@@ -14,9 +14,9 @@ from core.evaluation.inputs import keyed_noise
 from core.keys import generator
 from core.noising import NoisingConfig, SampleLevels, draw_levels, stack_levels
 from core.objective import noised
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.trunk.projectors import TEACHER
-from core.types import NoiseLevels, Taps, TokenBatch
+from core.types import FeatureLayers, NoiseLevels, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PairPlan:
     student_layer: int
     teacher_layer: int
     noising: NoisingConfig
-    time: TimeConfig
+    timestep: TimestepConfig
     mask_ratio: float
     conditioning: Conditioning = NOTHING_GIVEN
 
@@ -53,15 +53,15 @@ def pair_health(plan: PairPlan, teacher: nn.Module, batches: Iterable[TokenBatch
     for batch in batches:
         batch, student_levels, teacher_levels = _as_in_training(plan, batch, seed)
         noise, length = keyed_noise(batch, seed), sum(batch.lengths)
-        taps = Taps(projected={TEACHER: plan.student_layer}, stop_after=plan.student_layer)
-        seen = plan.student(noised(batch, noise, student_levels), student_levels, batch, taps)
-        taps = Taps(raw=(plan.teacher_layer,), stop_after=plan.teacher_layer)
-        wanted = teacher(noised(batch, noise, teacher_levels), teacher_levels, batch, taps)
+        feature_layers = FeatureLayers(projected={TEACHER: plan.student_layer}, stop_after=plan.student_layer)
+        inputs = plan.student(noised(batch, noise, student_levels), student_levels, batch, feature_layers)
+        feature_layers = FeatureLayers(raw=(plan.teacher_layer,), stop_after=plan.teacher_layer)
+        wanted = teacher(noised(batch, noise, teacher_levels), teacher_levels, batch, feature_layers)
         levels = student_levels.per_token(length), teacher_levels.per_token(length)
-        health.update(seen.projected[TEACHER], wanted.raw[plan.teacher_layer], batch.counted(), *levels)
+        health.update(inputs.projected[TEACHER], wanted.raw[plan.teacher_layer], batch.loss_mask(), *levels)
         if plan.noising.kind == "dual":
             gaps.append((student_levels.values[:, 0] - student_levels.values[:, 1]).abs().cpu())
-            masked.append((student_levels.index == 1)[batch.counted()].cpu())
+            masked.append((student_levels.index == 1)[batch.loss_mask()].cpu())
     found = health.result()
     if gaps:
         found["level_gap"] = float(torch.cat(gaps).double().mean())
@@ -76,15 +76,23 @@ def _as_in_training(plan: PairPlan, batch: TokenBatch, seed: int) -> tuple[Token
     rows: list[Tensor] = []
     for key in batch.keys:
         draw = generator(seed, "evaluation", "levels", place, key)
-        given = plan.conditioning.draw(draw)
-        if given is not None:
-            rows.append(given)
+        conditioning_mask = plan.conditioning.draw(draw)
+        if conditioning_mask is not None:
+            rows.append(conditioning_mask)
         sides.append(
-            draw_levels(plan.noising, plan.time, plan.mask_ratio, batch.lengths, draw, given, plan.conditioning.noise)
+            draw_levels(
+                plan.noising,
+                plan.timestep,
+                plan.mask_ratio,
+                batch.lengths,
+                draw,
+                conditioning_mask,
+                plan.conditioning.noise,
+            )
         )
     device = batch.segments[0].x0.device
     if rows:
-        batch = batch.with_given(torch.stack(rows).to(device))
+        batch = batch.with_conditioning(torch.stack(rows).to(device))
     student, teacher = (stack_levels(list(side)) for side in zip(*sides, strict=True))
     return batch, _moved(student, device), _moved(teacher, device)
 

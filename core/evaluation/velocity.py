@@ -16,30 +16,30 @@ from torch import nn
 from core.errors import DataError
 from core.evaluation.inputs import noisy_inputs
 from core.flow import velocity
-from core.types import Taps, TokenBatch
+from core.types import FeatureLayers, TokenBatch
 
 
 @dataclass(frozen=True)
 class VelocityCurve:
     """
     Attributes:
-        times: the grid, in the order it was given.
+        timesteps: the grid, in the order it was given.
         losses: name of the segment -> mean squared velocity error at each time, over all counted tokens of all batches.
         tokens: name of the segment -> number of counted tokens.
     """
 
-    times: tuple[float, ...]
+    timesteps: tuple[float, ...]
     losses: dict[str, tuple[float, ...]]
     tokens: dict[str, int]
 
     def mean(self, name: str) -> float:
         """The held-out loss: the plain mean over the grid."""
-        return sum(self.losses[name]) / len(self.times)
+        return sum(self.losses[name]) / len(self.timesteps)
 
 
 @torch.no_grad()
 def velocity_loss_curve(
-    trunk: nn.Module, batches: Iterable[TokenBatch], times: Sequence[float], seed: int
+    trunk: nn.Module, batches: Iterable[TokenBatch], timesteps: Sequence[float], seed: int
 ) -> VelocityCurve:
     """Mean squared error of the predicted velocity per element, as in the objective, at every time of the grid.
 
@@ -48,26 +48,26 @@ def velocity_loss_curve(
 
     Args:
         trunk: called as trunk(noisy, levels, batch, taps); put into eval mode by the caller, on the batches' device.
-        times: in [0, 1]; 0 is data.
+        timesteps: in [0, 1]; 0 is data.
 
     Raises:
         DataError: no time, a time outside [0, 1], no batch, or a segment without a counted token.
     """
-    if not times:
+    if not timesteps:
         raise DataError("velocity_loss_curve: the grid of times is empty")
     totals: dict[str, list[float]] = {}
     tokens: dict[str, int] = {}
     for batch in batches:
         for segment in batch.segments:
-            totals.setdefault(segment.name, [0.0] * len(times))
-            tokens[segment.name] = tokens.get(segment.name, 0) + int(segment.counted().sum())
-        for index, time in enumerate(times):
-            noisy, noise, levels = noisy_inputs(batch, time, seed, index)
-            predicted = trunk(noisy, levels, batch, Taps()).velocity
+            totals.setdefault(segment.name, [0.0] * len(timesteps))
+            tokens[segment.name] = tokens.get(segment.name, 0) + int(segment.loss_mask().sum())
+        for index, timestep in enumerate(timesteps):
+            noisy, noise, levels = noisy_inputs(batch, timestep, seed, index)
+            predicted = trunk(noisy, levels, batch, FeatureLayers()).velocity
             for segment, x1, v in zip(batch.segments, noise, predicted, strict=True):
                 error = (v.float() - velocity(segment.x0, x1)).square().mean(-1)  # (B, N, C) -> (B, N)
-                totals[segment.name][index] += float(error[segment.counted()].double().sum())
+                totals[segment.name][index] += float(error[segment.loss_mask()].double().sum())
     if not tokens or not all(tokens.values()):
-        raise DataError(f"velocity_loss_curve: no counted tokens in the batches: {tokens}")
+        raise DataError(f"velocity_loss_curve: no tokens in the loss masks of the batches: {tokens}")
     losses = {name: tuple(total / tokens[name] for total in row) for name, row in totals.items()}
-    return VelocityCurve(tuple(times), losses, tokens)
+    return VelocityCurve(tuple(timesteps), losses, tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from core.errors import nearest, not_finite
@@ -15,7 +15,7 @@ from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS, diffusion, euler_maru
 LAST_SDE_STEP = 0.04
 
 # Published scales stay below 30. Far above them float32 has no room for the difference that is scaled.
-MOST_GUIDANCE = MOST_DIFFUSION = 1000.0
+MOST_CFG_SCALE = MOST_DIFFUSION = 1000.0
 MOST_STEPS = 100_000
 
 
@@ -29,10 +29,10 @@ class SamplerConfig:
         steps: number of solver steps, the last one of an SDE included; a grid of N points has N - 1. dopri5 only
             reports its state at these times.
         shift: alpha of the time shift; above 1, more of the steps are spent near noise.
-        guidance: s in v = v_null + s (v_condition - v_null), at most 1000; 1 is no guidance, and costs none.
-        guidance_low, guidance_high: guidance acts where low <= t <= high; elsewhere the null half is not evaluated.
-        given_level: noise level at which the other tokens see the given ones; they are returned clean.
-        exact: on a CPU, evaluate the trunk sample by sample, so that a sample has the same bytes in a batch of any
+        cfg_scale: s in v = v_null + s (v_condition - v_null), at most 1000; 1 is no guidance, and costs none.
+        cfg_interval: guidance acts where low <= t <= high (arXiv 2404.07724); elsewhere the null half is not evaluated.
+        conditioning_noise: noise level at which the other tokens see the given ones; they are returned clean.
+        batch_invariant: on a CPU, evaluate the trunk sample by sample, so that a sample has the same bytes in a batch of any
             size; dopri5 then chooses its steps for each sample, too. Without it, and on other devices, whole batches
             are evaluated, and the steps of dopri5 are those of the batch: a sample then depends on its neighbours,
             within the tolerances.
@@ -51,11 +51,10 @@ class SamplerConfig:
     solver: str = "euler"
     steps: int = 50
     shift: float = 1.0
-    guidance: float = 1.0
-    guidance_low: float = 0.0
-    guidance_high: float = 1.0
-    given_level: float = 0.0
-    exact: bool = True
+    cfg_scale: float = 1.0
+    cfg_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    conditioning_noise: float = 0.0
+    batch_invariant: bool = True
     start: float = 1.0
     end: float = 0.0
     correct_last: bool = True
@@ -79,13 +78,11 @@ class SamplerConfig:
             found.append(f"steps: {self.steps} must be at most {MOST_STEPS:,}")
         if not self.shift > 0:
             found.append(f"shift: {self.shift} must be above 0")
-        found += _out_of_range("guidance", self.guidance, MOST_GUIDANCE)
-        if not 0 <= self.guidance_low <= self.guidance_high <= 1:
-            found.append(
-                f"guidance_low, guidance_high: {self.guidance_low}, {self.guidance_high} must lie in [0, 1], in order"
-            )
-        if not 0 <= self.given_level < 1:
-            found.append(f"given_level: {self.given_level} must lie in [0, 1)")
+        found += _out_of_range("cfg_scale", self.cfg_scale, MOST_CFG_SCALE)
+        if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
+            found.append(f"cfg_interval: {self.cfg_interval} must be two times in [0, 1], in order")
+        if not 0 <= self.conditioning_noise < 1:
+            found.append(f"conditioning_noise: {self.conditioning_noise} must lie in [0, 1)")
         if not 0 <= self.end < self.start <= 1:
             found.append(f"start, end: {self.start}, {self.end} must lie in [0, 1], the end below the start")
         for name in ("atol", "rtol"):
@@ -99,7 +96,7 @@ class SamplerConfig:
 
     def _grid_problems(self) -> list[str]:
         """Of a grid whose settings are in range, each by itself."""
-        if all(t > after for t, after in pairwise(self.times())):
+        if all(t > after for t, after in pairwise(self.timesteps())):
             return []
         return [
             f"shift: {self.shift} puts several of the {self.steps} steps at one time; bring it nearer to 1, or move "
@@ -146,7 +143,7 @@ class SamplerConfig:
         unread = [name for other in SOLVERS.values() for name in other.reads if name not in SOLVERS[solver].reads]
         return replace(self, solver=solver, **{name: getattr(SamplerConfig, name) for name in unread})
 
-    def times(self) -> list[float]:
+    def timesteps(self) -> list[float]:
         """steps + 1 decreasing times, after the shift."""
         last_step = self.last_step_size if self._ends_in_one_step() else None
         return time_grid(self.steps, self.shift, last_step, self.start, self.end)

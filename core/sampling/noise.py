@@ -29,15 +29,17 @@ def keyed_normals(batch: TokenBatch, seed: int, purpose: str, *more: int) -> tup
     return tuple(parts)
 
 
-def one_level(batch: TokenBatch, t: float, given: float = 0.0, dtype: torch.dtype = torch.float32) -> NoiseLevels:
+def one_level(
+    batch: TokenBatch, t: float, conditioning_noise: float = 0.0, dtype: torch.dtype = torch.float32
+) -> NoiseLevels:
     """Every token at `t`; given tokens at the level `given`."""
     device = batch.segments[0].x0.device
-    if all(segment.given is None for segment in batch.segments):
+    if all(segment.conditioning_mask is None for segment in batch.segments):
         return NoiseLevels(torch.full((batch.size, 1), t, dtype=dtype, device=device))
-    values = torch.tensor([t, given], dtype=dtype, device=device).expand(batch.size, -1)
+    values = torch.tensor([t, conditioning_noise], dtype=dtype, device=device).expand(batch.size, -1)
     nothing = torch.zeros(batch.size, max(batch.lengths), dtype=torch.bool, device=device)
     masks = [
-        nothing[:, :length] if segment.given is None else segment.given
+        nothing[:, :length] if segment.conditioning_mask is None else segment.conditioning_mask
         for segment, length in zip(batch.segments, batch.lengths, strict=True)
     ]
     return NoiseLevels(values, torch.cat(masks, dim=1).long())

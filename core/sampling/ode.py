@@ -30,10 +30,10 @@ def on_grid(step: Step, last: Step | None = None) -> Integrate:
     """`step` from every time to the next; the last time is reached by `last`, where there is one."""
 
     def integrate(
-        velocity_at: VelocityAt, x: State, times: list[float], draws: Callable[[int], State]
+        velocity_at: VelocityAt, x: State, timesteps: list[float], draws: Callable[[int], State]
     ) -> Iterator[State]:
-        for number, (t, after) in enumerate(pairwise(times)):
-            take = last if last is not None and number == len(times) - 2 else step
+        for number, (t, after) in enumerate(pairwise(timesteps)):
+            take = last if last is not None and number == len(timesteps) - 2 else step
             x = take(velocity_at, x, t, after, partial(draws, number))
             yield x
 
@@ -85,10 +85,10 @@ def dopri5(atol: float, rtol: float, land: bool = True) -> Integrate:
     """
 
     def integrate(
-        velocity_at: VelocityAt, x: State, times: list[float], draws: Callable[[int], State]
+        velocity_at: VelocityAt, x: State, timesteps: list[float], draws: Callable[[int], State]
     ) -> Iterator[State]:
         odeint = need("torchdiffeq", "solver: 'dopri5'", "All other solvers work").odeint
-        grid = torch.tensor(times, dtype=torch.float64, device=x[0].device)
+        grid = torch.tensor(timesteps, dtype=torch.float64, device=x[0].device)
         try:
             path = odeint(
                 lambda t, y: velocity_at(y, float(t)),

@@ -69,22 +69,22 @@ def sample(
         raise ShapeError(f"sample: null: {null.dropped.shape[0]} contexts for {batch.size} samples")
     state = tuple(part.to(torch.promote_types(part.dtype, torch.float32)) for part in noise)
     clean = tuple(segment.x0.to(part.dtype) for segment, part in zip(batch.segments, state, strict=True))
-    level = torch.full((1, 1), config.given_level, dtype=state[0].dtype, device=state[0].device)
+    level = torch.full((1, 1), config.conditioning_noise, dtype=state[0].dtype, device=state[0].device)
     held = tuple(interpolate(x0, x1, level) for x0, x1 in zip(clean, state, strict=True))
     guided = Guided(batch, batch.context.drop_all() if null is None else null)
 
     solver = SOLVERS[config.solver]
     if solver.adaptive:
-        times = config.times() if progress is not None else [config.times()[0], config.times()[-1]]
-        states = _adaptive(trunk, guided, state, held, solver.build(config), times, config)
+        timesteps = config.timesteps() if progress is not None else [config.timesteps()[0], config.timesteps()[-1]]
+        states = _adaptive(trunk, guided, state, held, solver.build(config), timesteps, config)
     else:
-        draws = increments or sde_increments(seed, batch)
-        states = solver.build(config)(_velocity_at(trunk, guided, held, config), state, config.times(), draws)
+        drawn = increments or sde_increments(seed, batch)
+        states = solver.build(config)(_velocity_at(trunk, guided, held, config), state, config.timesteps(), drawn)
     for step, reached in enumerate(states, 1):
-        state = _with_given(batch, reached, held)
+        state = _with_conditioning(batch, reached, held)
         if progress is not None:
             progress(step, state)
-    return _with_given(batch, state, clean)
+    return _with_conditioning(batch, state, clean)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Guided:
 
 
 def _velocity_at(trunk: nn.Module, guided: Guided, held: State, config: SamplerConfig) -> VelocityAt:
-    return lambda x, t: _velocity(trunk, guided, _with_given(guided.batch, x, held), t, config)
+    return lambda x, t: _velocity(trunk, guided, _with_conditioning(guided.batch, x, held), t, config)
 
 
 def _adaptive(
@@ -124,7 +124,7 @@ def _adaptive(
     state: State,
     held: State,
     integrate: Integrate,
-    times: list[float],
+    timesteps: list[float],
     config: SamplerConfig,
 ) -> Iterator[State]:
     """The states of a solver that chooses its steps: for each sample alone where the bytes shall not depend on others.
@@ -136,12 +136,12 @@ def _adaptive(
         runs = []
         for i in range(batch.size):
             own = [tuple(part[i : i + 1].clone() for part in parts) for parts in (state, held)]
-            runs.append(_adaptive(trunk, guided.one(i), *own, integrate, times, config))
+            runs.append(_adaptive(trunk, guided.one(i), *own, integrate, timesteps, config))
         yield from (
             tuple(torch.cat(parts) for parts in zip(*states, strict=True)) for states in zip(*runs, strict=True)
         )
         return
-    free = [segment.counted()[..., None].expand_as(segment.x0) for segment in batch.segments]  # (B, N, C) each
+    free = [segment.loss_mask()[..., None].expand_as(segment.x0) for segment in batch.segments]  # (B, N, C) each
     sizes = [int(mask.sum()) for mask in free]
 
     def pack(x: State) -> State:
@@ -152,18 +152,18 @@ def _adaptive(
         return tuple(part.masked_scatter(mask, new) for part, mask, new in zip(state, free, numbers, strict=True))
 
     if sum(sizes) == 0:
-        yield from [state] * (len(times) - 1)
+        yield from [state] * (len(timesteps) - 1)
         return
     velocity_at = _velocity_at(trunk, guided, held, config)
-    rows = integrate(lambda row, t: pack(velocity_at(unpack(row), t)), pack(state), times, lambda step: ())
+    rows = integrate(lambda row, t: pack(velocity_at(unpack(row), t)), pack(state), timesteps, lambda step: ())
     yield from map(unpack, rows)
 
 
-def _with_given(batch: TokenBatch, x: State, given: State) -> State:
+def _with_conditioning(batch: TokenBatch, x: State, clean: State) -> State:
     """`x`, with the given tokens of the batch taken from `given`."""
     return tuple(
-        a if segment.given is None else torch.where(segment.given[..., None], b, a)
-        for segment, a, b in zip(batch.segments, x, given, strict=True)
+        a if segment.conditioning_mask is None else torch.where(segment.conditioning_mask[..., None], b, a)
+        for segment, a, b in zip(batch.segments, x, clean, strict=True)
     )
 
 
@@ -187,17 +187,18 @@ def _velocity(trunk: nn.Module, guided: Guided, x: State, t: float, config: Samp
 
 
 def _one_by_one(config: SamplerConfig, batch: TokenBatch, x: State) -> bool:
-    return config.exact and x[0].device.type == "cpu" and batch.size > 1
+    return config.batch_invariant and x[0].device.type == "cpu" and batch.size > 1
 
 
 def _guided(trunk: nn.Module, guided: Guided, x: State, t: float, config: SamplerConfig) -> State:
     dtypes = [part.dtype for part in x]
-    inside = config.guidance_low <= min(max(t, 0.0), 1.0) <= config.guidance_high  # dopri5 may look past the end
-    if config.guidance == 1 or not inside:
-        v = trunk(x, one_level(guided.batch, t, config.given_level, dtypes[0]), guided.batch).velocity
+    low, high = config.cfg_interval
+    inside = low <= min(max(t, 0.0), 1.0) <= high  # dopri5 may look past the end
+    if config.cfg_scale == 1 or not inside:
+        v = trunk(x, one_level(guided.batch, t, config.conditioning_noise, dtypes[0]), guided.batch).velocity
         return tuple(part.to(dtype) for part, dtype in zip(v, dtypes, strict=True))
     both = guided.both()
     twice = tuple(torch.cat([part, part]) for part in x)
-    v = trunk(twice, one_level(both, t, config.given_level, dtypes[0]), both).velocity
+    v = trunk(twice, one_level(both, t, config.conditioning_noise, dtypes[0]), both).velocity
     halves = [part.to(dtype).chunk(2) for part, dtype in zip(v, dtypes, strict=True)]
-    return tuple(null + config.guidance * (condition - null) for null, condition in halves)
+    return tuple(null + config.cfg_scale * (condition - null) for null, condition in halves)

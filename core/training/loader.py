@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from core.noising import Draws
+from core.noising import NoiseSample
 from core.types import TokenBatch, map_tensors
 
 
@@ -50,7 +50,7 @@ class Microbatch:
 
     stream: str
     batch: TokenBatch
-    draws: Draws
+    drawn: NoiseSample
     counts: dict[str, float]
     rejected: tuple[Rejected, ...] = ()
     targets: dict[str, Tensor] = field(default_factory=dict)
@@ -64,12 +64,12 @@ class Microbatch:
             return tensor.to(device, non_blocking=True)
 
         targets = {name: move(target) for name, target in self.targets.items()}
-        batch, draws = map_tensors(self.batch, move), map_tensors(self.draws, move)
-        return Microbatch(self.stream, batch, draws, self.counts, self.rejected, targets)
+        batch, drawn = map_tensors(self.batch, move), map_tensors(self.drawn, move)
+        return Microbatch(self.stream, batch, drawn, self.counts, self.rejected, targets)
 
 
 class Preprocess(Protocol):
-    """Completes a batch on the training device: latents, their whitening, features of frozen encoders.
+    """Completes a batch on the training device: latents, their normalization, features of frozen encoders.
 
     Args:
         targets: whether the encoders' features are read; without them the encoders need not run.
@@ -78,7 +78,7 @@ class Preprocess(Protocol):
     def __call__(self, raw: Raw, targets: bool = True) -> Microbatch: ...
 
 
-class Feed(Protocol):
+class BatchLoader(Protocol):
     """The data side of training: the batches of steps `first`, `first` + 1, ... in order."""
 
     def steps(self, first: int, last: int) -> Iterator[tuple[int, list[Raw]]]:

@@ -24,14 +24,14 @@ class MixPiece:
 
     until: int
     seed: int
-    shares: dict[str, float]
+    weights: dict[str, float]
     global_batch: dict[str, int]
 
 
 class ModalityMix:
     """
     Args:
-        shares: stream -> relative probability (0.57 / 0.30 / 0.13 in the paper); they need not sum to 1. Their order
+        weights: stream -> relative probability (0.57 / 0.30 / 0.13 in the paper); they need not sum to 1. Their order
             counts: the draws go by it.
         global_batch: stream -> samples in one optimizer step.
         earlier: what held before, oldest first, of the same streams; positions go on behind what they consumed.
@@ -40,12 +40,12 @@ class ModalityMix:
     def __init__(
         self,
         seed: int,
-        shares: dict[str, float],
+        weights: dict[str, float],
         global_batch: dict[str, int],
         earlier: Sequence[MixPiece] = (),
     ):
-        self.names, self.global_batch = tuple(shares), global_batch
-        self._pieces = [*earlier, MixPiece(sys.maxsize, seed, shares, global_batch)]
+        self.names, self.global_batch = tuple(weights), global_batch
+        self._pieces = [*earlier, MixPiece(sys.maxsize, seed, weights, global_batch)]
         self._blocks: list[tuple[Tensor, Tensor]] = []  # stream and samples of each step, block by block
         self._before = [torch.zeros(len(self.names), dtype=torch.long)]  # samples of each stream before a block
 
@@ -65,7 +65,7 @@ class ModalityMix:
             stop = min(piece.until - first, _BLOCK)
             if stop <= start:
                 continue
-            weights = torch.tensor([float(piece.shares[name]) for name in self.names], dtype=torch.float64)
+            weights = torch.tensor([float(piece.weights[name]) for name in self.names], dtype=torch.float64)
             edges = torch.cumsum(weights / weights.sum(), dim=0)[:-1]
             uniform = torch.rand(_BLOCK, generator=generator(piece.seed, "modality", number), dtype=torch.float64)
             batch = torch.tensor([piece.global_batch[name] for name in self.names])

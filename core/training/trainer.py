@@ -20,7 +20,7 @@ from core.training.checkpoint import NOTHING_ANEW, Anew, CheckpointStore, restor
 from core.training.ema import EmaConfig, make_teacher, update_teacher
 from core.training.guards import StopRequest, all_finite, check_finite, write_bad_step
 from core.training.hooks import Hook, PreviewConfig, ValidateConfig, attempt, run_hooks
-from core.training.loader import Feed, Preprocess, Raw
+from core.training.loader import BatchLoader, Preprocess, Raw
 from core.training.optim import OptimizerConfig, build_optimizer
 from core.training.posthoc_ema import PosthocEma, PosthocEmaConfig
 from core.training.quarantine import Quarantine
@@ -111,7 +111,7 @@ class Trainer:
         config: TrainingConfig,
         student: nn.Module,
         objective: Objective,
-        feed: Feed,
+        loader: BatchLoader,
         folder: RunFolder,
         loss_weights: dict[str, float],
         extra: dict,
@@ -122,7 +122,7 @@ class Trainer:
         initialised: bool = False,
         store: CheckpointStore | None = None,
     ):
-        self.config, self.objective, self.feed, self.folder = config, objective, feed, folder
+        self.config, self.objective, self.loader, self.folder = config, objective, loader, folder
         self.loss_weights, self.extra, self.preprocess = loss_weights, extra, preprocess
         self.warnings, self.hooks = warnings, hooks
         self.device = config.torch_device()
@@ -154,7 +154,7 @@ class Trainer:
         with (
             closing(self.folder),
             closing(self.quarantine),
-            closing(self.feed.steps(first, last)) as steps,
+            closing(self.loader.steps(first, last)) as steps,
             StopRequest() as stop,
             tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, file=Outliving(sys.stderr)) as bar,
         ):
@@ -213,7 +213,7 @@ class Trainer:
             moved = moved if self.preprocess is None else self.preprocess(moved, self.objective.reads_targets(step))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 terms = self.objective(
-                    self.student, self.teacher, moved.batch, moved.draws, counts, moved.targets, step
+                    self.student, self.teacher, moved.batch, moved.drawn, counts, moved.targets, step
                 )
                 loss = self.loss_weights[stream] * total_loss(terms)
             loss.backward()

@@ -31,7 +31,7 @@ from core.trunk.layers import initialise
 from core.trunk.modulation import modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
 from core.trunk.separation import token_order
-from core.types import NoiseLevels, Taps, TokenBatch, TrunkOutput
+from core.types import FeatureLayers, NoiseLevels, TokenBatch, TrunkOutput
 
 
 class Size(NamedTuple):
@@ -90,8 +90,8 @@ class DDTConfig:
     def shape(self) -> Size:
         """The size with its overrides."""
         preset = choose("size", self.size, SIZES)
-        given = {name: getattr(self, name) for name in Size._fields}
-        return preset._replace(**{name: value for name, value in given.items() if value is not None})
+        chosen = {name: getattr(self, name) for name in Size._fields}
+        return preset._replace(**{name: value for name, value in chosen.items() if value is not None})
 
     def problems(self) -> list[str]:
         if self.size not in SIZES:
@@ -118,7 +118,7 @@ class DDTConfig:
         return found
 
 
-_NO_TAPS = Taps()
+_NO_TAPS = FeatureLayers()
 _NO_PROJECTORS: Mapping[str, ProjectorSpec] = MappingProxyType({})
 
 
@@ -188,7 +188,11 @@ class DDT(nn.Module):
         self.dec_feat_rope.reset()
 
     def forward(
-        self, noisy: tuple[Tensor, ...], levels: NoiseLevels, batch: TokenBatch, taps: Taps = _NO_TAPS
+        self,
+        noisy: tuple[Tensor, ...],
+        levels: NoiseLevels,
+        batch: TokenBatch,
+        feature_layers: FeatureLayers = _NO_TAPS,
     ) -> TrunkOutput:
         """
         Args:
@@ -201,7 +205,7 @@ class DDT(nn.Module):
             ShapeError: the batch is not of this kind.
             ConfigError: a tapped layer does not exist.
         """
-        features = Features(taps, self.depth, self.projector, self.projectors)
+        features = Features(feature_layers, self.depth, self.projector, self.projectors)
         tokens, segment = only_segment("DDT", noisy, batch, self.config.channels)
         order = token_order(levels)
         tokens, places = order.sort(tokens), order.sort(table_rows("DDT", segment.ids, self.config.grid))

@@ -26,7 +26,7 @@ from core.trunk.layers import TimestepEmbedder, initialise, plain_norm
 from core.trunk.modulation import modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
 from core.trunk.separation import TokenOrder, token_order
-from core.types import NoiseLevels, Taps, TokenBatch, TrunkOutput
+from core.types import FeatureLayers, NoiseLevels, TokenBatch, TrunkOutput
 
 
 class Size(NamedTuple):
@@ -110,8 +110,8 @@ class MMDiTSettings:
     def shape(self) -> Size:
         """The size with its overrides."""
         preset = choose("size", self.size, SIZES)
-        given = {name: getattr(self, name) for name in Size._fields}
-        return preset._replace(**{name: value for name, value in given.items() if value is not None})
+        chosen = {name: getattr(self, name) for name in Size._fields}
+        return preset._replace(**{name: value for name, value in chosen.items() if value is not None})
 
     def axes(self) -> tuple[int, ...]:
         """Channels of a head per position axis."""
@@ -179,7 +179,7 @@ class MMDiTConfig(MMDiTSettings):
         return found + [f"context.{problem}" for problem in self.context.problems()]
 
 
-_NO_TAPS = Taps()
+_NO_TAPS = FeatureLayers()
 _NO_PROJECTORS: Mapping[str, ProjectorSpec] = MappingProxyType({})
 
 
@@ -228,7 +228,11 @@ class MMDiT(nn.Module):
         initialise(self, seed, tables, zero=("modulation", "media_out"))
 
     def forward(
-        self, noisy: tuple[Tensor, ...], levels: NoiseLevels, batch: TokenBatch, taps: Taps = _NO_TAPS
+        self,
+        noisy: tuple[Tensor, ...],
+        levels: NoiseLevels,
+        batch: TokenBatch,
+        feature_layers: FeatureLayers = _NO_TAPS,
     ) -> TrunkOutput:
         """
         Args:
@@ -240,7 +244,7 @@ class MMDiT(nn.Module):
         Returns:
             The velocity of each segment, and the tapped features of the L media tokens (never of text).
         """
-        features = Features(taps, self.depth, self.projector, self.projectors)
+        features = Features(feature_layers, self.depth, self.projector, self.projectors)
         order = token_order(levels)
         media = order.sort(self._read_media(noisy, batch))  # (B, L, D)
         text, text_valid = self.context(batch.context)
@@ -304,13 +308,13 @@ class MMDiT(nn.Module):
     def _text_time(
         self, time: Tensor, levels: NoiseLevels, batch: TokenBatch, layout: Layout
     ) -> tuple[Tensor, Tensor | None]:
-        """Embedded levels of text (B, 1 or K, D), and which of them each text token has (B, S), None for the first."""
+        """Synthetic levels of text (B, 1 or K, D), and which of them each text token has (B, S), None for the first."""
         if levels.separate is not None:
             return time, layout.text_group(time.device).expand(batch.size, -1)
         if levels.index is None:
             return time[:, :1], None
-        partial = any(s.valid is not None or s.given is not None for s in batch.segments)
-        weights = levels.mean_weights(batch.counted() if partial else None)
+        partial = any(s.valid is not None or s.conditioning_mask is not None for s in batch.segments)
+        weights = levels.mean_weights(batch.loss_mask() if partial else None)
         return self.text_time(self.time, time, levels.values, weights), None
 
     def _joint(

@@ -24,7 +24,7 @@ from core.trunk.layers import TimestepEmbedder, initialise, plain_norm
 from core.trunk.modulation import TokenRows, gated_add, modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
 from core.trunk.separation import token_order
-from core.types import NoiseLevels, Taps, TokenBatch, TrunkOutput
+from core.types import FeatureLayers, NoiseLevels, TokenBatch, TrunkOutput
 
 
 class Size(NamedTuple):
@@ -69,8 +69,8 @@ class SiTConfig:
     def shape(self) -> Size:
         """The size with its overrides."""
         preset = choose("size", self.size, SIZES)
-        given = {name: getattr(self, name) for name in Size._fields}
-        return preset._replace(**{name: value for name, value in given.items() if value is not None})
+        chosen = {name: getattr(self, name) for name in Size._fields}
+        return preset._replace(**{name: value for name, value in chosen.items() if value is not None})
 
     def problems(self) -> list[str]:
         if self.size not in SIZES:
@@ -146,7 +146,7 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(plain_norm(x), shift, scale, rows))
 
 
-_NO_TAPS = Taps()
+_NO_TAPS = FeatureLayers()
 _NO_PROJECTORS: Mapping[str, ProjectorSpec] = MappingProxyType({})
 
 
@@ -190,7 +190,11 @@ class SiT(nn.Module):
         initialise(self, seed, tables, zero=("adaLN_modulation", "final_layer"))
 
     def forward(
-        self, noisy: tuple[Tensor, ...], levels: NoiseLevels, batch: TokenBatch, taps: Taps = _NO_TAPS
+        self,
+        noisy: tuple[Tensor, ...],
+        levels: NoiseLevels,
+        batch: TokenBatch,
+        feature_layers: FeatureLayers = _NO_TAPS,
     ) -> TrunkOutput:
         """
         Args:
@@ -203,7 +207,7 @@ class SiT(nn.Module):
             ShapeError: the batch is not of this kind.
             ConfigError: a tapped layer does not exist.
         """
-        features = Features(taps, self.depth, self.projector, self.projectors)
+        features = Features(feature_layers, self.depth, self.projector, self.projectors)
         tokens, segment = only_segment("SiT", noisy, batch, self.config.channels)
         weight = self.x_embedder["proj"].weight
         positions = F.embedding(table_rows("SiT", segment.ids, self.config.grid), self.pos_embed[0])  # (B or 1, N, D)

@@ -29,14 +29,14 @@ class ConditionConfig:
     Attributes:
         kind: text (captions), label (class names of the data), or none: every sample has the null condition, and the
             data need neither captions nor classes.
-        dropout: share of samples whose condition is dropped in training, for guidance.
+        cfg_dropout: share of samples whose condition is dropped in training, for guidance.
         encoder_depth: self-attention blocks of the byte-level encoder, which is trained with the trunk.
         text: how the byte-level encoder turns text into rows of its table.
         encoder: a frozen text encoder in place of the byte-level one, which needs no download; null for none.
     """
 
     kind: str = "text"
-    dropout: float = 0.1
+    cfg_dropout: float = 0.1
     encoder_depth: int = 1
     text: TextConfig = field(default_factory=TextConfig)
     encoder: TextEncoderConfig | None = None
@@ -47,8 +47,8 @@ class ConditionConfig:
             found.append(f"kind: {self.kind!r} is not one of {', '.join(KINDS)}.{nearest(self.kind, KINDS)}")
         elif self.kind != "text" and self.encoder is not None:
             found.append(f"encoder: is not read with kind {self.kind!r}; set kind: text, or encoder: null")
-        if not 0 <= self.dropout < 1:
-            found.append(f"dropout: {self.dropout} must lie in [0, 1)")
+        if not 0 <= self.cfg_dropout < 1:
+            found.append(f"cfg_dropout: {self.cfg_dropout} must lie in [0, 1)")
         if self.encoder_depth < 0:
             found.append(f"encoder_depth: {self.encoder_depth} must not be negative")
         return found
@@ -104,7 +104,7 @@ class Conditions:
         fit.
         """
         place, level = torch.rand(2, generator=generator).tolist()
-        dropped = self.config.kind == "none" or level < self.config.dropout
+        dropped = self.config.kind == "none" or level < self.config.cfg_dropout
         if choice is not None:
             return self.chosen(record, choice), dropped
         return self._prompt(record, lambda captions: int(place * len(captions))), dropped

@@ -20,7 +20,7 @@ class RawPart:
     Attributes:
         noise: (B, N, C) unit normals, the other end of the path.
         media: (B, *media) clean, where the training device computes something from them.
-        latents: (B, N, C) float32, not whitened: stored ones, or those of an autoencoder without weights.
+        latents: (B, N, C) float32, not normalized: stored ones, or those of an autoencoder without weights.
         posterior: (B, N, C) unit normals for an autoencoder that samples its latents.
     """
 
@@ -51,7 +51,7 @@ class RawBatch:
     condition: RawCondition
     student: NoiseLevels
     teacher: NoiseLevels
-    given: Tensor | None
+    conditioning_mask: Tensor | None
     counts: dict[str, float]
     rejected: tuple[Rejected, ...] = ()
 
@@ -62,5 +62,5 @@ class RawBatch:
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> RawBatch:
-        names = ("parts", "condition", "student", "teacher", "given")
+        names = ("parts", "condition", "student", "teacher", "conditioning_mask")
         return replace(self, **{name: map_tensors(getattr(self, name), function) for name in names})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from autoencoders.base import Moments, Whitening
+from autoencoders.base import LatentNormalization, Moments
 from core.errors import DataError
 from core.keys import generator
 from core.noising import NoisingConfig, SampleLevels, draw_levels, stack_levels
@@ -34,7 +34,7 @@ MAX_REPLACEMENTS = 64  # bad records in a row before the data is called unusable
 
 @dataclass(frozen=True)
 class _PartSample:
-    """One part of a sample. Of `media` and `latents` (N, C), not whitened, stored data have the second."""
+    """One part of a sample. Of `media` and `latents` (N, C), not normalized, stored data have the second."""
 
     noise: Tensor
     media: Tensor | None
@@ -50,7 +50,7 @@ class _Sample:
     parts: tuple[_PartSample, ...]
     condition: Prompt
     dropped: bool
-    given: Tensor | None
+    conditioning_mask: Tensor | None
     student: SampleLevels
     teacher: SampleLevels
 
@@ -123,14 +123,14 @@ class StepDataset(Dataset):
 
         media = load_parts(name, stream.parts, record, epoch, self.seed)
         condition, dropped = self.conditions.draw(record, rng("condition"), stream.caption_choice)
-        given = stream.conditioning.draw(rng("given"))
+        conditioning_mask = stream.conditioning.draw(rng("given"))
         levels = draw_levels(
             self.noising,
-            stream.time,
+            stream.timestep,
             stream.mask_ratio,
             lengths(stream.parts),
             rng("levels"),
-            given,
+            conditioning_mask,
             stream.conditioning.noise,
         )
         noise, posterior = rng("noise"), rng("posterior")
@@ -147,7 +147,7 @@ class StepDataset(Dataset):
                     None if stored else drawn,
                 )
             )
-        return _Sample(record.key, tuple(parts), condition, dropped, given, *levels)
+        return _Sample(record.key, tuple(parts), condition, dropped, conditioning_mask, *levels)
 
     def collate(self, name: str, samples: list[_Sample], rejected: tuple[Rejected, ...]) -> RawBatch:
         stream, size = self.streams[name], len(samples)
@@ -155,10 +155,14 @@ class StepDataset(Dataset):
         parts = [
             _collate_part(key, part, rows) for (key, part), rows in zip(stream.parts.items(), columns, strict=True)
         ]
-        given = None if samples[0].given is None else torch.stack([sample.given for sample in samples])  # (B, L)
+        conditioning_mask = (
+            None
+            if samples[0].conditioning_mask is None
+            else torch.stack([sample.conditioning_mask for sample in samples])
+        )  # (B, L)
         sizes = lengths(stream.parts)
         counts = dict.fromkeys(stream.parts, 0.0)
-        shares = [None] * len(sizes) if given is None else given.split(sizes, dim=1)
+        shares = [None] * len(sizes) if conditioning_mask is None else conditioning_mask.split(sizes, dim=1)
         for key, length, share in zip(stream.parts, sizes, shares, strict=True):
             counts[key] = float(size * length - (0 if share is None else int(share.sum())))
         dropped = torch.tensor([sample.dropped for sample in samples])
@@ -169,7 +173,7 @@ class StepDataset(Dataset):
             self.conditions.raw([sample.condition for sample in samples], dropped),
             stack_levels([sample.student for sample in samples]),
             stack_levels([sample.teacher for sample in samples]),
-            given,
+            conditioning_mask,
             counts,
             rejected,
         )
@@ -189,7 +193,7 @@ def _collate_part(name: str, part: Part, rows: Sequence[_PartSample]) -> RawPart
     return RawPart(name, stacked("noise"), kept, latents, stacked("posterior"))
 
 
-class StepFeed:
+class StepLoader:
     """The trainer's feed over a StepDataset, in this process or in `workers` others."""
 
     def __init__(self, dataset: StepDataset, workers: int, pin: bool = False):
@@ -290,16 +294,16 @@ def _prepare_worker(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def measure_whitening(
+def measure_normalization(
     name: str, stream: Stream, part: str, seed: int, count: int = 256, floor: float = 0.01
-) -> Whitening:
+) -> LatentNormalization:
     """Of one part of a stream: the statistics stored with latents, the adapter's published ones, or those of the first
-    `count` usable samples. `floor` is that of `Whitening.from_moments`."""
+    `count` usable samples. `floor` is that of `LatentNormalization.from_moments`."""
     if manifests := stored_manifests(stream.source):
         return merged_statistics(manifests, part, floor)
     adapter = stream.parts[part].adapter
-    if adapter.whitening is not None:
-        return adapter.whitening
+    if adapter.normalization is not None:
+        return adapter.normalization
 
     moments, order = Moments(), Order(stream.source, seed, name)
     found, first_error = 0, None
@@ -318,4 +322,4 @@ def measure_whitening(
             break
     if found == 0:
         raise DataError(f"{name}: not one of {len(stream.source)} records can be used; the first: {first_error}")
-    return Whitening.from_moments(moments, floor)
+    return LatentNormalization.from_moments(moments, floor)

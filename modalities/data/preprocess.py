@@ -1,4 +1,4 @@
-"""What a batch becomes on the training device: latents, their whitening, and features of frozen encoders of media and
+"""What a batch becomes on the training device: latents, their normalization, and features of frozen encoders of media and
 text."""
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from autoencoders.base import Whitening
-from core.noising import Draws
+from autoencoders.base import LatentNormalization
+from core.noising import NoiseSample
 from core.training.loader import Microbatch
 from core.types import TokenBatch
 from modalities.conditioning import TextEncoder
@@ -22,7 +22,7 @@ class DevicePreprocess:
     """
     Args:
         parts: stream -> its parts.
-        whitening: modality -> statistics of its latents.
+        normalization: modality -> statistics of its latents.
         encoders: stream -> target name -> frozen encoder of its only part, on the device of the batches.
         text: reads captions without stored features, on the same device; None where there are none.
     """
@@ -30,23 +30,25 @@ class DevicePreprocess:
     def __init__(
         self,
         parts: Mapping[str, Parts],
-        whitening: Mapping[str, Whitening],
+        normalization: Mapping[str, LatentNormalization],
         encoders: Mapping[str, Mapping[str, Encoder]],
         text: TextEncoder | None = None,
     ):
-        self.parts, self.whitening, self.encoders, self.text = parts, whitening, encoders, text
+        self.parts, self.normalization, self.encoders, self.text = parts, normalization, encoders, text
 
     @torch.no_grad()
     def __call__(self, raw: RawBatch, targets: bool = True) -> Microbatch:
         """The batch, completed; without the features of the encoders unless `targets` are read."""
         parts = self.parts[raw.stream]
         tokens = [self._tokens(parts[part.name], part) for part in raw.parts]  # (B, N, C) each
-        batch = TokenBatch(make_segments(parts, tokens, raw.given), raw.condition.complete(self.text), raw.keys)
-        draws = Draws(tuple(part.noise for part in raw.parts), raw.student, raw.teacher)
+        batch = TokenBatch(
+            make_segments(parts, tokens, raw.conditioning_mask), raw.condition.complete(self.text), raw.keys
+        )
+        drawn = NoiseSample(tuple(part.noise for part in raw.parts), raw.student, raw.teacher)
         encoders = self.encoders.get(raw.stream, {}) if targets else {}
         features = {name: encoder(raw.parts[0].media) for name, encoder in encoders.items()}
-        return Microbatch(raw.stream, batch, draws, raw.counts, raw.rejected, features)
+        return Microbatch(raw.stream, batch, drawn, raw.counts, raw.rejected, features)
 
     def _tokens(self, part: Part, raw: RawPart) -> Tensor:
         latents = part.adapter.encode(raw.media, raw.posterior) if raw.latents is None else raw.latents
-        return self.whitening[part.adapter.modality].whiten(latents.float())
+        return self.normalization[part.adapter.modality].normalize(latents.float())

@@ -98,10 +98,10 @@ def open_source(path: Path):
                 kind = other
     if kind is None:
         raise DataError(f"{path}: pictures come as .npz with arr_0, a folder, .parquet or .tar")
-    given = {"kind": kind, "path": str(path.absolute()), "captions": "none"}
+    settings = {"kind": kind, "path": str(path.absolute()), "captions": "none"}
     if kind == "parquet":
-        given["media_field"] = picture_column(path)
-    return build_source(SourceConfig(**given), "image", path.parent)
+        settings["media_field"] = picture_column(path)
+    return build_source(SourceConfig(**settings), "image", path.parent)
 
 
 def picture_column(path: Path) -> str:

@@ -33,7 +33,7 @@ from core.evaluation.pair import pair_health
 from core.evaluation.probes import knn_accuracy, linear_probe
 from core.evaluation.velocity import velocity_loss_curve
 from core.keys import key
-from core.types import Taps, TokenBatch
+from core.types import FeatureLayers, TokenBatch
 from modalities.evaluation.attempts import Measured
 from modalities.evaluation.networks.chosen import PartNetwork
 from modalities.evaluation.records import Reader, token_batch
@@ -75,7 +75,7 @@ def evaluate(
         samples(subject, settings, networks, found, progress)
     if not found.values:
         raise DataError("\n".join([f"{subject.stream}: nothing could be measured", *found.warnings]))
-    for name, reader in (("held-out", subject.heldout), ("training", subject.training)):
+    for name, reader in (("held-out", subject.val), ("training", subject.training)):
         if reader.unusable:
             first = next(iter(reader.unusable.values()))
             found.warnings.append(f"{len(reader.unusable)} {name} records cannot be used; the first: {first}")
@@ -83,13 +83,13 @@ def evaluate(
 
 
 def velocity(subject: Subject, settings: EvaluationSettings) -> dict[str, float]:
-    batches = subject.heldout.batches(settings.heldout, settings.batch)
-    curve = velocity_loss_curve(subject.model.trunk, batches, settings.times, settings.seed)
+    batches = subject.val.batches(settings.val, settings.batch)
+    curve = velocity_loss_curve(subject.model.trunk, batches, settings.timesteps, settings.seed)
     found: dict[str, float] = {}
     for part in subject.parts:
         under = f"velocity/{subject.prefix(part)}"
         found[f"{under}mean"] = curve.mean(part)
-        found |= {f"{under}t={t:g}": loss for t, loss in zip(curve.times, curve.losses[part], strict=True)}
+        found |= {f"{under}t={t:g}": loss for t, loss in zip(curve.timesteps, curve.losses[part], strict=True)}
     return found
 
 
@@ -103,7 +103,7 @@ def class_knowledge(subject: Subject, settings: EvaluationSettings, measures: li
         # "cat/1.png" just as the other one does. Equal noise would then give the class away.
         noise = key(settings.seed, "training")
         train, train_y = _features(subject, subject.training, settings.training, settings, noise)
-        test, test_y = _features(subject, subject.heldout, settings.heldout, settings, settings.seed)
+        test, test_y = _features(subject, subject.val, settings.val, settings, settings.seed)
         for name, labels in (("training", train_y), ("held-out", test_y)):
             without = int((labels < 0).sum())
             if without == len(labels):
@@ -156,24 +156,26 @@ def _features(
 
     trunk = subject.model.trunk
     layers = range(1, trunk.depth + 1)
-    return block_features(trunk, unconditional(), layers, settings.feature_time, seed), torch.cat(labels)
+    return block_features(trunk, unconditional(), layers, settings.feature_timestep, seed), torch.cat(labels)
 
 
 @torch.no_grad()
 def health(subject: Subject, settings: EvaluationSettings) -> dict[str, float]:
-    trunk, count = subject.model.trunk, min(settings.heldout, HEALTH_RECORDS)
+    trunk, count = subject.model.trunk, min(settings.val, HEALTH_RECORDS)
     layers = {layer: LayerHealth() for layer in range(1, trunk.depth + 1)}
-    for batch in subject.heldout.batches(count, settings.batch):
-        noisy, _, levels = noisy_inputs(batch, settings.feature_time, settings.seed)
-        raw = trunk(noisy, levels, batch, Taps(raw=tuple(layers), stop_after=trunk.depth)).raw
-        for layer, seen in layers.items():
-            seen.update(raw[layer], batch.counted())
+    for batch in subject.val.batches(count, settings.batch):
+        noisy, _, levels = noisy_inputs(batch, settings.feature_timestep, settings.seed)
+        raw = trunk(noisy, levels, batch, FeatureLayers(raw=tuple(layers), stop_after=trunk.depth)).raw
+        for layer, entry in layers.items():
+            entry.update(raw[layer], batch.loss_mask())
     return {
-        f"health/{name}/layer={layer}": value for layer, seen in layers.items() for name, value in seen.result().items()
+        f"health/{name}/layer={layer}": value
+        for layer, entry in layers.items()
+        for name, value in entry.result().items()
     }
 
 
 def alignment(subject: Subject, settings: EvaluationSettings) -> dict[str, float]:
-    batches = subject.heldout.batches(min(settings.heldout, HEALTH_RECORDS), settings.batch)
+    batches = subject.val.batches(min(settings.val, HEALTH_RECORDS), settings.batch)
     aligned = pair_health(subject.pair, subject.model.trunk, batches, settings.seed)
     return {f"health/align_{name}": value for name, value in aligned.items()}

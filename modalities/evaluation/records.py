@@ -142,7 +142,7 @@ def _stacked(rows: list[Tensor | StoredLatents]) -> Tensor | StoredLatents:
 
 
 def token_batch(model: Generator, stream: str, records: Records) -> TokenBatch:
-    """Whitened tokens of all parts under the records' own conditions, on the model's device."""
+    """Normalized tokens of all parts under the records' own conditions, on the model's device."""
     parts = model.parts[stream]
     tokens = [_tokens(model, part, records.media[name]) for name, part in parts.items()]  # (B, N, C) each
     context = model.context(records.conditions)
@@ -151,18 +151,18 @@ def token_batch(model: Generator, stream: str, records: Records) -> TokenBatch:
 
 def _tokens(model: Generator, part: Part, media: Tensor | StoredLatents) -> Tensor:
     if isinstance(media, StoredLatents):
-        return model.whitening[part.adapter.modality].whiten(media.mean).cpu()
+        return model.normalization[part.adapter.modality].normalize(media.mean).cpu()
     return model.encode(part, media)
 
 
-def shared_records(heldout: Reader, training: Reader, tested: int, trained: int) -> str:
+def shared_records(val: Reader, training: Reader, tested: int, trained: int) -> str:
     """How the two sources overlap, in words; "" where they do not.
 
     Equal sources are told by their fingerprints. Otherwise the first `tested` and `trained` records, in the order in
     which evaluation reads them, are compared by file (and row or member), without decoding them: this is complete for
     sources that are no larger than that.
     """
-    if heldout.source.fingerprint() == training.source.fingerprint():
-        return f"they are the same {len(heldout)} records"
-    common = heldout.origins(tested) & training.origins(trained)
+    if val.source.fingerprint() == training.source.fingerprint():
+        return f"they are the same {len(val)} records"
+    common = val.origins(tested) & training.origins(trained)
     return f"{len(common)} of the records that were looked at are in both, such as {min(common)}" if common else ""

@@ -64,7 +64,7 @@ def samples(
             raise DataError("no feature network is left")
 
     def generate_and_look() -> dict[str, float]:
-        for records in subject.heldout.records(settings.generated, settings.batch):
+        for records in subject.val.records(settings.generated, settings.batch):
             conditions.extend(records.conditions)
             look(real, records.media)
         if len(conditions) < FEWEST:
@@ -112,7 +112,7 @@ def random_classes(model: Generator, seed: int, count: int) -> list[Prompt]:
     if model.conditions.config.kind == "none":
         return [Prompt("")] * count
     if model.conditions.config.kind != "label":
-        raise ConfigError("conditions: random draws classes, and this run is conditioned on text; use heldout")
+        raise ConfigError("conditions: random draws classes, and this run is conditioned on text; use val")
     names = model.conditions.labels
     picked = torch.randint(len(names), (count,), generator=generator(seed, "evaluation", "classes"))
     return [Prompt(names[place]) for place in picked.tolist()]

@@ -9,7 +9,7 @@ from modalities.evaluation.networks.kinds import NetworkConfig
 
 MEASURES = ("velocity", "probe", "knn", "health", "samples")
 
-CONDITIONS = ("heldout", "random")
+CONDITIONS = ("val", "random")
 
 
 @dataclass
@@ -21,13 +21,13 @@ class EvaluationSettings:
             generated to held-out media). None is all that the data allow: where there are too few records, no classes
             or foreign ones, the measures that need them are left out, and the result says so. One that is named and
             cannot be measured is an error, before anything is measured.
-        heldout: held-out records.
+        val: held-out records.
         training: training records that the probe and the neighbours learn from.
         batch: samples at once.
-        times: noise levels of the velocity loss.
-        feature_time: noise level at which features are taken; class knowledge is best at a low one, not at 0.
+        timesteps: noise levels of the velocity loss.
+        feature_timestep: noise level at which features are taken; class knowledge is best at a low one, not at 0.
         generated: generated samples; as many held-out records are compared with them, so there are never more.
-        conditions: heldout (those of the held-out records) or random (classes drawn uniformly, as ADM's and SiT's
+        conditions: val (those of the held-out records) or random (classes drawn uniformly, as ADM's and SiT's
             protocol has it).
         networks: feature networks of the distances. A classifier without a path is trained on the training records.
         classifier_steps: of that classifier.
@@ -35,13 +35,13 @@ class EvaluationSettings:
     """
 
     measures: list[str] | None = None
-    heldout: int = 2000
+    val: int = 2000
     training: int = 5000
     batch: int = 50
-    times: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-    feature_time: float = 0.2
+    timesteps: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    feature_timestep: float = 0.2
     generated: int = 1000
-    conditions: str = "heldout"
+    conditions: str = "val"
     networks: list[NetworkConfig] = field(default_factory=lambda: [NetworkConfig()])
     classifier_steps: int = 1000
     seed: int = 0
@@ -55,16 +55,16 @@ class EvaluationSettings:
         ]
         if not named:
             found.append(f"measures: empty; choose from {', '.join(MEASURES)}")
-        for name in ("heldout", "training", "batch", "generated", "classifier_steps"):
+        for name in ("val", "training", "batch", "generated", "classifier_steps"):
             if getattr(self, name) < 1:
                 found.append(f"{name}: {getattr(self, name)} must be at least 1")
         if self.conditions not in CONDITIONS:
             found.append(f"conditions: {self.conditions!r} is not one of {', '.join(CONDITIONS)}")
-        for time in (*self.times, self.feature_time):
-            if not 0 <= time <= 1:
-                found.append(f"times, feature_time: {time} must lie in [0, 1]; 0 is data, 1 is noise")
-        if not self.times:
-            found.append("times: empty")
+        for timestep in (*self.timesteps, self.feature_timestep):
+            if not 0 <= timestep <= 1:
+                found.append(f"timesteps, feature_timestep: {timestep} must lie in [0, 1]; 0 is data, 1 is noise")
+        if not self.timesteps:
+            found.append("timesteps: empty")
         if "samples" in named and not self.networks:
             found.append("networks: empty; samples are measured by a feature network")
         return found

@@ -24,7 +24,7 @@ class Subject:
     """A model on one stream, with its data.
 
     Attributes:
-        heldout, training: readers of records; the first are not trained on.
+        val, training: readers of records; the first are not trained on.
         sampler: how samples are generated.
         data: name of the training data, for the name of a classifier trained on it.
         pair: how the run aligns its student with its EMA teacher; None where it does not.
@@ -32,7 +32,7 @@ class Subject:
 
     model: Generator
     stream: str
-    heldout: Reader
+    val: Reader
     training: Reader
     sampler: SamplerConfig
     data: str
@@ -68,14 +68,14 @@ def plan(subject: Subject, settings: EvaluationSettings) -> tuple[list[str], lis
     measures = [name for name in measures if name not in impossible]
     notes += [f"{name} is left out: {why}" for name, why in impossible.items()]
 
-    tested = max(settings.heldout, settings.generated if "samples" in measures else 0)
-    if overlap := shared_records(subject.heldout, subject.training, tested, settings.training):
+    tested = max(settings.val, settings.generated if "samples" in measures else 0)
+    if overlap := shared_records(subject.val, subject.training, tested, settings.training):
         harmed = [name for name in measures if name != "samples"]
         if "samples" in measures and any(trained_here(network) for network in settings.networks):
             harmed.append("samples by a classifier that is trained on them")
         if harmed:
             raise ConfigError(
-                f"streams.{subject.stream}.heldout: holds records that the run is trained on: {overlap}. Name "
+                f"streams.{subject.stream}.val: holds records that the run is trained on: {overlap}. Name "
                 f"others, or a split of both sources; this would spoil {', '.join(harmed)}"
             )
         notes.append(f"samples are compared with records that were trained on: {overlap}")
@@ -84,10 +84,10 @@ def plan(subject: Subject, settings: EvaluationSettings) -> tuple[list[str], lis
 
 def refuse_strangers(subject: Subject) -> None:
     """Raises ConfigError where the model is conditioned on classes and knows none of the held-out records'."""
-    conditions, classes = subject.model.conditions, subject.heldout.source.labels()
+    conditions, classes = subject.model.conditions, subject.val.source.labels()
     if conditions.config.kind == "label" and classes and not set(classes) & set(conditions.labels):
         raise ConfigError(
-            f"streams.{subject.stream}.heldout: its classes ({few(classes)}) are none of the classes that the "
+            f"streams.{subject.stream}.val: its classes ({few(classes)}) are none of the classes that the "
             f"run was trained on ({few(conditions.labels)}), so that nothing can be measured on them"
         )
 
@@ -102,7 +102,7 @@ def impossible_measures(subject: Subject, settings: EvaluationSettings) -> dict[
     classifiers = [trained_here(network) for network in settings.networks]
     # A classifier that cannot be trained is noted on the way, where other networks can do the measuring.
     classifier, training = bool(classifiers) and all(classifiers), min(len(subject.training), settings.training)
-    seen = subject.heldout.source.labels()
+    seen = subject.val.source.labels()
     if training < FEWEST_TO_PROBE:
         found["probe"] = f"{training} training records; at least {FEWEST_TO_PROBE} are needed"
     if not set(seen) & set(subject.classes):
@@ -113,11 +113,11 @@ def impossible_measures(subject: Subject, settings: EvaluationSettings) -> dict[
             f"the small classifier needs at least {FEWEST_TO_CLASSIFY} training records, and there are "
             f"{len(subject.training)}"
         )
-    if (compared := min(len(subject.heldout), settings.generated)) < FEWEST:
-        side = "held-out records" if len(subject.heldout) < settings.generated else "generated samples"
+    if (compared := min(len(subject.val), settings.generated)) < FEWEST:
+        side = "held-out records" if len(subject.val) < settings.generated else "generated samples"
         found["samples"] = f"{compared} {side} to compare; at least {FEWEST} are needed"
     if settings.conditions == "random" and subject.model.conditions.config.kind == "text":
-        found["samples"] = "conditions: random draws classes, and this run is conditioned on text; use heldout"
+        found["samples"] = "conditions: random draws classes, and this run is conditioned on text; use val"
     if len(subject.classes) < 2:
         seen = f"the {stream} data have {'one class' if subject.classes else 'no classes'}"
         found |= {name: f"needs classes, and {seen}" for name in ("probe", "knn")}
@@ -126,7 +126,7 @@ def impossible_measures(subject: Subject, settings: EvaluationSettings) -> dict[
                 f"the small classifier needs classes, and {seen}; name networks with weights: "
                 f"streams.{stream}.evaluation.networks=[{{kind: KIND, path: WEIGHTS}}]"
             )
-    readers = {"heldout": subject.heldout} | ({"data": subject.training} if any(classifiers) else {})
+    readers = {"val": subject.val} | ({"data": subject.training} if any(classifiers) else {})
     if stored := [name for name, reader in readers.items() if stored_manifests(reader.source)]:
         keys = " and ".join(f"streams.{stream}.{name}" for name in stored)
         found["samples"] = f"feature networks look at media, and {keys} hold latents; name the media they were made of"

@@ -193,7 +193,7 @@ class _OpenChunk:
         self.folder, self.dtype = folder, job.dtype
         self.writer: ChunkWriter = folder.start(number, columns)
         # Of the parts whose autoencoder has no statistics of its own.
-        self.moments = {name: Moments() for name, part in job.parts.items() if part.adapter.whitening is None}
+        self.moments = {name: Moments() for name, part in job.parts.items() if part.adapter.normalization is None}
         self.bad: list[dict[str, Any]] = []
         self.labels: set[str] = set()
 

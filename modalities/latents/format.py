@@ -8,7 +8,7 @@ A folder that `selfflow encode` has written for one stream holds
     encode.json             the settings that the folder was begun with
     quarantine.jsonl        records that could not be used
 
-A sample has one part or more; a row holds the latents of each in columns of their own. Latents are raw: whitening is
+A sample has one part or more; a row holds the latents of each in columns of their own. Latents are raw: normalization is
 applied when they are read, so that statistics can be corrected without encoding again. MDS has no checksum of a sample,
 so every row carries one over all of its columns.
 """
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoencoders.base import Moments, Size, Whitening
+from autoencoders.base import LatentNormalization, Moments, Size
 from core.errors import ConfigError, DataError
 from modalities.base import Media, Record, Source, StoredLatents
 
@@ -66,7 +66,7 @@ class StoredPart:
         deviation: rows hold the posterior's deviation beside its mean.
         autoencoder: its section of the configuration, and the `digest` of its weights ("" without weights).
         media: its section `media`, without the autoencoder.
-        whitening: mean and std of every channel, and `measured`: over these samples, or published with the weights.
+        normalization: mean and std of every channel, and `measured`: over these samples, or published with the weights.
     """
 
     modality: str
@@ -75,15 +75,15 @@ class StoredPart:
     deviation: bool
     autoencoder: dict[str, Any]
     media: dict[str, Any]
-    whitening: dict[str, Any]
+    normalization: dict[str, Any]
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, C) of a sample."""
         return prod(self.grid), self.channels
 
-    def statistics(self) -> Whitening:
-        return Whitening.from_dict(self.whitening)
+    def statistics(self) -> LatentNormalization:
+        return LatentNormalization.from_dict(self.normalization)
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,8 @@ class Manifest:
         if not self.parts:
             found.append("parts: there are none")
         for name, part in self.parts.items():
-            if (seen := len(part.whitening["mean"])) not in (part.channels, prod(part.grid)):
-                found.append(f"parts.{name}.whitening: of {seen} channels, and the latents have {part.channels}")
+            if (seen := len(part.normalization["mean"])) not in (part.channels, prod(part.grid)):
+                found.append(f"parts.{name}.normalization: of {seen} channels, and the latents have {part.channels}")
         return found
 
 
@@ -309,18 +309,18 @@ def stored_manifests(source: Source) -> list[Manifest]:
     return ask() if ask else []
 
 
-def merged_statistics(manifests: list[Manifest], part: str, floor: float = 0.01) -> Whitening:
-    """The whitening of a part in several folders of one autoencoder: published, or that of all their samples together.
+def merged_statistics(manifests: list[Manifest], part: str, floor: float = 0.01) -> LatentNormalization:
+    """The normalization of a part in several folders of one autoencoder: published, or that of all their samples together.
 
-    `floor` is that of `Whitening.from_moments`, for statistics that were measured.
+    `floor` is that of `LatentNormalization.from_moments`, for statistics that were measured.
     """
-    if not manifests[0].parts[part].whitening["measured"]:
+    if not manifests[0].parts[part].normalization["measured"]:
         return manifests[0].parts[part].statistics()
     moments = Moments()
     for manifest in manifests:
         found, count = manifest.parts[part].statistics(), manifest.samples * manifest.parts[part].shape[0]
         moments.merge(Moments(count, found.mean.double(), found.std.double().square() * count))
-    return Whitening.from_moments(moments, floor)
+    return LatentNormalization.from_moments(moments, floor)
 
 
 def read_manifest(folder: Path) -> Manifest:

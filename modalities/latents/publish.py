@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from autoencoders.base import Moments, Whitening
+from autoencoders.base import LatentNormalization, Moments
 from core.errors import DataError
 from core.training.records import commit
 from modalities.base import ModalityAdapter
@@ -92,17 +92,19 @@ def stored_part(adapter: ModalityAdapter, name: str, chunks: list[Chunk], about:
         grid=adapter.grid(),
         channels=adapter.channels,
         deviation=adapter.posterior_noise,
-        whitening=statistics(adapter.whitening, [chunk.moments[name] for chunk in chunks if name in chunk.moments]),
+        normalization=statistics(
+            adapter.normalization, [chunk.moments[name] for chunk in chunks if name in chunk.moments]
+        ),
         **about,
     )
 
 
-def statistics(published: Whitening | None, moments: list[dict[str, Any]]) -> dict[str, Any]:
-    """Whitening published with the autoencoder's weights, else measured over everything that was encoded."""
+def statistics(published: LatentNormalization | None, moments: list[dict[str, Any]]) -> dict[str, Any]:
+    """LatentNormalization published with the autoencoder's weights, else measured over everything that was encoded."""
     if published is not None:
         return {**published.to_dict(), "measured": False}
     total = Moments()
     for found in moments:
         values = (torch.tensor(found[name], dtype=torch.float64) for name in ("mean", "squares"))
         total.merge(Moments(found["count"], *values))
-    return {**Whitening.from_moments(total, STORED_FLOOR).to_dict(), "measured": True}
+    return {**LatentNormalization.from_moments(total, STORED_FLOOR).to_dict(), "measured": True}

@@ -66,7 +66,7 @@ class Validation:
             for line in measured.warnings:
                 self._say(f"validation of {stream}: {line}")
         append_durably(self.path, {"step": step, **values})
-        trackers.write_numbers(step, {f"heldout/{name}": value for name, value in values.items()})
+        trackers.write_numbers(step, {f"val/{name}": value for name, value in values.items()})
 
     def _say(self, line: str) -> None:
         """Once: the same records are read every time."""

@@ -32,7 +32,7 @@ from modalities.synthetic.audiovisual import AudiovisualSource
 from modalities.synthetic.audiovisual_check import agreement, read_audio, read_video, words_right
 from modalities.synthetic.draw import COLOURS, MOVING_SHAPES
 
-HELDOUT_SEED = 1000  # of the data
+VAL_SEED = 1000  # of the data
 MODES = {"pair": None, "sound of a video": "video", "video of a sound": "audio"}  # name -> modality that is given
 CHANCE = {"colour": 1 / len(COLOURS), "shape": 1 / len(MOVING_SHAPES), "timbre": 1 / len(MOVING_SHAPES)}
 
@@ -74,7 +74,7 @@ def score(
         raise ConfigError(f"{stream}: has {', '.join(names)}; the score is of a video with its audio")
     if number < 2:
         raise ConfigError(f"number: {number}; at least 2 samples are needed to shuffle them")
-    captions, media = heldout(parts, names, number)
+    captions, media = val(parts, names, number)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for mode, given in MODES.items():
         known = None
@@ -90,15 +90,15 @@ def score(
     return found
 
 
-def heldout(parts: Parts, names: Mapping[str, str], number: int) -> tuple[list[str], list[dict[str, Tensor]]]:
+def val(parts: Parts, names: Mapping[str, str], number: int) -> tuple[list[str], list[dict[str, Tensor]]]:
     """Captions, and media by modality, of records that training never drew."""
     video, audio = (parts[names[modality]].adapter for modality in ("video", "audio"))
     size, config = video.config.size[0], video.config
-    source = AudiovisualSource(size, HELDOUT_SEED, number, config.frames, config.fps, audio.config.sample_rate)
+    source = AudiovisualSource(size, VAL_SEED, number, config.frames, config.fps, audio.config.sample_rate)
     records = [source.read(index) for index in range(number)]
     media = [
         {
-            modality: parts[names[modality]].adapter.load(record.part(modality), keyed("heldout", record.key))
+            modality: parts[names[modality]].adapter.load(record.part(modality), keyed("val", record.key))
             for modality in ("video", "audio")
         }
         for record in records

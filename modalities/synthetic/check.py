@@ -1,6 +1,6 @@
 """Reads generated pictures, clips and sounds back, without the network that made them.
 
-It answers whether a result of a model trained on the embedded data shows what its caption asks for. The readers use
+It answers whether a result of a model trained on the synthetic data shows what its caption asks for. The readers use
 no learned weights: least-squares matching against rendered shapes, the track of the foreground, and the strongest
 frequency of each third of a sound. They judge small models, so they tolerate strong noise and slightly wrong sizes,
 places and pitches, and answer None where nothing is to be seen or heard.
@@ -108,7 +108,7 @@ def check(modality: str, media: np.ndarray, caption: str, rate: float | None = N
 
     Args:
         media: what `read_image`, `read_video` or `read_audio` takes.
-        caption: as in `embedded.captions(modality)`.
+        caption: as in `synthetic.captions(modality)`.
         rate: samples per second, needed for audio.
 
     Returns:

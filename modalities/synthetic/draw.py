@@ -103,7 +103,7 @@ _CAPTIONS = {"image": image_captions, "video": video_captions, "audio": audio_ca
 
 
 def captions(modality: str) -> list[str]:
-    """Every caption that the embedded data of a modality holds, in the order in which records walk them."""
+    """Every caption that the synthetic data of a modality holds, in the order in which records walk them."""
     return choose("modality", modality, _CAPTIONS)()
 
 
@@ -154,7 +154,7 @@ def _envelope(samples: int) -> np.ndarray:
     return np.sin(0.5 * np.pi * np.clip(np.minimum(time / 0.1, (1 - time) / 0.2), 0, 1)) ** 2
 
 
-class EmbeddedSource:
+class SyntheticSource:
     """Records of one modality, drawn when they are read; see the module's text.
 
     Args:
@@ -206,7 +206,7 @@ class EmbeddedSource:
 
     def read(self, index: int) -> Record:
         if not 0 <= index < self.count:
-            raise DataError(f"embedded {self.modality}: record {index} of {self.count}")
+            raise DataError(f"synthetic {self.modality}: record {index} of {self.count}")
         caption = self.captions[index % len(self.captions)]
         draws = torch.rand(4, generator=generator("embedded", self.modality, self.seed, index)).tolist()
         if self.modality == "image":
@@ -218,7 +218,7 @@ class EmbeddedSource:
         name = f"{self.seed}-{index:08d}"
         return Record(
             key=name,
-            origin=f"embedded {self.modality} {name}",
+            origin=f"synthetic {self.modality} {name}",
             media=media,
             captions=(caption,),
             label=caption.removeprefix("a "),
@@ -233,4 +233,4 @@ class EmbeddedSource:
 
     def fingerprint(self) -> str:
         parts = (self.modality, self.size, self.seed, self.count, self.frames, self.seconds, self.octave)
-        return f"{key('embedded', 'v1', str(self.rate), *map(str, parts)):016x}"
+        return f"{key('synthetic', 'v1', str(self.rate), *map(str, parts)):016x}"

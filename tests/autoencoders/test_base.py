@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from autoencoders.base import Moments, Whitening, divide, image_grid, media_size
+from autoencoders.base import LatentNormalization, Moments, divide, image_grid, media_size
 from core.errors import DataError, ShapeError
 from core.keys import generator
 
@@ -14,7 +14,7 @@ def latents(*shape: int) -> torch.Tensor:
 
 def test_statistics_over_uneven_parts_equal_those_of_the_whole():
     whole = latents(10, 7, 5) * torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0]) + torch.tensor([0.0, 1e3, -5.0, 2.0, 1.0])
-    parts = Whitening.from_latents(whole.split([1, 6, 3]))
+    parts = LatentNormalization.from_latents(whole.split([1, 6, 3]))
     tokens = whole.double().flatten(0, 1)
     torch.testing.assert_close(parts.mean, tokens.mean(0).float(), rtol=1e-7, atol=0)
     torch.testing.assert_close(parts.std, tokens.std(0, unbiased=False).float(), rtol=1e-6, atol=0)
@@ -27,42 +27,42 @@ def test_moments_of_parts_merge_to_those_of_the_whole():
         one.add(part)
         merged.merge(one)
     merged.merge(Moments())
-    expected = Whitening.from_latents([whole])
+    expected = LatentNormalization.from_latents([whole])
     assert merged.count == 36
-    assert torch.equal(Whitening.from_moments(merged).mean, expected.mean)
-    torch.testing.assert_close(Whitening.from_moments(merged).std, expected.std, rtol=1e-6, atol=0)
+    assert torch.equal(LatentNormalization.from_moments(merged).mean, expected.mean)
+    torch.testing.assert_close(LatentNormalization.from_moments(merged).std, expected.std, rtol=1e-6, atol=0)
 
 
 def test_whitened_latents_have_mean_zero_and_deviation_one():
     raw = (latents(8, 16, 4) * 3 + 7).double()
-    whitening = Whitening.from_latents([raw])
-    white = whitening.whiten(raw).flatten(0, 1)
+    normalization = LatentNormalization.from_latents([raw])
+    white = normalization.normalize(raw).flatten(0, 1)
     assert white.dtype == torch.float64
     torch.testing.assert_close(white.mean(0), torch.zeros(4).double(), atol=1e-6, rtol=0)
     torch.testing.assert_close(white.std(0, unbiased=False), torch.ones(4).double(), atol=1e-6, rtol=0)
-    torch.testing.assert_close(whitening.unwhiten(whitening.whiten(raw)), raw, atol=1e-12, rtol=0)
+    torch.testing.assert_close(normalization.denormalize(normalization.normalize(raw)), raw, atol=1e-12, rtol=0)
 
 
 def test_a_large_mean_does_not_cancel_the_deviation():
     raw = latents(4, 100, 1).double() * 1e-3 + 1e5
     expected = raw.std(unbiased=False).item()
-    assert Whitening.from_latents(raw.split(1)).std.item() == pytest.approx(expected, rel=1e-5)
+    assert LatentNormalization.from_latents(raw.split(1)).std.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_constant_channel_is_floored():
     raw = latents(2, 50, 2)
     raw[..., 1] = 0.25
-    whitening = Whitening.from_latents([raw], floor=0.1)
+    normalization = LatentNormalization.from_latents([raw], floor=0.1)
     loud = raw[..., 0].double().var(unbiased=False)
-    assert whitening.std[1].item() == pytest.approx(0.1 * (loud / 2).sqrt().item(), rel=1e-6)
-    assert whitening.whiten(raw)[..., 1].abs().max() == 0
+    assert normalization.std[1].item() == pytest.approx(0.1 * (loud / 2).sqrt().item(), rel=1e-6)
+    assert normalization.normalize(raw)[..., 1].abs().max() == 0
 
 
 def test_json_gives_back_the_same_bits():
-    whitening = Whitening.from_latents([latents(2, 30, 6)])
-    again = Whitening.from_dict(json.loads(json.dumps(whitening.to_dict())))
-    assert torch.equal(again.mean, whitening.mean)
-    assert torch.equal(again.std, whitening.std)
+    normalization = LatentNormalization.from_latents([latents(2, 30, 6)])
+    again = LatentNormalization.from_dict(json.loads(json.dumps(normalization.to_dict())))
+    assert torch.equal(again.mean, normalization.mean)
+    assert torch.equal(again.std, normalization.std)
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_json_gives_back_the_same_bits():
 )
 def test_latents_that_cannot_be_measured_are_refused(parts, reason):
     with pytest.raises(DataError, match=reason):
-        Whitening.from_latents(parts)
+        LatentNormalization.from_latents(parts)
 
 
 def test_a_zero_deviation_is_refused():
     with pytest.raises(ShapeError, match="above 0"):
-        Whitening(torch.zeros(2), torch.tensor([1.0, 0.0]))
+        LatentNormalization(torch.zeros(2), torch.tensor([1.0, 0.0]))
 
 
 def test_divide_names_the_nearest_legal_sizes():
@@ -96,14 +96,14 @@ def test_divide_names_the_nearest_legal_sizes():
 
 def test_statistics_may_depend_on_the_position():
     raw = latents(3, 6, 4)
-    whitening = Whitening(latents(6, 4), latents(6, 4).abs() + 0.1)
-    white = whitening.whiten(raw)
-    torch.testing.assert_close(white[1, 5, 2], (raw[1, 5, 2] - whitening.mean[5, 2]) / whitening.std[5, 2])
-    torch.testing.assert_close(whitening.unwhiten(white), raw)
-    again = Whitening.from_dict(json.loads(json.dumps(whitening.to_dict())))
-    assert torch.equal(again.mean, whitening.mean)
+    normalization = LatentNormalization(latents(6, 4), latents(6, 4).abs() + 0.1)
+    white = normalization.normalize(raw)
+    torch.testing.assert_close(white[1, 5, 2], (raw[1, 5, 2] - normalization.mean[5, 2]) / normalization.std[5, 2])
+    torch.testing.assert_close(normalization.denormalize(white), raw)
+    again = LatentNormalization.from_dict(json.loads(json.dumps(normalization.to_dict())))
+    assert torch.equal(again.mean, normalization.mean)
     with pytest.raises(ShapeError, match=r"one shape \(C,\) or \(N, C\), got \(1, 6, 4\)"):
-        Whitening(whitening.mean[None], whitening.std[None])
+        LatentNormalization(normalization.mean[None], normalization.std[None])
 
 
 def test_sizes_of_media():

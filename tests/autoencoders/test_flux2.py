@@ -31,11 +31,11 @@ def test_decoding_undoes_the_squares(autoencoder):
     assert torch.equal(autoencoder.decode(tokens[None], (1, 32, 48)), expected)
 
 
-def test_whitening_is_the_stored_batch_norm(autoencoder):
+def test_normalization_is_the_stored_batch_norm(autoencoder):
     tokens = autoencoder.encode(picture())
     maps = tokens.transpose(1, 2).reshape(1, 128, 2, 3)
     expected = autoencoder.load().bn(maps)  # in eval mode: the running statistics
-    torch.testing.assert_close(autoencoder.whitening.whiten(tokens), expected.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(autoencoder.normalization.normalize(tokens), expected.flatten(2).transpose(1, 2))
 
 
 def test_sizes(autoencoder):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from autoencoders.base import LatentSpec, Whitening
+from autoencoders.base import LatentNormalization, LatentSpec
 from autoencoders.patches import Patched, patchify, to_maps, to_tokens, unpatchify
 from autoencoders.transforms import Pixels, SpaceTimePixels
 from core.errors import ShapeError
@@ -38,7 +38,7 @@ def test_patches_of_one_pixel_cells_are_the_patches_of_pixels():
     assert patched.grid((1, 8, 12)) == direct.grid((1, 8, 12)) == (1, 2, 3)
     assert torch.equal(patched.encode(picture), direct.encode(picture))
     assert torch.equal(patched.decode(direct.encode(picture), (1, 8, 12)), picture)
-    assert patched.whitening is None
+    assert patched.normalization is None
 
 
 def test_patches_of_a_clip_leave_time_alone():
@@ -53,25 +53,25 @@ class Cells(Pixels):
 
     has_weights = posterior_noise = True
 
-    def __init__(self, whitening: Whitening):
+    def __init__(self, normalization: LatentNormalization):
         super().__init__(1)
-        self.spec, self.whitening = LatentSpec(3, (1, 1, 1)), whitening
+        self.spec, self.normalization = LatentSpec(3, (1, 1, 1)), normalization
 
     def encode(self, media, noise=None):
         return super().encode(media) + (0 if noise is None else noise)
 
 
 @pytest.mark.parametrize("shape", [(3,), (24, 3)])
-def test_whitening_and_noise_move_with_their_cells(shape):
-    whitening = Whitening(noise(*shape), noise(*shape).abs() + 0.1)
-    inner, picture = Cells(whitening), noise(2, 3, 4, 6)
+def test_normalization_and_noise_move_with_their_cells(shape):
+    normalization = LatentNormalization(noise(*shape), noise(*shape).abs() + 0.1)
+    inner, picture = Cells(normalization), noise(2, 3, 4, 6)
     patched = Patched(inner, 2, (1, 4, 6))
     drawn = noise(2, 6, 12)
     tokens = patched.encode(picture, drawn)
     cells = inner.encode(picture, unpatchify(drawn, (1, 4, 6), 2))
     assert torch.equal(unpatchify(tokens, (1, 4, 6), 2), cells)
-    whitened = unpatchify(patched.whitening.whiten(tokens), (1, 4, 6), 2)
-    assert torch.equal(whitened, whitening.whiten(cells))
+    normalized = unpatchify(patched.normalization.normalize(tokens), (1, 4, 6), 2)
+    assert torch.equal(normalized, normalization.normalize(cells))
     with pytest.raises(ShapeError, match=r"noise of the posterior: expected latents \(B, 6, 12\)"):
         patched.encode(picture, drawn[:, 1:])
 

@@ -69,9 +69,9 @@ def test_bf16_is_near_float32_and_comes_back_as_float32(kind, folder):
     assert nearly.dtype == torch.float32
     assert not torch.equal(nearly, latents)
     assert (nearly - latents).abs().mean() < 0.05 * latents.abs().mean()
-    if exact.whitening is not None:  # statistics are read before the weights are rounded
-        assert torch.equal(rough.whitening.mean, exact.whitening.mean)
-        assert torch.equal(rough.whitening.std, exact.whitening.std)
+    if exact.normalization is not None:  # statistics are read before the weights are rounded
+        assert torch.equal(rough.normalization.mean, exact.normalization.mean)
+        assert torch.equal(rough.normalization.std, exact.normalization.std)
     decoded = rough.decode(latents, media_size(media))
     assert decoded.dtype == torch.float32
     assert (decoded - exact.decode(latents, media_size(media))).abs().mean() < 0.05
@@ -128,7 +128,7 @@ def test_nothing_but_the_networks_work_needs_the_weights(kind, tmp_path):
         autoencoder.load,
         lambda: autoencoder.encode(some_media(kind)),
         lambda: autoencoder.decode(latents, size),
-        lambda: autoencoder.whitening,
+        lambda: autoencoder.normalization,
     ):
         with pytest.raises(
             ConfigError, match=rf"autoencoder.path: .*nowhere' holds no config.json.*Kind '{kind}' needs"

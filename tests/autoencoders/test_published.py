@@ -36,14 +36,14 @@ def worst(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_encoding_whitening_and_decoding_are_those_of_the_authors_code(kind, file, dtype):
+def test_encoding_normalization_and_decoding_are_those_of_the_authors_code(kind, file, dtype):
     """The golden values were recorded by running it (tests/autoencoders/golden/record.py)."""
     autoencoder, wanted = pretrained(kind, file), golden(kind)
-    media, white = uniform("media", MEDIA[kind]).to(dtype), uniform("white", wanted["whitened"].shape).to(dtype)
+    media, white = uniform("media", MEDIA[kind]).to(dtype), uniform("white", wanted["normalized"].shape).to(dtype)
     if kind == "wan22":
         media = media.transpose(1, 2)
     grid = autoencoder.grid(media_size(media))
-    raw = autoencoder.whitening.unwhiten(white.flatten(2).transpose(1, 2))
+    raw = autoencoder.normalization.denormalize(white.flatten(2).transpose(1, 2))
     if dtype == torch.float32:
         (mean, std), decoded = autoencoder.posterior(media), autoencoder.decode(raw, media_size(media))
     else:  # the same functions, without the rounding that hides small differences
@@ -52,11 +52,11 @@ def test_encoding_whitening_and_decoding_are_those_of_the_authors_code(kind, fil
         decoded = autoencoder.kind.decode(network, raw, grid)
     if kind == "wan22":
         decoded = decoded.transpose(1, 2)
-    whitened = autoencoder.whitening.whiten(mean)
+    normalized = autoencoder.normalization.normalize(mean)
     assert wanted["decoded"].std() > 0.1
     assert worst(to_maps(std, wanted["std"]), wanted["std"]) < TOLERANCE[dtype]
     # Published statistics are kept in float32.
-    assert worst(to_maps(whitened, wanted["whitened"]), wanted["whitened"]) < max(TOLERANCE[dtype], 1e-6)
+    assert worst(to_maps(normalized, wanted["normalized"]), wanted["normalized"]) < max(TOLERANCE[dtype], 1e-6)
     decoding = max(TOLERANCE[dtype], WAN_DECODED if kind == "wan22" else 1e-6)
     assert worst(decoded, wanted["decoded"]) < decoding
 

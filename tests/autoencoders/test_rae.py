@@ -32,21 +32,21 @@ def real_width(tmp_path_factory):
 def test_latents_and_pictures_equal_those_of_the_published_code(published):
     network, expected = read_published(published).eval(), golden("rae_stage1")
     picture = torch.rand(1, 3, 64, 64, generator=generator("rae", "picture"))
-    whitening = RAE.whitening(network)
+    normalization = RAE.normalization(network)
     with torch.no_grad():
         raw = RAE.encode(network, picture * 2 - 1)
-        decoded = RAE.decode(network, whitening.unwhiten(expected["whitened"]), (1, 4, 4))
+        decoded = RAE.decode(network, normalization.denormalize(expected["normalized"]), (1, 4, 4))
     torch.testing.assert_close(raw, expected["raw"], rtol=0, atol=2e-5)
-    torch.testing.assert_close(whitening.whiten(raw), expected["whitened"], rtol=0, atol=2e-5)
+    torch.testing.assert_close(normalization.normalize(raw), expected["normalized"], rtol=0, atol=2e-5)
     torch.testing.assert_close((decoded + 1) / 2, expected["decoded"], rtol=0, atol=5e-6)
 
 
-def test_whitening_is_published_for_every_channel_and_position(published):
+def test_normalization_is_published_for_every_channel_and_position(published):
     statistics = torch.load(published / "stat.pt", weights_only=True)
-    whitening = RAE.whitening(read_published(published))
-    assert whitening.mean.shape == (16, 64)
-    torch.testing.assert_close(whitening.mean[6], statistics["mean"][:, 1, 2])
-    torch.testing.assert_close(whitening.std[6], (statistics["var"][:, 1, 2] + 1e-5).sqrt())
+    normalization = RAE.normalization(read_published(published))
+    assert normalization.mean.shape == (16, 64)
+    torch.testing.assert_close(normalization.mean[6], statistics["mean"][:, 1, 2])
+    torch.testing.assert_close(normalization.std[6], (statistics["var"][:, 1, 2] + 1e-5).sqrt())
 
 
 def test_the_published_files_work_at_the_real_width(real_width):
@@ -56,7 +56,7 @@ def test_the_published_files_work_at_the_real_width(real_width):
     assert tokens.shape == (1, 256, 768)
     torch.testing.assert_close(tokens.mean(dim=-1), torch.zeros(1, 256), atol=1e-5, rtol=0)  # a norm without affine
     torch.testing.assert_close(tokens.var(dim=-1, unbiased=False), torch.ones(1, 256), atol=1e-3, rtol=0)
-    assert autoencoder.whitening.mean.shape == (256, 768)
+    assert autoencoder.normalization.mean.shape == (256, 768)
     assert autoencoder.decode(tokens, (1, 256, 256)).shape == picture.shape
 
 
@@ -68,7 +68,7 @@ def test_the_layout_of_diffusers_does_what_diffusers_does(tmp_path):
         white = network.encode(picture).latent
         painted = network.decode(white).sample
     tokens = autoencoder.encode(picture * 2 - 1)
-    torch.testing.assert_close(autoencoder.whitening.whiten(tokens), white.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(autoencoder.normalization.normalize(tokens), white.flatten(2).transpose(1, 2))
     torch.testing.assert_close((autoencoder.decode(tokens, (1, 256, 256)) + 1) / 2, painted, rtol=0, atol=1e-5)
 
 

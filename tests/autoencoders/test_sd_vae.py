@@ -38,9 +38,9 @@ def test_decoding_is_the_networks(folder):
     assert torch.equal(autoencoder.decode(maps.flatten(2).transpose(1, 2), (1, 16, 24)), expected)
 
 
-def test_whitening_is_the_published_scale(folder):
+def test_normalization_is_the_published_scale(folder):
     latents = torch.randn(1, 6, 4, generator=generator("latents"))
-    torch.testing.assert_close(pretrained("sd_vae", folder).whitening.whiten(latents), latents * 0.18215)
+    torch.testing.assert_close(pretrained("sd_vae", folder).normalization.normalize(latents), latents * 0.18215)
 
 
 def test_two_by_two_cells_are_a_token_unless_set(folder):

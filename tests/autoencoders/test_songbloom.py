@@ -34,7 +34,7 @@ def test_tokens_are_the_posterior_of_the_network(autoencoder):
 
 
 def test_its_data_is_measured(autoencoder):
-    assert autoencoder.whitening is None
+    assert autoencoder.normalization is None
 
 
 def test_sizes(autoencoder):

@@ -36,10 +36,10 @@ def test_order_of_tokens_and_axes_of_the_network(autoencoder):
     assert torch.equal(autoencoder.decode(tokens, (9, 32, 48)), decoded.transpose(1, 2))
 
 
-def test_whitening_is_published_for_every_channel(autoencoder):
+def test_normalization_is_published_for_every_channel(autoencoder):
     tokens = autoencoder.encode(clip(1))
     mean, std = torch.linspace(-1, 1, 48), torch.linspace(0.5, 2, 48)
-    torch.testing.assert_close(autoencoder.whitening.whiten(tokens), (tokens - mean) / std)
+    torch.testing.assert_close(autoencoder.normalization.normalize(tokens), (tokens - mean) / std)
 
 
 def test_sizes(autoencoder):

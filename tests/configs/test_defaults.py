@@ -11,12 +11,12 @@ from core.errors import ConfigError
 from core.training.config import to_yaml
 from modalities.data.sources.build import SourceConfig
 
-IMAGE = "streams: {{image: {{data: {data}, heldout: {heldout}}}}}\n"
+IMAGE = "streams: {{image: {{data: {data}, val: {val}}}}}\n"
 
 
-def heldout(tmp_path: Path, data: str, held: str, *overrides: str) -> SourceConfig:
-    (tmp_path / "run.yaml").write_text(IMAGE.format(data=data, heldout=held))
-    return load_config(tmp_path / "run.yaml", list(overrides)).streams["image"].heldout
+def val(tmp_path: Path, data: str, held: str, *overrides: str) -> SourceConfig:
+    (tmp_path / "run.yaml").write_text(IMAGE.format(data=data, val=held))
+    return load_config(tmp_path / "run.yaml", list(overrides)).streams["image"].val
 
 
 def test_captions_fields_and_filters_are_taken_and_the_place_is_not(tmp_path):
@@ -24,7 +24,7 @@ def test_captions_fields_and_filters_are_taken_and_the_place_is_not(tmp_path):
         "{kind: parquet, path: train, captions: label, label_field: kind, media_field: jpg, where: {style: noto}, "
         "caption_default: x, caption_choice: first, split: train, holdout: 0.1, repeat: 3}"
     )
-    found = heldout(tmp_path, data, "{kind: parquet, path: test}")
+    found = val(tmp_path, data, "{kind: parquet, path: test}")
     wanted = SourceConfig(
         kind="parquet",
         path="test",
@@ -36,85 +36,85 @@ def test_captions_fields_and_filters_are_taken_and_the_place_is_not(tmp_path):
         caption_choice="first",
     )
     assert found == wanted
-    assert heldout(tmp_path, data, "{path: test}") == wanted  # the kind, too
+    assert val(tmp_path, data, "{path: test}") == wanted  # the kind, too
 
 
 def test_what_is_set_stays_and_another_kind_takes_only_what_it_reads(tmp_path):
     data = "{kind: parquet, path: a, captions: label, label_field: kind, media_field: jpg, shuffle_blocks: 3}"
     taken = SourceConfig(kind="folder", path="b", captions="label", label_field="kind")
-    assert heldout(tmp_path, data, "{kind: folder, path: b}") == taken
-    found = heldout(tmp_path, data, "{kind: webdataset, path: b, label_field: class}")
+    assert val(tmp_path, data, "{kind: folder, path: b}") == taken
+    found = val(tmp_path, data, "{kind: webdataset, path: b, label_field: class}")
     assert found == SourceConfig(kind="webdataset", path="b", captions="label", label_field="class", shuffle_blocks=3)
-    found = heldout(tmp_path, data, "{kind: folder, path: b, caption_fields: [text]}")
+    found = val(tmp_path, data, "{kind: folder, path: b, caption_fields: [text]}")
     assert (found.captions, found.caption_fields) == ("given", ["text"])  # how captions are found is one setting
-    found = heldout(tmp_path, "{kind: folder, path: a, caption: a cat}", "{path: b, captions: label}")
+    found = val(tmp_path, "{kind: folder, path: a, caption: a cat}", "{path: b, captions: label}")
     assert (found.captions, found.caption) == ("label", "")
 
 
 def test_a_split_without_a_path_is_the_other_side(tmp_path):
     data = "{kind: folder, path: photos, split: train, holdout: 0.1, holdout_key: person, captions: none}"
-    found = heldout(tmp_path, data, "{split: test}")
+    found = val(tmp_path, data, "{split: test}")
     assert found == SourceConfig(
         kind="folder", path="photos", split="test", holdout=0.1, holdout_key="person", captions="none"
     )
 
 
 def test_embedded_data_are_drawn_alike_but_others(tmp_path):
-    found = heldout(tmp_path, "{size: 8, seed: 4, count: 50}", "{seed: 1, count: 9}")
+    found = val(tmp_path, "{size: 8, seed: 4, count: 50}", "{seed: 1, count: 9}")
     assert found == SourceConfig(size=8, seed=1, count=9)
 
 
 def test_of_a_concat_what_all_parts_agree_on_and_by_name(tmp_path):
     parts = "{a: {kind: folder, path: a, captions: label}, b: {kind: folder, path: b, captions: label, where: {x: y}}}"
     data = f"{{kind: concat, parts: {parts}, caption_choice: middle}}"
-    assert heldout(tmp_path, data, "{path: c}") == SourceConfig(
+    assert val(tmp_path, data, "{path: c}") == SourceConfig(
         kind="folder", path="c", captions="label", caption_choice="middle"
     )
-    found = heldout(tmp_path, data, "{kind: concat, parts: {b: {path: d}, other: {path: e}}}")
+    found = val(tmp_path, data, "{kind: concat, parts: {b: {path: d}, other: {path: e}}}")
     assert found.parts == {
         "b": SourceConfig(kind="folder", path="d", captions="label", where={"x": "y"}),
         "other": SourceConfig(kind="folder", path="e", captions="label"),
     }
-    found = heldout(tmp_path, "{kind: folder, path: a, captions: label}", "{kind: concat, parts: {b: {path: d}}}")
+    found = val(tmp_path, "{kind: folder, path: a, captions: label}", "{kind: concat, parts: {b: {path: d}}}")
     assert found.parts == {"b": SourceConfig(kind="folder", path="d", captions="label")}
 
 
 def test_overrides_count_and_a_resolved_file_reads_back_equal(tmp_path):
     (tmp_path / "run.yaml").write_text("streams: {image: {data: {kind: folder, path: a, captions: label}}}\n")
-    override = "streams.image.heldout={kind: folder, path: b}"
+    override = "streams.image.val={kind: folder, path: b}"
     config = load_config(tmp_path / "run.yaml", [override])
-    assert config.streams["image"].heldout.captions == "label"
+    assert config.streams["image"].val.captions == "label"
     (tmp_path / "resolved.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "resolved.yaml", []) == config
     (tmp_path / "resolved.yaml").write_text(to_yaml(load_config(tmp_path / "run.yaml", [])))
-    assert load_config(tmp_path / "resolved.yaml", [override]).streams["image"].heldout.captions == "label"
+    assert load_config(tmp_path / "resolved.yaml", [override]).streams["image"].val.captions == "label"
 
 
 def test_texts_that_look_like_numbers_are_taken_as_texts_and_errors_point_at_their_line(tmp_path):
-    assert heldout(tmp_path, "{kind: folder, path: a, caption: 007}", "{path: b}").caption == "007"
+    assert val(tmp_path, "{kind: folder, path: a, caption: 007}", "{path: b}").caption == "007"
     (tmp_path / "run.yaml").write_text(
-        "streams:\n  image:\n    data: {kind: folder, path: a,\n      captions: labels}\n    heldout: {path: b}\n"
+        "streams:\n  image:\n    data: {kind: folder, path: a,\n      captions: labels}\n    val: {path: b}\n"
     )
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "run.yaml", [])
     assert [line.split(": ")[:2] for line in caught.value.problems] == [
         ["run.yaml:4", "streams.image.data.captions"],
-        ["run.yaml:4", "streams.image.heldout.captions"],
+        ["run.yaml:4", "streams.image.val.captions"],
     ]
 
 
 @pytest.mark.parametrize("wrong", ["3", "[a]", "{kind: [a]}", "{parts: 3}", "{kind: concat, parts: {a: 3}}"])
 def test_wrong_sections_are_refused_as_ever(tmp_path, wrong):
     for data, held in ((wrong, "{path: b}"), ("{kind: folder, path: a}", wrong)):
-        with pytest.raises(ConfigError, match=r"streams.image\.(data|heldout)"):
-            heldout(tmp_path, data, held, "condition.kind=none")
+        with pytest.raises(ConfigError, match=r"streams.image\.(data|val)"):
+            val(tmp_path, data, held, "condition.kind=none")
 
 
 def test_without_conditions_no_source_needs_captions(tmp_path):
     (tmp_path / "run.yaml").write_text(
         "condition: {kind: none}\nstreams: {image: {data: {kind: concat, parts: {a: {kind: folder, path: a}, "
-        "b: {kind: folder, path: b, captions: label}, c: {}}}, heldout: {kind: parquet, path: c}}}\n"
+        "b: {kind: folder, path: b, captions: label}, c: {}}}, val: {kind: parquet, path: c}}}\n"
     )
     image = load_config(tmp_path / "run.yaml", []).streams["image"]
     assert [part.captions for part in image.data.parts.values()] == ["none", "label", "given"]
-    assert image.heldout.captions == "none"
+    assert image.val.captions == "none"

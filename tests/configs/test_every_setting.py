@@ -70,16 +70,16 @@ ONE_STEP = "training.steps=1"
 SELECTED = "caption_fields: [text], where: {kind: grey}, split: train, holdout: 0.3, holdout_key: group"
 DATA = "streams.image.data="
 EVALUATION = (
-    "{measures: [velocity, probe, knn, health, samples], heldout: 12, training: 24, batch: 12, times: [0.5], "
+    "{measures: [velocity, probe, knn, health, samples], val: 12, training: 24, batch: 12, timesteps: [0.5], "
     "generated: 6, classifier_steps: 2}"
 )
 # One use for each branch that reads settings of its own: (configuration, overrides, how it is used).
 USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
-    "joint": (CONFIG, [f"streams.{name}.sampling.guidance=2" for name in NAMES], generates),
+    "joint": (CONFIG, [f"streams.{name}.sampling.cfg_scale=2" for name in NAMES], generates),
     "other times": (
         CONFIG,
         [
-            *(f"streams.{name}.time={{kind: logit_normal, high_noise_share: 0.5}}" for name in NAMES),
+            *(f"streams.{name}.timestep={{kind: logit_normal, high_noise_prob: 0.5}}" for name in NAMES),
             *("noising.s_within=0.2", "training.optimizer.warmup=2", "training.optimizer.cooldown=2"),
             *("streams.video.data.frames=2", "streams.video.media.short=repeat_last"),  # shorter than a clip
             "streams.audio.media.seconds=0.4",
@@ -111,7 +111,7 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
             *(f"training.{name}.every=1" for name in ("preview", "validate", "posthoc_ema")),
             *("training.preview.prompts={image: [a cat]}", "training.keep_every=1", ONE_STEP),
             *("training.optimizer={kind: muon, schedule: wsd, cooldown: 1}", "training.validate.records=4"),
-            "streams.image.heldout={size: 8, count: 20, seed: 1}",
+            "streams.image.val={size: 8, count: 20, seed: 1}",
         ],
         trains,
     ),
@@ -122,7 +122,7 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
     "separation": (CONFIG, ["method=self_flow_as", "streams.video.condition_on={first_frame: 0}", ONE_STEP], trains),
     "evaluation": (
         SIT,
-        [f"streams.image.evaluation={EVALUATION}", "streams.image.heldout={size: 8, count: 60, seed: 1}"],
+        [f"streams.image.evaluation={EVALUATION}", "streams.image.val={size: 8, count: 60, seed: 1}"],
         is_evaluated,
     ),
     "folder": (CONFIG, [f"{DATA}{{kind: folder, path: photos, caption_default: x, {SELECTED}}}"], opens_data),
@@ -142,11 +142,11 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
         [f"{DATA}{{kind: latents, path: nowhere, cache: copies, cache_limit: 1gb, shuffle_blocks: 2}}"],
         misses_data,
     ),
-    "concat": (CONFIG, [f"{DATA}{{kind: concat, parts: {{one: {{kind: embedded, repeat: 2}}}}}}"], opens_data),
+    "concat": (CONFIG, [f"{DATA}{{kind: concat, parts: {{one: {{kind: synthetic, repeat: 2}}}}}}"], opens_data),
 }
 # All streams have one class of these settings; what one of them reads, the class needs.
 SHARED = [
-    (re.compile(r"^streams\.\w+\.(?:data|heldout)(?:\.parts\.one)?\b"), "data"),
+    (re.compile(r"^streams\.\w+\.(?:data|val)(?:\.parts\.one)?\b"), "data"),
     (re.compile(r"^streams\.\w+\.encoders\.\w+\b"), "encoders.NAME"),
     (re.compile(r"^streams\.\w+\.(encoders|time|sampling|evaluation|media\.autoencoder)\b"), r"\1"),
 ]

@@ -48,7 +48,7 @@ KEYS = dict(float_keys(Config))
 
 def test_the_walk_finds_what_is_there():
     assert {"training.optimizer.lr", "training.optimizer.betas", "streams.image.sampling.shift"} <= set(KEYS)
-    assert {"streams.video.condition_noise", "trunk.mmdit.rope_theta", "condition.dropout"} <= set(KEYS)
+    assert {"streams.video.condition_noise", "trunk.mmdit.rope_theta", "condition.cfg_dropout"} <= set(KEYS)
     assert {"streams.video.media.fps", "streams.audio.media.seconds", "streams.clips.parts.audio.loss_weight"} <= set(
         KEYS
     )

@@ -46,7 +46,8 @@ def test_student_and_teacher_start_from_the_ema_of_a_run(tiny_run, tmp_path, cap
     assert same(ema(tmp_path, 0), wanted)
     assert f"latent statistics of image: those of {tiny_run} (step 6)" in capsys.readouterr().err
     stored = [
-        CheckpointStore(run / "checkpoints").extra(step)["whitening"] for run, step in ((tmp_path, 2), (tiny_run, 6))
+        CheckpointStore(run / "checkpoints").extra(step)["normalization"]
+        for run, step in ((tmp_path, 2), (tiny_run, 6))
     ]
     assert stored[0] == stored[1]
     told = begun(tmp_path)
@@ -180,8 +181,8 @@ def test_a_file_of_any_kind_that_import_reads(tiny_run, tmp_path, capsys):
     assert same(ema(tmp_path / "a", 0), ema(tiny_run))
     assert begun(tmp_path / "a")["kind"] == "native-mmdit"
     assert f"latent statistics of image: those of {file}" in capsys.readouterr().err
-    stored = CheckpointStore(tmp_path / "a" / "checkpoints").extra(1)["whitening"]
-    assert stored == CheckpointStore(tiny_run / "checkpoints").extra(STEPS)["whitening"]
+    stored = CheckpointStore(tmp_path / "a" / "checkpoints").extra(1)["normalization"]
+    assert stored == CheckpointStore(tiny_run / "checkpoints").extra(STEPS)["normalization"]
     assert train(tmp_path / "sit", "training.steps=1", config=SIT) == 0
     for kind in ("sit", "native-sit"):
         weights = tmp_path / f"{kind}.safetensors"

@@ -73,10 +73,10 @@ def test_what_the_paper_says_of_the_joint_run():
     adapters = build_adapters(read("joint_625m"), CONFIGS)
     for name, (kind, share, batch, mask, shift, sampled, grid, channels) in facts.items():
         entry = streams[name]
-        assert (entry.media.autoencoder.kind, entry.share, entry.batch, entry.mask_ratio) == (kind, share, batch, mask)
-        assert (entry.time.kind, entry.time.shift, entry.sampling.shift) == ("logit_normal", shift, sampled)
+        assert (entry.media.autoencoder.kind, entry.weight, entry.batch, entry.mask_ratio) == (kind, share, batch, mask)
+        assert (entry.timestep.kind, entry.timestep.shift, entry.sampling.shift) == ("logit_normal", shift, sampled)
         assert (adapters[name][name].grid(), adapters[name][name].channels) == (grid, channels)
-    assert (streams["video"].time.high_noise_share, streams["video"].time.high_noise_low) == (0.05, 0.95)
+    assert (streams["video"].timestep.high_noise_prob, streams["video"].timestep.high_noise_low) == (0.05, 0.95)
     encoder = read("joint_625m").condition.encoder
     assert (encoder.kind, encoder.path, list(encoder.layers)) == ("qwen3", "Qwen/Qwen3-4B", [9, 18, 27])
     assert (encoder.length(), encoder.channels()) == (512, 7680)

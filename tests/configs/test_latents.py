@@ -39,8 +39,8 @@ def configuration(*overrides: str) -> Config:
 
 def image_part(**changes) -> StoredPart:
     autoencoder = {"kind": "sd_vae", "path": "vae", "digest": "aa"}
-    whitening = {"mean": [0.0] * 16, "std": [1.0] * 16, "measured": False}
-    plain = {"grid": (1, 2, 2), "channels": 16, "autoencoder": autoencoder, "whitening": whitening}
+    normalization = {"mean": [0.0] * 16, "std": [1.0] * 16, "measured": False}
+    plain = {"grid": (1, 2, 2), "channels": 16, "autoencoder": autoencoder, "normalization": normalization}
     return stored_part(**plain | {"media": media_settings(configuration().streams["image"].media)} | changes)
 
 
@@ -53,7 +53,7 @@ def part_of(config: Config, stream: str, part: str, **changes) -> StoredPart:
     adapter = build_adapters(config, Path())[stream][part]
     media = config.streams[stream].named_parts(stream)[part].media
     plain = {"modality": adapter.modality, "grid": adapter.grid(), "channels": adapter.channels, "deviation": False}
-    plain["whitening"] = {"mean": [0.0] * adapter.channels, "std": [1.0] * adapter.channels, "measured": True}
+    plain["normalization"] = {"mean": [0.0] * adapter.channels, "std": [1.0] * adapter.channels, "measured": True}
     plain |= {"autoencoder": {"kind": media.autoencoder.kind, "digest": ""}, "media": media_settings(media)}
     return stored_part(**plain | changes)
 
@@ -193,8 +193,8 @@ def test_every_part_must_be_there_by_name_and_modality(clips):
 
 def test_held_out_latents_are_checked_in_the_same_way(clips):
     held_out = {"clips": Stored(manifest(parts={"picture": part_of(clips, "clips", "picture")}))}
-    with pytest.raises(ConfigError, match=r"streams\.clips\.heldout: its samples have .*, and no audio \(audio\)"):
-        check_latents(clips, held_out, build_adapters(clips, Path()), Path(), "heldout")
+    with pytest.raises(ConfigError, match=r"streams\.clips\.val: its samples have .*, and no audio \(audio\)"):
+        check_latents(clips, held_out, build_adapters(clips, Path()), Path(), "val")
 
 
 def test_what_differs_in_one_part_is_named_with_the_part(clips):

@@ -20,7 +20,7 @@ from configs.methods import METHODS
 from configs.schema import Config
 from core.errors import ConfigError
 from core.keys import generator
-from core.schedule import sample_times
+from core.schedule import sample_timesteps
 from core.training.config import differences, load, to_plain, to_yaml
 from modalities.evaluation.networks.kinds import kinds_for
 from modalities.targets.build import FAMILIES
@@ -58,12 +58,12 @@ def test_every_file_is_complete_and_reads_back_from_what_it_prints(name, tmp_pat
         0,
         1,
     )
-    assert config.condition.dropout == 0.1
+    assert config.condition.cfg_dropout == 0.1
     for modality, entry in config.streams.items():
-        assert entry.heldout is not None
+        assert entry.val is not None
         assert {network.kind for network in entry.evaluation.networks} <= set(kinds_for(modality)) - {"classifier"}
-        assert entry.heldout.path != entry.data.path
-        assert entry.sampling.guidance == 1  # all numbers of the paper are without guidance
+        assert entry.val.path != entry.data.path
+        assert entry.sampling.cfg_scale == 1  # all numbers of the paper are without guidance
 
 
 def test_the_common_part_is_not_an_experiment():
@@ -90,7 +90,7 @@ def test_repa_differs_from_its_experiment_in_method_and_encoder_alone(name):
     changed = {key for key, _, _ in differences(to_plain(ours), to_plain(config))}
     (modality,) = config.streams
     allowed = ("method", "noising.", "alignment.", f"streams.{modality}.encoders.")
-    own = {"streams.audio.time.shift"} if modality == "audio" else set()
+    own = {"streams.audio.timestep.shift"} if modality == "audio" else set()
     assert {key for key in changed if not key.startswith(allowed)} == own
     assert (config.method, config.alignment.external.weight, config.alignment.external.layer) == ("repa", 0.5, None)
     (encoder,) = stream(name).encoders.values()
@@ -180,8 +180,8 @@ def test_rae_trains_with_either_trunk(kind):
     ],
 )
 def test_times(name, modality, shares):
-    config = read(name).streams[modality].time
-    times = sample_times(config, 100_000, generator("paper", name))
+    config = read(name).streams[modality].timestep
+    times = sample_timesteps(config, 100_000, generator("paper", name))
     for bound, share in shares.items():
         assert (times < bound).float().mean().item() == pytest.approx(share, abs=0.006)
 
@@ -203,7 +203,7 @@ def test_times(name, modality, shares):
 )
 def test_samplers(name, modality, solver, steps, shift):
     sampling = read(name).streams[modality].sampling
-    times = sampling.times()
+    times = sampling.timesteps()
     assert (sampling.solver, len(times) - 1, times[0], times[-1]) == (solver, steps, 1, 0)
     if solver == "sde":
         assert (sampling.diffusion_form, sampling.last_step, times[-2]) == ("sigma", "mean", pytest.approx(0.04))
@@ -217,7 +217,7 @@ def test_samplers(name, modality, solver, steps, shift):
 )
 def test_sizes_of_the_evaluation(name, generated):
     assert stream(name).evaluation.generated == generated
-    assert stream(name).evaluation.conditions == ("random" if name.startswith("imagenet") else "heldout")
+    assert stream(name).evaluation.conditions == ("random" if name.startswith("imagenet") else "val")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_the_mixes_are_those_of_table_6():
     weights = set()
     for name in MIXED:
         streams = read(name).streams
-        assert [entry.share for entry in streams.values()] == [0.57, 0.30, 0.13]
+        assert [entry.weight for entry in streams.values()] == [0.57, 0.30, 0.13]
         assert [entry.batch for entry in streams.values()] == [38, 8, 16]
         weights.add(tuple(entry.loss_weight for entry in streams.values()))
         assert {key for key, _, _ in differences(to_plain(read("mixed")), to_plain(read(name)))} <= {

@@ -47,4 +47,4 @@ def test_what_is_there_is_opened(tmp_path):
 def test_captions_are_asked_for_where_they_are_read(settings, captions):
     text = needed(SourceConfig(kind="folder", path="x", **settings), "image", "streams.image.data")
     assert ("captions in caption or captions" in text) == captions
-    assert needed(SourceConfig(kind="embedded"), "image", "streams.image.data") == ""
+    assert needed(SourceConfig(kind="synthetic"), "image", "streams.image.data") == ""

@@ -53,16 +53,16 @@ def test_two_streams_of_one_modality_share_layers_and_statistics_and_both_train(
         "media_in.image.weight",
         "media_in.image.bias",
     ]
-    assert list(trainer.extra["whitening"]) == ["image"]
-    streams = trainer.feed.dataset.streams
+    assert list(trainer.extra["normalization"]) == ["image"]
+    streams = trainer.loader.dataset.streams
     assert {name: len(stream.parts["image"].ids) for name, stream in streams.items()} == {"small": 4, "large": 16}
     assert trainer.fit() == "finished"
     assert {entry["modality"] for entry in read_lines(tmp_path / "run" / "metrics.jsonl")} == {"small", "large"}
 
 
 def test_the_statistics_of_a_modality_are_those_of_the_first_part_that_has_it(tmp_path):
-    both = Assembly(read(tmp_path, SIZES), tmp_path).whitening
-    small = Assembly(read(tmp_path, SIZES, "streams.large=null"), tmp_path).whitening
+    both = Assembly(read(tmp_path, SIZES), tmp_path).normalization
+    small = Assembly(read(tmp_path, SIZES, "streams.large=null"), tmp_path).normalization
     assert list(both) == ["image"]
     assert torch.equal(both["image"].mean, small["image"].mean)
     assert torch.equal(both["image"].std, small["image"].std)
@@ -94,12 +94,12 @@ def test_parts_have_the_media_settings_of_their_modality(tmp_path):
     assert load(Config, tmp_path / "printed.yaml") == config
     # Of a stream of one part alone there are usual values: those of its modality.
     flat = read(tmp_path, "streams: {voice: {modality: audio}, image: {}}\n").streams
-    assert [(entry.share, entry.batch, entry.mask_ratio) for entry in flat.values()] == [
+    assert [(entry.weight, entry.batch, entry.mask_ratio) for entry in flat.values()] == [
         (0.13, 16, 0.5),
         (0.57, 38, 0.25),
     ]
     clips = config.streams["clips"]
-    assert (clips.share, clips.mask_ratio) == (1, 0.25)
+    assert (clips.weight, clips.mask_ratio) == (1, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_parts_that_are_refused(parts, expected, tmp_path):
         ("{a-b: {modality: image}}", "streams.a-b: the name must be a plain one (letters, digits, underscore)"),
         ("{image: {positions_per_second: 4}}", "streams.image.positions_per_second: is read for several `parts` alone"),
         ("{image: {condition_on: {image: 0.5}}}", "streams.image.condition_on.image: is not one of none, first_frame."),
-        ("{image: 3}", "streams.image: expected a section with some of share, batch"),
+        ("{image: 3}", "streams.image: expected a section with some of weight, batch"),
         ("{image: null}", "streams: empty; name at least one, such as streams.image"),
     ],
 )
@@ -165,10 +165,10 @@ def test_streams_that_are_refused(streams, expected, tmp_path):
 
 
 def test_times_per_part_need_parts(tmp_path):
-    per_part = "noising.times=per_part"
+    per_part = "noising.timesteps=per_part"
     (line,) = problems(tmp_path, SIZES, per_part)
-    assert line == "noising.times: 'per_part' is read for streams of several parts alone, and there is none"
-    assert read(tmp_path, CLIPS, per_part).noising.times == "per_part"
+    assert line == "noising.timesteps: 'per_part' is read for streams of several parts alone, and there is none"
+    assert read(tmp_path, CLIPS, per_part).noising.timesteps == "per_part"
 
 
 def test_a_first_frame_needs_a_video(tmp_path):

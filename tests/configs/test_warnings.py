@@ -28,16 +28,16 @@ from tools.cli import main
             "reaches 0.00273",
         ),
         (["training.ema.decay=0.9"], "training.ema.decay 0.9 averages over 10 steps"),
-        (["condition.dropout=0"], None),
+        (["condition.cfg_dropout=0"], None),
         (
-            ["condition.dropout=0", "streams.video.sampling.guidance=3"],
-            "streams.video.sampling.guidance: 3 needs the",
+            ["condition.cfg_dropout=0", "streams.video.sampling.cfg_scale=3"],
+            "streams.video.sampling.cfg_scale: 3 needs the",
         ),
         (
-            ["condition.kind=none", "streams.video.sampling.guidance=3"],
-            "streams.video.sampling.guidance: 3 changes n",
+            ["condition.kind=none", "streams.video.sampling.cfg_scale=3"],
+            "streams.video.sampling.cfg_scale: 3 changes n",
         ),
-        (["condition.dropout=0.1", "streams.video.sampling.guidance=3"], None),
+        (["condition.cfg_dropout=0.1", "streams.video.sampling.cfg_scale=3"], None),
     ],
 )
 def test_what_can_not_work_as_it_is_set_is_named(overrides, wanted):
@@ -50,8 +50,8 @@ def test_the_dry_run_and_the_start_of_training_say_the_same_and_a_resumed_run_sa
     settings = [
         "training.ema.decay=0.1",
         "training.optimizer.warmup=50",
-        "condition.dropout=0",
-        "streams.audio.sampling.guidance=2",
+        "condition.cfg_dropout=0",
+        "streams.audio.sampling.cfg_scale=2",
     ]
     expected = [f"warning: {line}" for line in warnings(load_config(CONFIG, settings))]
     assert len(expected) == 2

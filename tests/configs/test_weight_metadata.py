@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import configs
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from configs.assembly.adapters import build_adapters
 from configs.load import load_config
-from configs.weight_metadata import LAYOUT, meaning_problems, weights_meaning, whitening_problems
+from configs.weight_metadata import LAYOUT, meaning_problems, normalization_problems, weights_meaning
 from core.errors import CheckpointError, ConfigError
 from tests.tools.tiny import CONFIG
 
@@ -23,11 +23,13 @@ SIT = CONFIG.with_name("tiny_sit.yaml")
 LABELS = ["a", "b", "c"]
 
 
-def document(path: Path, *overrides: str, labels=(), whitening=None, digests=None, text="") -> dict:
+def document(path: Path, *overrides: str, labels=(), normalization=None, digests=None, text="") -> dict:
     """As a file brings it back."""
     config = load_config(path, list(overrides))
     adapters = build_adapters(config, path.parent)
-    return json.loads(json.dumps(weights_meaning(config, adapters, list(labels), whitening or {}, digests or {}, text)))
+    return json.loads(
+        json.dumps(weights_meaning(config, adapters, list(labels), normalization or {}, digests or {}, text))
+    )
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -103,9 +105,9 @@ def test_a_file_of_another_layout_and_one_that_says_nothing():
     ],
 )
 def test_statistics(mean, std, line):
-    file = document(SIT, whitening={"image": Whitening(torch.full((48,), 0.1), torch.full((48,), 0.5))})
-    own = {"image": Whitening(torch.full((48,), mean), torch.full((48,), std)), "video": None}
-    assert whitening_problems(file, own) == ({} if line is None else {"image": line})
-    assert whitening_problems(file, {}) == {}
-    shape = whitening_problems(file, {"image": Whitening(torch.zeros(4, 48), torch.ones(4, 48))})
+    file = document(SIT, normalization={"image": LatentNormalization(torch.full((48,), 0.1), torch.full((48,), 0.5))})
+    own = {"image": LatentNormalization(torch.full((48,), mean), torch.full((48,), std)), "video": None}
+    assert normalization_problems(file, own) == ({} if line is None else {"image": line})
+    assert normalization_problems(file, {}) == {}
+    shape = normalization_problems(file, {"image": LatentNormalization(torch.zeros(4, 48), torch.ones(4, 48))})
     assert shape == {"image": "statistics of shape (48,), and here (4, 48)"}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core.keys import generator
 from core.trunk.context import ContextConfig
 from core.trunk.mmdit import MMDiT, MMDiTConfig
-from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch, TrunkOutput
+from core.types import Context, FeatureLayers, NoiseLevels, Segment, TokenBatch, TrunkOutput
 
 
 class KnownTrunk(nn.Module):
@@ -20,17 +20,17 @@ class KnownTrunk(nn.Module):
         super().__init__()
         self.rule = rule
         self.levels: list[NoiseLevels] = []
-        self.taps: list[Taps] = []
+        self.feature_layers: list[FeatureLayers] = []
 
-    def forward(self, noisy, levels, batch, taps):
+    def forward(self, noisy, levels, batch, feature_layers):
         self.levels.append(levels)
-        self.taps.append(taps)
+        self.feature_layers.append(feature_layers)
         t = levels.per_token(sum(batch.lengths))[..., None]
         parts = t.split(batch.lengths, dim=1)
-        early = taps.stop_after is not None
+        early = feature_layers.stop_after is not None
         return TrunkOutput(
             None if early else tuple(self.rule(x, time) for x, time in zip(noisy, parts, strict=True)),
-            {k: torch.cat([k * torch.cat(noisy, dim=1), t], dim=-1) for k in taps.raw},
+            {k: torch.cat([k * torch.cat(noisy, dim=1), t], dim=-1) for k in feature_layers.raw},
         )
 
 

@@ -20,9 +20,11 @@ class Field(nn.Module):
         return TrunkOutput(tuple(self.velocity(x, s[..., None], dropped) for x, s in zip(noisy, t, strict=True)))
 
 
-def batch_of(samples, tokens, channels, given=None, dtype=torch.float64, modality="image"):
+def batch_of(samples, tokens, channels, conditioning_mask=None, dtype=torch.float64, modality="image"):
     ids = torch.zeros(1, tokens, 3, dtype=torch.long)
-    segment = Segment(modality, torch.zeros(samples, tokens, channels, dtype=dtype), ids, given=given)
+    segment = Segment(
+        modality, torch.zeros(samples, tokens, channels, dtype=dtype), ids, conditioning_mask=conditioning_mask
+    )
     return TokenBatch((segment,), Context(torch.zeros(samples, dtype=torch.bool)), tuple(map(str, range(samples))))
 
 

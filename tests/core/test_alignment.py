@@ -3,24 +3,31 @@
 import pytest
 
 from configs.methods import METHODS, method_alignment, method_settings
-from core.alignment.base import merge_taps
+from core.alignment.base import merge_feature_layers
 from core.alignment.dispersive import Dispersive
 from core.alignment.ema_teacher import EmaTeacher, EmaTeacherConfig
 from core.alignment.external import External, ExternalConfig
 from core.alignment.layer_sync import LayerSync, LayerSyncConfig
 from core.alignment.terms import AlignmentConfig, build_alignment
 from core.errors import ConfigError
-from core.types import Taps
+from core.types import FeatureLayers
 
 SIT = {"B": 12, "L": 24, "XL": 28}
 
 
 def test_taps_of_several_terms_are_one_forward():
-    merged = merge_taps([Taps(raw=(20, 8)), Taps(raw=(8, 16), projected={"a": 8}), Taps(projected={"b": 4})])
-    assert merged == Taps(raw=(8, 16, 20), projected={"a": 8, "b": 4})
-    assert merge_taps([]) == Taps()
-    assert merge_taps([Taps(raw=(8,), stop_after=8), Taps(raw=(20,), stop_after=20)]).stop_after == 20
-    assert merge_taps([Taps(raw=(8,), stop_after=8), Taps()]).stop_after is None
+    merged = merge_feature_layers(
+        [FeatureLayers(raw=(20, 8)), FeatureLayers(raw=(8, 16), projected={"a": 8}), FeatureLayers(projected={"b": 4})]
+    )
+    assert merged == FeatureLayers(raw=(8, 16, 20), projected={"a": 8, "b": 4})
+    assert merge_feature_layers([]) == FeatureLayers()
+    assert (
+        merge_feature_layers(
+            [FeatureLayers(raw=(8,), stop_after=8), FeatureLayers(raw=(20,), stop_after=20)]
+        ).stop_after
+        == 20
+    )
+    assert merge_feature_layers([FeatureLayers(raw=(8,), stop_after=8), FeatureLayers()]).stop_after is None
 
 
 def test_only_the_sections_that_are_set_are_terms():
@@ -47,22 +54,24 @@ def test_default_layers(section, layers):
 
 def test_which_terms_need_a_teacher_and_what_projectors_they_use():
     repa, sra, sync = (build_alignment(method_alignment(name), 28)[0] for name in ("repa", "sra", "layersync"))
-    assert sra.teacher_taps == Taps(raw=(20,), stop_after=20)  # raw features, and nothing behind them is computed
-    assert sra.taps(()) == Taps(projected={"teacher": 8})
-    assert (repa.teacher_taps, sync.teacher_taps) == (None, None)
-    assert repa.taps(["dinov2", "siglip"]) == Taps(projected={"dinov2": 8, "siglip": 8})
-    assert repa.taps(()) == Taps()  # a modality without an encoder: no projector runs
-    assert sync.taps(()) == Taps(raw=(8, 16))
+    assert sra.teacher_feature_layers == FeatureLayers(
+        raw=(20,), stop_after=20
+    )  # raw features, and nothing behind them is computed
+    assert sra.feature_layers(()) == FeatureLayers(projected={"teacher": 8})
+    assert (repa.teacher_feature_layers, sync.teacher_feature_layers) == (None, None)
+    assert repa.feature_layers(["dinov2", "siglip"]) == FeatureLayers(projected={"dinov2": 8, "siglip": 8})
+    assert repa.feature_layers(()) == FeatureLayers()  # a modality without an encoder: no projector runs
+    assert sync.feature_layers(()) == FeatureLayers(raw=(8, 16))
 
 
 def test_weight_schedule():
     constant = EmaTeacherConfig(weight=0.5)
     assert [constant.weight_at(step) for step in (0, 10**7)] == [0.5, 0.5]
-    falling = EmaTeacherConfig(weight=2.0, hold_steps=100, decade_steps=50)
+    falling = EmaTeacherConfig(weight=2.0, constant_steps=100, decay_10x_steps=50)
     assert [falling.weight_at(step) for step in (0, 100)] == [2.0, 2.0]
     assert falling.weight_at(150) == pytest.approx(0.2)
     assert falling.weight_at(175) == pytest.approx(0.2 * 10**-0.5)
-    at_once = EmaTeacherConfig(weight=1.0, decade_steps=10)
+    at_once = EmaTeacherConfig(weight=1.0, decay_10x_steps=10)
     assert at_once.weight_at(5) == pytest.approx(10**-0.5)
 
 
@@ -70,8 +79,8 @@ REFUSALS = [
     (EmaTeacherConfig(similarity="cos"), "similarity: 'cos' is not one of cosine, l1, l2, smooth_l1"),
     (EmaTeacherConfig(weight=0.0), "weight: 0.0 must be above 0; set alignment.ema_teacher: null"),
     (EmaTeacherConfig(projector="simpel"), "projector: 'simpel' is not one of simple, repa. Did you mean: 'simple'?"),
-    (EmaTeacherConfig(decade_steps=-1), "hold_steps, decade_steps: 0, -1 must not be negative"),
-    (EmaTeacherConfig(hold_steps=5), "hold_steps: 5 has no meaning without decade_steps"),
+    (EmaTeacherConfig(decay_10x_steps=-1), "constant_steps, decay_10x_steps: 0, -1 must not be negative"),
+    (EmaTeacherConfig(constant_steps=5), "constant_steps: 5 has no meaning without decay_10x_steps"),
     (ExternalConfig(similarity="dot"), "similarity: 'dot' is not one of"),
     (ExternalConfig(weight=-1.0), "weight: -1.0 must be above 0; set alignment.external: null"),
     (ExternalConfig(projector="mlp"), "projector: 'mlp' is not one of simple, repa"),

@@ -5,19 +5,19 @@ import math
 import pytest
 import torch
 
-from core.alignment.base import Seen
+from core.alignment.base import AlignmentInputs
 from core.alignment.dispersive import VARIANTS, Dispersive, DispersiveConfig
 from core.types import TrunkOutput
 
 B, L, D = 4, 3, 5
 
 
-def term(raw, config=None, counted=None, count=None):
+def term(raw, config=None, loss_mask=None, count=None):
     """The term of features (B, L, D) at layer 2, by the class that training uses."""
-    counted = torch.ones(raw.shape[:2], dtype=torch.bool) if counted is None else counted
-    count = float(counted.sum()) if count is None else count
-    seen = Seen(TrunkOutput(None, {2: raw}), None, {}, counted, count, 0)
-    return Dispersive(config or DispersiveConfig(), 2)(seen)["align/dispersive"]
+    loss_mask = torch.ones(raw.shape[:2], dtype=torch.bool) if loss_mask is None else loss_mask
+    count = float(loss_mask.sum()) if count is None else count
+    inputs = AlignmentInputs(TrunkOutput(None, {2: raw}), None, {}, loss_mask, count, 0)
+    return Dispersive(config or DispersiveConfig(), 2)(inputs)["align/dispersive"]
 
 
 def value(raw, **settings):
@@ -140,13 +140,13 @@ def value_outside(raw, variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_only_tokens_that_count_in_every_sample_are_compared(variant):
     raw = randn(B, L, D)
-    counted = torch.ones(B, L, dtype=torch.bool)
-    counted[0, 2] = counted[3, 2] = False
+    loss_mask = torch.ones(B, L, dtype=torch.bool)
+    loss_mask[0, 2] = loss_mask[3, 2] = False
     config = DispersiveConfig(variant=variant)
     expected = value(raw[:, :2], variant=variant)
-    assert float(term(raw, config, counted).mean()) == pytest.approx(expected, rel=1e-6)
+    assert float(term(raw, config, loss_mask).mean()) == pytest.approx(expected, rel=1e-6)
     raw.requires_grad_()
-    (gradient,) = torch.autograd.grad(term(raw, config, counted).mean(), raw)
+    (gradient,) = torch.autograd.grad(term(raw, config, loss_mask).mean(), raw)
     assert (gradient[:, 2] == 0).all()
     nothing = term(raw, config, torch.zeros(B, L, dtype=torch.bool), count=1.0)
     assert float(nothing.mean().detach()) == 0
@@ -163,9 +163,9 @@ def test_microbatches_are_averaged_by_their_tokens_and_do_not_meet():
 
 
 def test_default_layer_and_refusals():
-    assert Dispersive(DispersiveConfig(), 12).taps(()).raw == (12,)
-    assert Dispersive(DispersiveConfig(layer=3), 12).taps(()).raw == (3,)
-    assert Dispersive.teacher_taps is None
+    assert Dispersive(DispersiveConfig(), 12).feature_layers(()).raw == (12,)
+    assert Dispersive(DispersiveConfig(layer=3), 12).feature_layers(()).raw == (3,)
+    assert Dispersive.teacher_feature_layers is None
     assert [DispersiveConfig(variant=variant).problems() for variant in VARIANTS] == [[]] * 4
     assert DispersiveConfig(variant="hinge", margin=2.0).problems() == []
     cases = {

@@ -36,38 +36,38 @@ BY_HAND = {
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_distance_of_each_counted_token(name, features):
-    a, b, counted = features
-    rows = [(i, k) for i in range(B) for k in range(L) if counted[i, k]]
+    a, b, loss_mask = features
+    rows = [(i, k) for i in range(B) for k in range(L) if loss_mask[i, k]]
     expected = sum(BY_HAND[name](a[i, k].tolist(), b[i, k].tolist()) for i, k in rows)
-    assert float(DISTANCES[name](a, b, counted)) == pytest.approx(expected, rel=1e-12)
+    assert float(DISTANCES[name](a, b, loss_mask)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_cosine_over_tokens_is_one_cosine_per_channel(features):
-    a, b, counted = features
+    a, b, loss_mask = features
     expected = 0
     for i in range(B):
-        seen = counted[i].nonzero().flatten().tolist()
-        columns = [[[float(x[i, k, c]) for k in seen] for x in (a, b)] for c in range(D)]
-        expected += len(seen) * sum(1 - cosine(*pair) for pair in columns) / D
-    assert float(DISTANCES["cosine_over_tokens"](a, b, counted)) == pytest.approx(expected, rel=1e-12)
+        inputs = loss_mask[i].nonzero().flatten().tolist()
+        columns = [[[float(x[i, k, c]) for k in inputs] for x in (a, b)] for c in range(D)]
+        expected += len(inputs) * sum(1 - cosine(*pair) for pair in columns) / D
+    assert float(DISTANCES["cosine_over_tokens"](a, b, loss_mask)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", DISTANCES)
 def test_tokens_that_do_not_count_change_neither_value_nor_gradient(name, features):
-    a, b, counted = features
-    other = torch.where(counted[..., None], a, 1e3)
+    a, b, loss_mask = features
+    other = torch.where(loss_mask[..., None], a, 1e3)
     values, gradients = [], []
     for prediction in (a, other):
         prediction.requires_grad_()
-        value = DISTANCES[name](prediction, b, counted)
+        value = DISTANCES[name](prediction, b, loss_mask)
         (gradient,) = torch.autograd.grad(value, prediction)
         values.append(float(value.detach()))
         gradients.append(gradient)
-        assert (gradient[~counted] == 0).all()
-        assert gradient[counted].abs().max() > 0
+        assert (gradient[~loss_mask] == 0).all()
+        assert gradient[loss_mask].abs().max() > 0
     assert values[0] == values[1]
     assert torch.equal(*gradients)
-    nothing = DISTANCES[name](a, b, torch.zeros_like(counted))
+    nothing = DISTANCES[name](a, b, torch.zeros_like(loss_mask))
     assert float(nothing.detach()) == 0
 
 

@@ -7,7 +7,7 @@ import torch
 
 from configs.build import build_trainer
 from configs.load import load_config
-from core.alignment.base import Seen
+from core.alignment.base import AlignmentInputs
 from core.alignment.dispersive import DispersiveConfig
 from core.alignment.ema_teacher import EmaTeacherConfig
 from core.alignment.external import ExternalConfig
@@ -37,7 +37,7 @@ def test_schedules_that_cannot_be_are_refused(kind):
 
 
 def test_the_published_fall_of_sra_has_the_rise_and_the_end_on_top():
-    config = EmaTeacherConfig(weight=0.2, hold_steps=4, decade_steps=10, warmup=2, until=30)
+    config = EmaTeacherConfig(weight=0.2, constant_steps=4, decay_10x_steps=10, warmup=2, until=30)
     assert config.weight_at(0) == pytest.approx(0.1)
     assert config.weight_at(3) == pytest.approx(0.2)
     assert config.weight_at(14) == pytest.approx(0.02)
@@ -70,8 +70,10 @@ def test_the_loss_of_every_step_has_the_weight_of_that_step(method, section, ter
 def test_the_weight_of_layer_sync_at_a_step():
     features = TrunkOutput(None, {2: torch.randn(1, 3, 4), 4: torch.randn(1, 3, 4)}, {})
     term = LayerSync(LayerSyncConfig(weight=0.2, warmup=4, layer=2, target_layer=4), 4)
-    counted = torch.ones(1, 3, dtype=torch.bool)
-    weights = [term(Seen(features, None, {}, counted, 3.0, step))["align/layer_sync"].weight for step in range(5)]
+    loss_mask = torch.ones(1, 3, dtype=torch.bool)
+    weights = [
+        term(AlignmentInputs(features, None, {}, loss_mask, 3.0, step))["align/layer_sync"].weight for step in range(5)
+    ]
     assert weights == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.2])
 
 

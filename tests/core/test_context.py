@@ -32,9 +32,9 @@ def context(kind: str, seed: int = 0, dropped=(False, True, False)) -> Context:
     return Context(dropped, tokens=torch.randn(3, 5, 10, generator=draw), valid=valid)
 
 
-def visible(module: ContextEmbed, given: Context, sample: int) -> torch.Tensor:
+def visible(module: ContextEmbed, conditioning_mask: Context, sample: int) -> torch.Tensor:
     """The tokens of one sample that the trunk may look at."""
-    tokens, valid = module(given)
+    tokens, valid = module(conditioning_mask)
     return tokens[sample] if valid is None else tokens[sample][valid[sample]]
 
 
@@ -70,17 +70,17 @@ def test_bags_are_sums_of_rows_without_row_zero():
 
 
 def test_the_encoder_reads_the_order_of_words():
-    module, given = embedder("tokens"), context("tokens", dropped=(False, False, False))
-    swapped = replace(given, tokens=given.tokens[:, [1, 0, 2, 3, 4]])
+    module, conditioning_mask = embedder("tokens"), context("tokens", dropped=(False, False, False))
+    swapped = replace(conditioning_mask, tokens=conditioning_mask.tokens[:, [1, 0, 2, 3, 4]])
     # The last word is the same, and sees that the first two changed places.
-    assert not torch.allclose(visible(module, given, 0)[-1], visible(module, swapped, 0)[-1], atol=1e-6)
+    assert not torch.allclose(visible(module, conditioning_mask, 0)[-1], visible(module, swapped, 0)[-1], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["tokens", "features"])
 def test_an_empty_text_stays_finite(kind):
-    module, given = embedder(kind), context(kind, dropped=(False, False, False))
-    given = replace(given, valid=torch.zeros_like(given.valid))
-    tokens, valid = module(given)
+    module, conditioning_mask = embedder(kind), context(kind, dropped=(False, False, False))
+    conditioning_mask = replace(conditioning_mask, valid=torch.zeros_like(conditioning_mask.valid))
+    tokens, valid = module(conditioning_mask)
     assert torch.isfinite(tokens).all()
     assert valid.sum(dim=1).tolist() == [1, 1, 1]
 

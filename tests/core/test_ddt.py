@@ -10,7 +10,7 @@ from core.errors import ConfigError, ShapeError
 from core.keys import generator
 from core.trunk.ddt import DDT, DDTConfig
 from core.trunk.projectors import TEACHER, ProjectorSpec
-from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch
+from core.types import Context, FeatureLayers, NoiseLevels, Segment, TokenBatch
 
 SMALL = {
     "width": 16,
@@ -110,12 +110,15 @@ def test_separation_is_attention_within_a_level(monkeypatch, sizes):
     row = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     index = torch.stack([row[torch.randperm(16, generator=generator("order", i))] for i in range(2)])
     values = torch.rand(2, len(sizes), generator=generator("values"))
-    trunk, taps = random_trunk({TEACHER: ProjectorSpec()}).double(), Taps(raw=(1, 3), projected={TEACHER: 2})
+    trunk, feature_layers = (
+        random_trunk({TEACHER: ProjectorSpec()}).double(),
+        FeatureLayers(raw=(1, 3), projected={TEACHER: 2}),
+    )
     with torch.no_grad():
-        separate = trunk((x,), NoiseLevels(values, index, sizes), batch, taps)
-        joint = trunk((x,), NoiseLevels(values, index), batch, taps)
+        separate = trunk((x,), NoiseLevels(values, index, sizes), batch, feature_layers)
+        joint = trunk((x,), NoiseLevels(values, index), batch, feature_layers)
         monkeypatch.setattr(blocks, "attend", masked_attend(index[:, :, None] == index[:, None]))
-        masked = trunk((x,), NoiseLevels(values, index), batch, taps)
+        masked = trunk((x,), NoiseLevels(values, index), batch, feature_layers)
     torch.testing.assert_close(separate.velocity[0], masked.velocity[0], atol=1e-12, rtol=0)
     torch.testing.assert_close(separate.raw, masked.raw, atol=1e-12, rtol=0)
     torch.testing.assert_close(separate.projected, masked.projected, atol=1e-12, rtol=0)
@@ -131,8 +134,8 @@ def test_permuting_tokens_with_their_positions_permutes_the_output():
     moved_levels = NoiseLevels(levels.values, levels.index.gather(1, order))
     for trunk in (random_trunk(), random_trunk(pos_embed=False)):  # both kinds of positions, and the rotary ones alone
         with torch.no_grad():
-            straight = trunk((x,), levels, batch, Taps(raw=(2,)))
-            moved = trunk((x[rows, order],), moved_levels, moved_batch, Taps(raw=(2,)))
+            straight = trunk((x,), levels, batch, FeatureLayers(raw=(2,)))
+            moved = trunk((x[rows, order],), moved_levels, moved_batch, FeatureLayers(raw=(2,)))
             unmoved_ids = trunk((x[rows, order],), moved_levels, batch)
         torch.testing.assert_close(moved.velocity[0], straight.velocity[0][rows, order], atol=1e-5, rtol=0)
         torch.testing.assert_close(moved.raw[2], straight.raw[2][rows, order], atol=1e-5, rtol=0)
@@ -162,7 +165,7 @@ def test_rotary_scores_depend_on_differences_of_positions():
 def test_gradients_reach_every_parameter_with_two_levels(changes):
     inputs = example()
     trunk = random_trunk({TEACHER: ProjectorSpec(), "dino": ProjectorSpec("repa", 7)}, **changes).train()
-    output = trunk(*inputs, Taps(projected={TEACHER: 2, "dino": 1}))
+    output = trunk(*inputs, FeatureLayers(projected={TEACHER: 2, "dino": 1}))
     losses = (output.velocity[0], *output.projected.values())
     sum(loss.square().mean() for loss in losses).backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in trunk.parameters())
@@ -174,10 +177,10 @@ def test_gradients_reach_every_parameter_with_two_levels(changes):
 def test_taps_count_the_encoders_blocks():
     trunk, inputs = random_trunk({TEACHER: ProjectorSpec(), "dino": ProjectorSpec("repa", 7)}), example()
     assert (trunk.depth, trunk.width) == (3, 16)
-    taps = Taps(raw=(1, 3), projected={TEACHER: 3, "dino": 2})
+    feature_layers = FeatureLayers(raw=(1, 3), projected={TEACHER: 3, "dino": 2})
     with torch.no_grad():
-        full = trunk(*inputs, taps)
-        stopped = trunk(*inputs, replace(taps, stop_after=3))
+        full = trunk(*inputs, feature_layers)
+        stopped = trunk(*inputs, replace(feature_layers, stop_after=3))
         assert torch.equal(full.projected[TEACHER], trunk.projector(full.raw[3]))
     assert stopped.velocity is None
     assert all(torch.equal(stopped.raw[layer], full.raw[layer]) for layer in (1, 3))
@@ -185,7 +188,7 @@ def test_taps_count_the_encoders_blocks():
     assert full.projected["dino"].shape == (2, 16, 7)
     for layer in (0, 4):  # the head's blocks are not layers
         with pytest.raises(ConfigError, match=f"layer {layer}"):
-            trunk(*inputs, Taps(raw=(layer,)))
+            trunk(*inputs, FeatureLayers(raw=(layer,)))
 
 
 def test_an_early_stop_runs_no_block_after_it():
@@ -193,7 +196,7 @@ def test_an_early_stop_runs_no_block_after_it():
     ran = []
     for number, block in enumerate(trunk.blocks, start=1):
         block.register_forward_hook(lambda *_, number=number: ran.append(number))
-    trunk(*inputs, Taps(raw=(2,), stop_after=2))
+    trunk(*inputs, FeatureLayers(raw=(2,), stop_after=2))
     assert ran == [1, 2]
     ran.clear()
     trunk(*inputs)

@@ -46,9 +46,9 @@ def test_a_sample_meets_the_same_noise_in_any_batch_and_with_any_padding():
 
 
 def test_given_tokens_are_clean_and_their_level_is_zero():
-    given = torch.zeros(1, 6, dtype=torch.bool)
-    given[:, 2] = True
-    batch = joined(["a"], segment(["a"], given=given), segment(["a"], "action", tokens=2))
+    conditioning_mask = torch.zeros(1, 6, dtype=torch.bool)
+    conditioning_mask[:, 2] = True
+    batch = joined(["a"], segment(["a"], conditioning_mask=conditioning_mask), segment(["a"], "action", tokens=2))
     noisy, noise, levels = noisy_inputs(batch, 0.8, seed=1)
     assert levels.per_token(8)[0].tolist() == pytest.approx([0.8, 0.8, 0, 0.8, 0.8, 0.8, 0.8, 0.8])
     assert torch.equal(noisy[0][0, 2], batch.segments[0].x0[0, 2])

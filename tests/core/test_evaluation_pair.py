@@ -12,7 +12,7 @@ from core.evaluation.inputs import keyed_noise
 from core.evaluation.pair import PairPlan, pair_health
 from core.noising import NoisingConfig
 from core.objective import noised
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.trunk.projectors import TEACHER
 from core.types import TokenBatch, TrunkOutput
 from tests.core.evaluation_batches import batches, joined, segment
@@ -26,30 +26,33 @@ class Seeing(nn.Module):
     def __init__(self, sign: float = 1.0):
         super().__init__()
         self.sign = sign
-        self.seen = []
+        self.inputs = []
 
-    def forward(self, noisy, levels, batch, taps):
-        self.seen.append((noisy, levels, batch, taps))
+    def forward(self, noisy, levels, batch, feature_layers):
+        self.inputs.append((noisy, levels, batch, feature_layers))
         features = self.sign * torch.cat(noisy, dim=1)
-        projected = {name: features for name in taps.projected}
-        return TrunkOutput(None, {layer: features for layer in taps.raw}, projected)
+        projected = {name: features for name in feature_layers.projected}
+        return TrunkOutput(None, {layer: features for layer in feature_layers.raw}, projected)
 
 
 def plan(student: nn.Module, noising: NoisingConfig = DUAL, **settings) -> PairPlan:
-    return PairPlan(student, 2, 5, noising, TimeConfig(kind="uniform"), 0.25, **settings)
+    return PairPlan(student, 2, 5, noising, TimestepConfig(kind="uniform"), 0.25, **settings)
 
 
 def test_both_see_the_same_noise_each_at_its_own_levels_and_leave_early():
     student, teacher = Seeing(), Seeing()
     (batch,) = batches(40, 40, tokens=12)
     found = pair_health(plan(student), teacher, [batch], seed=3)
-    ((noisy, levels, _, taps),), ((clean, cleaner, _, teacher_taps),) = student.seen, teacher.seen
+    ((noisy, levels, _, feature_layers),), ((clean, cleaner, _, teacher_feature_layers),) = (
+        student.inputs,
+        teacher.inputs,
+    )
     noise = keyed_noise(batch, 3)
     assert torch.equal(noisy[0], noised(batch, noise, levels)[0])
     assert torch.equal(clean[0], noised(batch, noise, cleaner)[0])
     assert torch.equal(cleaner.values[:, 0], levels.values.min(dim=1).values)  # Self-Flow: min(t, s)
-    assert (taps.projected, taps.raw, taps.stop_after) == ({TEACHER: 2}, (), 2)
-    assert (teacher_taps.raw, teacher_taps.stop_after) == ((5,), 5)
+    assert (feature_layers.projected, feature_layers.raw, feature_layers.stop_after) == ({TEACHER: 2}, (), 2)
+    assert (teacher_feature_layers.raw, teacher_feature_layers.stop_after) == ((5,), 5)
 
     tokens = levels.per_token(12)
     noisier = tokens > cleaner.per_token(12)
@@ -91,17 +94,17 @@ def test_separated_groups_stay_separate():
     student = Seeing()
     noising = replace(DUAL, mask="exact", attention_separation=True)
     pair_health(plan(student, noising), Seeing(), batches(3, 3, tokens=8), seed=0)
-    assert student.seen[0][1].separate == (6, 2)
+    assert student.inputs[0][1].separate == (6, 2)
 
 
 def test_given_tokens_are_given_to_both_and_not_counted():
-    given = torch.zeros(6, dtype=torch.bool)
-    given[:2] = True
+    conditioning_mask = torch.zeros(6, dtype=torch.bool)
+    conditioning_mask[:2] = True
     student, teacher = Seeing(), Seeing()
-    conditioning = Conditioning({"first_frame": (0.5, given)}, 0.1)
+    conditioning = Conditioning({"first_frame": (0.5, conditioning_mask)}, 0.1)
     found = pair_health(plan(student, conditioning=conditioning), teacher, batches(60, 60), seed=1)
-    (_, levels, batch, _), (_, cleaner, _, _) = student.seen[0], teacher.seen[0]
-    rows = batch.segments[0].given
+    (_, levels, batch, _), (_, cleaner, _, _) = student.inputs[0], teacher.inputs[0]
+    rows = batch.segments[0].conditioning_mask
     assert 0.3 < float(rows[:, 0].float().mean()) < 0.7
     assert not rows[:, 2:].any()
     assert torch.equal(levels.per_token(6)[rows], cleaner.per_token(6)[rows])
@@ -110,13 +113,13 @@ def test_given_tokens_are_given_to_both_and_not_counted():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(DataError, match="no counted token"):
+    with pytest.raises(DataError, match="no token in the loss mask"):
         pair_health(plan(Seeing()), Seeing(), [], seed=0)
 
 
 def test_samples_of_two_parts_have_one_pair_of_times_or_one_each():
     two: TokenBatch = joined(["a", "b"], segment(["a", "b"]), segment(["a", "b"], "action"))
-    for times, levels in (("shared", 2), ("per_part", 4)):
+    for timesteps, levels in (("shared", 2), ("per_part", 4)):
         student = Seeing()
-        pair_health(plan(student, replace(DUAL, times=times)), Seeing(), [two], seed=0)
-        assert student.seen[0][1].values.shape == (2, levels)
+        pair_health(plan(student, replace(DUAL, timesteps=timesteps)), Seeing(), [two], seed=0)
+        assert student.inputs[0][1].values.shape == (2, levels)

@@ -20,7 +20,7 @@ def test_a_constant_velocity_errs_by_both_variances_and_its_square():
     curve = velocity_loss_curve(trunk, batches(256, 64, tokens=32, scale=2.0), TIMES, seed=1)
     assert curve.losses["image"] == pytest.approx([0.25 + 1 + 4] * 3, rel=0.02)
     assert curve.mean("image") == pytest.approx(sum(curve.losses["image"]) / 3)
-    assert curve.times == TIMES
+    assert curve.timesteps == TIMES
     assert curve.tokens == {"image": 256 * 32}
 
 
@@ -39,8 +39,8 @@ def test_by_hand_over_uneven_batches():
     """A mean over tokens, not over batches: 5 samples in batches of 2, 2, 1."""
     curve = velocity_loss_curve(KnownTrunk(), batches(5, 2), TIMES, seed=7)
     (batch,) = batches(5, 5)
-    for index, time in enumerate(TIMES):
-        noisy, noise, _ = noisy_inputs(batch, time, 7, index)
+    for index, timestep in enumerate(TIMES):
+        noisy, noise, _ = noisy_inputs(batch, timestep, 7, index)
         expected = (noisy[0] - velocity(batch.segments[0].x0, noise[0])).square().mean()
         assert curve.losses["image"][index] == pytest.approx(float(expected), rel=1e-6)
 
@@ -54,8 +54,8 @@ def test_the_batch_size_changes_nothing():
 
 def test_modalities_and_uncounted_tokens_are_kept_apart():
     keys = ["a", "b"]
-    given = torch.zeros(2, 6, dtype=torch.bool)
-    given[:, :2] = True
+    conditioning_mask = torch.zeros(2, 6, dtype=torch.bool)
+    conditioning_mask[:, :2] = True
     valid = torch.ones(2, 6, dtype=torch.bool)
     valid[1, 5] = False
 
@@ -63,13 +63,17 @@ def test_modalities_and_uncounted_tokens_are_kept_apart():
         return torch.where(t == 0, 1e6, 0.0) + torch.zeros_like(x)
 
     trunk = KnownTrunk(rule)
-    batch = joined(keys, segment(keys, given=given, valid=valid), segment(keys, "action", tokens=3, channels=2))
+    batch = joined(
+        keys,
+        segment(keys, conditioning_mask=conditioning_mask, valid=valid),
+        segment(keys, "action", tokens=3, channels=2),
+    )
     curve = velocity_loss_curve(trunk, [batch], (0.5,), seed=1)
     assert curve.tokens == {"image": 7, "action": 6}
     assert trunk.levels[0].values.tolist() == [[0.5, 0.0]] * 2
     noise = noisy_inputs(batch, 0.5, 1).noise
     for part, x1 in zip(batch.segments, noise, strict=True):
-        expected = velocity(part.x0, x1).square()[part.counted()].mean()
+        expected = velocity(part.x0, x1).square()[part.loss_mask()].mean()
         assert curve.losses[part.modality][0] == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -85,8 +89,10 @@ def test_a_real_trunk_sees_the_condition_in_batches_of_any_size():
 def test_mistakes_are_named():
     with pytest.raises(DataError, match="grid of times is empty"):
         velocity_loss_curve(KnownTrunk(), batches(2, 2), (), seed=0)
-    with pytest.raises(DataError, match="no counted tokens"):
+    with pytest.raises(DataError, match="no tokens in the loss masks"):
         velocity_loss_curve(KnownTrunk(), [], TIMES, seed=0)
-    given = torch.ones(1, 6, dtype=torch.bool)
-    with pytest.raises(DataError, match=r"no counted tokens.*'image': 0"):
-        velocity_loss_curve(KnownTrunk(), [joined(["a"], segment(["a"], given=given))], TIMES, seed=0)
+    conditioning_mask = torch.ones(1, 6, dtype=torch.bool)
+    with pytest.raises(DataError, match=r"no tokens in the loss masks.*'image': 0"):
+        velocity_loss_curve(
+            KnownTrunk(), [joined(["a"], segment(["a"], conditioning_mask=conditioning_mask))], TIMES, seed=0
+        )

@@ -10,7 +10,7 @@ from core.trunk.context import ContextConfig
 from core.trunk.layers import sinusoid
 from core.trunk.mmdit import TEXT_TIMES, MMDiT, MMDiTConfig
 from core.trunk.projectors import ProjectorSpec
-from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch
+from core.types import Context, FeatureLayers, NoiseLevels, Segment, TokenBatch
 from tests.core.test_rope import complex_rotation
 
 CHANNELS = {"video": 6, "action": 3}
@@ -46,7 +46,7 @@ def text_context(dropped=(False, True, False)) -> Context:
     return Context(torch.tensor(dropped), tokens=tokens, valid=valid)
 
 
-def two_segments(padded: bool = False, given: bool = False) -> tuple[tuple[torch.Tensor, ...], TokenBatch]:
+def two_segments(padded: bool = False, conditioning_mask: bool = False) -> tuple[tuple[torch.Tensor, ...], TokenBatch]:
     """A clip and its actions: other channels, other lengths, ids shared by the batch in one and not in the other."""
     noisy = tuple(random(B, n, c, seed=n).double() for n, c in zip(LENGTHS, CHANNELS.values(), strict=True))
     ids = [torch.randint(0, 9, (samples, n, 3), generator=torch.Generator().manual_seed(n)) for samples, n in
@@ -55,7 +55,7 @@ def two_segments(padded: bool = False, given: bool = False) -> tuple[tuple[torch
     first = torch.zeros(B, LENGTHS[0], dtype=torch.bool)
     first[:, :2] = True
     segments = (
-        Segment("video", noisy[0].float(), ids[0], valid[0], first if given else None),
+        Segment("video", noisy[0].float(), ids[0], valid[0], first if conditioning_mask else None),
         Segment("action", noisy[1].float(), ids[1], valid[1]),
     )
     return noisy, TokenBatch(segments, text_context())
@@ -121,12 +121,12 @@ def reference(net: MMDiT, noisy, levels: NoiseLevels, batch: TokenBatch, sample:
     ids = torch.cat([torch.zeros(len(text), 3, dtype=torch.long), *ids])
     token_levels = levels.per_token(L)[sample][torch.cat(kept)]
     times = [embed(level) for level in token_levels]
-    counted = batch.counted()[sample][torch.cat(kept)]
+    loss_mask = batch.loss_mask()[sample][torch.cat(kept)]
     text_vec = {
-        "mean_embedding": lambda: torch.stack(times)[counted].mean(0),
+        "mean_embedding": lambda: torch.stack(times)[loss_mask].mean(0),
         "t": lambda: embed(levels.values[sample, 0]),
-        "min": lambda: embed(token_levels[counted].min()),
-        "mean_level": lambda: embed(token_levels[counted].mean()),
+        "min": lambda: embed(token_levels[loss_mask].min()),
+        "mean_level": lambda: embed(token_levels[loss_mask].mean()),
     }[text_time]()
 
     def modulation(vec, name, parts):
@@ -175,12 +175,12 @@ TOLERANCE = {"t": 1e-9, "min": 1e-9, "mean_embedding": 1e-7, "mean_level": 1e-4}
 
 @torch.no_grad()
 @pytest.mark.parametrize("text_time", TEXT_TIMES)
-@pytest.mark.parametrize(("padded", "given"), [(False, False), (True, False), (True, True)])
-def test_the_whole_net_equals_the_reference_in_float64(padded, given, text_time):
+@pytest.mark.parametrize(("padded", "conditioning_mask"), [(False, False), (True, False), (True, True)])
+def test_the_whole_net_equals_the_reference_in_float64(padded, conditioning_mask, text_time):
     net = trunk(text_time=text_time)
-    noisy, batch = two_segments(padded, given)
+    noisy, batch = two_segments(padded, conditioning_mask)
     levels = dual_levels()
-    output = net(noisy, levels, batch, Taps(raw=tuple(range(1, net.depth + 1))))
+    output = net(noisy, levels, batch, FeatureLayers(raw=tuple(range(1, net.depth + 1))))
     valid = torch.ones(B, L, dtype=torch.bool)
     if padded:
         valid = torch.cat([segment.valid for segment in batch.segments], 1)
@@ -202,8 +202,8 @@ def test_one_shared_level_equals_the_reference_and_every_text_time():
     indexed = NoiseLevels(levels.values, torch.zeros(B, L, dtype=torch.long))
     for text_time in TEXT_TIMES:
         net = trunk(text_time=text_time)
-        for given in (levels, indexed):
-            for segment, got in enumerate(net(noisy, given, batch).velocity):
+        for conditioning_mask in (levels, indexed):
+            for segment, got in enumerate(net(noisy, conditioning_mask, batch).velocity):
                 wanted = torch.stack([velocities[segment] for velocities in expected])
                 torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
 
@@ -284,8 +284,8 @@ def test_a_dropped_context_is_the_null_whatever_its_content():
 @pytest.mark.parametrize("layer", [1, 2, 3, 4, 5])
 def test_an_early_exit_gives_the_features_of_the_whole_run(layer):
     net, (noisy, batch), levels = trunk(), two_segments(), dual_levels()
-    whole = net(noisy, levels, batch, Taps(raw=(1, layer), projected={"teacher": layer}))
-    early = net(noisy, levels, batch, Taps(raw=(1, layer), projected={"teacher": layer}, stop_after=layer))
+    whole = net(noisy, levels, batch, FeatureLayers(raw=(1, layer), projected={"teacher": layer}))
+    early = net(noisy, levels, batch, FeatureLayers(raw=(1, layer), projected={"teacher": layer}, stop_after=layer))
     assert early.velocity is None
     assert whole.velocity is not None
     assert early.raw.keys() == {1, layer}
@@ -310,7 +310,7 @@ def test_every_parameter_gets_a_gradient(kind, aligned):
     reached = []
     for _ in range(4):
         optimizer.zero_grad()
-        output = net(noisy, dual_levels(), batch, Taps(projected={"teacher": 2} if aligned else {}))
+        output = net(noisy, dual_levels(), batch, FeatureLayers(projected={"teacher": 2} if aligned else {}))
         loss = sum((v - 1).square().mean() for v in output.velocity)
         loss = loss + sum(feature.square().mean() for feature in output.projected.values())
         loss.backward()
@@ -325,7 +325,7 @@ def test_every_parameter_gets_a_gradient(kind, aligned):
 def test_a_new_trunk_answers_zero_and_is_a_function_of_its_seed():
     noisy, batch = two_segments()
     net = MMDiT(config(), seed=3)
-    output = net(tuple(x.float() for x in noisy), dual_levels(), batch, Taps(raw=(1, 5)))
+    output = net(tuple(x.float() for x in noisy), dual_levels(), batch, FeatureLayers(raw=(1, 5)))
     assert all(v.dtype == torch.float32 and not v.any() for v in output.velocity)
     assert torch.equal(output.raw[1], output.raw[5])  # closed gates: blocks are the identity
     same, other = MMDiT(config(), seed=3).state_dict(), MMDiT(config(), seed=4).state_dict()
@@ -353,9 +353,9 @@ def test_bfloat16_weights_and_autocast_stay_close_and_return_float32():
 
 def test_it_is_one_graph_for_the_compiler():
     net, (noisy, batch), levels = trunk(), two_segments(padded=True), dual_levels()
-    taps = Taps(raw=(1,), projected={"teacher": 2})
-    plain = net(noisy, levels, batch, taps)
-    compiled = torch.compile(net, backend="eager", fullgraph=True)(noisy, levels, batch, taps)
+    feature_layers = FeatureLayers(raw=(1,), projected={"teacher": 2})
+    plain = net(noisy, levels, batch, feature_layers)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)(noisy, levels, batch, feature_layers)
     for a, b in zip(plain.velocity, compiled.velocity, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
 
@@ -391,9 +391,9 @@ def test_wrong_inputs_are_refused():
     with pytest.raises(ShapeError, match=r"'vidoe': this trunk has video, action\. Did you mean: 'video'"):
         net(noisy, levels, replace(batch, segments=(replace(batch.segments[0], modality="vidoe"), batch.segments[1])))
     with pytest.raises(ConfigError, match=r"layer 6 is outside 1\.\.5"):
-        net(noisy, levels, batch, Taps(raw=(6,)))
+        net(noisy, levels, batch, FeatureLayers(raw=(6,)))
     with pytest.raises(ConfigError, match="projector 'teacher' is not one of the trunk's: none"):
-        trunk(projectors={})(noisy, levels, batch, Taps(projected={"teacher": 2}))
+        trunk(projectors={})(noisy, levels, batch, FeatureLayers(projected={"teacher": 2}))
 
 
 @pytest.mark.parametrize(

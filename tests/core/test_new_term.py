@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import core.alignment.terms as terms
-from core.noising import Draws
+from core.noising import NoiseSample
 from core.objective import Objective, total_loss
-from core.types import Context, LossTerm, NoiseLevels, Segment, Taps, TokenBatch, TrunkOutput
+from core.types import Context, FeatureLayers, LossTerm, NoiseLevels, Segment, TokenBatch, TrunkOutput
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,20 +27,20 @@ class NormConfig:
 class Norm:
     """The mean square of the last block's features."""
 
-    teacher_taps, reads_targets = None, False
+    teacher_feature_layers, reads_targets = None, False
 
     def __init__(self, config: NormConfig, depth: int):
         self.config, self.depth = config, depth
 
-    def taps(self, targets) -> Taps:
-        return Taps(raw=(self.depth,))
+    def feature_layers(self, targets) -> FeatureLayers:
+        return FeatureLayers(raw=(self.depth,))
 
     def is_over(self, step: int) -> bool:
         return False
 
-    def __call__(self, seen) -> dict[str, LossTerm]:
-        squares = seen.student.raw[self.depth].square().mean(-1)  # (B, L)
-        return {"align/norm": LossTerm((squares * seen.counted).sum(), seen.count, self.config.weight)}
+    def __call__(self, inputs) -> dict[str, LossTerm]:
+        squares = inputs.student.raw[self.depth].square().mean(-1)  # (B, L)
+        return {"align/norm": LossTerm((squares * inputs.loss_mask).sum(), inputs.count, self.config.weight)}
 
 
 @dataclass
@@ -49,9 +49,11 @@ class WithNorm(terms.AlignmentConfig):
 
 
 class Threes(nn.Module):
-    def forward(self, noisy, levels, batch, taps):
+    def forward(self, noisy, levels, batch, feature_layers):
         features = torch.full((*noisy[0].shape[:2], 4), 3.0)
-        return TrunkOutput(tuple(torch.zeros_like(part) for part in noisy), {layer: features for layer in taps.raw})
+        return TrunkOutput(
+            tuple(torch.zeros_like(part) for part in noisy), {layer: features for layer in feature_layers.raw}
+        )
 
 
 def test_a_row_and_a_class_are_a_term(monkeypatch):
@@ -60,7 +62,7 @@ def test_a_row_and_a_class_are_a_term(monkeypatch):
     segment = Segment("image", torch.ones(2, 5, 3), torch.zeros(1, 5, 3, dtype=torch.long))
     levels = NoiseLevels(torch.full((2, 1), 0.5))
     batch = TokenBatch((segment,), Context(torch.zeros(2, dtype=torch.bool)))
-    losses = objective(Threes(), None, batch, Draws((torch.ones(2, 5, 3),), levels, levels), {"image": 10.0})
+    losses = objective(Threes(), None, batch, NoiseSample((torch.ones(2, 5, 3),), levels, levels), {"image": 10.0})
     assert float(losses["align/norm"].mean()) == 9
     assert float(total_loss(losses)) == 0.5 * 9  # noise and data are equal, so the velocity is 0 and right
 

@@ -6,14 +6,17 @@ import torch
 from core.errors import ConfigError
 from core.keys import generator
 from core.noising import NoisingConfig, draw_levels, picked, stack_levels
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 
-UNIFORM = TimeConfig()
+UNIFORM = TimestepConfig()
 
 
-def many(config: NoisingConfig, ratio: float, length: int = 16, count: int = 4000, **given):
+def many(config: NoisingConfig, ratio: float, length: int = 16, count: int = 4000, **conditioning_mask):
     """Per-token student levels (count, length) and teacher levels."""
-    pairs = [draw_levels(config, UNIFORM, ratio, [length], generator("noising", i), **given) for i in range(count)]
+    pairs = [
+        draw_levels(config, UNIFORM, ratio, [length], generator("noising", i), **conditioning_mask)
+        for i in range(count)
+    ]
     student, teacher = (stack_levels(list(side)) for side in zip(*pairs, strict=True))
     return student, teacher
 
@@ -66,7 +69,7 @@ def test_s_within_and_homogeneous_share():
     student, _ = many(NoisingConfig(kind="dual", s_within=0.2), 0.25)
     t, s = student.values.T
     assert ((s <= t) & (s >= (t - 0.2).clamp_min(0) - 1e-6)).all()
-    student, _ = many(NoisingConfig(kind="dual", homogeneous_share=0.25), 0.25)
+    student, _ = many(NoisingConfig(kind="dual", homogeneous_prob=0.25), 0.25)
     same = (student.values[:, 0] == student.values[:, 1]).float().mean().item()
     assert same == pytest.approx(0.25, abs=0.02)
 
@@ -82,9 +85,11 @@ def test_full_masking_and_diffusion_forcing():
 
 @pytest.mark.parametrize("kind", ["homogeneous", "dual", "full_masking", "diffusion_forcing"])
 def test_given_tokens_share_one_low_level_in_student_and_teacher(kind):
-    given = torch.zeros(16, dtype=torch.bool)
-    given[:4] = True
-    student, teacher = many(NoisingConfig(kind=kind), 0.25, count=200, given=given, given_noise=0.2)
+    conditioning_mask = torch.zeros(16, dtype=torch.bool)
+    conditioning_mask[:4] = True
+    student, teacher = many(
+        NoisingConfig(kind=kind), 0.25, count=200, conditioning_mask=conditioning_mask, conditioning_noise=0.2
+    )
     levels, seen = student.per_token(16), teacher.per_token(16)
     assert torch.equal(levels[:, :4], seen[:, :4])
     assert torch.equal(levels[:, :1].expand(-1, 4), levels[:, :4])
@@ -131,11 +136,11 @@ def test_separated_groups_with_a_teacher_at_the_minimum():
 
 @pytest.mark.parametrize("teacher", ["min", "earlier"])
 def test_given_tokens_are_refused_beside_separation_instead_of_ending_it_silently(teacher):
-    given = torch.zeros(16, dtype=torch.bool)
-    given[:4] = True
+    conditioning_mask = torch.zeros(16, dtype=torch.bool)
+    conditioning_mask[:4] = True
     config = NoisingConfig(kind="dual", mask="exact", attention_separation=True, teacher=teacher)
     with pytest.raises(ConfigError, match="attention_separation: given tokens belong to no group"):
-        many(config, 0.25, count=1, given=given)
+        many(config, 0.25, count=1, conditioning_mask=conditioning_mask)
     student, _ = many(config, 0.25, count=20)
     assert student.separate == (12, 4)
 
@@ -151,7 +156,7 @@ def test_earlier_teacher_of_other_plans_keeps_their_tokens(kind):
 
 
 def test_options_without_meaning_are_refused():
-    problems = NoisingConfig(kind="homogeneous", s_within=0.2, homogeneous_share=2).problems()
+    problems = NoisingConfig(kind="homogeneous", s_within=0.2, homogeneous_prob=2).problems()
     assert len(problems) == 2
     assert "only with 'dual'" in problems[0]
 
@@ -172,10 +177,10 @@ SEPARATED = {"kind": "dual", "mask": "exact", "attention_separation": True}
         ({"kind": "diffusion_forcing", "mask": "exact"}, "mask: 'exact' is not read with kind 'diffusion_forcing'"),
         ({"s_within": 0.2}, "s_within: 0.2 has no meaning with kind 'homogeneous'"),
         ({"kind": "dual", "s_within": 1.2}, "s_within: 1.2 must lie in [0, 1]"),
-        ({"kind": "dual", "homogeneous_share": -0.1}, "homogeneous_share: -0.1 must lie in [0, 1]"),
+        ({"kind": "dual", "homogeneous_prob": -0.1}, "homogeneous_prob: -0.1 must lie in [0, 1]"),
         ({**SEPARATED, "mask": "bernoulli"}, "attention_separation: needs mask exact, groups of one size"),
         ({**SEPARATED, "kind": "full_masking"}, "attention_separation: needs kind dual, two groups to separate"),
-        ({**SEPARATED, "homogeneous_share": 0.5}, "homogeneous_share: 0.5 would put samples of one group"),
+        ({**SEPARATED, "homogeneous_prob": 0.5}, "homogeneous_prob: 0.5 would put samples of one group"),
     ],
 )
 def test_refusals(settings, message):

@@ -11,9 +11,9 @@ from core.alignment.ema_teacher import EmaTeacher, EmaTeacherConfig
 from core.alignment.external import ExternalConfig
 from core.alignment.layer_sync import LayerSyncConfig
 from core.alignment.terms import AlignmentConfig, build_alignment
-from core.noising import Draws
+from core.noising import NoiseSample
 from core.objective import Objective, noised, total_loss
-from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch, TrunkOutput
+from core.types import Context, FeatureLayers, NoiseLevels, Segment, TokenBatch, TrunkOutput
 
 B, N, C, D, DEPTH = 3, 6, 4, 5, 10
 
@@ -28,45 +28,47 @@ class KnownTrunk(nn.Module):
         self.layers = torch.randn(DEPTH + 1, C, D, generator=draw, dtype=torch.float64)
         self.calls = []
 
-    def forward(self, noisy, levels, batch, taps):
-        self.calls.append((noisy, levels, taps))
+    def forward(self, noisy, levels, batch, feature_layers):
+        self.calls.append((noisy, levels, feature_layers))
         x = torch.cat(noisy, dim=1)
         return TrunkOutput(
-            None if taps.stop_after else tuple(self.factor * part for part in noisy),
-            {k: x @ self.layers[k] for k in taps.raw},
-            {name: self.factor * 2 * x @ self.layers[k] for name, k in taps.projected.items()},
+            None if feature_layers.stop_after else tuple(self.factor * part for part in noisy),
+            {k: x @ self.layers[k] for k in feature_layers.raw},
+            {name: self.factor * 2 * x @ self.layers[k] for name, k in feature_layers.projected.items()},
         )
 
 
-def example(given=False):
+def example(conditioning_mask=False):
     draw = torch.Generator().manual_seed(5)
     x0, x1 = torch.randn(2, B, N, C, generator=draw, dtype=torch.float64)
     mask = torch.zeros(B, N, dtype=torch.bool)
     mask[:, :2] = True
-    segment = Segment("image", x0, torch.zeros(1, N, 3, dtype=torch.long), given=mask if given else None)
+    segment = Segment(
+        "image", x0, torch.zeros(1, N, 3, dtype=torch.long), conditioning_mask=mask if conditioning_mask else None
+    )
     batch = TokenBatch((segment,), Context(torch.zeros(B, dtype=torch.bool)))
     values = torch.rand(B, 2, generator=draw, dtype=torch.float64)
     index = torch.randint(2, (B, N), generator=draw)
-    draws = Draws((x1,), NoiseLevels(values, index), NoiseLevels(values.min(1, keepdim=True).values))
-    return batch, draws, x0, x1
+    drawn = NoiseSample((x1,), NoiseLevels(values, index), NoiseLevels(values.min(1, keepdim=True).values))
+    return batch, drawn, x0, x1
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_self_flow_loss_by_hand(given):
-    batch, draws, x0, x1 = example(given)
+@pytest.mark.parametrize("conditioning_mask", [False, True])
+def test_self_flow_loss_by_hand(conditioning_mask):
+    batch, drawn, x0, x1 = example(conditioning_mask)
     student, teacher = KnownTrunk(0), KnownTrunk(1)
-    counted = batch.counted()
-    count = float(counted.sum())
+    loss_mask = batch.loss_mask()
+    count = float(loss_mask.sum())
     objective = Objective(build_alignment(AlignmentConfig(EmaTeacherConfig()), DEPTH))
-    terms = objective(student, teacher, batch, draws, {"image": count})
+    terms = objective(student, teacher, batch, drawn, {"image": count})
 
-    tau = draws.student.values.gather(1, draws.student.index)[..., None]
+    tau = drawn.student.values.gather(1, drawn.student.index)[..., None]
     x_tau = (1 - tau) * x0 + tau * x1
-    low = draws.teacher.values[..., None]
+    low = drawn.teacher.values[..., None]
     x_min = (1 - low) * x0 + low * x1
-    flow = ((student.factor * x_tau - (x1 - x0)) ** 2).mean(-1)[counted].mean()
+    flow = ((student.factor * x_tau - (x1 - x0)) ** 2).mean(-1)[loss_mask].mean()
     cosine = F.cosine_similarity(2 * student.factor * x_tau @ student.layers[3], x_min @ teacher.layers[7], dim=-1)
-    expected = flow + 0.8 * (1 - cosine[counted].mean())
+    expected = flow + 0.8 * (1 - cosine[loss_mask].mean())
 
     # features and errors pass through float32, as they do in training
     torch.testing.assert_close(total_loss(terms).double(), expected, atol=1e-6, rtol=1e-6)
@@ -79,8 +81,8 @@ def test_self_flow_loss_by_hand(given):
 
 
 def test_flow_matching_never_calls_a_teacher():
-    batch, draws, _, _ = example()
-    terms = Objective()(KnownTrunk(0), None, batch, draws, {"image": float(B * N)})
+    batch, drawn, _, _ = example()
+    terms = Objective()(KnownTrunk(0), None, batch, drawn, {"image": float(B * N)})
     assert list(terms) == ["flow/image"]
 
 
@@ -90,48 +92,48 @@ def test_splitting_a_batch_and_adding_the_parts_gives_the_same_loss(similarity):
 
     Not so the dispersive term, which compares samples of a microbatch: tests/core/test_alignment_dispersive.py.
     """
-    batch, draws, x0, _ = example(given=True)
-    given = batch.segments[0].given.clone()
-    given[0, 3:] = True
+    batch, drawn, x0, _ = example(conditioning_mask=True)
+    conditioning_mask = batch.segments[0].conditioning_mask.clone()
+    conditioning_mask[0, 3:] = True
     config = AlignmentConfig(
         EmaTeacherConfig(similarity=similarity), ExternalConfig(similarity=similarity), LayerSyncConfig()
     )
     objective = Objective(build_alignment(config, DEPTH))
-    counts = {"image": float((~given).sum())}
+    counts = {"image": float((~conditioning_mask).sum())}
     features = {"dino": x0 @ torch.ones(C, D, dtype=torch.float64) + torch.arange(D)}
 
     def part(rows):
         segment = batch.segments[0]
         cut = TokenBatch(
-            (Segment("image", segment.x0[rows], segment.ids, given=given[rows]),),
+            (Segment("image", segment.x0[rows], segment.ids, conditioning_mask=conditioning_mask[rows]),),
             Context(batch.context.dropped[rows]),
         )
-        levels = NoiseLevels(draws.student.values[rows], draws.student.index[rows])
-        cut_draws = Draws((draws.noise[0][rows],), levels, NoiseLevels(draws.teacher.values[rows]))
-        seen = {name: value[rows] for name, value in features.items()}
-        return total_loss(objective(KnownTrunk(0), KnownTrunk(1), cut, cut_draws, counts, seen))
+        levels = NoiseLevels(drawn.student.values[rows], drawn.student.index[rows])
+        cut_draws = NoiseSample((drawn.noise[0][rows],), levels, NoiseLevels(drawn.teacher.values[rows]))
+        inputs = {name: value[rows] for name, value in features.items()}
+        return total_loss(objective(KnownTrunk(0), KnownTrunk(1), cut, cut_draws, counts, inputs))
 
     torch.testing.assert_close(part(slice(0, 1)) + part(slice(1, 3)), part(slice(0, 3)), atol=1e-6, rtol=1e-6)
 
 
 def test_two_segments_share_one_sequence_of_levels():
-    batch, draws, x0, x1 = example()
+    batch, drawn, x0, x1 = example()
     ids = torch.zeros(1, 2, 3, dtype=torch.long)
     pair = TokenBatch((batch.segments[0], Segment("action", x0[:, :2, :3], ids)), batch.context)
-    index = torch.cat([draws.student.index, 1 - draws.student.index[:, :2]], dim=1)
-    levels = NoiseLevels(draws.student.values, index)
+    index = torch.cat([drawn.student.index, 1 - drawn.student.index[:, :2]], dim=1)
+    levels = NoiseLevels(drawn.student.values, index)
     first, second = noised(pair, (x1, x1[:, :2, :3]), levels)
     assert first.shape == (B, N, C)
-    t = draws.student.values.gather(1, index[:, N:])[..., None]
+    t = drawn.student.values.gather(1, index[:, N:])[..., None]
     torch.testing.assert_close(second, (1 - t) * x0[:, :2, :3] + t * x1[:, :2, :3], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("similarity", ["l1", "l2"])
 def test_ablation_distances(similarity):
-    batch, draws, _, _ = example()
+    batch, drawn, _, _ = example()
     config = AlignmentConfig(EmaTeacherConfig(similarity=similarity, student_layer=1, teacher_layer=2))
     student, teacher = KnownTrunk(0), KnownTrunk(1)
-    terms = Objective(build_alignment(config, DEPTH))(student, teacher, batch, draws, {"image": float(B * N)})
+    terms = Objective(build_alignment(config, DEPTH))(student, teacher, batch, drawn, {"image": float(B * N)})
     difference = (student.calls[0][0][0] @ student.layers[1] * 2 * student.factor) - teacher.calls[0][0][
         0
     ] @ teacher.layers[2]
@@ -154,13 +156,13 @@ class Leaves(nn.Module):
         self.projected = nn.ParameterDict({name: leaf() for name in ("teacher", *encoders)})
         self.calls = []
 
-    def forward(self, noisy, levels, batch, taps):
-        self.calls.append(taps)
+    def forward(self, noisy, levels, batch, feature_layers):
+        self.calls.append(feature_layers)
         self.with_graph = torch.is_grad_enabled()
         return TrunkOutput(
-            None if taps.stop_after else (self.velocity,),
-            {k: self.raw[k - 1] for k in taps.raw},
-            {name: self.projected[name] for name in taps.projected},
+            None if feature_layers.stop_after else (self.velocity,),
+            {k: self.raw[k - 1] for k in feature_layers.raw},
+            {name: self.projected[name] for name in feature_layers.projected},
         )
 
     def touched(self):
@@ -186,17 +188,17 @@ def targets(seed=9):
     return {name: torch.randn(B, N, D, generator=draw, requires_grad=True) for name in ("dino", "siglip")}
 
 
-def evaluate(alignment, student=None, teacher=None, features=None, counted=None, step=0):
+def evaluate(alignment, student=None, teacher=None, features=None, loss_mask=None, step=0):
     """Terms of the float32 example, with features of encoders if external alignment is on."""
-    batch, draws, x0, x1 = example()
-    segment = Segment("image", x0.float(), batch.segments[0].ids, valid=counted)
+    batch, drawn, x0, x1 = example()
+    segment = Segment("image", x0.float(), batch.segments[0].ids, valid=loss_mask)
     batch = TokenBatch((segment,), batch.context)
-    draws = Draws((x1.float(),), draws.student, draws.teacher)
+    drawn = NoiseSample((x1.float(),), drawn.student, drawn.teacher)
     student = Leaves(0, ("dino", "siglip")) if student is None else student
     features = targets() if features is None and alignment.external else features or {}
     objective = Objective(build_alignment(alignment, DEPTH))
-    count = float(batch.counted().sum())
-    return objective(student, teacher, batch, draws, {"image": count}, features, step)
+    count = float(batch.loss_mask().sum())
+    return objective(student, teacher, batch, drawn, {"image": count}, features, step)
 
 
 @pytest.mark.parametrize("name", ["external", "layer_sync", "dispersive"])
@@ -211,8 +213,8 @@ def test_terms_share_one_forward_of_each_network_and_add_up():
     student, teacher = Leaves(0, ("dino", "siglip")), Leaves(1)
     together = evaluate(ALL, student, teacher)
     assert len(student.calls) == len(teacher.calls) == 1
-    assert student.calls[0] == Taps(raw=(3, 6, 10), projected={"teacher": 3, "dino": 3, "siglip": 3})
-    assert teacher.calls[0] == Taps(raw=(7,), stop_after=7)
+    assert student.calls[0] == FeatureLayers(raw=(3, 6, 10), projected={"teacher": 3, "dino": 3, "siglip": 3})
+    assert teacher.calls[0] == FeatureLayers(raw=(7,), stop_after=7)
 
     expected = together["flow/image"].mean()
     for name, names in SECTIONS.items():
@@ -232,14 +234,14 @@ def test_terms_share_one_forward_of_each_network_and_add_up():
 
 def test_several_teacher_terms_share_one_teacher_forward():
     class Deeper(EmaTeacher):
-        def __call__(self, seen):
-            return {f"deeper/{name}": term for name, term in super().__call__(seen).items()}
+        def __call__(self, inputs):
+            return {f"deeper/{name}": term for name, term in super().__call__(inputs).items()}
 
     near, far = EmaTeacherConfig(teacher_layer=5), EmaTeacherConfig(teacher_layer=9)
-    batch, draws, _, _ = example()
+    batch, drawn, _, _ = example()
     student, teacher = Leaves(0), Leaves(1)
-    terms = Objective([EmaTeacher(near, DEPTH), Deeper(far, DEPTH)])(student, teacher, batch, draws, {"image": 18.0})
-    assert teacher.calls == [Taps(raw=(5, 9), stop_after=9)]
+    terms = Objective([EmaTeacher(near, DEPTH), Deeper(far, DEPTH)])(student, teacher, batch, drawn, {"image": 18.0})
+    assert teacher.calls == [FeatureLayers(raw=(5, 9), stop_after=9)]
     assert {"align/teacher", "deeper/align/teacher"} < set(terms)
 
 
@@ -272,10 +274,10 @@ def test_gradients_reach_the_student_and_nothing_that_is_a_target():
 
 
 def test_tokens_that_do_not_count_enter_no_term():
-    counted = torch.ones(B, N, dtype=torch.bool)
-    counted[:, 4:] = False  # padding
+    loss_mask = torch.ones(B, N, dtype=torch.bool)
+    loss_mask[:, 4:] = False  # padding
     student, teacher, features = Leaves(0, ("dino", "siglip")), Leaves(1), targets()
-    before = evaluate(ALL, student, teacher, features, counted)
+    before = evaluate(ALL, student, teacher, features, loss_mask)
     total_loss(before).backward()
     for name, parameter in student.named_parameters():
         if name in student.touched():
@@ -284,13 +286,13 @@ def test_tokens_that_do_not_count_enter_no_term():
     with torch.no_grad():
         for tensor in (*student.parameters(), *teacher.parameters(), *features.values()):
             tensor[:, 4:] = 1e3
-    after = evaluate(ALL, student, teacher, features, counted)
+    after = evaluate(ALL, student, teacher, features, loss_mask)
     assert {name: mean(term) for name, term in after.items()} == {name: mean(term) for name, term in before.items()}
     assert mean(evaluate(ALL, student, teacher, features)["flow/image"]) > 10 * mean(after["flow/image"])
 
 
 def test_the_weight_of_a_step():
-    config = AlignmentConfig(EmaTeacherConfig(weight=0.2, hold_steps=10, decade_steps=10))
+    config = AlignmentConfig(EmaTeacherConfig(weight=0.2, constant_steps=10, decay_10x_steps=10))
     weights = [evaluate(config, teacher=Leaves(1), step=step)["align/teacher"].weight for step in (0, 10, 20)]
     assert weights == pytest.approx([0.2, 0.2, 0.02])
 

@@ -8,12 +8,12 @@ import torch
 from core.flow import shift_time
 from core.keys import generator
 from core.schedule import (
-    TimeConfig,
+    TimestepConfig,
     cut_logit_normal_times,
     dimension_shift,
     plateau_masses,
     plateau_start,
-    sample_times,
+    sample_timesteps,
     uniform_times,
 )
 
@@ -31,7 +31,7 @@ TABLE = {
 
 
 def draw(**settings) -> torch.Tensor:
-    return sample_times(TimeConfig(**settings), COUNT, generator("schedule", str(settings))).double()
+    return sample_timesteps(TimestepConfig(**settings), COUNT, generator("schedule", str(settings))).double()
 
 
 @pytest.mark.parametrize("alpha", TABLE)
@@ -78,7 +78,7 @@ def test_uniform_with_shift_has_the_shifted_quantiles():
 
 
 def test_high_noise_share_replaces_that_share():
-    t = draw(kind="logit_normal", shift=1.0, mean=-3.0, high_noise_share=0.05)
+    t = draw(kind="logit_normal", shift=1.0, mean=-3.0, high_noise_prob=0.05)
     assert (t > 0.95).double().mean().item() == pytest.approx(0.05, abs=0.003)
 
 
@@ -97,7 +97,7 @@ FROM_UNIFORM = {"uniform": uniform_times, "logit_normal": cut_logit_normal_times
 
 @pytest.mark.parametrize(("kind", "dim"), RAE_TIMES)
 def test_times_of_rae(kind, dim):
-    config = TimeConfig(kind, high=0.999, shift=dimension_shift(dim))
+    config = TimestepConfig(kind, high=0.999, shift=dimension_shift(dim))
     times = FROM_UNIFORM[kind](torch.tensor(RAE_UNIFORM, dtype=torch.float64), config)
     assert times.tolist() == pytest.approx(RAE_TIMES[kind, dim], abs=2e-7)  # theirs are float32
 
@@ -106,7 +106,7 @@ def test_cut_logit_normal_of_rae():
     """Its truncated_logitnormal_sample with mu 0, sigma 1, low 0, high 0.999."""
     u = [0.5124301314353943, 0.5240647196769714, 0.14598840475082397, 0.4809013605117798, 0.9849526882171631]
     expected = [0.5077900886535645, 0.5150849223136902, 0.258497029542923, 0.488029420375824, 0.8974165320396423]
-    times = cut_logit_normal_times(torch.tensor(u, dtype=torch.float64), TimeConfig("logit_normal", high=0.999))
+    times = cut_logit_normal_times(torch.tensor(u, dtype=torch.float64), TimestepConfig("logit_normal", high=0.999))
     assert times.tolist() == pytest.approx(expected, abs=2e-7)
 
 
@@ -132,7 +132,7 @@ def test_cut_logit_normal_has_the_quantiles_of_the_part_that_is_kept(mean, std, 
 
 def test_far_tails_keep_their_shape():
     """Of a distribution cut to its last 2 in a million, the median is where half of that is below."""
-    config = TimeConfig("logit_normal", low=0.99, high=0.999)
+    config = TimestepConfig("logit_normal", low=0.99, high=0.999)
     assert not config.problems()
     median = cut_logit_normal_times(torch.tensor([0.5], dtype=torch.float64), config)
     shares = [0.5 * math.erfc(math.log(t / (1 - t)) / math.sqrt(2)) for t in (0.99, float(median), 0.999)]
@@ -143,7 +143,7 @@ def test_ends_of_the_uniform_numbers_are_the_ends_of_the_cut():
     """Also where the density above the cut is less than float64 can tell from none."""
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     for mean in (0.0, -9.0):
-        config = TimeConfig("logit_normal", mean=mean, high=0.999)
+        config = TimestepConfig("logit_normal", mean=mean, high=0.999)
         assert cut_logit_normal_times(ends, config).tolist() == pytest.approx([0.0, 0.999], abs=1e-8)
 
 
@@ -158,10 +158,10 @@ def test_buckets_are_the_middles_of_equal_parts():
 
 
 def test_buckets_round_the_same_draw():
-    exact, rounded = (sample_times(TimeConfig(buckets=n), 1000, generator("same")) for n in (0, 50))
+    exact, rounded = (sample_timesteps(TimestepConfig(buckets=n), 1000, generator("same")) for n in (0, 50))
     torch.testing.assert_close(rounded, ((exact.double() * 50).floor() / 50 + 0.01).float())
-    certain = TimeConfig("logit_normal", mean=60.0, buckets=4)  # all times are exactly 1
-    assert bool((sample_times(certain, 100, generator("one")) == 0.875).all())
+    certain = TimestepConfig("logit_normal", mean=60.0, buckets=4)  # all times are exactly 1
+    assert bool((sample_timesteps(certain, 100, generator("one")) == 0.875).all())
 
 
 @pytest.mark.parametrize(
@@ -179,12 +179,12 @@ def test_buckets_round_the_same_draw():
     ],
 )
 def test_settings_out_of_range_or_not_read_by_the_kind_are_refused(settings, named):
-    (problem,) = TimeConfig(**settings).problems()
+    (problem,) = TimestepConfig(**settings).problems()
     assert problem.startswith(f"{named}: ")
-    assert not TimeConfig("logit_normal", high=0.999, shift=dimension_shift(196608), buckets=1000).problems()
+    assert not TimestepConfig("logit_normal", high=0.999, shift=dimension_shift(196608), buckets=1000).problems()
 
 
 def test_wrong_settings_are_named():
-    problems = TimeConfig(kind="lognormal", std=-1, shift=0, high_noise_share=2, high_noise_low=1).problems()
-    assert [line.split(":")[0] for line in problems] == ["kind", "std", "shift", "high_noise_share", "high_noise_low"]
-    assert TimeConfig(kind="plateau_logit_normal", std=1.6).problems()
+    problems = TimestepConfig(kind="lognormal", std=-1, shift=0, high_noise_prob=2, high_noise_low=1).problems()
+    assert [line.split(":")[0] for line in problems] == ["kind", "std", "shift", "high_noise_prob", "high_noise_low"]
+    assert TimestepConfig(kind="plateau_logit_normal", std=1.6).problems()

@@ -10,7 +10,7 @@ from core.keys import generator
 from core.trunk import sit
 from core.trunk.context import ContextConfig
 from core.trunk.separation import token_order
-from core.types import Context, NoiseLevels, Taps, TokenBatch, map_tensors
+from core.types import Context, FeatureLayers, NoiseLevels, TokenBatch, map_tensors
 from tests.core import test_mmdit as multimodal
 from tests.core.test_sit import example, random_trunk
 
@@ -25,9 +25,9 @@ def separated(sizes, samples):
     return NoiseLevels(torch.rand(samples, len(sizes), generator=generator("levels")), index, sizes)
 
 
-def run(net, noisy, levels, batch, taps):
+def run(net, noisy, levels, batch, feature_layers):
     """Every output by name, each (B, L, ...); velocities are padded to 16 channels, to lie in one tensor."""
-    output = net(noisy, levels, batch, taps)
+    output = net(noisy, levels, batch, feature_layers)
     features = {**output.raw, **output.projected}
     if output.velocity is not None:
         features |= {"velocity": torch.cat([F.pad(v, (0, 16 - v.shape[-1])) for v in output.velocity], dim=1)}
@@ -78,8 +78,8 @@ def test_sit_equals_a_mask_of_all_pairs(sizes, monkeypatch):
     net = random_trunk().double()
     (x,), _, batch = example(samples=3)
     x = x.double().requires_grad_()
-    levels, taps = separated(sizes, samples=3), Taps(raw=(1, 3), projected={"teacher": 2})
-    found = run(net, (x,), levels, batch, taps)
+    levels, feature_layers = separated(sizes, samples=3), FeatureLayers(raw=(1, 3), projected={"teacher": 2})
+    found = run(net, (x,), levels, batch, feature_layers)
 
     same = levels.index[:, :, None] == levels.index[:, None, :]  # (B, N, N)
 
@@ -90,7 +90,7 @@ def test_sit_equals_a_mask_of_all_pairs(sizes, monkeypatch):
         return torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
 
     monkeypatch.setattr(sit, "attend", masked)
-    wanted = run(net, (x,), replace(levels, separate=None), batch, taps)
+    wanted = run(net, (x,), replace(levels, separate=None), batch, feature_layers)
     assert_equal(found, wanted)
     leaves = [*net.parameters(), x]
     assert_equal(gradients_of(found, leaves), gradients_of(wanted, leaves))
@@ -124,14 +124,14 @@ def alone(noisy, batch, levels, sample, group):
     return tuple(parts), NoiseLevels(levels.values[row, group : group + 1]), TokenBatch(tuple(segments), context)
 
 
-def put_together(net, noisy, levels, batch, taps):
+def put_together(net, noisy, levels, batch, feature_layers):
     """The same as `run`, with every group of every sample run alone."""
     samples = []
     for sample in range(batch.size):
         filled = {}
         for group in levels.index[sample].unique():
             parts, level, one = alone(noisy, batch, levels, sample, group)
-            for name, value in run(net, parts, level, one, taps).items():
+            for name, value in run(net, parts, level, one, feature_layers).items():
                 empty = filled.get(name, value.new_zeros(levels.index.shape[1], value.shape[-1]))
                 filled[name] = empty.index_put((levels.index[sample] == group,), value[0])
         samples.append(filled)
@@ -147,9 +147,9 @@ def test_mmdit_equals_every_group_as_its_own_sample(sizes, kind):
     if kind == "labels":
         net = multimodal.trunk(context=ContextConfig(kind="labels", num_classes=4))
         batch = replace(batch, context=Context(torch.tensor([False, True, False]), label=torch.tensor([1, 2, 3])))
-    levels, taps = separated(sizes, samples=multimodal.B), Taps(raw=(2, 4), projected={"teacher": 3})
+    levels, feature_layers = separated(sizes, samples=multimodal.B), FeatureLayers(raw=(2, 4), projected={"teacher": 3})
     leaves = [*net.parameters(), *(x.requires_grad_() for x in noisy)]
-    found, wanted = (function(net, noisy, levels, batch, taps) for function in (run, put_together))
+    found, wanted = (function(net, noisy, levels, batch, feature_layers) for function in (run, put_together))
     assert found.keys() == {2, 4, "teacher", "velocity"}
     assert_equal(found, wanted)
     assert_equal(gradients_of(found, leaves), gradients_of(wanted, leaves))
@@ -160,10 +160,10 @@ def test_mmdit_equals_every_group_as_its_own_sample(sizes, kind):
 def test_mmdit_early_stop_gives_the_callers_order(layer):
     net, (noisy, batch) = multimodal.trunk(), multimodal.two_segments()
     levels = separated((7, 4), samples=multimodal.B)
-    taps = Taps(raw=(layer,), projected={"teacher": layer}, stop_after=layer)
-    found = run(net, noisy, levels, batch, taps)
+    feature_layers = FeatureLayers(raw=(layer,), projected={"teacher": layer}, stop_after=layer)
+    found = run(net, noisy, levels, batch, feature_layers)
     assert found.keys() == {layer, "teacher"}
-    assert_equal(found, put_together(net, noisy, levels, batch, taps))
+    assert_equal(found, put_together(net, noisy, levels, batch, feature_layers))
 
 
 @torch.no_grad()
@@ -174,6 +174,8 @@ def test_separated_forward_is_one_graph(trunk):
     else:
         (noisy, batch), net = multimodal.two_segments(padded=True), multimodal.trunk()
     levels = separated((sum(batch.lengths) - 4, 4), samples=batch.size)
-    taps = Taps(raw=(1,), projected={"teacher": 3})
+    feature_layers = FeatureLayers(raw=(1,), projected={"teacher": 3})
     compiled = torch.compile(net, backend="eager", fullgraph=True)
-    assert_equal(run(compiled, noisy, levels, batch, taps), run(net, noisy, levels, batch, taps), 1e-6)
+    assert_equal(
+        run(compiled, noisy, levels, batch, feature_layers), run(net, noisy, levels, batch, feature_layers), 1e-6
+    )

@@ -9,7 +9,7 @@ from core.errors import ConfigError, ShapeError
 from core.keys import generator
 from core.trunk.projectors import ProjectorSpec
 from core.trunk.sit import SiT, SiTConfig
-from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch
+from core.types import Context, FeatureLayers, NoiseLevels, Segment, TokenBatch
 
 SMALL = {"width": 32, "depth": 3, "heads": 2, "grid": 4, "num_classes": 6}
 HEADS = {"teacher": ProjectorSpec()}
@@ -40,11 +40,11 @@ def test_permuting_tokens_with_their_positions_permutes_the_output():
     ids = segment.ids.expand(2, -1, -1)[rows, order]
     moved_batch = TokenBatch((Segment("image", x[rows, order], ids),), batch.context)
     moved_levels = NoiseLevels(levels.values, levels.index.gather(1, order))
-    trunk, taps = random_trunk(), Taps(raw=(2,), projected={"teacher": 1})
+    trunk, feature_layers = random_trunk(), FeatureLayers(raw=(2,), projected={"teacher": 1})
     with torch.no_grad():
-        straight = trunk((x,), levels, batch, taps)
-        moved = trunk((x[rows, order],), moved_levels, moved_batch, taps)
-        unmoved_ids = trunk((x[rows, order],), moved_levels, batch, taps)
+        straight = trunk((x,), levels, batch, feature_layers)
+        moved = trunk((x[rows, order],), moved_levels, moved_batch, feature_layers)
+        unmoved_ids = trunk((x[rows, order],), moved_levels, batch, feature_layers)
     torch.testing.assert_close(moved.velocity[0], straight.velocity[0][rows, order], atol=1e-5, rtol=0)
     torch.testing.assert_close(moved.raw[2], straight.raw[2][rows, order], atol=1e-5, rtol=0)
     assert not torch.allclose(unmoved_ids.velocity[0], moved.velocity[0], atol=1e-2)
@@ -69,7 +69,7 @@ def test_the_same_levels_in_three_forms_agree():
 def test_gradients_reach_every_parameter_with_two_levels():
     inputs = example()
     trunk = random_trunk().train()
-    output = trunk(*inputs, Taps(projected={"teacher": 2}))
+    output = trunk(*inputs, FeatureLayers(projected={"teacher": 2}))
     (output.velocity[0].square().mean() + output.projected["teacher"].square().mean()).backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in trunk.parameters())
 
@@ -138,9 +138,9 @@ def test_batches_of_another_kind_are_refused():
 
 def test_taps_are_checked():
     with pytest.raises(ConfigError, match="layer 4"):
-        random_trunk()(*example(), Taps(raw=(4,)))
+        random_trunk()(*example(), FeatureLayers(raw=(4,)))
     with pytest.raises(ConfigError, match="projector 'teacher' is not one of the trunk's: none"):
-        random_trunk(projectors={})(*example(), Taps(projected={"teacher": 1}))
+        random_trunk(projectors={})(*example(), FeatureLayers(projected={"teacher": 1}))
 
 
 @pytest.mark.parametrize(

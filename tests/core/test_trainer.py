@@ -33,10 +33,10 @@ def steps_in_float64(trainer: Trainer, count: int) -> list[dict]:
 
     def in_float64(raw, targets=True):
         item = preprocess(raw, targets)
-        return replace(item, draws=as_float64(item.draws), batch=as_float64(item.batch))
+        return replace(item, drawn=as_float64(item.drawn), batch=as_float64(item.batch))
 
     trainer.preprocess = in_float64
-    for step, microbatches in trainer.feed.steps(0, count):
+    for step, microbatches in trainer.loader.steps(0, count):
         keys = [key for item in microbatches for key in item.keys]
         found.append(trainer.train_step(step, microbatches) | {"keys": keys})
     return found
@@ -64,14 +64,14 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path):
 
 
 def first_step(trainer: Trainer, step: int = 0) -> tuple[int, list]:
-    return next(iter(trainer.feed.steps(step, step + 1)))
+    return next(iter(trainer.loader.steps(step, step + 1)))
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "teacher", "infinity"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_value_that_is_not_finite_never_reaches_the_weights(where, accumulate, tmp_path, monkeypatch):
     trainer = build(tmp_path, f"training.accumulate={accumulate}")
-    for step, microbatches in trainer.feed.steps(0, 2):
+    for step, microbatches in trainer.loader.steps(0, 2):
         trainer.train_step(step, microbatches)
     before = [numbers(model.state_dict()) for model in (trainer.student, trainer.teacher)]
     slots = numbers({f"{i}/{k}": v for i, s in trainer.optimizer.state_dict()["state"].items() for k, v in s.items()})

@@ -17,8 +17,8 @@ def test_a_segment_names_the_field_that_is_wrong():
     x0 = torch.zeros(2, 4, 8)
     with pytest.raises(ShapeError, match=r"Segment\[image\].valid: expected shape \(2, 4\), got \(2, 3\)"):
         Segment("image", x0, IDS, valid=torch.ones(2, 3, dtype=torch.bool))
-    with pytest.raises(ShapeError, match="given: expected bool"):
-        Segment("image", x0, IDS, given=torch.zeros(2, 4))
+    with pytest.raises(ShapeError, match="conditioning_mask: expected bool"):
+        Segment("image", x0, IDS, conditioning_mask=torch.zeros(2, 4))
     with pytest.raises(ShapeError, match="ids: expected integers or float32"):
         Segment("image", x0, IDS.half())
     with pytest.raises(ShapeError, match="x0"):
@@ -26,9 +26,9 @@ def test_a_segment_names_the_field_that_is_wrong():
 
 
 def test_counted_is_valid_and_not_given():
-    valid, given = torch.tensor([[True, True, True, False]]), torch.tensor([[True, False, False, False]])
-    segment = Segment("image", torch.zeros(1, 4, 8), IDS, valid, given)
-    assert segment.counted().tolist() == [[False, True, True, False]]
+    valid, conditioning_mask = torch.tensor([[True, True, True, False]]), torch.tensor([[True, False, False, False]])
+    segment = Segment("image", torch.zeros(1, 4, 8), IDS, valid, conditioning_mask)
+    assert segment.loss_mask().tolist() == [[False, True, True, False]]
 
 
 def test_context_and_batch_shapes():

@@ -26,7 +26,7 @@ class Training:
 @dataclass
 class Sampling:
     steps: int = 1
-    guidance: float = 1.0
+    cfg_scale: float = 1.0
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Whole:
     kinds: Kinds = field(default_factory=Kinds)
 
 
-ALIASES = {"learning_rate": ("training.optimizer.lr",), "cfg": ("kinds.*.sampling.guidance",)}
+ALIASES = {"learning_rate": ("training.optimizer.lr",), "cfg": ("kinds.*.sampling.cfg_scale",)}
 
 
 def hint(tmp_path: Path, override: str, text: str = "kinds: {one: {batch: 2}}\n") -> str:
@@ -80,8 +80,8 @@ def hint(tmp_path: Path, override: str, text: str = "kinds: {one: {batch: 2}}\n"
         ("Learning-Rate=1", "Did you mean: 'training.optimizer.lr'?"),
         ("learnng_rate=1", "Did you mean: 'training.optimizer.lr'?"),
         ("trainer.learning_rate=1", "Did you mean: 'training.optimizer.lr'?"),
-        ("cfg=3", "Did you mean: 'kinds.one.sampling.guidance'?"),
-        ("guidnce=3", "Did you mean: 'kinds.one.sampling.guidance'?"),
+        ("cfg=3", "Did you mean: 'kinds.one.sampling.cfg_scale'?"),
+        ("cfg_scal=3", "Did you mean: 'kinds.one.sampling.cfg_scale'?"),
         ("path=x", "Did you mean: 'kinds.one.data.path'?"),
         ("one.batch=x", "Did you mean: 'kinds.one.batch'?"),
         ("traning.steps=3", "Did you mean: 'training'?"),

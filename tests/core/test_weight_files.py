@@ -104,11 +104,11 @@ def test_numbers_that_are_not_finite_are_refused_both_ways(tmp_path):
     before = {name: value.clone() for name, value in trunk.state_dict().items()}
     state["blocks.0.mlp.fc1.weight"][0, :3] = float("nan")
     state["final_layer.linear.bias"][1] = -float("inf")
-    counted = re.escape("blocks.0.mlp.fc1.weight (3 of 1024), final_layer.linear.bias (1 of 8)")
-    with pytest.raises(CheckpointError, match=counted):
+    loss_mask = re.escape("blocks.0.mlp.fc1.weight (3 of 1024), final_layer.linear.bias (1 of 8)")
+    with pytest.raises(CheckpointError, match=loss_mask):
         load_strictly(trunk, state, "file")
     assert all(torch.equal(trunk.state_dict()[name], value) for name, value in before.items())
-    with pytest.raises(CheckpointError, match=counted):
+    with pytest.raises(CheckpointError, match=loss_mask):
         export_weights(trunk, state, tmp_path / "w.pt", "native-sit")
     assert list(tmp_path.iterdir()) == []
 

@@ -227,10 +227,10 @@ def test_tokens_invert(channels):
 
 @pytest.mark.parametrize(("samples", "count"), [(0, 0), (63, 0), (64, 1), (1000, 15), (3999, 62), (4000, 64)])
 def test_given_frames_lie_within_the_prefix(samples, count):
-    given = AudioAdapter(AudioConfig()).given_prefix(samples)
-    assert given.shape == (64,)
-    assert given.sum() == count
-    assert given[:count].all()
+    conditioning_mask = AudioAdapter(AudioConfig()).prefix_mask(samples)
+    assert conditioning_mask.shape == (64,)
+    assert conditioning_mask.sum() == count
+    assert conditioning_mask[:count].all()
 
 
 def test_a_given_frame_does_not_see_behind_the_prefix_and_keeps_it():
@@ -241,11 +241,13 @@ def test_a_given_frame_does_not_see_behind_the_prefix_and_keeps_it():
     assert known == 1000
     other = media.clone()
     other[:, known:] = torch.rand(1, 3000, generator=generator("a"))
-    given = adapter.given_prefix(known)
+    conditioning_mask = adapter.prefix_mask(known)
     tokens = adapter.encode(media[None])
-    assert torch.equal(tokens[:, given], adapter.encode(other[None])[:, given])
-    filled = torch.where(given[None, :, None], tokens, torch.randn(tokens.shape, generator=generator("fill")))
-    kept = (int(given.sum()) - 1) * 64
+    assert torch.equal(tokens[:, conditioning_mask], adapter.encode(other[None])[:, conditioning_mask])
+    filled = torch.where(
+        conditioning_mask[None, :, None], tokens, torch.randn(tokens.shape, generator=generator("fill"))
+    )
+    kept = (int(conditioning_mask.sum()) - 1) * 64
     assert known - kept < 2 * 64
     torch.testing.assert_close(adapter.decode(filled)[0, :, :kept], media[:, :kept], atol=1e-6, rtol=0)
 
@@ -298,9 +300,9 @@ def test_tokens_of_an_autoencoder_are_known_without_its_weights():
     adapter = AudioAdapter(songbloom(seconds=10))
     assert (adapter.has_weights, adapter.posterior_noise) == (True, True)
     assert (adapter.grid(), adapter.channels) == ((250, 1, 1), 64)
-    assert adapter.given_prefix(4000).sum() == 2
+    assert adapter.prefix_mask(4000).sum() == 2
     assert adapter.kept_prefix(4000).sum() == 2 * 1920
-    assert adapter.given_prefix(480_000).all()
+    assert adapter.prefix_mask(480_000).all()
     assert adapter.kept_prefix(480_000).all()
     assert not adapter.kept_prefix(1919).any()
 
@@ -311,7 +313,7 @@ def test_a_sound_goes_through_an_autoencoder_to_a_file(tmp_path):
     media = adapter.load(record(sound_bytes(tone(0.5, 22_050), 22_050)), generator("a"))
     tokens = adapter.encode(media[None])
     assert tokens.shape == (1, 3, 64)
-    assert adapter.whitening is None
+    assert adapter.normalization is None
     decoded = adapter.decode(tokens)
     assert decoded.shape == (1, 2, 5760)
     info = probe_audio(adapter.write(decoded[0], tmp_path / "a"), "a", None)

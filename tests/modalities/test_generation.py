@@ -34,7 +34,7 @@ def made(loaded: LoadedRun, modality: str, config: SamplerConfig = PLAIN, known=
 
 
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
-@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, solver="sde", guidance=2.0), replace(PLAIN, solver="heun")])
+@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, solver="sde", cfg_scale=2.0), replace(PLAIN, solver="heun")])
 def test_a_batch_of_any_size_gives_the_same_bits(loaded, modality, config):
     eight = made(loaded, modality, config)
     assert eight.isfinite().all()
@@ -54,11 +54,11 @@ def test_seeds_and_prompts_and_places_matter(loaded, modality):
 
 
 def test_guidance_acts_inside_its_interval_only(loaded):
-    guided = replace(PLAIN, guidance=3.0)
+    guided = replace(PLAIN, cfg_scale=3.0)
     assert not torch.equal(made(loaded, "image", guided), made(loaded, "image"))
-    outside = replace(guided, guidance_low=0.1, guidance_high=0.2)  # no step starts there: 1, 2/3, 1/3
+    outside = replace(guided, cfg_interval=[0.1, 0.2])  # no step starts there: 1, 2/3, 1/3
     assert torch.equal(made(loaded, "image", outside), made(loaded, "image"))
-    inside = replace(guided, guidance_low=0.5, guidance_high=0.8)
+    inside = replace(guided, cfg_interval=[0.5, 0.8])
     assert not torch.equal(made(loaded, "image", inside), made(loaded, "image"))
 
 
@@ -78,10 +78,10 @@ def test_a_sample_that_is_not_finite_is_an_error(loaded):
 
 
 def test_what_gives_guidance_nothing_to_work_with():
-    guided = replace(PLAIN, guidance=2.0)
+    guided = replace(PLAIN, cfg_scale=2.0)
     assert guidance_problem(ConditionConfig(), guided) is None
-    assert guidance_problem(ConditionConfig(dropout=0.0), PLAIN) is None
-    assert "condition.dropout: 0" in guidance_problem(ConditionConfig(dropout=0.0), guided)
+    assert guidance_problem(ConditionConfig(cfg_dropout=0.0), PLAIN) is None
+    assert "condition.cfg_dropout: 0" in guidance_problem(ConditionConfig(cfg_dropout=0.0), guided)
     assert guidance_problem(ConditionConfig(kind="none"), PLAIN) is None
     assert "condition.kind: none" in guidance_problem(ConditionConfig(kind="none"), guided)
 
@@ -95,8 +95,8 @@ def test_known_pixels_come_back_exactly_and_the_others_depend_on_them(loaded):
     media = picture(adapter)
     kept = torch.zeros(8, 8, dtype=torch.bool)
     kept[:, :6] = True  # the right tokens are known in part only
-    known = Known(media, adapter.given_from_image_mask(kept), kept)
-    assert known.given.tolist() == [True, False, True, False]
+    known = Known(media, adapter.known_from_image_mask(kept), kept)
+    assert known.conditioning_mask.tolist() == [True, False, True, False]
     result = made(loaded, "image", known=known)
     assert torch.equal(result[:, :, :, :6], media[None, :, :, :6].expand(8, -1, -1, -1))
     assert not torch.equal(result[0][:, :, 6:], media[:, :, 6:])
@@ -111,7 +111,7 @@ def test_what_is_known_may_differ_between_samples(loaded):
     adapter = loaded.generator.parts["image"]["image"].adapter
     kept = torch.zeros(8, 8, dtype=torch.bool)
     kept[:, :4] = True
-    one = Known(picture(adapter), adapter.given_from_image_mask(kept), kept)
+    one = Known(picture(adapter), adapter.known_from_image_mask(kept), kept)
     other = replace(one, media=-one.media)
     first, second = made(loaded, "image", known=one), made(loaded, "image", known=other)
     for size in (8, 3):
@@ -124,7 +124,7 @@ def test_a_given_first_frame_comes_back_exactly(loaded):
     adapter = loaded.generator.parts["video"]["video"].adapter
     media = picture(adapter)[None].repeat(3, 1, 1, 1)
     first = torch.arange(3) == 0
-    known = Known(media, adapter.given_first_frame(), first[:, None, None, None])
+    known = Known(media, adapter.first_frame_mask(), first[:, None, None, None])
     result = made(loaded, "video", known=known)  # (8, 3, 3, 8, 8)
     assert torch.equal(result[:, 0], media[:1].expand(8, -1, -1, -1))
     assert not torch.equal(result[0, 1], media[0])
@@ -136,7 +136,7 @@ def test_the_beginning_of_a_sound_comes_back_exactly(loaded, samples):
     adapter = loaded.generator.parts["audio"]["audio"].adapter
     media = torch.rand(1, 1200, generator=torch.Generator().manual_seed(2)) - 0.5
     media[:, samples:] = 0
-    known = Known(media, adapter.given_prefix(samples), adapter.kept_prefix(samples))
+    known = Known(media, adapter.prefix_mask(samples), adapter.kept_prefix(samples))
     kept = int(known.kept.sum())
     assert kept == (1200 if samples == 1200 else max(0, (samples // 64 - 1) * 64))
     result = made(loaded, "audio", known=known)

@@ -147,9 +147,9 @@ def test_a_token_is_given_only_when_all_its_pixels_are_known():
     known = torch.ones(8, 12, dtype=torch.bool)
     known[3, 4] = False  # one pixel of the token in row 0, column 1
     known[4:, 8:] = False
-    assert adapter.given_from_image_mask(known).tolist() == [True, False, True, True, True, False]
+    assert adapter.known_from_image_mask(known).tolist() == [True, False, True, True, True, False]
     with pytest.raises(ShapeError, match=r"mask: expected bool \(8, 12\)"):
-        adapter.given_from_image_mask(known.T)
+        adapter.known_from_image_mask(known.T)
 
 
 def test_given_tokens_keep_their_pixels_through_the_inverse():
@@ -157,9 +157,11 @@ def test_given_tokens_keep_their_pixels_through_the_inverse():
     media = adapter.load(record(noise(16, 16)), generator("a"))
     known = torch.zeros(16, 16, dtype=torch.bool)
     known[:, :10] = True
-    given = adapter.given_from_image_mask(known)
+    conditioning_mask = adapter.known_from_image_mask(known)
     tokens = adapter.encode(media[None])
-    filled = torch.where(given[None, :, None], tokens, torch.randn(tokens.shape, generator=generator("fill")))
+    filled = torch.where(
+        conditioning_mask[None, :, None], tokens, torch.randn(tokens.shape, generator=generator("fill"))
+    )
     painted = adapter.decode(filled)[0]
     assert torch.equal(painted[..., :8], media[..., :8])
     assert not torch.equal(painted[..., 8:], media[..., 8:])
@@ -198,7 +200,7 @@ def test_the_config_is_a_structured_config():
 def test_pixels_need_no_weights():
     adapter = ImageAdapter(ImageConfig()).to("cpu")
     assert adapter.load_weights() is None
-    assert (adapter.has_weights, adapter.posterior_noise, adapter.whitening) == (False, False, None)
+    assert (adapter.has_weights, adapter.posterior_noise, adapter.normalization) == (False, False, None)
     with pytest.raises(ShapeError, match="Pixels predicts no distribution"):
         adapter.encode(torch.zeros(1, 3, 16, 16), torch.zeros(1, 16, 48))
 
@@ -220,7 +222,7 @@ def test_tokens_of_an_autoencoder_are_known_without_its_weights(kind, settings, 
     assert adapter.ids().shape == (grid[1] * grid[2], 3)
     known = torch.ones(256, 256, dtype=torch.bool)
     known[-1, -1] = False
-    assert adapter.given_from_image_mask(known).logical_not().nonzero().tolist() == [[grid[1] * grid[2] - 1]]
+    assert adapter.known_from_image_mask(known).logical_not().nonzero().tolist() == [[grid[1] * grid[2] - 1]]
 
 
 def test_a_picture_goes_through_an_autoencoder_to_a_file(tmp_path):
@@ -230,7 +232,7 @@ def test_a_picture_goes_through_an_autoencoder_to_a_file(tmp_path):
     media = adapter.load(record(picture_bytes(noise(50, 60))), generator("a"))
     tokens = adapter.encode(media[None], torch.zeros(1, 6, 16))
     assert torch.equal(tokens, adapter.encode(media[None]))
-    torch.testing.assert_close(adapter.whitening.whiten(tokens), tokens * 0.18215)
+    torch.testing.assert_close(adapter.normalization.normalize(tokens), tokens * 0.18215)
     decoded = adapter.decode(tokens)
     assert decoded.shape == (1, 3, 32, 48)
     assert read_image(adapter.write(decoded[0], tmp_path / "a"), "a").shape == (32, 48, 3)
@@ -250,8 +252,8 @@ def test_problems_of_an_autoencoder_are_named():
 
 
 def test_the_section_of_the_autoencoder_is_a_structured_config():
-    given = {"autoencoder": {"kind": "flux2", "path": "x"}}
-    merged = OmegaConf.merge(OmegaConf.structured(ImageConfig), OmegaConf.create(given))
+    conditioning_mask = {"autoencoder": {"kind": "flux2", "path": "x"}}
+    merged = OmegaConf.merge(OmegaConf.structured(ImageConfig), OmegaConf.create(conditioning_mask))
     assert OmegaConf.to_object(merged) == ImageConfig(autoencoder=AutoencoderConfig("flux2", "x"))
 
 

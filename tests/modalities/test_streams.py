@@ -42,11 +42,11 @@ def test_what_happens_together_lies_together():
 def test_segments_carry_names_weights_and_what_is_given():
     parts = make_parts({"clip": VIDEO, "sound": AUDIO}, weight={"sound": 0.5})
     assert lengths(parts) == (20, 37)
-    given = whole_part(parts, "clip")[None].expand(2, -1)
+    conditioning_mask = whole_part(parts, "clip")[None].expand(2, -1)
     tokens = [torch.zeros(2, len(part.ids), part.adapter.channels) for part in parts.values()]
-    video, audio = make_segments(parts, tokens, given)
+    video, audio = make_segments(parts, tokens, conditioning_mask)
     assert (video.name, video.modality, video.weight) == ("clip", "video", 1.0)
     assert (audio.name, audio.modality, audio.weight) == ("sound", "audio", 0.5)
-    assert video.given.all()
-    assert not audio.given.any()
-    assert all(segment.given is None for segment in make_segments(parts, tokens))
+    assert video.conditioning_mask.all()
+    assert not audio.conditioning_mask.any()
+    assert all(segment.conditioning_mask is None for segment in make_segments(parts, tokens))

@@ -122,11 +122,13 @@ def test_a_given_first_frame_is_kept_and_only_that(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     media = adapter.load_first_frame(record(picture_bytes(pixels)), generator("a"))
     assert media.shape == (9, 3, 16, 16)
-    given = adapter.given_first_frame()
-    assert given.sum() == 16
-    assert given.shape == (80,)
+    conditioning_mask = adapter.first_frame_mask()
+    assert conditioning_mask.sum() == 16
+    assert conditioning_mask.shape == (80,)
     tokens = adapter.encode(media[None])
-    filled = torch.where(given[None, :, None], tokens, torch.randn(tokens.shape, generator=generator("fill")))
+    filled = torch.where(
+        conditioning_mask[None, :, None], tokens, torch.randn(tokens.shape, generator=generator("fill"))
+    )
     video = adapter.decode(filled)[0]
     expected = torch.tensor(pixels).permute(2, 0, 1) / 127.5 - 1
     assert torch.equal(video[0], expected)
@@ -135,9 +137,9 @@ def test_a_given_first_frame_is_kept_and_only_that(tmp_path):
 
 def test_a_first_frame_inside_a_token_cannot_be_given():
     with pytest.raises(ConfigError, match="first_frame_alone: must be true"):
-        VideoAdapter(VideoConfig(frames=8, first_frame_alone=False)).given_first_frame()
+        VideoAdapter(VideoConfig(frames=8, first_frame_alone=False)).first_frame_mask()
     single = VideoAdapter(VideoConfig(frames=8, patch_frames=1, first_frame_alone=False))
-    assert single.given_first_frame().sum() == 16
+    assert single.first_frame_mask().sum() == 16
 
 
 def test_positions_run_over_time_rows_and_columns():
@@ -258,7 +260,7 @@ def test_tokens_of_an_autoencoder_are_known_without_its_weights():
     adapter = VideoAdapter(VideoConfig(size=[192, 336], frames=45, autoencoder=AutoencoderConfig("wan22", "nowhere")))
     assert adapter.has_weights
     assert (adapter.grid(), adapter.channels) == ((12, 12, 21), 48)  # about 3k tokens of a clip (paper, App. A.2)
-    assert adapter.given_first_frame().sum() == 12 * 21
+    assert adapter.first_frame_mask().sum() == 12 * 21
 
 
 def test_a_clip_goes_through_an_autoencoder_to_a_file(clip, tmp_path):
@@ -268,14 +270,16 @@ def test_a_clip_goes_through_an_autoencoder_to_a_file(clip, tmp_path):
     media = adapter.load(record(clip), generator("a"))
     tokens = adapter.encode(media[None])
     assert tokens.shape == (1, 8, 48)
-    assert adapter.whitening.mean.shape == (48,)
+    assert adapter.normalization.mean.shape == (48,)
     decoded = adapter.decode(tokens)
     assert decoded.shape == (1, 5, 3, 32, 32)
     written = adapter.write(decoded[0], tmp_path / "a")
     assert index_video(written, "a", None).count(8.0) == 5
     first = adapter.load_first_frame(record(picture_bytes(np.zeros((40, 40, 3), np.uint8))), generator("a"))
-    given = adapter.given_first_frame()
-    assert torch.equal(adapter.encode(first[None])[:, given], adapter.encode(first[None, :1])[:, : given.sum()])
+    conditioning_mask = adapter.first_frame_mask()
+    assert torch.equal(
+        adapter.encode(first[None])[:, conditioning_mask], adapter.encode(first[None, :1])[:, : conditioning_mask.sum()]
+    )
 
 
 def test_problems_of_an_autoencoder_are_named():

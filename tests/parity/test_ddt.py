@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from core.trunk.ddt import DDT, SIZES, DDTConfig
-from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch
+from core.types import Context, FeatureLayers, NoiseLevels, Segment, TokenBatch
 from tests.parity.common import FIXTURES, golden, worst
 
 PUBLISHED = golden("rae_ddt_tiny")
@@ -39,12 +39,12 @@ def tokens(images):
     return images.flatten(2).transpose(1, 2).contiguous()
 
 
-def run(trunk, x, levels, label, taps=Taps()):  # noqa: B008
+def run(trunk, x, levels, label, feature_layers=FeatureLayers()):  # noqa: B008
     grid = trunk.config.grid
     ids = torch.tensor([[[0, i // grid, i % grid] for i in range(grid**2)]])
     batch = TokenBatch((Segment("image", x, ids),), Context(torch.zeros(len(x), dtype=torch.bool), label))
     with torch.no_grad():
-        return trunk((x,), levels, batch, taps)
+        return trunk((x,), levels, batch, feature_layers)
 
 
 def test_velocity():
@@ -57,12 +57,12 @@ def test_times_per_token_as_two_levels():
     """Recorded with RAE's own modules, given the time of every token in place of the sample's."""
     trunk = load(TINY, published_state(PUBLISHED))
     levels = NoiseLevels(VARIANTS["dual.levels"], VARIANTS["dual.index"])
-    given = (tokens(PUBLISHED["x"]), levels, PUBLISHED["y"], Taps(raw=(1, 2)))
-    output = run(trunk, *given)
+    conditioning_mask = (tokens(PUBLISHED["x"]), levels, PUBLISHED["y"], FeatureLayers(raw=(1, 2)))
+    output = run(trunk, *conditioning_mask)
     assert worst(output.velocity[0], VARIANTS["dual.out"]) < 1e-5
     for layer in (1, 2):
         assert worst(output.raw[layer], VARIANTS[f"dual.layer{layer}"]) < 1e-5
-    (velocity,) = run(trunk.double(), *given).velocity
+    (velocity,) = run(trunk.double(), *conditioning_mask).velocity
     assert velocity.dtype == torch.float64
     assert worst(velocity, VARIANTS["dual.out_float64"]) < 1e-6  # their RMSNorm stays float32
 

@@ -18,7 +18,7 @@ from core.trunk.foreign.files import WeightFile
 from core.trunk.mmdit import MMDiT, MMDiTConfig
 from core.trunk.projectors import TEACHER, ProjectorSpec
 from core.trunk.sit import SiT, SiTConfig
-from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch
+from core.types import Context, FeatureLayers, NoiseLevels, Segment, TokenBatch
 from tests.parity.common import golden, worst
 
 IDS = torch.tensor([[[0, i // 2, i % 2] for i in range(4)]])
@@ -69,7 +69,7 @@ def run(trunk, values, noise, projected=()):
     """Output of a trunk at noise levels (B,)."""
     x = tokens(values["x"])
     batch = TokenBatch((Segment("image", x, IDS),), Context(torch.zeros(3, dtype=torch.bool), values["y"]))
-    return trunk.eval()((x,), NoiseLevels(noise[:, None]), batch, Taps(projected=dict.fromkeys(projected, 1)))
+    return trunk.eval()((x,), NoiseLevels(noise[:, None]), batch, FeatureLayers(projected=dict.fromkeys(projected, 1)))
 
 
 def test_sit_knows_time_the_other_way_round(tmp_path, values):

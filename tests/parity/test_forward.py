@@ -7,7 +7,7 @@ import torch
 
 from core.trunk.class_conditional import sincos_table
 from core.trunk.layers import sinusoid
-from core.types import NoiseLevels, Taps
+from core.types import FeatureLayers, NoiseLevels
 from tests.parity.common import golden, golden_json, image_batch, tiny_trunk, worst
 
 FORWARD = golden("forward")
@@ -21,9 +21,11 @@ def levels_of(kind):
     return NoiseLevels(FORWARD["tau"], torch.arange(16).expand(3, -1))
 
 
-def run(kind, taps=Taps(), trunk=None):  # noqa: B008
+def run(kind, feature_layers=FeatureLayers(), trunk=None):  # noqa: B008
     with torch.no_grad():
-        return (trunk or tiny_trunk())((FORWARD["x"],), levels_of(kind), image_batch(FORWARD["x"], FORWARD["y"]), taps)
+        return (trunk or tiny_trunk())(
+            (FORWARD["x"],), levels_of(kind), image_batch(FORWARD["x"], FORWARD["y"]), feature_layers
+        )
 
 
 @pytest.mark.parametrize("kind", ["scalar_t", "per_token_t", "dual_t"])
@@ -52,14 +54,14 @@ def test_positions_come_from_the_weights():
 
 @pytest.mark.parametrize("kind", ["dual_t", "per_token_t"])
 def test_projected_features(kind):
-    output = run(kind, Taps(projected={"teacher": 2}))
+    output = run(kind, FeatureLayers(projected={"teacher": 2}))
     assert worst(output.projected["teacher"], FORWARD[f"features_layer2_projected_{kind}"]) < 1e-5  # worst seen 9.6e-7
     assert not output.raw
 
 
 @pytest.mark.parametrize("kind", ["scalar_t", "per_token_t"])
 def test_raw_features_and_early_stop(kind):
-    output = run(kind, Taps(raw=(3,), stop_after=3))
+    output = run(kind, FeatureLayers(raw=(3,), stop_after=3))
     assert worst(output.raw[3], FORWARD[f"features_layer3_raw_{kind}"]) < 1e-5  # worst seen 2.4e-6
     assert output.velocity is None
 
@@ -73,8 +75,8 @@ def test_every_stage_of_the_network():
         assert worst(trunk.y_embedder["embedding_table"](FORWARD["y"]), FORWARD["mid_y_embed"]) == 0
         assert worst(trunk.x_embedder["proj"](x) + trunk.pos_embed, FORWARD["mid_x_embed"]) < 1e-6
         heads = []
-        trunk.final_layer.linear.register_forward_hook(lambda module, given, out: heads.append(out))
-        output = run("scalar_t", Taps(raw=(1, 2, 3, 4)), trunk)
+        trunk.final_layer.linear.register_forward_hook(lambda module, conditioning_mask, out: heads.append(out))
+        output = run("scalar_t", FeatureLayers(raw=(1, 2, 3, 4)), trunk)
     for layer in (1, 2, 3, 4):
         assert worst(output.raw[layer], FORWARD[f"mid_block{layer}_scalar_t"]) < 1e-5  # worst seen 2.4e-6
     assert worst(heads[0], FORWARD["mid_final_raw_scalar_t"]) < 1e-5

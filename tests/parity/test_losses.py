@@ -12,9 +12,9 @@ from configs.methods import METHODS, method_alignment
 from core.alignment.ema_teacher import EmaTeacherConfig
 from core.alignment.layer_sync import LayerSyncConfig
 from core.alignment.terms import AlignmentConfig, build_alignment
-from core.noising import Draws, NoisingConfig, draw_levels, picked, stack_levels
+from core.noising import NoiseSample, NoisingConfig, draw_levels, picked, stack_levels
 from core.objective import Objective, noised, total_loss
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.trunk.projectors import TEACHER, repa_head
 from core.types import Context, NoiseLevels, Segment, TokenBatch, TrunkOutput
 from tests.parity.common import golden, golden_json, image_batch, tiny_trunk, worst
@@ -43,10 +43,10 @@ class Recorded:
     def __init__(self, velocity=None, raw=None, projected=None):
         self.output, self.calls = TrunkOutput(None if velocity is None else (velocity,), raw or {}, projected or {}), []
 
-    def __call__(self, noisy, levels, batch, taps):
-        self.calls.append((noisy[0], levels, taps))
-        assert set(taps.raw) <= set(self.output.raw)
-        assert set(taps.projected) <= set(self.output.projected)
+    def __call__(self, noisy, levels, batch, feature_layers):
+        self.calls.append((noisy[0], levels, feature_layers))
+        assert set(feature_layers.raw) <= set(self.output.raw)
+        assert set(feature_layers.projected) <= set(self.output.projected)
         return self.output
 
 
@@ -54,9 +54,9 @@ def run(alignment, student, teacher, x0, x1, levels, teacher_levels=None, target
     """Named loss terms of a batch of image tokens."""
     ids = torch.zeros(1, x0.shape[1], 3, dtype=torch.long)
     batch = TokenBatch((Segment("image", x0, ids),), Context(torch.zeros(len(x0), dtype=torch.bool)))
-    draws = Draws((x1,), levels, levels if teacher_levels is None else teacher_levels)
+    drawn = NoiseSample((x1,), levels, levels if teacher_levels is None else teacher_levels)
     objective = Objective(build_alignment(alignment, DEPTH))
-    return objective(student, teacher, batch, draws, {"image": float(x0[..., 0].numel())}, targets or {}, step)
+    return objective(student, teacher, batch, drawn, {"image": float(x0[..., 0].numel())}, targets or {}, step)
 
 
 def mean(term):
@@ -89,8 +89,8 @@ def test_repa(times):
     student = Recorded(velocity, projected=inputs["zs_tilde"])
     terms = run(method_alignment("repa"), student, None, x0, x1, levels, targets=targets)
 
-    noisy, _, taps = student.calls[0]
-    assert taps.projected == {"one": 8, "two": 8}  # --encoder-depth 8 of 28
+    noisy, _, feature_layers = student.calls[0]
+    assert feature_layers.projected == {"one": 8, "two": 8}  # --encoder-depth 8 of 28
     assert worst(noisy, tokens(out["model_input"])) < ROUNDING
     assert worst(flow_of_each(velocity, x0, x1, levels), out["denoising_loss_per_sample"]) < ROUNDING
     both = (mean(terms["align/one"]) + mean(terms["align/two"])) / 2
@@ -120,13 +120,13 @@ def scripted(monkeypatch, times, uniforms):
 def sra(monkeypatch):
     """The recorded draws through our noising plan: inputs, (x0, x1, velocity), levels of student and teacher."""
     inputs = tensors(LOSSES["SRA"]["inputs"])
-    draws = inputs["draws"]
+    drawn = inputs["draws"]
     with monkeypatch.context() as patch:
-        scripted(patch, draws["time_uniform"].reshape(3, 1), draws["gap_uniform"].reshape(3, 1))
+        scripted(patch, drawn["time_uniform"].reshape(3, 1), drawn["gap_uniform"].reshape(3, 1))
         config = NoisingConfig(**METHODS["sra"]["noising"])
-        pairs = [draw_levels(config, TimeConfig(), 0.25, [4], torch.Generator()) for _ in range(3)]
+        pairs = [draw_levels(config, TimestepConfig(), 0.25, [4], torch.Generator()) for _ in range(3)]
     levels = [stack_levels(list(side)) for side in zip(*pairs, strict=True)]
-    return inputs, [tokens(v) for v in (inputs["images"], draws["noise"], inputs["model_output"])], levels
+    return inputs, [tokens(v) for v in (inputs["images"], drawn["noise"], inputs["model_output"])], levels
 
 
 def test_sra_as_published(sra):
@@ -167,7 +167,7 @@ def test_sra_weight_schedule(size, hold, decade):
     if size == 256:
         config = method_alignment("sra").ema_teacher
     else:
-        config = EmaTeacherConfig(weight=0.2, hold_steps=hold * EPOCH, decade_steps=decade * EPOCH)
+        config = EmaTeacherConfig(weight=0.2, constant_steps=hold * EPOCH, decay_10x_steps=decade * EPOCH)
     recorded = LOSSES["SRA"]["align_weight"]["non_cos_schedule"]
     epochs = [int(name.split("/epoch")[1]) for name in recorded if name.startswith(f"{size}/")]
     assert len(epochs) == 9
@@ -237,8 +237,8 @@ def test_a_whole_step_with_attention_separation():
     alignment.ema_teacher.similarity = "cosine_over_tokens"
     assert alignment.ema_teacher.layers(student.depth) == (1, 3)
     batch = image_batch(recorded["x0"].double(), recorded["y"])
-    draws = Draws((recorded["noise"],), *levels)
-    terms = Objective(build_alignment(alignment, student.depth))(student, teacher, batch, draws, {"image": 48.0})
+    drawn = NoiseSample((recorded["noise"],), *levels)
+    terms = Objective(build_alignment(alignment, student.depth))(student, teacher, batch, drawn, {"image": 48.0})
     # Losses pass float32, and times float32 sines: worst seen 3.7e-8, gradients included.
     assert mean(terms["flow/image"]) == pytest.approx(float(recorded["flow"].mean()), rel=1e-6)
     assert mean(terms["align/teacher"]) == pytest.approx(float(recorded["align"].mean()), rel=1e-6)
@@ -268,8 +268,8 @@ def test_layer_sync(layer_sync):
     out = tensors(LOSSES["LayerSync"]["outputs"]["layer_sync"])
     student = Recorded(velocity, raw={8: inputs["zs_layer_shallow"], 16: inputs["zs_layer_deep"]})
     terms = run(method_alignment("layersync"), student, None, x0, x1, levels)
-    noisy, _, taps = student.calls[0]
-    assert taps.raw == (8, 16)  # --encoder-depth 8 --gt-encoder-depth 16 of 28
+    noisy, _, feature_layers = student.calls[0]
+    assert feature_layers.raw == (8, 16)  # --encoder-depth 8 --gt-encoder-depth 16 of 28
     assert worst(noisy, tokens(out["x_t"])) < ROUNDING
     assert worst(flow_of_each(velocity, x0, x1, levels), out["loss_per_sample"]) < ROUNDING
     assert mean(terms["align/layer_sync"]) - 1 == pytest.approx(out["reg_mean"], abs=ROUNDING)
@@ -312,9 +312,9 @@ def test_dispersive():
 def test_self_flow():
     """gregoiremrr/self-flow-torch, an independent implementation with data at 1; without its learned weighting."""
     entry = tensors(LOSSES["gregoiremrr_SelfFlow"])
-    inputs, draws = entry["inputs"], entry["inputs"]["draws"]
-    x0, x1 = tokens(inputs["images"]), tokens(draws["noise_times_sigma"])
-    levels = NoiseLevels(1 - torch.stack([draws["t"], draws["s"]], dim=1), draws["mask"].long())
+    inputs, drawn = entry["inputs"], entry["inputs"]["draws"]
+    x0, x1 = tokens(inputs["images"]), tokens(drawn["noise_times_sigma"])
+    levels = NoiseLevels(1 - torch.stack([drawn["t"], drawn["s"]], dim=1), drawn["mask"].long())
     lowest = NoiseLevels(levels.values.min(dim=1, keepdim=True).values)
     student = Recorded(-tokens(inputs["v_pred"]), projected={TEACHER: inputs["student_features"]})
     teacher = Recorded(raw={20: inputs["teacher_features"]})

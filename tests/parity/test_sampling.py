@@ -31,19 +31,19 @@ def run_sde(case, config, rows=slice(None), first_increment=None):
 @pytest.mark.parametrize("steps", [8, 250])
 def test_sde_times(steps):
     """Ours count from noise; the recorded ones from data, on a float32 grid with one step size."""
-    times = torch.tensor(time_grid(steps, last_step=LAST_SDE_STEP), dtype=torch.float64)
+    timesteps = torch.tensor(time_grid(steps, last_step=LAST_SDE_STEP), dtype=torch.float64)
     recorded = SDE[f"grid{steps}_sit_time"]
-    assert worst(1 - times[:-1], recorded) < 1e-7
-    assert worst((times[:-2] - times[1:-1]).mean(), SDE[f"grid{steps}_dt"]) < 1e-8
-    assert times[-1] == 0
+    assert worst(1 - timesteps[:-1], recorded) < 1e-7
+    assert worst((timesteps[:-2] - timesteps[1:-1]).mean(), SDE[f"grid{steps}_dt"]) < 1e-8
+    assert timesteps[-1] == 0
 
 
 @pytest.mark.parametrize(
     ("case", "config", "rows"),
     [
         ("nocfg", SamplerConfig("sde", 8), slice(None)),
-        ("cfg2.5", SamplerConfig("sde", 8, guidance=2.5), CONDITION),
-        ("cfg2.5_interval0_0.7", SamplerConfig("sde", 8, guidance=2.5, guidance_high=0.7), CONDITION),
+        ("cfg2.5", SamplerConfig("sde", 8, cfg_scale=2.5), CONDITION),
+        ("cfg2.5_interval0_0.7", SamplerConfig("sde", 8, cfg_scale=2.5, cfg_interval=[0.0, 0.7]), CONDITION),
     ],
 )
 def test_sde_with_given_increments(case, config, rows):
@@ -94,7 +94,7 @@ def test_dopri5_as_in_the_sit_code():
     """At its default tolerances. The first step is so small that its error estimate is rounding, which then decides
     the second step: noise of 3e-7 in the velocity moves the run by up to 6e-4, as much as the tolerance allows."""
     pytest.importorskip("torchdiffeq")
-    states = trajectory(SamplerConfig("dopri5", 8, exact=False, land_on_end=False))
+    states = trajectory(SamplerConfig("dopri5", 8, batch_invariant=False, land_on_end=False))
     recorded = ODE["sit_ode_dopri5_9pts.traj"]
     assert worst(states[:2], recorded[:2]) < 1e-4  # worst seen 6.2e-6
     assert worst(states, recorded) < 2e-3  # worst seen 2.3e-4
@@ -104,7 +104,7 @@ def test_dopri5_as_in_the_sit_code():
 def test_error_of_dopri5_at_its_default_tolerances(land, error):
     """Seen 6.8e-5 and, as in the SiT code, 1.2e-3."""
     pytest.importorskip("torchdiffeq")
-    states = trajectory(SamplerConfig("dopri5", 8, exact=False, land_on_end=land))
+    states = trajectory(SamplerConfig("dopri5", 8, batch_invariant=False, land_on_end=land))
     assert worst(states[-1], ODE["sit_ode_dopri5_tight.final"]) < error
 
 
@@ -135,9 +135,9 @@ def test_the_sde_of_the_sit_code():
     [
         ("repa_euler_8", SamplerConfig("euler", 8)),
         ("repa_heun_8", SamplerConfig("heun", 8, correct_last=False)),
-        ("repa_euler_8_cfg2.5_0_0.7", SamplerConfig("euler", 8, guidance=2.5, guidance_high=0.7)),
+        ("repa_euler_8_cfg2.5_0_0.7", SamplerConfig("euler", 8, cfg_scale=2.5, cfg_interval=[0.0, 0.7])),
         ("repa_sde_8", SamplerConfig("sde", 8)),
-        ("repa_sde_8_cfg2.5_0_0.7", SamplerConfig("sde", 8, guidance=2.5, guidance_high=0.7)),
+        ("repa_sde_8_cfg2.5_0_0.7", SamplerConfig("sde", 8, cfg_scale=2.5, cfg_interval=[0.0, 0.7])),
     ],
 )
 def test_float64_state(recorded, config):

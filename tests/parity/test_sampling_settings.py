@@ -56,11 +56,11 @@ def test_every_sde_of_the_sit_code(name):
 
 
 def test_the_runs_cover_every_setting():
-    seen = [SIT_RUN.fullmatch(name) for name in RUNS]
-    assert {run["form"] for run in seen} == {
+    inputs = [SIT_RUN.fullmatch(name) for name in RUNS]
+    assert {run["form"] for run in inputs} == {
         *("constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing")
     }
-    assert {(run["method"], run["last"]) for run in seen} == {
+    assert {(run["method"], run["last"]) for run in inputs} == {
         (method, last) for method in ("euler", "heun") for last in ("mean", "tweedie", "euler", "none")
     }
 
@@ -71,9 +71,9 @@ def rae_velocity(x, t):
 
 def test_the_grid_of_rae():
     """50 points, evenly spaced down to 0.001, then shifted: 49 steps that end at 0.0069."""
-    times = torch.tensor(SamplerConfig(steps=49, shift=RAE_SHIFT, end=0.001).times())
-    assert worst(times, torch.tensor(RAE["grid_50_points"])) < 5e-7  # worst seen 8.0e-8
-    assert times[-1] == pytest.approx(0.006887, abs=1e-6)
+    timesteps = torch.tensor(SamplerConfig(steps=49, shift=RAE_SHIFT, end=0.001).timesteps())
+    assert worst(timesteps, torch.tensor(RAE["grid_50_points"])) < 5e-7  # worst seen 8.0e-8
+    assert timesteps[-1] == pytest.approx(0.006887, abs=1e-6)
 
 
 def test_the_ode_of_rae():
@@ -87,7 +87,7 @@ def test_the_sde_of_rae():
     draw = torch.Generator().manual_seed(602)
     increments = [torch.randn(3, 2, 4, 4, generator=draw).flatten(2) for _ in range(9)]
     config = SamplerConfig("sde", 9, shift=RAE_SHIFT, end=0.04, last_step="none")
-    assert config.times()[-1] == pytest.approx(shift_time(0.04, RAE_SHIFT))
+    assert config.timesteps()[-1] == pytest.approx(shift_time(0.04, RAE_SHIFT))
     x = states_of(rae_velocity, IMAGES, config, increments)[-1]
     v = rae_velocity(x, 0.04)
     final = x - 0.04 * (v + (x + 0.96 * v))

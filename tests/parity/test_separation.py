@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.types import NoiseLevels, Taps
+from core.types import FeatureLayers, NoiseLevels
 from tests.parity.common import golden, image_batch, tiny_trunk, worst
 
 SEPARATION = golden("separation")
@@ -16,8 +16,8 @@ def test_outputs_and_gradients(sizes):
 
     trunk, x = tiny_trunk().double(), of("x")
     levels = NoiseLevels(of("values"), of("index"), sizes)
-    batch, taps = image_batch(x, SEPARATION["y"]), Taps(projected={"teacher": 2})
-    output = trunk((x.double(),), levels, batch, taps)
+    batch, feature_layers = image_batch(x, SEPARATION["y"]), FeatureLayers(projected={"teacher": 2})
+    output = trunk((x.double(),), levels, batch, feature_layers)
     (velocity,), projected = output.velocity, output.projected["teacher"]
     assert (
         worst(velocity, of("velocity")) < 1e-6

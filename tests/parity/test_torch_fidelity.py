@@ -28,15 +28,15 @@ def networks(tmp_path_factory):
 @pytest.mark.parametrize("size", [(32, 32), (350, 64)])
 def test_the_network_is_theirs_bit_for_bit(networks, size):
     theirs, ours = networks
-    levels, seen = pixels(*size), {}
-    hook = theirs.Mixed_6d.branch1x1.register_forward_hook(lambda module, args, out: seen.update(out=out))
+    levels, inputs = pixels(*size), {}
+    hook = theirs.Mixed_6d.branch1x1.register_forward_hook(lambda module, args, out: inputs.update(out=out))
     with torch.inference_mode():
         pool, logits = theirs(levels)
     hook.remove()
     features = ours(levels.float() / 127.5 - 1)
     assert torch.equal(features.pool, pool)
     assert torch.equal(features.logits, logits)
-    assert torch.equal(features.spatial, seen["out"][:, :7].permute(0, 2, 3, 1).flatten(1))
+    assert torch.equal(features.spatial, inputs["out"][:, :7].permute(0, 2, 3, 1).flatten(1))
 
 
 def features(name: str, samples: int, width: int = 48) -> torch.Tensor:

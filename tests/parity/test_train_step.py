@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from core.alignment.ema_teacher import EmaTeacherConfig
 from core.alignment.terms import AlignmentConfig, build_alignment
-from core.noising import Draws
+from core.noising import NoiseSample
 from core.objective import Objective, total_loss
 from core.training.ema import make_teacher, update_teacher
 from core.training.optim import OptimizerConfig, build_optimizer
-from core.types import NoiseLevels, Taps
+from core.types import FeatureLayers, NoiseLevels
 from tests.parity.common import golden, golden_json, image_batch, tiny_trunk, worst
 
 STEP = golden("train_step")
@@ -40,9 +40,9 @@ def hand_loss(student, teacher):
     tau = torch.where(STEP["mask"], STEP["s"][:, None], STEP["t"][:, None])[..., None]
     x_tau = (1 - tau) * STEP["x0"] + tau * STEP["x1"]
     x_min = (1 - STEP["t_min"][:, None, None]) * STEP["x0"] + STEP["t_min"][:, None, None] * STEP["x1"]
-    output = student((x_tau,), STUDENT, batch, Taps(projected={"teacher": 1}))
+    output = student((x_tau,), STUDENT, batch, FeatureLayers(projected={"teacher": 1}))
     with torch.no_grad():
-        target = teacher((x_min,), TEACHER, batch, Taps(raw=(3,), stop_after=3)).raw[3]
+        target = teacher((x_min,), TEACHER, batch, FeatureLayers(raw=(3,), stop_after=3)).raw[3]
     cosine = F.cosine_similarity(output.projected["teacher"], target, dim=-1)
     flow = (output.velocity[0] - (STEP["x1"] - STEP["x0"])).square().mean()
     return output, target, cosine, flow, flow - 0.8 * cosine.mean()
@@ -51,7 +51,7 @@ def hand_loss(student, teacher):
 def objective_loss(student, teacher):
     batch = image_batch(STEP["x0"], STEP["y"])
     objective = Objective(build_alignment(AlignmentConfig(ema_teacher=EmaTeacherConfig()), student.depth))
-    terms = objective(student, teacher, batch, Draws((STEP["x1"],), STUDENT, TEACHER), {"image": 48.0})
+    terms = objective(student, teacher, batch, NoiseSample((STEP["x1"],), STUDENT, TEACHER), {"image": 48.0})
     return total_loss(terms) - 0.8  # the logged term is 1 - cos
 
 

@@ -13,7 +13,7 @@ from core.training.records import read_lines
 from core.training.trainer import Trainer
 from modalities.base import AutoencoderAdapter
 from modalities.image import ImageAdapter
-from modalities.synthetic.draw import EmbeddedSource
+from modalities.synthetic.draw import SyntheticSource
 from tests.reliability.test_resume import stop_after
 from tests.tools.tiny import CONFIG, published, result, train
 from tools.cli import main
@@ -140,7 +140,7 @@ def test_a_record_that_makes_the_loss_infinite_is_passed_by_the_printed_commands
     arguments = ["train", str(CONFIG), f"run={tmp_path}", "streams.video=null", "streams.audio=null"]
     arguments += ["streams.image.data.count=12", "training.save_every=100"]
     assert main([*arguments, "training.steps=2"]) == 0
-    record, draw = EmbeddedSource("image", size=8, count=12).read(7), torch.Generator().manual_seed(0)
+    record, draw = SyntheticSource("image", size=8, count=12).read(7), torch.Generator().manual_seed(0)
     plain, adapter = AutoencoderAdapter.encode, ImageAdapter(load_config(CONFIG, []).streams["image"].media)
     good = adapter.encode(adapter.load(record, draw)[None])
 

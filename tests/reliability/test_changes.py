@@ -58,7 +58,7 @@ def test_a_changed_learning_rate_holds_from_the_checkpoint_on_and_the_plain_comm
 
 
 def test_a_changed_run_that_is_killed_has_the_bits_of_one_that_is_not(tmp_path, monkeypatch):
-    change = ("--change", "streams.image.batch=2", "--change", "streams.audio.share=2")
+    change = ("--change", "streams.image.batch=2", "--change", "streams.audio.weight=2")
     for name in ("whole", "cut"):
         with monkeypatch.context() as patch:
             stop_after(patch, 3)
@@ -188,7 +188,7 @@ def test_another_kind_of_optimizer_starts_its_state_anew(half, monkeypatch, caps
 
 def test_all_of_a_run_can_be_changed_that_its_weights_can_follow(half, capsys):
     asked = (
-        "streams.image.time={kind: logit_normal}",
+        "streams.image.timestep={kind: logit_normal}",
         "streams.image.loss_weight=0.5",
         "streams.video.mask_ratio=0.3",
         "noising.mask=exact",
@@ -196,15 +196,15 @@ def test_all_of_a_run_can_be_changed_that_its_weights_can_follow(half, capsys):
         "training.ema.decay=0.8",
         "training.accumulate=2",
         "training.optimizer.warmup=5",
-        "condition.dropout=0.2",
+        "condition.cfg_dropout=0.2",
         "seed=4",
     )
     assert train(half, *(part for change in asked for part in ("--change", change))) == 0
     assert {entry[1] for entry in changes(half)} == {change.partition("=")[0] for change in asked} - {
-        "streams.image.time"
-    } | {"streams.image.time.kind"}
+        "streams.image.timestep"
+    } | {"streams.image.timestep.kind"}
     trainer = build_trainer(load_config(half / "config.yaml", ["training.steps=8"]), CONFIG.parent)
-    assert trainer.feed.dataset.mix.first_position(3) >= 0
+    assert trainer.loader.dataset.mix.first_position(3) >= 0
 
 
 def test_positions_go_on_behind_what_was_consumed():

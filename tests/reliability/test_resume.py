@@ -60,8 +60,8 @@ def test_a_killed_run_of_another_optimizer_with_averages_and_previews_ends_with_
         pytest.importorskip("bitsandbytes", reason="8-bit AdamW needs bitsandbytes")
     sizes = ("training.steps=12", "training.save_every=3", f"training.optimizer.kind={kind}")
     watched = ("training.posthoc_ema.every=2", "training.preview.every=4", "training.preview.samples=1")
-    heldout = ("streams.audio.heldout={seconds: 0.3, count: 6, seed: 1}", "training.validate.every=4")
-    outcome = interrupted(tmp_path, 7, "SIGKILL", 3, *sizes, *watched, *heldout)
+    val = ("streams.audio.val={seconds: 0.3, count: 6, seed: 1}", "training.validate.every=4")
+    outcome = interrupted(tmp_path, 7, "SIGKILL", 3, *sizes, *watched, *val)
     assert outcome["equal"]
     for name in ("samples", "validation.jsonl"):
         assert contents(tmp_path / "cut" / name) == contents(tmp_path / "whole" / name)
@@ -203,7 +203,7 @@ FREE_LEAVES = {
     name
     for name in leaves(PLAIN)
     if name.startswith(("run", "logging.", "training.preview.", "training.validate."))
-    or (name.startswith("streams.") and name.split(".")[2] in ("sampling", "heldout", "evaluation"))
+    or (name.startswith("streams.") and name.split(".")[2] in ("sampling", "val", "evaluation"))
     or name.endswith((".data.path", ".data.cache", ".data.cache_limit"))
 } | {
     f"training.{name}"

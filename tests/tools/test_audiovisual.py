@@ -23,7 +23,7 @@ from modalities.sample_files import write_parts, write_sample
 from modalities.streams import make_parts
 from modalities.synthetic import audiovisual_check as check
 from modalities.synthetic.audiovisual import AudiovisualSource
-from modalities.synthetic.audiovisual_score import HELDOUT_SEED, MODES, contact_sheet, heldout, read_file, score, shares
+from modalities.synthetic.audiovisual_score import MODES, VAL_SEED, contact_sheet, read_file, score, shares, val
 from tests.modalities.data.containers import KINDS, stored
 from tests.modalities.making import picture_bytes, sound_bytes, tone
 from tests.tools.tiny import train
@@ -46,7 +46,7 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
     """An MP4 with sound of the held-out records."""
-    _, _, video, sound = AudiovisualSource(seed=HELDOUT_SEED).draw(3)
+    _, _, video, sound = AudiovisualSource(seed=VAL_SEED).draw(3)
     media = torch.tensor(video).permute(0, 3, 1, 2) / 127.5 - 1
     return write_video(media, tmp_path_factory.mktemp("clip") / "clip", 8, torch.tensor(sound.T), 4000)
 
@@ -69,7 +69,7 @@ def test_the_configuration_is_the_one_of_the_study():
     stream = config.streams[STREAM]
     assert list(stream.parts) == ["video", "audio"]
     assert stream.condition_on == {"video": 0.2, "audio": 0.2}
-    assert (stream.batch, stream.mask_ratio, stream.time.shift) == (16, 0.5, 3.0)
+    assert (stream.batch, stream.mask_ratio, stream.timestep.shift) == (16, 0.5, 3.0)
     assert stream.parts["audio"].std_floor == 0.25
 
 
@@ -162,13 +162,13 @@ def parts_of(run: Path):
 def test_the_score_is_that_of_the_written_files(run, tmp_path):
     """Real records, written and read back, are right in everything; chance is what shuffled pairs are."""
     parts = parts_of(run)
-    captions, media = heldout(parts, {"video": "video", "audio": "audio"}, 24)
+    captions, media = val(parts, {"video": "video", "audio": "audio"}, 24)
     reads = [read_file(write_sample(parts, row, tmp_path / f"{i}"), FRAMES) for i, row in enumerate(media)]
     found = shares(captions, reads)
     assert {name: row["right"] for name, row in found.items()} == dict.fromkeys(found, 1.0)
     assert set(found) == {"colour", "shape", "timbre", "track"}
     assert found["track"]["chance"] < 0.3
-    training, other = AudiovisualSource(count=24), AudiovisualSource(seed=HELDOUT_SEED, count=24)
+    training, other = AudiovisualSource(count=24), AudiovisualSource(seed=VAL_SEED, count=24)
     drawn = {source.draw(i)[2].tobytes() for source in (training, other) for i in range(24)}
     assert len(drawn) == 48
     # Another sound beside each picture is noticed.
@@ -230,7 +230,7 @@ def test_a_run_on_files_with_sound(kind, files, tmp_path):
 
 def test_a_contact_sheet_shows_the_sound_below_the_frames(run, tmp_path):
     parts = parts_of(run)
-    captions, media = heldout(parts, {"video": "video", "audio": "audio"}, 2)
+    captions, media = val(parts, {"video": "video", "audio": "audio"}, 2)
     reads = [read_file(write_sample(parts, row, tmp_path / f"{i}"), FRAMES) for i, row in enumerate(media)]
     pixels = read_image(contact_sheet(reads, captions, tmp_path / "sheet"), "")
     dark = (pixels < 40).all(axis=2)

@@ -75,8 +75,8 @@ def check(message: str, expected: str | tuple[str, ...]) -> None:
         ("streams.video.mask_ratio=0.6", "streams.video.mask_ratio: 0.6 must lie in (0, 0.5]"),
         ("streams.image.mask_ratio=-0.1", "streams.image.mask_ratio: -0.1 must lie in (0, 0.5]"),
         (
-            "streams.image.time.buckets=4",
-            "streams.image.time.buckets: 4 makes t and s agree; not with noising.kind dual, only 0",
+            "streams.image.timestep.buckets=4",
+            "streams.image.timestep.buckets: 4 makes t and s agree; not with noising.kind dual, only 0",
         ),
         (
             "method=sra noising.attention_separation=true",

@@ -39,8 +39,8 @@ BASE = f"""
 base: {CONFIG.with_name("tiny_sit.yaml")}
 streams:
   image:
-    heldout: {{size: 8, seed: 1, count: 40}}
-    evaluation: {{measures: [velocity, knn], heldout: 40, training: 60, times: [0.2, 0.8]}}
+    val: {{size: 8, seed: 1, count: 40}}
+    evaluation: {{measures: [velocity, knn], val: 40, training: 60, timesteps: [0.2, 0.8]}}
 """
 
 
@@ -135,7 +135,7 @@ def test_the_report_says_how_to_repeat_it(finished):
     about = json.loads((out / "small" / "results.json").read_text())["about"]
     assert text.startswith("# Two arms\n\nA study of seconds.\n")
     assert f"- command: `selfflow compare {study} --out {out}`" in text
-    assert "- image: embedded, 60 records to train on and 40 held out" in text
+    assert "- image: synthetic, 60 records to train on and 40 held out" in text
     assert set(about) == {"command", "image", "machine", "python", "torch", "commit"}
     assert all(about.values())
 
@@ -232,12 +232,12 @@ def test_what_is_missing_is_made_again_and_is_the_same(finished, tmp_path):
 def test_other_measuring_settings_measure_again_without_training(finished, tmp_path):
     study, out = finished
     shutil.copytree(out, tmp_path / "out")
-    assert compare(study, tmp_path / "out", "--set", "settings=[streams.image.evaluation.heldout=20]") == 0
+    assert compare(study, tmp_path / "out", "--set", "settings=[streams.image.evaluation.val=20]") == 0
     for place, folder in runs(tmp_path / "out").items():
         assert len(read_lines(folder / "timings.jsonl")) == 4
         value = measured(tmp_path / "out", *place, 4, "velocity/mean")
         assert value != measured(out, *place, 4, "velocity/mean")
-    assert "heldout=20" in (tmp_path / "out" / "small" / "report.md").read_text()
+    assert "val=20" in (tmp_path / "out" / "small" / "report.md").read_text()
 
 
 def test_arms_and_seeds_share_a_study(tmp_path):
@@ -256,7 +256,7 @@ def test_a_report_needs_neither_data_nor_more_training(finished, tmp_path, capsy
     study, out = finished
     shutil.copytree(out, tmp_path / "out")
     (tmp_path / "out" / "small" / "report.md").unlink()
-    gone = ("streams.image.data.path=gone", "streams.image.data.kind=folder", "streams.image.heldout=null")
+    gone = ("streams.image.data.path=gone", "streams.image.data.kind=folder", "streams.image.val=null")
     assert compare(study, tmp_path / "out", "--report-only", "--set", f"settings=[{','.join(gone)}]") == 0
     assert (tmp_path / "out" / "small" / "report.md").exists()
     assert compare(study, tmp_path / "nothing", "--report-only") == 2
@@ -282,7 +282,7 @@ def test_a_report_needs_neither_data_nor_more_training(finished, tmp_path, capsy
         (["--set", "arms={a/b: [], c: []}"], "'a/b' is the name of a folder"),
         (["--set", "metrics={velocity/mean: less}"], "metrics: velocity/mean: 'less' is not one of lower, higher"),
         (["--set", "labels={velocity/maen: loss}"], "labels: 'velocity/maen' is not one of the metrics. Did you mean"),
-        (["--set", "settings=[streams.image.heldout=null]"], "every arm: streams.image.heldout: not set"),
+        (["--set", "settings=[streams.image.val=null]"], "every arm: streams.image.val: not set"),
         (
             ["--set", "arms.Self-Flow=[alignment.ema_teacher.student_layer=3]"],
             "arms.Self-Flow: alignment.ema_teacher: ",

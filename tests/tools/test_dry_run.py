@@ -89,7 +89,7 @@ def test_every_part_of_a_stream_is_listed_with_its_tokens_channels_and_positions
     assert any(line.startswith("  times     ") and ", one for all parts; " in line for line in lines)
     assert any(line.startswith("  activations audiovisual ") for line in lines)
     assert sum(" GFLOP a step" in line for line in lines) == 1
-    own += ["noising.times=per_part", "streams.audiovisual.positions_per_second=8"]
+    own += ["noising.timesteps=per_part", "streams.audiovisual.positions_per_second=8"]
     own += ["streams.audiovisual.parts.audio.loss_weight=0.5"]
     lines = shown(capsys, *own, config=AUDIOVISUAL)
     assert any(line.startswith("  times     ") and ", one for each part; " in line for line in lines)
@@ -111,13 +111,13 @@ def test_several_parts_without_data_count_the_same(capsys):
         ("kind: uniform, high: 0.999", "uniform in [0, 0.999]; mask"),
         ("kind: logit_normal, shift: 2, buckets: 1000", "logit_normal(mean 0, std 1), shift 2, 1000 values; mask"),
         (
-            "kind: plateau_logit_normal, high_noise_share: 0.02",
+            "kind: plateau_logit_normal, high_noise_prob: 0.02",
             "plateau_logit_normal(mean 0, std 1), 2% in [0.95, 1]; ",
         ),
     ],
 )
 def test_dry_run_says_how_times_are_drawn(time, words, capsys):
-    assert main(["train", str(SIT), "--dry-run", "method=flow_matching", f"streams.image.time={{{time}}}"]) == 0
+    assert main(["train", str(SIT), "--dry-run", "method=flow_matching", f"streams.image.timestep={{{time}}}"]) == 0
     assert f"  times     {words}" in capsys.readouterr().out
 
 

@@ -41,7 +41,7 @@ streams:
     data: {kind: folder, path: photos}
     media: {size: [32], autoencoder: {kind: sd_vae, path: vae}}
     sampling: {steps: 2}
-    evaluation: {heldout: 8, training: 8, batch: 4, times: [0.5], generated: 6}
+    evaluation: {val: 8, training: 8, batch: 4, timesteps: [0.5], generated: 6}
 condition: {text: {vocabulary: 64, max_words: 6, rows_per_word: 4}}
 trunk: {mmdit: {size: tiny, width: 32, heads: 2, double_blocks: 1, single_blocks: 2, mlp_ratio: 1.0}}
 training: {steps: 3, save_every: 3, device: cpu, ema: {decay: 0.1}}
@@ -96,7 +96,7 @@ def test_the_manifest_says_what_was_made(place):
     assert list(manifest["parts"]) == ["image"]
     part = manifest["parts"]["image"]
     assert (part["modality"], part["grid"], part["channels"], part["deviation"]) == ("image", [1, 2, 2], 16, True)
-    assert not part["whitening"]["measured"]
+    assert not part["normalization"]["measured"]
     assert part["autoencoder"]["kind"] == "sd_vae"
     assert len(part["autoencoder"]["digest"]) > 8
     assert part["media"]["crop"] == "center"
@@ -111,8 +111,8 @@ def test_training_sees_the_same_as_from_the_media(key, place):
     assert torch.equal(media.batch.segments[0].x0, stored.batch.segments[0].x0)
     assert float(stored.batch.segments[0].x0.std()) > 0
     assert torch.equal(media.batch.context.tokens, stored.batch.context.tokens)
-    assert torch.equal(media.draws.noise[0], stored.draws.noise[0])
-    assert torch.equal(media.draws.student.values, stored.draws.student.values)
+    assert torch.equal(media.drawn.noise[0], stored.drawn.noise[0])
+    assert torch.equal(media.drawn.student.values, stored.drawn.student.values)
     assert (raw.parts[0].media, raw.parts[0].posterior) == (None, None)
 
 
@@ -248,7 +248,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(override, reason, ru
 def test_held_out_latents_are_evaluated_without_media(run, place, tmp_path, capsys):
     assert encode(place, tmp_path, "seed=9", "streams.image.data.path=photos/dog") == 0
     out = tmp_path / "results"
-    held_out = f"streams.image.heldout={{kind: latents, path: {tmp_path / 'image'}}}"
+    held_out = f"streams.image.val={{kind: latents, path: {tmp_path / 'image'}}}"
     command = ["evaluate", "--run", str(run), "--device", "cpu", "--out", str(out), held_out]
     assert main(command) == 2  # the photos that it was trained on
     assert "holds records that the run is trained on" in capsys.readouterr().err
@@ -257,7 +257,7 @@ def test_held_out_latents_are_evaluated_without_media(run, place, tmp_path, caps
         shutil.copy(path, place / "new" / "dog")
         shutil.copy(path.with_suffix(".txt"), place / "new" / "dog")
     assert encode(place, tmp_path / "new", "streams.image.data.path=new") == 0
-    command[-1] = f"streams.image.heldout={{kind: latents, path: {tmp_path / 'new' / 'image'}}}"
+    command[-1] = f"streams.image.val={{kind: latents, path: {tmp_path / 'new' / 'image'}}}"
     assert main(command) == 0
     (found,) = out.glob("*.json")
     values = json.loads(found.read_text())["values"]
@@ -265,14 +265,14 @@ def test_held_out_latents_are_evaluated_without_media(run, place, tmp_path, caps
     assert not any(name.startswith("samples/") for name in values)
     capsys.readouterr()
     assert main([*command, "streams.image.evaluation.measures=[samples]"]) == 2
-    assert "feature networks look at media, and streams.image.heldout and streams.image.data hold latents" in (
+    assert "feature networks look at media, and streams.image.val and streams.image.data hold latents" in (
         capsys.readouterr().err
     )
 
 
 def test_settings_of_the_command_line_are_refused_by_name(place, tmp_path, capsys):
     for option, reason in (
-        (["--share", "3/2"], "--share: '3/2' must be I/N"),
+        (["--shard", "3/2"], "--shard: '3/2' must be I/N"),
         (["--views", "0"], "--views: 0 must be at least 1"),
         (["--stream", "audio"], "--stream: the configuration has no audio; it has image"),
         (["--text"], "--text: condition.encoder is not set"),
@@ -352,11 +352,11 @@ def test_a_full_disk_when_all_parts_are_there(place, tmp_path, capsys, monkeypat
 
 
 def test_shares_and_what_is_said_of_them(place, tmp_path, capsys):
-    assert encode(place, tmp_path, "--share", "2/2") == 0
+    assert encode(place, tmp_path, "--shard", "2/2") == 0
     assert "this share is done; 2 of 3 chunks of" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path)]) == 0
     assert "not finished: 1 of 3 chunks, 8 samples, 0 bad" in capsys.readouterr().out
-    assert encode(place, tmp_path, "--share", "1/2") == 0
+    assert encode(place, tmp_path, "--shard", "1/2") == 0
     assert "19 samples of 20 records, 1 could not be used" in capsys.readouterr().out
 
 
@@ -368,7 +368,7 @@ def test_inspect_verifies_and_decodes(place, run, weights, tmp_path, capsys):
         "samples   19 of 20 records; 2 classes",
         "part      image: image",
         "latents   1 x 2 x 2 tokens (t, h, w) of 16 channels, float32, with deviations",
-        "whitening published with the weights",
+        "normalization published with the weights",
         "verified  every shard and every sample is intact",
         "bad data  1 records, listed in",
         "10.png: the file is empty (0 bytes)\n",

@@ -76,7 +76,7 @@ def test_the_manifest_says_what_every_part_is(place):
 
 
 def test_the_first_batch_is_that_of_the_media(place):
-    """To the bit but for the whitening, which is measured in another order."""
+    """To the bit but for the normalization, which is measured in another order."""
     media, stored = assembly(place), assembly(place, latents(place / "latents"))
     raw = stored.dataset[0]
     of_media, epoch = records(media), 0
@@ -88,7 +88,7 @@ def test_the_first_batch_is_that_of_the_media(place):
         assert torch.equal(seen.latents, wanted.latents)
         assert torch.equal(seen.noise, wanted.noise)
         assert seen.media is None
-    assert torch.equal(raw.given, expected.given)
+    assert torch.equal(raw.conditioning_mask, expected.conditioning_mask)
     assert torch.equal(raw.student.values, expected.student.values)
     assert raw.counts == expected.counts
     segments = (each.batch.segments for each in (stored.preprocess(raw), media.preprocess(expected)))
@@ -98,7 +98,7 @@ def test_the_first_batch_is_that_of_the_media(place):
 
 
 def test_each_part_is_whitened_with_its_own_statistics_and_floor(place):
-    media, stored = assembly(place).whitening, assembly(place, latents(place / "latents")).whitening
+    media, stored = assembly(place).normalization, assembly(place, latents(place / "latents")).normalization
     assert list(stored) == ["video", "audio"]
     for name, own in media.items():
         torch.testing.assert_close(stored[name].mean, own.mean)
@@ -121,7 +121,7 @@ def test_it_trains_and_a_checkpoint_knows_the_autoencoder_of_every_part(run):
     assert read_lines(run / "quarantine.jsonl") == []
     extra = CheckpointStore(run / "checkpoints").extra(3)
     assert extra["autoencoders"] == {"clips": {"video": "", "audio": ""}}
-    assert sorted(extra["whitening"]) == ["audio", "video"]
+    assert sorted(extra["normalization"]) == ["audio", "video"]
 
 
 def test_workers_change_nothing(run, place, tmp_path):

@@ -51,7 +51,7 @@ def stored(encoder, tmp_path_factory) -> Path:
 
 def contexts(*overrides: str) -> dict[str, Context]:
     """key -> what the trunk sees of a record's caption, completed as on the device."""
-    config = load_config(CONFIG, [IMAGES, "condition.dropout=0", *overrides])
+    config = load_config(CONFIG, [IMAGES, "condition.cfg_dropout=0", *overrides])
     assembly = Assembly(config, Path())
     dataset, source = assembly.dataset, assembly.sources["image"]
     found = {}

@@ -17,12 +17,12 @@ from tests.tools.tiny import CONFIG, STEPS, train
 from tools.cli import main
 
 MEDIA = {"image": "size: 8", "video": "size: 8, frames: 3", "audio": "seconds: 0.3"}
-HELDOUT = [f"streams.{name}.heldout={{kind: embedded, count: 40, seed: 9, {more}}}" for name, more in MEDIA.items()]
+HELDOUT = [f"streams.{name}.val={{kind: synthetic, count: 40, seed: 9, {more}}}" for name, more in MEDIA.items()]
 SIT = CONFIG.with_name("tiny_sit.yaml")
 
 
 def few(*names: str) -> list[str]:
-    wanted = ["heldout=20", "training=40", "generated=12", "classifier_steps=4", "times=[0.3,0.8]"]
+    wanted = ["val=20", "training=40", "generated=12", "classifier_steps=4", "times=[0.3,0.8]"]
     return [f"streams.{name}.evaluation.{setting}" for name in names for setting in wanted]
 
 
@@ -64,10 +64,10 @@ def test_all_measures_of_all_modalities(measured):
         assert not any("FID" in key or key.endswith("/IS") for key in values)
         assert (result["step"], result["method"], result["weights"]) == (STEPS, "self_flow", "ema")
         assert result["records"] == {
-            "heldout": {"available": 40, "used": 20, "unusable": 0},
+            "val": {"available": 40, "used": 20, "unusable": 0},
             "training": {"available": 60, "used": 60, "unusable": 0},
         }
-        assert result["networks"]["classifier"].startswith(f"small classifier trained on embedded {name} data")
+        assert result["networks"]["classifier"].startswith(f"small classifier trained on synthetic {name} data")
         assert any("12 samples for 128 features" in line for line in result["warnings"])
         assert result["settings"]["measures"] is None
         assert result["measures"] == ["velocity", "probe", "knn", "health", "samples"]
@@ -98,8 +98,8 @@ def test_a_label_run_is_measured_from_its_own_settings_and_shown(sit_run, capsys
     result = results(sit_run / "evaluation")["image"]
     for expected in (
         "image, step 4, self_flow",
-        "classifier: small classifier trained on embedded image data, held-out accuracy",
-        "heldout records: 20 of 40, 0 unusable",
+        "classifier: small classifier trained on synthetic image data, held-out accuracy",
+        "val records: 20 of 40, 0 unusable",
         "warning: samples/classifier/FD (small classifier): 12 samples for 128 features",
         f"results in {sit_run / 'evaluation'}",
     ):
@@ -131,11 +131,11 @@ def test_a_run_without_alignment_has_no_pair(tmp_path):
 def test_modalities_without_held_out_records_are_left_out_unless_asked_for(tiny_run, tmp_path, capsys):
     only = ["streams.image.evaluation.measures=[velocity]", *few("image"), "--out", str(tmp_path)]
     assert evaluate(tiny_run, HELDOUT[0], *only) == 0
-    assert "audio is left out: streams.audio.heldout is not set" in capsys.readouterr().err
+    assert "audio is left out: streams.audio.val is not set" in capsys.readouterr().err
     assert set(results(tmp_path)) == {"image"}
     for asked in ([], ["--stream", "audio"]):
         assert evaluate(tiny_run, *asked) == 2
-        assert ".heldout: not set; name records that were not trained on" in capsys.readouterr().err
+        assert ".val: not set; name records that were not trained on" in capsys.readouterr().err
 
 
 def photos(folder: Path, count: int, start: int = 0, damaged: bool = False) -> str:
@@ -152,14 +152,14 @@ def photos(folder: Path, count: int, start: int = 0, damaged: bool = False) -> s
 
 
 def test_data_without_classes_do_not_stop_the_other_modalities(tiny_run, tmp_path, capsys):
-    heldout, data = photos(tmp_path / "val", 8, start=20, damaged=True), photos(tmp_path / "train", 9)
-    embedded = ["streams.image.data.size=16", "streams.image.data.count=100000"]  # a folder refuses other values
-    own = [f"streams.image.heldout={heldout}", f"streams.image.data={data}", *embedded, HELDOUT[2], *FEW]
+    val, data = photos(tmp_path / "val", 8, start=20, damaged=True), photos(tmp_path / "train", 9)
+    synthetic = ["streams.image.data.size=16", "streams.image.data.count=100000"]  # a folder refuses other values
+    own = [f"streams.image.val={val}", f"streams.image.data={data}", *synthetic, HELDOUT[2], *FEW]
     own.append("streams.audio.evaluation.measures=[knn]")
     assert evaluate(tiny_run, *own, "--out", str(tmp_path / "out")) == 0
     found = results(tmp_path / "out")
     assert found["image"]["measures"] == ["velocity", "health"]
-    assert found["image"]["records"]["heldout"] == {"available": 9, "used": 8, "unusable": 1}
+    assert found["image"]["records"]["val"] == {"available": 9, "used": 8, "unusable": 1}
     warnings = found["image"]["warnings"]
     assert [line.split(":")[0] for line in warnings[:3]] == [f"{m} is left out" for m in ("probe", "knn", "samples")]
     assert "1 held-out records cannot be used; the first:" in warnings[3]
@@ -174,7 +174,7 @@ def test_data_without_classes_do_not_stop_the_other_modalities(tiny_run, tmp_pat
 
 def test_three_held_out_records_are_said_at_the_start_and_the_rest_is_written(tiny_run, tmp_path, capsys):
     """Once everything was measured, and then nothing was written."""
-    three = "streams.image.heldout={kind: embedded, count: 3, seed: 9, size: 8}"
+    three = "streams.image.val={kind: synthetic, count: 3, seed: 9, size: 8}"
     assert evaluate(tiny_run, three, *few("image"), "--out", str(tmp_path)) == 0
     assert "image: samples is left out: 3 held-out records to compare; at least 6" in capsys.readouterr().err
     result = results(tmp_path)["image"]
@@ -187,8 +187,8 @@ def test_three_held_out_records_are_said_at_the_start_and_the_rest_is_written(ti
 def test_foreign_classes_are_said_at_the_start_and_the_rest_is_written(tiny_run, tmp_path, capsys):
     for number in range(8):
         photos(tmp_path / f"class-{number % 2}-{number}", 1, start=number)
-    heldout = f"streams.image.heldout={{kind: folder, path: {tmp_path}}}"
-    assert evaluate(tiny_run, heldout, *few("image"), "--out", str(tmp_path / "out")) == 0
+    val = f"streams.image.val={{kind: folder, path: {tmp_path}}}"
+    assert evaluate(tiny_run, val, *few("image"), "--out", str(tmp_path / "out")) == 0
     assert "image: knn is left out: the classes of the held-out records (class-0-0, " in capsys.readouterr().err
     result = results(tmp_path / "out")["image"]
     assert result["measures"] == ["velocity", "health", "samples"]
@@ -217,7 +217,7 @@ def test_a_modality_that_cannot_be_measured_does_not_take_the_others_with_it(tin
     for number in range(3):
         (folder / f"{number}.png").write_bytes(b"no picture")
         (folder / f"{number}.txt").write_text("text")
-    bad = f"streams.image.heldout={{kind: folder, path: {folder}}}"
+    bad = f"streams.image.val={{kind: folder, path: {folder}}}"
     only = [f"streams.{name}.evaluation.measures=[velocity]" for name in ("image", "audio")]
     assert evaluate(tiny_run, bad, HELDOUT[2], *only, *few("image", "audio"), "--out", str(tmp_path / "out")) == 1
     assert "image: not measured: image: nothing could be measured" in capsys.readouterr().err
@@ -280,10 +280,10 @@ def test_a_full_disk_at_the_end_is_one_line_below_the_numbers(tiny_run, tmp_path
 
 
 def test_records_that_were_trained_on_are_refused_before_anything_is_measured(tiny_run, tmp_path, capsys):
-    same = "streams.audio.heldout={kind: embedded, count: 60, seconds: 0.3}"
+    same = "streams.audio.val={kind: synthetic, count: 60, seconds: 0.3}"
     assert evaluate(tiny_run, HELDOUT[0], same, *FEW, "--out", str(tmp_path / "out")) == 2
     message = capsys.readouterr().err
-    assert "streams.audio.heldout: holds records that the run is trained on: they are the same 60" in message
+    assert "streams.audio.val: holds records that the run is trained on: they are the same 60" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -10,12 +10,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from configs.assembly import Assembly
 from configs.load import load_config
 from core.alignment.ema_teacher import EmaTeacher, EmaTeacherConfig
 from core.keys import generator
-from core.noising import Draws
+from core.noising import NoiseSample
 from core.objective import Objective
 from core.training.loader import Microbatch
 from core.trunk.context import ContextConfig
@@ -47,7 +47,7 @@ def microbatch(levels: int = 2, separate: tuple[int, ...] | None = None) -> Micr
     student = NoiseLevels(torch.rand(B, levels, generator=draw), index, separate)
     teacher = NoiseLevels(student.values[:, :1])
     batch = TokenBatch((Segment("image", x0, ids),), context, ("a", "b", "c"))
-    return Microbatch("image", batch, Draws((noise,), student, teacher), {"image": float(B * N)})
+    return Microbatch("image", batch, NoiseSample((noise,), student, teacher), {"image": float(B * N)})
 
 
 def by_hand(levels: int, blocks: int = LAYERS, groups: tuple[int, ...] = (N,), whole: bool = True) -> int:
@@ -119,13 +119,15 @@ def test_segments_add_up_but_for_their_attention_to_each_other():
     settings = {"size": "tiny", "width": D, "heads": 2, "double_blocks": 2, "single_blocks": LAYERS - 2}
     config = MMDiTConfig(**settings, channels={"image": C}, context=ContextConfig("labels", num_classes=6))
     trunk, one, found = MMDiT(config), microbatch(), []
-    (segment,), (noise,) = one.batch.segments, one.draws.noise
+    (segment,), (noise,) = one.batch.segments, one.drawn.noise
     for count in (1, 2, 3):
         names = [f"part {number}" for number in range(count)]
-        student = replace(one.draws.student, index=one.draws.student.index.repeat(1, count))
+        student = replace(one.drawn.student, index=one.drawn.student.index.repeat(1, count))
         batch = replace(one.batch, segments=tuple(replace(segment, part=name) for name in names))
         counts = dict.fromkeys(names, float(B * N))
-        given = replace(one, batch=batch, draws=Draws((noise,) * count, student, one.draws.teacher), counts=counts)
+        given = replace(
+            one, batch=batch, drawn=NoiseSample((noise,) * count, student, one.drawn.teacher), counts=counts
+        )
         found.append(step_flops(Objective(), trunk, given)["student"])
     assert found[2] - 2 * found[1] + found[0] == 3 * 2 * B * LAYERS * 2 * D * 2 * N**2
 
@@ -137,13 +139,13 @@ class Adapter:
 def prepared(adapter: Adapter, encoders: dict, media: torch.Tensor, latents: torch.Tensor | None) -> dict[str, int]:
     """What is counted of a step whose batch is completed by frozen networks."""
     plain = microbatch()
-    (segment,), (noise,) = plain.batch.segments, plain.draws.noise
+    (segment,), (noise,) = plain.batch.segments, plain.drawn.noise
     part = RawPart("image", noise, media, latents)
-    condition, draws = RawCondition(plain.batch.context), plain.draws
-    raw = RawBatch("image", plain.keys, (part,), condition, draws.student, draws.teacher, None, plain.counts)
+    condition, drawn = RawCondition(plain.batch.context), plain.drawn
+    raw = RawBatch("image", plain.keys, (part,), condition, drawn.student, drawn.teacher, None, plain.counts)
     parts = {"image": {"image": Part(adapter, segment.ids[0])}}
-    whitening = {"image": Whitening(torch.zeros(C), torch.ones(C))}
-    return step_flops(Objective(), SiT(SIT), raw, DevicePreprocess(parts, whitening, {"image": encoders}))
+    normalization = {"image": LatentNormalization(torch.zeros(C), torch.ones(C))}
+    return step_flops(Objective(), SiT(SIT), raw, DevicePreprocess(parts, normalization, {"image": encoders}))
 
 
 def really(run: Callable[[], object]) -> int:

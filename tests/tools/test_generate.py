@@ -30,7 +30,7 @@ def media(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("modality", SUFFIX)
 def test_the_same_seed_gives_the_same_files_for_any_batch_size(modality, tiny_run, tmp_path, capsys):
     for size in ("8", "1", "3"):
-        options = ("--prompt", "a dog!", "--number", "4", "--batch-size", size, "--guidance", "2")
+        options = ("--prompt", "a dog!", "--number", "4", "--batch-size", size, "--cfg-scale", "2")
         assert generate(tiny_run, modality, tmp_path / size, *options) == 0
     assert f"8 files in {tmp_path / '3'}" in capsys.readouterr().out
     files = media(tmp_path / "8")
@@ -44,8 +44,8 @@ def test_the_same_seed_gives_the_same_files_for_any_batch_size(modality, tiny_ru
 
 
 def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
-    options = ("--seed", "5", "--steps", "4", "--solver", "heun", "--shift", "2", "--guidance", "1.5")
-    options += ("--interval", "0.2", "0.9", "--no-correct-last", "--step", "3")
+    options = ("--seed", "5", "--steps", "4", "--solver", "heun", "--shift", "2", "--cfg-scale", "1.5")
+    options += ("--cfg-interval", "0.2", "0.9", "--no-correct-last", "--step", "3")
     assert generate(tiny_run, "image", tmp_path, *options) == 0
     about = json.loads((tmp_path / "0000-a-cat.json").read_text())
     assert about.pop("torch")
@@ -66,10 +66,9 @@ def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
             "solver": "heun",
             "steps": 4,
             "shift": 2.0,
-            "guidance": 1.5,
-            "guidance_low": 0.2,
-            "guidance_high": 0.9,
-            "given_level": 0.0,
+            "cfg_scale": 1.5,
+            "cfg_interval": [0.2, 0.9],
+            "conditioning_noise": 0.0,
             "exact": True,
             "start": 1.0,
             "end": 0.0,
@@ -139,14 +138,14 @@ def test_a_continued_sound_begins_with_what_was_given(tiny_run, tmp_path):
     [
         ("image", ("--number", "0"), "--number and --batch-size must be at least 1"),
         ("image", ("--steps", "0"), "--steps: 0 must be at least 1"),
-        ("image", ("--guidance", "nan"), "--guidance: nan is not a finite number"),
-        ("image", ("--guidance", "inf"), "--guidance: inf is not a finite number"),
-        ("image", ("--guidance", "1e30"), "--guidance: 1e+30 must be at most 1000"),
-        ("image", ("--guidance=-2",), "--guidance: -2.0 must not be negative"),
+        ("image", ("--cfg-scale", "nan"), "--cfg-scale: nan is not a finite number"),
+        ("image", ("--cfg-scale", "inf"), "--cfg-scale: inf is not a finite number"),
+        ("image", ("--cfg-scale", "1e30"), "--cfg-scale: 1e+30 must be at most 1000"),
+        ("image", ("--cfg-scale=-2",), "--cfg-scale: -2.0 must not be negative"),
         ("image", ("--shift", "nan"), "--shift: nan is not a finite number"),
-        ("image", ("--interval", "nan", "1"), "--interval: nan is not a finite number"),
+        ("image", ("--cfg-interval", "nan", "1"), "--cfg-interval: nan is not a finite number"),
         ("image", ("--negative", "a dog"), "--negative: is not read without guidance; set a scale above 1"),
-        ("image", ("--interval", "0.9", "0.1"), "--interval: 0.9, 0.1 must lie in [0, 1], in order"),
+        ("image", ("--cfg-interval", "0.9", "0.1"), "--cfg-interval: [0.9, 0.1] must be two times in [0, 1], in order"),
         ("image", ("--diffusion-form", "constant"), "--diffusion-form: 'constant' is read by sde and sde_heun, not by"),
         ("image", ("--first-frame", "x.png"), "--first-frame: goes with streams that have video; image has image"),
         ("image", ("--mask", "x.png"), "--image and --mask go together"),
@@ -256,7 +255,7 @@ def test_the_student_instead_of_the_ema(tiny_run, tmp_path):
 
 def test_a_negative_prompt_takes_the_place_of_the_null_condition(tiny_run, tmp_path):
     def made(name: str, *options: str) -> dict[str, bytes]:
-        assert generate(tiny_run, "image", tmp_path / name, "--guidance", "3", "--number", "3", *options) == 0
+        assert generate(tiny_run, "image", tmp_path / name, "--cfg-scale", "3", "--number", "3", *options) == 0
         return media(tmp_path / name)
 
     plain, dog = made("plain"), made("dog", "--negative", "a dog")
@@ -275,7 +274,7 @@ def test_a_negative_prompt_takes_the_place_of_the_null_condition(tiny_run, tmp_p
 def test_a_negative_class(tmp_path, capsys):
     run, asked = tmp_path / "run", ("--class", "red circle")
     assert train(run, "training.steps=2", config=CONFIG.with_name("tiny_sit.yaml")) == 0
-    guided = ("--guidance", "4")
+    guided = ("--cfg-scale", "4")
     assert generate(run, "image", tmp_path / "null", *guided, asked=asked) == 0
     assert generate(run, "image", tmp_path / "blue", *guided, "--negative", "blue square", asked=asked) == 0
     about = json.loads((tmp_path / "blue" / "0000-red-circle.json").read_text())
@@ -296,21 +295,21 @@ def test_a_run_without_a_condition_takes_no_prompt_and_no_guidance(tiny_run, tmp
     for asked in (("--prompt", "a cat"), ("--class", "cat"), ("--negative", "a dog")):
         assert generate(tiny_run, "image", tmp_path / "out", asked=asked) == 2
         assert "condition.kind 'none'; ask with --number N alone" in capsys.readouterr().err
-    assert generate(tiny_run, "image", tmp_path / "out", "--guidance", "3", asked=()) == 2
-    assert "--guidance: 3, and this run was trained without a condition" in capsys.readouterr().err
+    assert generate(tiny_run, "image", tmp_path / "out", "--cfg-scale", "3", asked=()) == 2
+    assert "--cfg_scale: 3, and this run was trained without a condition" in capsys.readouterr().err
 
 
 def test_guidance_without_a_null_condition_is_said(tmp_path, capsys):
     run = tmp_path / "run"
-    assert train(run, "training.steps=1", "condition.dropout=0") == 0
+    assert train(run, "training.steps=1", "condition.cfg_dropout=0") == 0
     capsys.readouterr()
     assert generate(run, "image", tmp_path / "plain") == 0
     assert "warning" not in capsys.readouterr().err
-    assert generate(run, "image", tmp_path / "guided", "--guidance", "3", "--number", "2") == 0
-    assert capsys.readouterr().err.count("warning: guidance: 3, and the condition of this run was never dropped") == 1
+    assert generate(run, "image", tmp_path / "guided", "--cfg-scale", "3", "--number", "2") == 0
+    assert capsys.readouterr().err.count("warning: cfg_scale: 3, and the condition of this run was never dropped") == 1
     (line,) = json.loads((tmp_path / "guided" / "0001-a-cat.json").read_text())["warnings"]
-    assert "condition.dropout: 0" in line
-    assert generate(run, "image", tmp_path / "negative", "--guidance", "3", "--negative", "a dog") == 0
+    assert "condition.cfg_dropout: 0" in line
+    assert generate(run, "image", tmp_path / "negative", "--cfg-scale", "3", "--negative", "a dog") == 0
     assert "warning" not in capsys.readouterr().err  # there the null condition is not used
 
 

@@ -8,11 +8,11 @@ from tests.tools.tiny import train
 
 def test_guidance_of_samples_without_a_null_condition_is_said(tmp_path, capsys):
     run = tmp_path / "run"
-    settings = ["streams.video=null", "streams.audio=null", "condition.dropout=0", "training.steps=1"]
+    settings = ["streams.video=null", "streams.audio=null", "condition.cfg_dropout=0", "training.steps=1"]
     assert train(run, *settings, HELDOUT[0]) == 0
-    options = [*few("image"), "streams.image.evaluation.measures=[samples]", "streams.image.sampling.guidance=3"]
+    options = [*few("image"), "streams.image.evaluation.measures=[samples]", "streams.image.sampling.cfg_scale=3"]
     assert evaluate(run, *options) == 0
-    said = "guidance: 3, and the condition of this run was never dropped in training"
+    said = "cfg_scale: 3, and the condition of this run was never dropped in training"
     assert f"warning: streams.image.sampling.{said}" in capsys.readouterr().err
     assert any(said in line for line in results(run / "evaluation")["image"]["warnings"])
     assert evaluate(run, *options[:-1]) == 0

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from autoencoders.base import Whitening
-from configs.assembly import normalization as whitening
+from autoencoders.base import LatentNormalization
+from configs.assembly import normalization as normalization
 from core.training.checkpoint import CheckpointStore, digest
 from core.training.records import read_lines
 from core.trunk.foreign import read_state_dict
@@ -108,12 +108,12 @@ def test_a_model_of_several_parts_goes_round(tmp_path, capsys):
     assert train(run, config=config) == 0
     assert export(run, path, "native-mmdit") == 0
     found = document(path)
-    assert set(found["whitening"]) == {"video", "audio"}
+    assert set(found["normalization"]) == {"video", "audio"}
     assert found["meaning"]["media.audio.sample_rate"] == 4000
     assert bring(path, new, config=config) == 0
     assert digest({"": weights(new, "student")}) == digest({"": weights(run, "teacher")})
     stored = [CheckpointStore(folder / "checkpoints").extra(step) for folder, step in ((run, 2), (new, 0))]
-    assert stored[0]["whitening"] == stored[1]["whitening"]
+    assert stored[0]["normalization"] == stored[1]["normalization"]
     assert bring(path, tmp_path / "other", "streams.clips.parts.audio.std_floor=0.9", config=config) == 2
     shown = capsys.readouterr().err
     assert "  audio: means differ by up to" in shown
@@ -122,7 +122,7 @@ def test_a_model_of_several_parts_goes_round(tmp_path, capsys):
     absent = "streams.clips.data={kind: folder, path: nowhere}"
     assert bring(path, tmp_path / "absent", absent, config=config) == 0
     extra = CheckpointStore(tmp_path / "absent" / "checkpoints").extra(0)
-    assert extra["whitening"] == stored[0]["whitening"]
+    assert extra["normalization"] == stored[0]["normalization"]
 
 
 def test_an_imported_run_generates_what_the_original_does(sit_run, released, tmp_path):
@@ -212,20 +212,20 @@ def test_class_names_from_a_file(released, tmp_path, capsys):
 
 
 def test_without_the_data(released, tmp_path, capsys, monkeypatch):
-    """The classes are numbers; the whitening has to be published."""
+    """The classes are numbers; the normalization has to be published."""
     config = tmp_path / "config.yaml"
     config.write_text(SIT.read_text().replace("{size: 8, count: 60}", "{kind: folder, path: nowhere, captions: none}"))
     assert bring(released, tmp_path / "run", config=config) == 2
     shown = capsys.readouterr().err
-    assert "streams.image.media.autoencoder: has no published whitening" in shown
+    assert "streams.image.media.autoencoder: has no published normalization" in shown
     assert "nowhere" in shown
 
-    statistics = Whitening(torch.full((48,), 0.1), torch.full((48,), 0.5))
-    monkeypatch.setattr(AutoencoderAdapter, "whitening", statistics)
+    statistics = LatentNormalization(torch.full((48,), 0.1), torch.full((48,), 0.5))
+    monkeypatch.setattr(AutoencoderAdapter, "normalization", statistics)
     assert bring(released, tmp_path / "run", config=config) == 0
     assert f"{CLASSES} classes, '0' to '{CLASSES - 1}': numbers" in capsys.readouterr().out
     # What is published with the weights of an autoencoder stays with them.
-    assert CheckpointStore(tmp_path / "run" / "checkpoints").extra(0)["whitening"] == {}
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").extra(0)["normalization"] == {}
     assert main(["generate", "image", "--run", str(tmp_path / "run"), "--class", "7"]) == 0
 
 
@@ -268,13 +268,13 @@ def test_a_file_says_what_its_weights_mean(spoken, joint, sit_run, tiny_run):
     assert found["meaning"]["condition.text.max_words"] == 6
     assert found["meaning"]["media.video.stride"] == [2, 4, 4]
     assert found["meaning"]["media.audio.exponent"] == 0.5
-    assert found["whitening"] == CheckpointStore(tiny_run / "checkpoints").extra(STEPS)["whitening"]
-    assert set(found["whitening"]) == {"image", "video", "audio"}
+    assert found["normalization"] == CheckpointStore(tiny_run / "checkpoints").extra(STEPS)["normalization"]
+    assert set(found["normalization"]) == {"image", "video", "audio"}
     assert found["version"]
     assert found["labels"] == []
     assert document(spoken)["labels"] == CheckpointStore(sit_run / "checkpoints").extra(4)["labels"]
     for path in (spoken, joint):
-        assert "/" not in path.read_bytes()[:4000].decode("latin-1").split('"selfflow":')[1].split("whitening")[0]
+        assert "/" not in path.read_bytes()[:4000].decode("latin-1").split('"selfflow":')[1].split("normalization")[0]
 
 
 @pytest.mark.parametrize(
@@ -319,9 +319,9 @@ def test_other_heads_of_a_sit_are_refused_or_meant(spoken, tmp_path, capsys):
 
 def test_statistics_of_other_data_are_refused_unless_chosen(spoken, sit_run, tmp_path, capsys, monkeypatch):
     """Trained on these, they brightened every sample of an imported run from 201 to 39."""
-    real = whitening.measured
-    dark = Whitening(torch.full((48,), -0.9), torch.full((48,), 0.05))
-    monkeypatch.setattr(whitening, "measured", lambda config, streams: {"image": dark})
+    real = normalization.measured
+    dark = LatentNormalization(torch.full((48,), -0.9), torch.full((48,), 0.05))
+    monkeypatch.setattr(normalization, "measured", lambda config, streams: {"image": dark})
     assert bring(spoken, tmp_path / "refused") == 2
     shown = capsys.readouterr().err
     assert "trained on latents of other statistics" in shown
@@ -340,22 +340,22 @@ def test_statistics_of_other_data_are_refused_unless_chosen(spoken, sit_run, tmp
     assert pictures["data"] != pictures["file"]
 
     # What was taken is what training goes on with.
-    monkeypatch.setattr(whitening, "measured", real)
+    monkeypatch.setattr(normalization, "measured", real)
     assert train(tmp_path / "file", "training.steps=1", config=SIT) == 0
-    theirs = CheckpointStore(sit_run / "checkpoints").extra(4)["whitening"]
-    assert CheckpointStore(tmp_path / "file" / "checkpoints").extra(1)["whitening"] == theirs
+    theirs = CheckpointStore(sit_run / "checkpoints").extra(4)["normalization"]
+    assert CheckpointStore(tmp_path / "file" / "checkpoints").extra(1)["normalization"] == theirs
 
 
 def test_statistics_but_for_rounding_are_the_same(spoken, sit_run, tmp_path, monkeypatch):
-    real = whitening.measured
+    real = normalization.measured
 
     def rounded(config, streams):
-        return {name: Whitening(v.mean + 1e-5, v.std * 1.0001) for name, v in real(config, streams).items()}
+        return {name: LatentNormalization(v.mean + 1e-5, v.std * 1.0001) for name, v in real(config, streams).items()}
 
-    monkeypatch.setattr(whitening, "measured", rounded)
+    monkeypatch.setattr(normalization, "measured", rounded)
     assert bring(spoken, tmp_path / "run") == 0
-    theirs = CheckpointStore(sit_run / "checkpoints").extra(4)["whitening"]
-    assert CheckpointStore(tmp_path / "run" / "checkpoints").extra(0)["whitening"] == theirs
+    theirs = CheckpointStore(sit_run / "checkpoints").extra(4)["normalization"]
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").extra(0)["normalization"] == theirs
 
 
 def test_statistics_of_a_file_without_any(released, tmp_path, capsys):
@@ -406,7 +406,7 @@ def test_a_native_pickle_says_it_too_and_a_released_one_cannot(tiny_run, release
 
 def test_guidance_of_weights_whose_condition_was_never_dropped(tmp_path, capsys):
     run, path = tmp_path / "run", tmp_path / "w.safetensors"
-    assert train(run, "training.steps=1", "condition.dropout=0", config=SIT) == 0
+    assert train(run, "training.steps=1", "condition.cfg_dropout=0", config=SIT) == 0
     assert export(run, path, "native-sit") == 0
     assert bring(path, tmp_path / "new") == 0
     assert "note: the condition of these weights was never dropped" in capsys.readouterr().out

@@ -78,7 +78,7 @@ def test_pictures_with_captions(capsys):
     assert list(config.streams) == ["image"]
     assert image.media.size == [16]  # a multiple of 16 that enlarges none
     assert (config.condition.kind, config.condition.text.max_words) == ("text", 16)
-    assert (image.data.split, image.heldout.split, image.heldout.path) == ("train", "test", image.data.path)
+    assert (image.data.split, image.val.split, image.val.path) == ("train", "test", image.data.path)
     works("photos.yaml", "image", "--prompt", "a picture")
     assert "condition." not in capsys.readouterr().err  # no limit cuts anything
 
@@ -96,8 +96,8 @@ def test_neither_captions_nor_classes():
     pictures(Path("plain"), 5)
     assert init("plain") == 0
     config = load_config(Path("plain.yaml"), [])
-    assert (config.condition.kind, config.streams["image"].heldout) == ("none", None)
-    assert config.streams["image"].sampling.guidance == 1
+    assert (config.condition.kind, config.streams["image"].val) == ("none", None)
+    assert config.streams["image"].sampling.cfg_scale == 1
     works("plain.yaml", "image")
 
 
@@ -127,8 +127,8 @@ def test_folders_of_training_and_validation():
     pictures(Path("set/other"), 4)
     assert init("set") == 0
     image = load_config(Path("set.yaml"), []).streams["image"]
-    assert (Path(image.data.path).name, Path(image.heldout.path).name) == ("train", "val")
-    assert image.heldout.kind == "folder"
+    assert (Path(image.data.path).name, Path(image.val.path).name) == ("train", "val")
+    assert image.val.kind == "folder"
 
 
 def test_tars_and_parquet_files(capsys):

@@ -14,7 +14,7 @@ from configs.assembly import Assembly
 from configs.load import load_config
 from core.objective import Objective
 from core.training.loader import Microbatch
-from core.types import Taps, TokenBatch, TrunkOutput
+from core.types import FeatureLayers, TokenBatch, TrunkOutput
 from tests.tools.test_flops import B, C, N, microbatch
 from tests.tools.test_standins import several
 from tests.tools.tiny import CONFIG
@@ -31,7 +31,9 @@ class OneLayer(nn.Module):
         super().__init__()
         self.layer = nn.Linear(C, C, bias=False)
 
-    def forward(self, noisy: tuple[torch.Tensor, ...], levels, batch: TokenBatch, taps: Taps) -> TrunkOutput:
+    def forward(
+        self, noisy: tuple[torch.Tensor, ...], levels, batch: TokenBatch, feature_layers: FeatureLayers
+    ) -> TrunkOutput:
         return TrunkOutput((self.layer(noisy[0]),))
 
 
@@ -85,7 +87,7 @@ def test_the_count_is_what_the_allocator_gives_out(name, precision, tmp_path):
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),  # anew: it remembers cast weights
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
     ):
-        terms = objective(trunk, trunk, given.batch, given.draws, given.counts, given.targets)
+        terms = objective(trunk, trunk, given.batch, given.drawn, given.counts, given.targets)
     alive = sum(event.self_cpu_memory_usage for event in seen.key_averages())  # given out, and not given back
     assert counted == pytest.approx(alive, rel=0.03)
     del terms
@@ -129,6 +131,6 @@ def test_the_count_is_what_cuda_gives_out(precision, tmp_path):
     trunk, moved = trunk.to(device), given.to(device)
     before = torch.cuda.memory_allocated()
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-        terms = objective(trunk, trunk, moved.batch, moved.draws, moved.counts, moved.targets)
+        terms = objective(trunk, trunk, moved.batch, moved.drawn, moved.counts, moved.targets)
     assert torch.cuda.memory_allocated() - before == pytest.approx(counted, rel=0.1)
     del terms

@@ -141,7 +141,7 @@ def test_it_trains_generates_and_runs_dry_beside_images(config, tmp_path, capsys
     run = tmp_path / "run"
     assert train(run, "training.steps=6", config=config) == 0
     loaded = load_run(run)
-    assert {"image", "action"} == set(loaded.generator.whitening)
+    assert {"image", "action"} == set(loaded.generator.normalization)
     assert {"image", "action"} == set(loaded.generator.trunk.media_in)
 
     assert generate(run, "moves", tmp_path / "moves", "--number", "2") == 0

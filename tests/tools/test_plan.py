@@ -44,9 +44,9 @@ def test_a_microbatch_of_one_repeated_sample_has_the_shapes_of_the_real_one(accu
         assert shapes(planned) == shapes(real)
         assert len(planned.keys) == len(planned.parts[0].noise) == len(real.keys)
         tokens = len(planned.keys) * planned.parts[0].noise.shape[1]
-        given = 0 if planned.given is None else int(planned.given.sum())
+        given = 0 if planned.conditioning_mask is None else int(planned.conditioning_mask.sum())
         assert planned.counts[real.stream] == tokens - given
-        assert (planned.given is None) == (real.stream != "video")
+        assert (planned.conditioning_mask is None) == (real.stream != "video")
         seen.add(real.stream)
     assert seen == {"image", "video", "audio"}
 
@@ -78,7 +78,7 @@ def test_a_stream_of_several_parts_has_a_segment_for_each(data, tmp_path):
         ("right", "audio", (2, 25, 64), 0.5),
     ]
     assert all(segment.x0.is_meta and segment.ids.dtype == torch.float32 for segment in batch.segments)
-    assert set(plan.assembly.whitening) == {"video", "audio"}
+    assert set(plan.assembly.normalization) == {"video", "audio"}
 
 
 def test_classes_without_data_fill_the_table_of_the_trunk(tmp_path):

@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 
 from tools.setup_env import constraints, fits, link_ffmpeg
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(

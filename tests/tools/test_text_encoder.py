@@ -35,16 +35,16 @@ def settings(folder: Path, **changes) -> str:
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("run")
-    heldout = "streams.image.heldout={size: 8, count: 12, seed: 1}"
-    assert train(path, settings(folder), IMAGES, heldout, "training.steps=4") == 0
+    val = "streams.image.val={size: 8, count: 12, seed: 1}"
+    assert train(path, settings(folder), IMAGES, val, "training.steps=4") == 0
     return path
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(folder, run, workers, tmp_path):
-    heldout = "streams.image.heldout={size: 8, count: 12, seed: 1}"
+    val = "streams.image.val={size: 8, count: 12, seed: 1}"
     for steps in (2, 4):
-        own = (settings(folder), IMAGES, heldout, f"training.steps={steps}", f"training.workers={workers}")
+        own = (settings(folder), IMAGES, val, f"training.steps={steps}", f"training.workers={workers}")
         assert train(tmp_path, *own) == 0
     assert result(tmp_path) == result(run)
 
@@ -52,13 +52,13 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(folder, run, workers
 def test_the_joint_model_generates_every_modality(folder, tmp_path):
     assert train(tmp_path, settings(folder, precision="bf16"), "seed=17", "training.steps=3") == 0
     for modality in ("image", "video", "audio"):
-        own = ["--prompt", "a red circle", "--steps", "2", "--guidance", "2"]
+        own = ["--prompt", "a red circle", "--steps", "2", "--cfg-scale", "2"]
         assert main(["generate", modality, "--run", str(tmp_path), *own]) == 0
         assert list((tmp_path / "generated" / modality).glob("0000-a-red-circle.*"))
 
 
 def test_prompts_act_and_a_batch_of_any_size_gives_the_same_bits(run):
-    loaded, plan = load_run(run), SamplerConfig(steps=2, guidance=2.0)
+    loaded, plan = load_run(run), SamplerConfig(steps=2, cfg_scale=2.0)
 
     def made(prompts: list[str], batch: int) -> torch.Tensor:
         return torch.stack(
@@ -72,7 +72,7 @@ def test_prompts_act_and_a_batch_of_any_size_gives_the_same_bits(run):
 
 
 def test_evaluation_encodes_the_captions(run, capsys):
-    measures = "streams.image.evaluation={measures: [velocity], heldout: 6, batch: 4, times: [0.5]}"
+    measures = "streams.image.evaluation={measures: [velocity], val: 6, batch: 4, timesteps: [0.5]}"
     assert main(["evaluate", "--run", str(run), measures]) == 0
     assert "velocity" in capsys.readouterr().out
 

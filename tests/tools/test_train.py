@@ -114,7 +114,7 @@ def test_all_problems_of_a_config_at_once_each_with_its_place(tmp_path, capsys):
         ),
         ("condition.kind=labels", "condition.kind: 'labels' is not one of text, label"),
         ("trunk.kind=sit", "trunk.kind: 'sit' needs one stream of images alone and condition.kind: label"),
-        ("streams.image.data.path=photos", "path: 'photos' is not read by kind 'embedded'"),
+        ("streams.image.data.path=photos", "path: 'photos' is not read by kind 'synthetic'"),
         ("streams.audio.data.octave=9", "notes of octave 9 need at least"),
         ("training.ema.decay=1", "training.ema.decay: 1.0 must lie in [0, 1)"),
     ],
@@ -209,12 +209,12 @@ def test_damaged_files_are_replaced_noted_and_counted(tmp_path, capsys):
     assert len(read_lines(tmp_path / "limited" / "quarantine.jsonl")) == 2
 
 
-def test_a_resume_uses_the_whitening_of_its_checkpoint(tmp_path):
+def test_a_resume_uses_the_normalization_of_its_checkpoint(tmp_path):
     assert train(tmp_path, "training.steps=2") == 0
     state = json.loads(next((tmp_path / "checkpoints").glob("step-*/state.json")).read_text())
-    means = state["extra"]["whitening"]["image"]["mean"]
+    means = state["extra"]["normalization"]["image"]["mean"]
     assert len(means) == 48
     assert np.isfinite(means).all()
     assert train(tmp_path, "training.steps=3") == 0
     again = json.loads(max((tmp_path / "checkpoints").glob("step-*/state.json")).read_text())
-    assert again["extra"]["whitening"] == state["extra"]["whitening"]
+    assert again["extra"]["normalization"] == state["extra"]["normalization"]

@@ -41,10 +41,10 @@ def test_a_folder_without_captions_is_trained_on_generated_from_and_evaluated(ph
     made = sorted((run / "generated" / "image").glob("0*.png"))
     assert len(made) == 2
     assert json.loads(made[0].with_suffix(".json").read_text())["prompt"] == ""
-    heldout = f"streams.image.heldout={{kind: folder, path: {photos}, split: test, holdout: 0.5}}"
+    val = f"streams.image.val={{kind: folder, path: {photos}, split: test, holdout: 0.5}}"
     data = f"streams.image.data={{kind: folder, path: {photos}, captions: none, split: train, holdout: 0.5}}"
-    measured = "streams.image.evaluation={measures: [velocity, health], heldout: 8, training: 8, batch: 4}"
-    assert main(["evaluate", "--run", str(run), data, heldout, measured]) == 0
+    measured = "streams.image.evaluation={measures: [velocity, health], val: 8, training: 8, batch: 4}"
+    assert main(["evaluate", "--run", str(run), data, val, measured]) == 0
     (result,) = (run / "evaluation").glob("*.json")
     assert all(np.isfinite(value) for value in json.loads(result.read_text())["values"].values())
 

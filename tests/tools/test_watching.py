@@ -26,9 +26,9 @@ from tests.tools.tiny import CONFIG, STEPS, published, result, train
 from tools.cli import main
 
 HELDOUT = (
-    "streams.image.heldout={size: 8, count: 20, seed: 1}",
-    "streams.video.heldout={size: 8, frames: 3, count: 20, seed: 1}",
-    "streams.audio.heldout={seconds: 0.3, count: 20, seed: 1}",
+    "streams.image.val={size: 8, count: 20, seed: 1}",
+    "streams.video.val={size: 8, frames: 3, count: 20, seed: 1}",
+    "streams.audio.val={seconds: 0.3, count: 20, seed: 1}",
 )
 VALIDATE = ("training.validate.every=3", "training.validate.records=8", *HELDOUT)
 PREVIEW = ("training.preview.every=2", "training.preview.samples=2")
@@ -98,7 +98,7 @@ def test_a_preview_is_what_generate_makes_of_that_checkpoint(watched):
 def test_validation_is_what_evaluate_measures_of_that_checkpoint(watched):
     lines = read_lines(watched / "validation.jsonl")
     assert [line["step"] for line in lines] == [3, 6]
-    settings = ["streams.image.evaluation={measures: [velocity, health], heldout: 8}"]
+    settings = ["streams.image.evaluation={measures: [velocity, health], val: 8}"]
     assert main(["evaluate", "--run", str(watched), "--stream", "image", *settings]) == 0
     measured = json.loads((watched / "evaluation" / "step-00000006-image.json").read_text())["values"]
     mine = {name.removeprefix("image/"): value for name, value in lines[1].items() if name.startswith("image/")}
@@ -108,7 +108,7 @@ def test_validation_is_what_evaluate_measures_of_that_checkpoint(watched):
         assert lines[0][f"{name}/velocity/mean"] != lines[1][f"{name}/velocity/mean"]
 
 
-def test_tensorboard_has_pictures_clips_sounds_and_heldout_numbers(watched):
+def test_tensorboard_has_pictures_clips_sounds_and_val_numbers(watched):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -120,7 +120,7 @@ def test_tensorboard_has_pictures_clips_sounds_and_heldout_numbers(watched):
     assert [event.step for event in events.Images("preview/image")] == [2, 4, 6]
     clip = events.Images("preview/video/0")[0].encoded_image_string
     assert clip.startswith(b"GIF8")
-    assert [event.step for event in events.Scalars("heldout/image/velocity/mean")] == [3, 6]
+    assert [event.step for event in events.Scalars("val/image/velocity/mean")] == [3, 6]
 
 
 def test_the_files_go_to_wandb(tmp_path, monkeypatch):
@@ -184,8 +184,8 @@ def test_classes_are_shown_and_unknown_ones_refused(tmp_path, capsys):
         (["training.validate.every=2"], "training.validate.every: nothing to validate on; name records"),
         (["training.preview.prompts={vidoe: [x]}"], "training.preview.prompts.vidoe: the run has no such stream"),
         (
-            ["training.validate.every=2", "streams.image.heldout={size: 8, count: 60}"],
-            "streams.image.heldout: holds records that the run is trained on",
+            ["training.validate.every=2", "streams.image.val={size: 8, count: 60}"],
+            "streams.image.val: holds records that the run is trained on",
         ),
         (["training.keep_every=-1"], "training.keep_every: -1 must be at least 0"),
         (["training.posthoc_ema.lengths=[0.1]"], "training.posthoc_ema.lengths: [0.1]: two different ones"),
@@ -197,11 +197,11 @@ def test_what_cannot_work_is_refused_before_the_first_step(settings, expected, t
     assert not (tmp_path / "run").exists()
 
 
-def test_modalities_without_heldout_records_are_named(tmp_path, capsys):
+def test_modalities_without_val_records_are_named(tmp_path, capsys):
     assert train(tmp_path, "training.steps=3", *VALIDATE[:3]) == 0
     shown = capsys.readouterr().err
     for name in ("video", "audio"):
-        assert f"note: {name} is not validated: streams.{name}.heldout is not set" in shown
+        assert f"note: {name} is not validated: streams.{name}.val is not set" in shown
     (line,) = read_lines(tmp_path / "validation.jsonl")
     assert {name.partition("/")[0] for name in line} == {"step", "image"}
 

@@ -20,20 +20,20 @@ streams:
   clips:
     batch: 2
     data: {size: 12, frames: 5, count: 30}
-    heldout: {size: 12, frames: 5, count: 16, seed: 1}
+    val: {size: 12, frames: 5, count: 16, seed: 1}
     parts:
       video: {media: {size: [12, 12], frames: 5, patch: 4}}
       audio: {std_floor: 0.25, media: {seconds: 0.625, hop: 64}}
     condition_on: {video: 0.3, audio: 0.3}
     sampling: {steps: 2}
     evaluation:
-      {measures: [velocity, knn, health, samples], heldout: 8, training: 24, generated: 8, batch: 4, times: [0.3, 0.8],
+      {measures: [velocity, knn, health, samples], val: 8, training: 24, generated: 8, batch: 4, timesteps: [0.3, 0.8],
        classifier_steps: 3}
 condition:
   text: {vocabulary: 64, max_words: 6, rows_per_word: 4}
 trunk:
   mmdit: {size: tiny, width: 96, heads: 2, double_blocks: 1, single_blocks: 2, mlp_ratio: 1.0}
-noising: {times: per_part}
+noising: {timesteps: per_part}
 training:
   steps: 4
   save_every: 4
@@ -77,7 +77,7 @@ def test_the_trackers_get_every_part(run):
     tags = events.Tags()
     assert {"preview/clips/video/0", "preview/clips/video/1"} <= set(tags["images"])
     assert set(tags["audio"]) == {"preview/clips/audio/0", "preview/clips/audio/1"}
-    assert {f"heldout/clips/velocity/{part}/mean" for part in ("video", "audio")} <= set(tags["scalars"])
+    assert {f"val/clips/velocity/{part}/mean" for part in ("video", "audio")} <= set(tags["scalars"])
 
 
 def test_validation_has_numbers_of_every_part(run):
@@ -98,7 +98,7 @@ def test_evaluate_measures_every_part_and_agrees_with_validation(run, tmp_path, 
     for part in ("video", "audio"):
         assert {f"velocity/{part}/mean", f"velocity/{part}/t=0.8"} <= set(values)
         assert {f"samples/{part}/classifier/{name}" for name in ("FD (small classifier)", "KID")} <= set(values)
-        assert result["networks"][f"{part}/classifier"].startswith("small classifier trained on embedded clips data")
+        assert result["networks"][f"{part}/classifier"].startswith("small classifier trained on synthetic clips data")
     assert "knn/best" in values
     assert "audio/classifier: small classifier" in capsys.readouterr().out
     (line,) = read_lines(run / "validation.jsonl")

@@ -11,7 +11,7 @@ from configs.assembly import Assembly
 from configs.schema import Config
 from core.training.mixing import ModalityMix
 from modalities.base import Windows
-from modalities.data.loader import StepDataset, StepFeed
+from modalities.data.loader import StepDataset, StepLoader
 from tools.bench.measure import Row, Times, median_row
 
 STAGES = {
@@ -55,7 +55,7 @@ def only(dataset: StepDataset, name: str) -> StepDataset:
 def samples_per_second(dataset: StepDataset, workers: int, seconds: float) -> float:
     """Samples that a StepFeed hands over in a second, once it runs; at least one microbatch is counted."""
     count, started = 0, 0.0
-    steps = StepFeed(dataset, workers).steps(0, 2**40)
+    steps = StepLoader(dataset, workers).steps(0, 2**40)
     for step, microbatches in steps:
         if step == WARMUP - 1:
             started = time.perf_counter()

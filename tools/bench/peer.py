@@ -102,7 +102,7 @@ def training_step(setup: Setup, network: nn.Module, microbatch: Microbatch) -> C
         teacher.compile()
 
     moved = microbatch.to(torch.device(setup.device))
-    (segment,), (x1,), levels = moved.batch.segments, moved.draws.noise, moved.draws.student
+    (segment,), (x1,), levels = moved.batch.segments, moved.drawn.noise, moved.drawn.student
     x0, label = segment.x0, moved.batch.context.label
     t, s = levels.values.unbind(1)  # (B,) each
     mask = levels.index.bool()  # (B, N), True where the token has s

@@ -56,7 +56,7 @@ def step_rows(setup: Setup, peer: Peer | None) -> list[Row]:
         sides = {"self_flow": step_of(ours), "flow_matching": step_of(plain)}
         if peer:
             network = peer.build(build_sit(setup), setup.device)
-            sides["official"] = training_step(setup, network, ours.feed.microbatches[0])
+            sides["official"] = training_step(setup, network, ours.loader.microbatches[0])
         times = side_by_side(sides, setup.rounds, setup.warmup, setup.device)
     names = {"self_flow": "Self-Flow", "flow_matching": "flow matching", "official": "official class, Self-Flow"}
     rows += [rate_row("step", names[side], times, side, setup.batch, "images/s") for side in sides]
@@ -74,7 +74,7 @@ def check_losses(setup: Setup, peer: Peer) -> Row:
     """
     setup = replace(setup, precision="fp32", compile=False)
     with sit_trainer(setup) as trainer:
-        microbatch = trainer.feed.microbatches[0]
+        microbatch = trainer.loader.microbatches[0]
         ours, theirs = step_of(trainer), training_step(setup, peer.build(build_sit(setup), setup.device), microbatch)
         worst = max(abs(ours() - theirs()) for _ in range(2))
     return _agreement("step", "largest difference of the losses of two steps, float32", worst, LOSSES_AGREE)
@@ -102,8 +102,10 @@ def sampling_rows(setup: Setup, peer: Peer | None) -> list[Row]:
     shape = batch.segments[0].x0.shape
     noise = torch.randn(shape, generator=generator("bench", "sampling")).to(setup.device)
 
-    def our_sampler(guidance: float, high: float, exact: bool):
-        config = SamplerConfig("sde", setup.steps, guidance=guidance, guidance_high=high, exact=exact)
+    def our_sampler(guidance: float, high: float, batch_invariant: bool):
+        config = SamplerConfig(
+            "sde", setup.steps, cfg_scale=guidance, cfg_interval=[0.0, high], batch_invariant=batch_invariant
+        )
 
         def run():
             drawn = increments(shape, guidance != 1, setup.steps, seed=0)
@@ -113,9 +115,9 @@ def sampling_rows(setup: Setup, peer: Peer | None) -> list[Row]:
 
     rows = []
     for name, (guidance, high) in cases.items():
-        sides = {"ours": our_sampler(guidance, high, exact=False)}
+        sides = {"ours": our_sampler(guidance, high, batch_invariant=False)}
         if setup.device == "cpu":
-            sides["ours, exact"] = our_sampler(guidance, high, exact=True)
+            sides["ours, exact"] = our_sampler(guidance, high, batch_invariant=True)
         if peer:
             label = batch.context.label
             sides["official"] = peer.sampler(network, noise, label, setup.steps, guidance, high, seed=0)
@@ -196,10 +198,10 @@ def overhead_rows(setup: Setup) -> list[Row]:
     forward. Measured twice, as the rest beside the passes alone, and as the sum of the other pieces timed directly."""
     with sit_trainer(setup) as trainer:
         student, teacher, objective = trainer.student, trainer.teacher, trainer.objective
-        moved = trainer.feed.microbatches[0].to(trainer.device)
+        moved = trainer.loader.microbatches[0].to(trainer.device)
         seen, target = Recorder(student), Recorder(teacher)
         with setup.autocast():
-            total_loss(objective(seen, target, moved.batch, moved.draws, moved.counts))
+            total_loss(objective(seen, target, moved.batch, moved.drawn, moved.counts))
         (layer,) = seen.output.projected
         velocity, projected = seen.output.velocity[0].detach(), seen.output.projected[layer].detach()
 
@@ -208,7 +210,7 @@ def overhead_rows(setup: Setup) -> list[Row]:
             leaves = velocity.clone().requires_grad_(), projected.clone().requires_grad_()
             output = TrunkOutput((leaves[0],), {}, {layer: leaves[1]})
             with setup.autocast():
-                terms = objective(lambda *_: output, lambda *_: target.output, moved.batch, moved.draws, moved.counts)
+                terms = objective(lambda *_: output, lambda *_: target.output, moved.batch, moved.drawn, moved.counts)
                 loss = total_loss(terms)
             loss.backward()
             return leaves[0].grad, leaves[1].grad
@@ -282,10 +284,10 @@ def step_flops(trainer: Trainer, kind: type[nn.Module], config: object) -> int:
     """
     with torch.device("meta"):
         network = kind(config, projectors=HEADS)
-    batch = trainer.feed.microbatches[0].batch.to("meta")
+    batch = trainer.loader.microbatches[0].batch.to("meta")
     noisy = tuple(segment.x0 for segment in batch.segments)
     levels = NoiseLevels(torch.empty(batch.size, 1, device="meta"))
     (alignment,) = trainer.objective.terms
-    student = measure.count_flops(lambda: network(noisy, levels, batch, alignment.taps(())))
-    teacher = measure.count_flops(lambda: network(noisy, levels, batch, alignment.teacher_taps))
+    student = measure.count_flops(lambda: network(noisy, levels, batch, alignment.feature_layers(())))
+    teacher = measure.count_flops(lambda: network(noisy, levels, batch, alignment.teacher_feature_layers))
     return 3 * student + teacher

@@ -13,9 +13,9 @@ from configs.methods import METHODS, method_alignment
 from core.alignment.terms import build_alignment
 from core.errors import nearest
 from core.keys import generator
-from core.noising import Draws, NoisingConfig, draw_levels, stack_levels
+from core.noising import NoiseSample, NoisingConfig, draw_levels, stack_levels
 from core.objective import Objective
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.training.loader import Microbatch
 from core.training.records import RunFolder
 from core.training.trainer import Trainer, TrainingConfig
@@ -143,13 +143,15 @@ def make_microbatch(setup: Setup, method: str, channels: int, context: Context) 
     ids = torch.stack([torch.zeros_like(h), h, w], dim=-1).flatten(0, 1)[None]  # (1, N, 3)
     noising = NoisingConfig(**METHODS[method]["noising"])
     pairs = [
-        draw_levels(noising, TimeConfig(), MASK_RATIO, [setup.tokens], generator("bench", "levels", i))
+        draw_levels(noising, TimestepConfig(), MASK_RATIO, [setup.tokens], generator("bench", "levels", i))
         for i in range(setup.batch)
     ]
     student, teacher = (stack_levels(list(levels)) for levels in zip(*pairs, strict=True))
     keys = tuple(f"bench/{i}" for i in range(setup.batch))
     batch = TokenBatch((Segment("image", x0, ids),), context, keys)
-    return Microbatch("image", batch, Draws((x1,), student, teacher), {"image": float(setup.batch * setup.tokens)})
+    return Microbatch(
+        "image", batch, NoiseSample((x1,), student, teacher), {"image": float(setup.batch * setup.tokens)}
+    )
 
 
 class Repeat:
@@ -175,7 +177,7 @@ def step_of(trainer: Trainer) -> Callable[[], float]:
     """One whole optimizer step on the feed's microbatch; returns the loss before it."""
 
     def step() -> float:
-        number, microbatches = next(trainer.feed.steps(0, 1))
+        number, microbatches = next(trainer.loader.steps(0, 1))
         return trainer.train_step(number, microbatches)["loss"]
 
     return step

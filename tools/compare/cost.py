@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from configs.assembly import Assembly
-from configs.assembly import normalization as whitening
+from configs.assembly import normalization as normalization
 from configs.runs import LoadedRun
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
@@ -53,21 +53,21 @@ def cost(run: Run, along: list[str]) -> Cost:
     config, assembly = run.config, Assembly(run.config, run.root)
     assembly.load_autoencoders()
     if stored := newest(run.folder):
-        assembly.whitening = whitening.stored(stored, assembly.adapters)
+        assembly.normalization = normalization.stored(stored, assembly.adapters)
     leave_empty(assembly)
     loaded = LoadedRun(assembly, 0, run.folder)
 
     entries = config.streams
-    shares = sum(entry.share for entry in entries.values())
+    shares = sum(entry.weight for entry in entries.values())
     flops: dict[str, float] = {}
     data = {}
     for name, entry in entries.items():
         subject = check_measures(loaded, name, along)
         source = Path(entry.data.path).name or entry.data.kind
-        data[name] = f"{source}, {len(subject.training):,} records to train on and {len(subject.heldout):,} held out"
+        data[name] = f"{source}, {len(subject.training):,} records to train on and {len(subject.val):,} held out"
         batch = first_batch(assembly.dataset, name)
         for part, count in step_flops(assembly.objective, assembly.trunk, batch, assembly.preprocess).items():
-            flops[part] = flops.get(part, 0.0) + config.training.accumulate * entry.share / shares * count
+            flops[part] = flops.get(part, 0.0) + config.training.accumulate * entry.weight / shares * count
     return Cost(sum(parameter.numel() for parameter in assembly.trunk.parameters()), flops, data)
 
 

@@ -109,8 +109,8 @@ def sampling_text(result: dict[str, Any]) -> str:
     settings, sampler = result["settings"], result["sampler"]
     return (
         f"; {settings['generated']:,} samples ({sampler['solver']}, {sampler['steps']} steps, guidance "
-        f"{sampler['guidance']:g}) and as many held-out records through {', '.join(result['networks'].values())}; "
-        f"other measures on {result['records']['heldout']['used']:,} held-out records"
+        f"{sampler['cfg_scale']:g}) and as many held-out records through {', '.join(result['networks'].values())}; "
+        f"other measures on {result['records']['val']['used']:,} held-out records"
     )
 
 

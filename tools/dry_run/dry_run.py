@@ -15,7 +15,7 @@ from configs.captions import caption_report
 from configs.schema import NONE, Config, StreamConfig
 from configs.warnings import warnings
 from core.errors import ConfigError
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from modalities.data.sources.build import SourceConfig
 from modalities.streams import Parts, lengths
 from tools.data_notes import data_lines
@@ -25,7 +25,7 @@ from tools.dry_run.plan import Plan, Step, make_plan, not_here, one_line, stores
 
 DEVICES = (1, 8, 64)
 GIB = 2**30
-TIMES = {"shared": "one for all parts", "per_part": "one for each part"}  # noising.times, in words
+TIMES = {"shared": "one for all parts", "per_part": "one for each part"}  # noising.timesteps, in words
 
 
 def describe(config: Config, root: Path) -> str:
@@ -39,7 +39,7 @@ def describe(config: Config, root: Path) -> str:
     if config.condition.kind == "label":
         lines[0] += f", {len(plan.assembly.labels):,} classes"
     streams = config.streams
-    shares = {name: entry.share / sum(each.share for each in streams.values()) for name, entry in streams.items()}
+    shares = {name: entry.weight / sum(each.weight for each in streams.values()) for name, entry in streams.items()}
     flops: dict[str, int] = {}
     memory: dict[str, int] = {}
     cut: list[str] = []
@@ -60,7 +60,7 @@ def describe(config: Config, root: Path) -> str:
         lines += [f"  not there {missing_text(part, step)}" for part in step.missing]
     if len(streams) > 1:
         mean = sum(shares[name] * flops[name] for name in streams)
-        lines.append(f"mean step {flops_text(mean)}, by the shares of the streams")
+        lines.append(f"mean step {flops_text(mean)}, by the weights of the streams")
     lines += parameter_lines(trunk)
     lines += memory_lines(trunk, memory, config)
     lines += [f"warning: {line}" for line in [*warnings(config), *cut]]
@@ -81,12 +81,12 @@ def stream_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share: 
         lines.append(f"          drawn in {share:.0%} of the steps")
     loss = f"loss weight {entry.loss_weight:g}"
     mask = f"mask ratio {entry.mask_ratio:g}"
-    several = f", {TIMES[plan.assembly.config.noising.times]}" if entry.parts else ""
+    several = f", {TIMES[plan.assembly.config.noising.timesteps]}" if entry.parts else ""
     return [
         *lines,
         *token_lines(plan.assembly.parts[name], entry),
         f"condition {words:,} token{'s' * (words != 1)}{channels} a sample",
-        f"times     {time_text(entry.time)}{several}; {mask}; {loss}",
+        f"times     {time_text(entry.timestep)}{several}; {mask}; {loss}",
         *given_lines(entry),
     ]
 
@@ -226,15 +226,15 @@ def size_text(size: float) -> str:
     return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{1024 * size / GIB:,.2f} MiB"
 
 
-def time_text(config: TimeConfig) -> str:
+def time_text(config: TimestepConfig) -> str:
     """p(t) in words."""
     text = config.kind if config.kind == "uniform" else f"{config.kind}(mean {config.mean:g}, std {config.std:g})"
     if (config.low, config.high) != (0, 1):
         text += f" in [{config.low:g}, {config.high:g}]"
     if config.shift != 1:
         text += f", shift {config.shift:g}"
-    if config.high_noise_share:
-        text += f", {config.high_noise_share:.0%} in [{config.high_noise_low:g}, 1]"
+    if config.high_noise_prob:
+        text += f", {config.high_noise_prob:.0%} in [{config.high_noise_low:g}, 1]"
     if config.buckets:
         text += f", {config.buckets} values"
     return text

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.noising import Draws
+from core.noising import NoiseSample
 from core.objective import Objective
 from core.training.loader import Microbatch
 from core.types import map_tensors
@@ -60,7 +60,7 @@ def network_flops(objective: Objective, trunk: nn.Module, completed: Microbatch)
         return forward
 
     objective(
-        counted("student"), counted("teacher"), completed.batch, completed.draws, completed.counts, completed.targets
+        counted("student"), counted("teacher"), completed.batch, completed.drawn, completed.counts, completed.targets
     )
     student, teacher = (counters[name].get_total_flops() for name in ("student", "teacher"))
     return {"student": (1 + BACKWARD) * student, "teacher": teacher}
@@ -87,10 +87,10 @@ def complete(raw: RawBatch | Microbatch, preprocess: DevicePreprocess | None) ->
     except DataDependentOutputException:
         completed, flops = _count(preprocess, moved)
     # The draws are those of the real batch: nothing changes them, and their checks look at values.
-    draws = Draws(tuple(part.noise for part in raw.parts), raw.student, raw.teacher)
+    drawn = NoiseSample(tuple(part.noise for part in raw.parts), raw.student, raw.teacher)
     batch = map_tensors(completed.batch, on_meta)
     targets = {name: on_meta(target) for name, target in completed.targets.items()}
-    return replace(completed, batch=batch, draws=draws, targets=targets).to(META), flops
+    return replace(completed, batch=batch, drawn=drawn, targets=targets).to(META), flops
 
 
 def on_meta(tensor: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def state_bytes(parameters: int, devices: int = 1, averages: int = 0) -> int:
 def microbatch_bytes(microbatch: Microbatch) -> int:
     """Bytes of a completed microbatch, which stays on the device until its backward pass is done."""
     found: list[Tensor] = []
-    for part in (microbatch.batch, microbatch.draws, *microbatch.targets.values()):
+    for part in (microbatch.batch, microbatch.drawn, *microbatch.targets.values()):
         map_tensors(part, lambda tensor: found.append(tensor) or tensor)
     return sum(tensor.nbytes for tensor in found)
 
@@ -67,7 +67,7 @@ def saved_bytes(objective: Objective, trunk: nn.Module, microbatch: Microbatch, 
         moved = replace(
             microbatch,
             batch=map_tensors(microbatch.batch, _empty),
-            draws=map_tensors(microbatch.draws, _empty),
+            drawn=map_tensors(microbatch.drawn, _empty),
             targets={name: _empty(target) for name, target in microbatch.targets.items()},
         )
         if precision == "bf16":
@@ -89,7 +89,7 @@ def kept_by_forward(objective: Objective, student: nn.Module, microbatch: Microb
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         loss = total_loss(
-            objective(student, student, microbatch.batch, microbatch.draws, microbatch.counts, microbatch.targets)
+            objective(student, student, microbatch.batch, microbatch.drawn, microbatch.counts, microbatch.targets)
         )
     del loss  # held its graph, and so every storage, until here: no address was given out twice
     return sum(kept.values())

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from autoencoders.diffusers_weights import HUB_NAME
 from configs.assembly import Assembly
-from configs.assembly import normalization as whitening
+from configs.assembly import normalization as normalization
 from configs.assembly.adapters import located
 from configs.assembly.encoders import Encoders, build_encoders, projector_specs
 from configs.assembly.trunk import build_trunk
@@ -126,8 +126,8 @@ def make_plan(config: Config, root: Path) -> Plan:
     }
     assembly.projectors = projector_specs(config, targets)
     leave_empty(assembly)
-    # Measured where that is cheap, so that data which cannot be whitened is refused here too.
-    unit: dict[str, Whitening] = {}
+    # Measured where that is cheap, so that data which cannot be normalized is refused here too.
+    unit: dict[str, LatentNormalization] = {}
     measured: set[str] = set()
     for stream, name, part in config.parts():
         adapter = assembly.adapters[stream][name]
@@ -136,8 +136,8 @@ def make_plan(config: Config, root: Path) -> Plan:
             continue
         measured.add(part.modality)
         if encodes or stream in absent:
-            unit[part.modality] = Whitening(torch.zeros(adapter.channels), torch.ones(adapter.channels))
-    assembly.whitening = whitening.measured(config, assembly.streams, unit)
+            unit[part.modality] = LatentNormalization(torch.zeros(adapter.channels), torch.ones(adapter.channels))
+    assembly.normalization = normalization.measured(config, assembly.streams, unit)
     assembly.dataset.check()
     return Plan(assembly, absent, channels, missing)
 
@@ -216,7 +216,8 @@ def first_batch(dataset: StepDataset, stream: str) -> RawBatch:
     """One of the size that training sees, made of a stream's first sample alone."""
     one, size = first_sample(dataset, stream), batch_size(dataset, stream)
     tensors = {
-        name: _repeated(getattr(one, name), size) for name in ("parts", "condition", "student", "teacher", "given")
+        name: _repeated(getattr(one, name), size)
+        for name in ("parts", "condition", "student", "teacher", "conditioning_mask")
     }
     counts = {name: count * size for name, count in one.counts.items()}
     return replace(one, keys=one.keys * size, counts=counts, **tensors)
@@ -241,7 +242,7 @@ def repeated(one: Microbatch, size: int) -> Microbatch:
     return replace(
         one,
         batch=TokenBatch(segments, _repeated(one.batch.context, size), one.batch.keys * size),
-        draws=_repeated(one.draws, size),
+        drawn=_repeated(one.drawn, size),
         counts={name: count * size for name, count in one.counts.items()},
         targets={name: _repeated(target, size) for name, target in one.targets.items()},
     )

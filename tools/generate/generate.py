@@ -33,13 +33,13 @@ from tools.outputs import output_folder
 EXAMPLES = """examples:
   selfflow generate image --run runs/quickstart --prompt "a red circle" --number 4
   selfflow generate image --run runs/quickstart --prompt "a red circle" --image cat.png --mask hole.png
-  selfflow generate video --run runs/quickstart --prompt "a blue cross moving left" --guidance 3
+  selfflow generate video --run runs/quickstart --prompt "a blue cross moving left" --cfg-scale 3
   selfflow generate video --run runs/quickstart --prompt "a red circle moving up" --first-frame frame.png
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --steps 50 --solver heun
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --continue start.wav
   selfflow generate clips --run runs/clips --prompt "a red circle" --video silent.mp4     its sound, as one MP4
   selfflow generate clips --run runs/clips --prompt "a red circle" --audio melody.wav     a video to a sound
-  selfflow generate image --run runs/quickstart --prompt "a circle" --guidance 3 --negative "a red circle"
+  selfflow generate image --run runs/quickstart --prompt "a circle" --cfg-scale 3 --negative "a red circle"
   selfflow generate image --run runs/quickstart --prompt "a red circle" --weights student --step 2000
   selfflow generate image --run runs/unconditional --number 8        a run with condition.kind: none takes no prompt
 
@@ -62,7 +62,7 @@ def add_parser(subparsers) -> None:
     wanted = parser.add_mutually_exclusive_group()  # neither for runs without conditions
     wanted.add_argument("--prompt", action="append", help="text; may be given several times")
     wanted.add_argument("--class", dest="label", action="append", help="class name, for runs with labels")
-    parser.add_argument("--negative", help="text or class name that guidance leads away from; needs --guidance")
+    parser.add_argument("--negative", help="text or class name that guidance leads away from; needs --cfg-scale")
     parser.add_argument("--number", type=int, default=1, help="samples of each prompt (default 1)")
     parser.add_argument("--out", type=Path, help="output folder (default RUN/generated/STREAM)")
     parser.add_argument("--seed", type=int, default=0)
@@ -74,8 +74,10 @@ def add_parser(subparsers) -> None:
     sampler.add_argument("--solver", choices=tuple(SOLVERS))
     sampler.add_argument("--steps", type=int)
     sampler.add_argument("--shift", type=float, help="alpha of the time grid's shift; above 1 spends steps at noise")
-    sampler.add_argument("--guidance", type=float, help="guidance scale; 1 switches it off")
-    sampler.add_argument("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise times with guidance")
+    sampler.add_argument("--cfg-scale", type=float, help="classifier-free guidance scale; 1 switches it off")
+    sampler.add_argument(
+        "--cfg-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times at which guidance acts"
+    )
     sampler.add_argument("--start", type=float, help="first time, before the shift")
     sampler.add_argument("--end", type=float, help="last time, before the shift")
     sampler.add_argument("--correct-last", action=argparse.BooleanOptionalAction, help="heun: correct the last step")
@@ -157,10 +159,14 @@ def check_negative(options: argparse.Namespace, loaded: LoadedRun, settings: Sam
     Guidance that is a run's own default without a condition is told by `warnings`; it changes nothing.
     """
     condition = loaded.config.condition
-    if options.negative is not None and settings.guidance == 1:
-        raise ConfigError("--negative: is not read without guidance; set a scale above 1, such as --guidance 3")
-    if condition.kind == "none" and options.guidance is not None and (problem := guidance_problem(condition, settings)):
-        raise ConfigError(f"--{problem}")
+    if options.negative is not None and settings.cfg_scale == 1:
+        raise ConfigError("--negative: is not read without guidance; set a scale above 1, such as --cfg-scale 3")
+    if (
+        condition.kind == "none"
+        and options.cfg_scale is not None
+        and (problem := guidance_problem(condition, settings))
+    ):
+        raise ConfigError(_as_option(problem))
     if options.negative is not None and condition.kind == "label":
         loaded.generator.context([options.negative])  # an unknown class is told now
 
@@ -182,8 +188,6 @@ def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> Sa
     if options.solver is not None and options.solver != defaults.solver:
         defaults = defaults.for_solver(options.solver)
     given = {entry.name: getattr(options, entry.name, None) for entry in fields(SamplerConfig)}
-    if options.interval:
-        given["guidance_low"], given["guidance_high"] = options.interval
     settings = replace(defaults, **{name: value for name, value in given.items() if value is not None})
     if found := settings.problems():
         raise ConfigError(map(_as_option, found))
@@ -193,9 +197,7 @@ def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> Sa
 def _as_option(problem: str) -> str:
     """A line of `problems` under the names of the command line."""
     names, rest = problem.split(":", 1)
-    both = {"guidance_low": "interval", "guidance_high": "interval"}  # one option sets both
-    options = dict.fromkeys(both.get(name, name) for name in names.split(", "))
-    return f"{', '.join(f'--{option}' for option in options).replace('_', '-')}:{rest}"
+    return f"{', '.join(f'--{name}' for name in names.split(', ')).replace('_', '-')}:{rest}"
 
 
 def known_files() -> dict[str, list[str]]:
@@ -223,7 +225,7 @@ def known_parts(options: argparse.Namespace, parts: Parts) -> dict[str, Known]:
         name: parts[name].adapter.known_from(files, partial(generator, options.seed, "known"))
         for name, files in taken.items()
     }
-    if known and all(name in known and bool(known[name].given.all()) for name in parts):
+    if known and all(name in known and bool(known[name].conditioning_mask.all()) for name in parts):
         raise ConfigError(f"{', '.join(given_options(options))}: give all of a sample, so that nothing is left to make")
     return known
 
@@ -314,7 +316,7 @@ def described_part(modality: str, known: Known | None) -> dict[str, str]:
     """Of a part, for the .json: made, given as a whole, or kept in part."""
     if known is None:
         return {"modality": modality, "was": "made"}
-    return {"modality": modality, "was": "given" if bool(known.given.all()) else "kept in part"}
+    return {"modality": modality, "was": "given" if bool(known.conditioning_mask.all()) else "kept in part"}
 
 
 def prompt_warnings(loaded: LoadedRun, prompts: list[str]) -> list[str]:

@@ -171,7 +171,7 @@ def _stream(name: str, found: Found, fit: Machine, condition: Condition, share: 
         place.append(f"caption_fields: [{', '.join(found.caption_fields)}]")
     lines = [f"  {name}:                        # {describe(name, found)}"]
     if share is not None:
-        lines.append(f"    share: {share:.2f}                 # of the steps")
+        lines.append(f"    weight: {share:.2f}                 # of the steps")
     lines += [f"    batch: {batch_size(name, found, fit)}", "    data:", *(f"      {line}" for line in place)]
     if condition.captions.get(name):
         reason = " # for those without one" if "caption_default" in condition.captions[name] else ""
@@ -181,15 +181,15 @@ def _stream(name: str, found: Found, fit: Machine, condition: Condition, share: 
             "      split: train              # a part is held out, by a hash of the names",
             f"      holdout: {held:g}",
         ]
-        lines.append("    heldout: {split: test}      # for `selfflow evaluate`")
-    elif found.heldout is not None:
-        lines += ["    heldout:", f"      path: {json.dumps(found.heldout.path, ensure_ascii=False)}"]
+        lines.append("    val: {split: test}      # for `selfflow evaluate`")
+    elif found.val is not None:
+        lines += ["    val:", f"      path: {json.dumps(found.val.path, ensure_ascii=False)}"]
     else:
-        lines.append("    # heldout: {path: FOLDER}   # too few records to hold some out; name others to evaluate on")
-    guidance = "" if condition.kind == "none" else ", guidance: 3.0"
+        lines.append("    # val: {path: FOLDER}   # too few records to hold some out; name others to evaluate on")
+    guidance = "" if condition.kind == "none" else ", cfg_scale: 3.0"
     media, times = {"image": _image, "video": _video, "audio": _audio}[name](found, fit)
     lines += [f"    {line}" for line in media]
-    lines += [f"    time: {{kind: logit_normal{times}}}", f"    sampling: {{steps: 50{guidance}{times}}}"]
+    lines += [f"    timestep: {{kind: logit_normal{times}}}", f"    sampling: {{steps: 50{guidance}{times}}}"]
     return lines
 
 

@@ -26,7 +26,7 @@ PROBED = {"image": 64, "video": 16, "audio": 32}  # files whose size is looked a
 CAPTIONED = 512  # records whose captions are
 FEWEST = 20  # records from which on some are held out
 HELD_OUT = 2000  # records that are enough of these
-TRAINING, TESTING = ("train", "training"), ("val", "valid", "validation", "test", "heldout", "held-out", "held_out")
+TRAINING, TESTING = ("train", "training"), ("val", "valid", "validation", "test", "val", "held-out", "held_out")
 CAPTIONED_ENOUGH = 0.5  # share of records from which on captions are the condition
 MISSING = "(no caption)"
 # Fields and columns that hold captions, or classes, in published data sets; the first that is there is taken.
@@ -60,14 +60,14 @@ class Found:
 
     Attributes:
         data: reads all of its records, without captions.
-        heldout: records of a folder of their own, or None.
+        val: records of a folder of their own, or None.
         captioned: share of the records that were looked at with a caption, in `caption_fields`; `captions` are their
             lengths, and `words` how many different ones there are.
         bad, probed: files that could not be opened, of those whose size was looked at.
     """
 
     data: SourceConfig
-    heldout: SourceConfig | None
+    val: SourceConfig | None
     records: int
     classes: list[str]
     captioned: float
@@ -94,7 +94,7 @@ def look_at(path: Path, only: Iterable[str] = ()) -> Look:
     result, failed = Look(), []
     wanted = tuple(only) or tuple(SUFFIXES)
     for modality in wanted:
-        for data, heldout in candidates(path, modality, result.notes):
+        for data, val in candidates(path, modality, result.notes):
             try:
                 source = build_source(data, modality, Path.cwd())
                 if modality in result.found:
@@ -103,7 +103,7 @@ def look_at(path: Path, only: Iterable[str] = ()) -> Look:
                         f"{modality} {kind}: not read beside what was found before; `selfflow init` them"
                     )
                     continue
-                result.found[modality] = _look(data, heldout, modality, source)
+                result.found[modality] = _look(data, val, modality, source)
             except (ConfigError, DataError) as error:
                 failed.append(f"{modality}: {str(error).splitlines()[0]}")
                 if _holds_some(path, modality):
@@ -169,13 +169,13 @@ def media_columns(path: Path, modality: str) -> list[str]:
     return fitting[:1]
 
 
-def _look(data: SourceConfig, heldout: SourceConfig | None, modality: str, source: Source) -> Found:
+def _look(data: SourceConfig, val: SourceConfig | None, modality: str, source: Source) -> Found:
     files, bad, probed = probe(source, modality)
-    if heldout is not None:
+    if val is not None:
         try:
-            build_source(heldout, modality, Path.cwd())
+            build_source(val, modality, Path.cwd())
         except (ConfigError, DataError):
-            heldout = None
+            val = None
     lengths, share, words, fields = None, 0.0, 0, CAPTION_FIELDS[0]
     for tried in CAPTION_FIELDS:
         found = captions_of(replace(data, caption_fields=tried), modality)
@@ -188,7 +188,7 @@ def _look(data: SourceConfig, heldout: SourceConfig | None, modality: str, sourc
         data, classes = with_classes(data, source, modality)
     return Found(
         data=data,
-        heldout=heldout,
+        val=val,
         records=len(source),
         classes=classes,
         captioned=share,
@@ -283,7 +283,7 @@ def measure(record: Record, modality: str) -> dict[str, float]:
 
 def held_out(found: Found, modality: str) -> float:
     """The share to hold out, 0 where there are too few records or one side would be empty."""
-    if found.heldout is not None or found.records < FEWEST:
+    if found.val is not None or found.records < FEWEST:
         return 0.0
     share = round(min(0.1, HELD_OUT / found.records), 6)
     for split in ("train", "test"):

@@ -79,10 +79,10 @@ def misfit_settings(state: Mapping[str, Tensor], config: SiTConfig) -> list[str]
         found = infer_sit_config(state, heads=config.shape().heads, patch=config.patch)
     except CheckpointError:
         return []
-    seen, given = found.shape()._asdict(), config.shape()._asdict()
+    seen, chosen = found.shape()._asdict(), config.shape()._asdict()
     for name in ("grid", "channels", "num_classes", "mlp_ratio", "learn_sigma"):
-        seen[name], given[name] = getattr(found, name), getattr(config, name)
-    return [f"{name} {given[name]}, the file has {seen[name]}" for name in given if seen[name] != given[name]]
+        seen[name], chosen[name] = getattr(found, name), getattr(config, name)
+    return [f"{name} {chosen[name]}, the file has {seen[name]}" for name in chosen if seen[name] != chosen[name]]
 
 
 def load_sit(

@@ -25,7 +25,7 @@ from modalities.data.sources.webdataset import WebdatasetSource
 from modalities.latents.format import Manifest, stored_manifests
 from modalities.latents.source import LatentsSource
 from modalities.synthetic.audiovisual import AudiovisualSource
-from modalities.synthetic.draw import EmbeddedSource
+from modalities.synthetic.draw import SyntheticSource
 
 
 @dataclass
@@ -33,7 +33,7 @@ class SourceConfig:
     """Where the records of one modality come from.
 
     Attributes:
-        kind: embedded (drawn in code), folder (media files), parquet, webdataset (tars), latents (what `selfflow
+        kind: synthetic (drawn in code), folder (media files), parquet, webdataset (tars), latents (what `selfflow
             encode` stored), mds (shards of mosaicml-streaming), or concat (of `parts`).
         path: of the folder, of the Parquet files, or of the tars; a folder of such files; wildcards are allowed
             (`shards/*.tar`). Relative to the configuration file. latents, mds: one folder, or the URL of one,
@@ -64,11 +64,11 @@ class SourceConfig:
         holdout: share held out for test, by a hash of the record's key or of `holdout_key`.
         holdout_key: field whose equal values stay on one side; "" is the record's key.
         repeat: how often an epoch holds each record, so that a small part of a concat is seen more often.
-        size, count, seed, frames, rate, seconds, octave: of embedded data, see EmbeddedSource.
+        size, count, seed, frames, rate, seconds, octave: of synthetic data, see SyntheticSource.
         parts: concat: name -> source; the name is put before the keys.
     """
 
-    kind: str = "embedded"
+    kind: str = "synthetic"
     path: str = ""
     cache: str = ""
     cache_limit: str = ""
@@ -167,7 +167,7 @@ def _size_problems(limit: str) -> list[str]:
 _CAPTIONS = {"captions", "caption_fields", "caption", "caption_default"}
 _SELECTION = {"where", "split", "holdout", "holdout_key"}
 _READS: dict[str, set[str]] = {
-    "embedded": {"size", "count", "seed", "frames", "rate", "seconds", "octave"},
+    "synthetic": {"size", "count", "seed", "frames", "rate", "seconds", "octave"},
     "folder": {"path", "label_field", "caption_lines", *_CAPTIONS, *_SELECTION},
     "parquet": {"path", "media_field", "label_field", "shuffle_blocks", *_CAPTIONS, *_SELECTION},
     "webdataset": {"path", "members", "label_field", "shuffle_blocks", "caption_lines", *_CAPTIONS, *_SELECTION},
@@ -276,16 +276,16 @@ def _selection(config: SourceConfig) -> Selection:
     return Selection(dict(config.where), config.split, config.holdout, config.holdout_key)
 
 
-def _embedded(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> Source:
+def _synthetic(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> Source:
     if set(modalities) == {"video", "audio"}:
         rate = {} if config.rate is None else {"fps": config.rate}
         return AudiovisualSource(config.size, config.seed, config.count, config.frames, **rate)
     if len(modalities) > 1:
         raise ConfigError(
-            f"kind: 'embedded' draws one of {', '.join(SUFFIXES)}, or a video with its audio; "
+            f"kind: 'synthetic' draws one of {', '.join(SUFFIXES)}, or a video with its audio; "
             f"not {' with '.join(modalities)}"
         )
-    return EmbeddedSource(
+    return SyntheticSource(
         modalities[0], config.size, config.seed, config.count, config.frames, config.rate, config.seconds, config.octave
     )
 
@@ -355,7 +355,7 @@ def _concat(config: SourceConfig, modalities: tuple[str, ...], root: Path) -> So
 
 
 _BUILD: dict[str, Callable[[SourceConfig, tuple[str, ...], Path], Source]] = {
-    "embedded": _embedded,
+    "synthetic": _synthetic,
     "folder": _folder,
     "parquet": _parquet,
     "webdataset": _webdataset,

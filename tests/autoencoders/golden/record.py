@@ -7,8 +7,8 @@
 
 CHECKOUT is a clone. Written are KIND.json (names and shapes of the tensors: of the published network, and of a narrow
 one; the commit) and KIND.safetensors, what the narrow one does with the weights of `tests/autoencoders/recipe.py` in
-float64: `whitened` latents and the deviation `std` of the posterior of the input `media`, and `decoded` from the
-whitened latents `white`, both as maps.
+float64: `normalized` latents and the deviation `std` of the posterior of the input `media`, and `decoded` from the
+normalized latents `white`, both as maps.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _flux2(checkout: Path):
         media, white = uniform("media", (1, 3, 48, 32)).double(), uniform("white", (1, 128, 3, 2)).double()
         std = (network.encoder(media).chunk(2, dim=1)[1] / 2).exp()
         std = rearrange(std, "... c (i pi) (j pj)  -> ... (c pi pj) i j", pi=2, pj=2)
-        return {"whitened": network.encode(media), "std": std, "decoded": network.decode(white)}
+        return {"normalized": network.encode(media), "std": std, "decoded": network.decode(white)}
 
     narrow = code.AutoEncoderParams(ch=32, ch_mult=[1, 1, 2, 2], num_res_blocks=1)
     return lambda: code.AutoEncoder(code.AutoEncoderParams()), lambda: code.AutoEncoder(narrow), run
@@ -67,7 +67,7 @@ def _wan22(checkout: Path):
         moments = []
         network.conv1.register_forward_hook(lambda module, given, result: moments.append(result))
         return {
-            "whitened": network.encode(media, scale),
+            "normalized": network.encode(media, scale),
             "std": (moments[0].chunk(2, dim=1)[1] / 2).exp(),
             "decoded": network.decode(white, scale).clamp(-1, 1),  # as Wan2_2_VAE.decode
         }
@@ -93,7 +93,7 @@ def _sd_vae(checkout: Path):
         media, white = uniform("media", (1, 3, 48, 32)).double(), uniform("white", (1, 4, 6, 4)).double()
         posterior = DiagonalGaussianDistribution(network.quant_conv(network.encoder(media)))
         return {
-            "whitened": posterior.mode() * 0.18215,
+            "normalized": posterior.mode() * 0.18215,
             "std": posterior.std,
             "decoded": network.decoder(network.post_quant_conv(white / 0.18215)),
         }

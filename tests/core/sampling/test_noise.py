@@ -28,9 +28,11 @@ def test_padding_is_0_and_changes_no_other_number():
 
 
 def test_given_tokens_have_a_level_of_their_own():
-    given = torch.tensor([[True, False, False], [False, False, True]])
+    conditioning_mask = torch.tensor([[True, False, False], [False, False, True]])
     keys = ["a", "b"]
-    batch = joined(keys, segment(keys, tokens=3, given=given), segment(keys, "action", tokens=2))
+    batch = joined(
+        keys, segment(keys, tokens=3, conditioning_mask=conditioning_mask), segment(keys, "action", tokens=2)
+    )
     levels = one_level(batch, 0.75, 0.125, torch.float64)
     assert levels.values.dtype == torch.float64
     assert levels.per_token(5).tolist() == [[0.125, 0.75, 0.75, 0.75, 0.75], [0.75, 0.75, 0.125, 0.75, 0.75]]

@@ -77,8 +77,8 @@ def test_trajectories_are_those_of_torchdiffeq(name):
     field = gaussian(MEAN, DEVIATION)
     x = torch.randn(3, 5, 2, generator=generator(0), dtype=torch.float64)
     ours = on_grid(STEPS[name]) if name in STEPS else dopri5(1e-6, 1e-3, land=False)
-    times = [1 - i / 8 for i in range(9)]
-    states = ours(lambda y, t: (field(y[0], torch.tensor(t, dtype=torch.float64), None),), (x,), times, no_draws)
+    timesteps = [1 - i / 8 for i in range(9)]
+    states = ours(lambda y, t: (field(y[0], torch.tensor(t, dtype=torch.float64), None),), (x,), timesteps, no_draws)
     theirs = torchdiffeq.odeint(
         lambda t, y: -field(y, 1 - t, None), x, torch.linspace(0, 1, 9).double(), method=name, atol=1e-6, rtol=1e-3
     )
@@ -103,7 +103,7 @@ def test_guidance_goes_on_past_the_data():
     pytest.importorskip("torchdiffeq")
     trunk = Field(gaussian(MEAN, DEVIATION))
     noise = torch.randn(1, 4, 2, generator=generator(0), dtype=torch.float64)
-    config = SamplerConfig("dopri5", 1, guidance=2.0, land_on_end=False)
+    config = SamplerConfig("dopri5", 1, cfg_scale=2.0, land_on_end=False)
     sample(trunk, batch_of(1, 4, 2), (noise,), config)
     below = [len(noisy[0]) for noisy, levels, _ in trunk.calls if levels.values[0, 0] < 0]
     assert below
@@ -114,7 +114,7 @@ def test_guidance_interval_under_dopri5():
     """Guided inside, not outside: the solution of the two linear ODEs in turn."""
     pytest.importorskip("torchdiffeq")
     trunk = Field(lambda x, t, dropped: torch.where(dropped, 1.0, 3.0) * torch.ones_like(x))
-    config = SamplerConfig("dopri5", 1, guidance=2.0, guidance_low=0.3, guidance_high=0.7, atol=1e-9, rtol=1e-9)
+    config = SamplerConfig("dopri5", 1, cfg_scale=2.0, cfg_interval=[0.3, 0.7], atol=1e-9, rtol=1e-9)
     (final,) = sample(trunk, batch_of(1, 2, 2), (torch.zeros(1, 2, 2, dtype=torch.float64),), config)
     torch.testing.assert_close(final, torch.full_like(final, -(0.6 * 3 + 0.4 * 5)), atol=1e-6, rtol=0)
     doubled = [float(levels.values[0, 0]) for noisy, levels, _ in trunk.calls if len(noisy[0]) == 2]
@@ -132,26 +132,26 @@ def test_dopri5_sees_free_tokens_only():
     plain = batch_of(2, 3, 2).segments[0]
     wider = torch.cat([noise, torch.zeros(2, 4, 2, dtype=torch.float64)], dim=1)  # fields act on each token alone
     mask = torch.tensor([False] * 3 + [True] * 4).expand(2, -1)
-    for name, value in (("given", mask), ("valid", ~mask)):
+    for name, value in (("conditioning_mask", mask), ("valid", ~mask)):
         x0 = torch.full((2, 7, 2), 0.25, dtype=torch.float64)
         segment = Segment("image", x0, torch.zeros(1, 7, 3, dtype=torch.long), **{name: value})
         batch = TokenBatch((segment,), batch_of(2, 3, 2).context, ("0", "1"))
         (final,) = sample(field, batch, (wider,), SamplerConfig("dopri5", 1))
         assert torch.equal(final[:, :3], alone)
-        if name == "given":
+        if name == "conditioning_mask":
             assert torch.equal(final[:, 3:], x0[:, 3:])
     one = TokenBatch((Segment("image", plain.x0[:1], plain.ids),), batch_of(1, 3, 2).context, ("0",))
     first = sample(field, one, (noise[:1],), SamplerConfig("dopri5", 1))[0]
     assert torch.equal(first, alone[:1])
-    together = sample(field, batch_of(2, 3, 2), (noise,), SamplerConfig("dopri5", 1, exact=False))[0]
+    together = sample(field, batch_of(2, 3, 2), (noise,), SamplerConfig("dopri5", 1, batch_invariant=False))[0]
     assert not torch.equal(together, alone)
     torch.testing.assert_close(together, alone, atol=0.02, rtol=0)
 
 
 def test_dopri5_with_nothing_to_integrate():
     pytest.importorskip("torchdiffeq")
-    given = torch.ones(2, 3, dtype=torch.bool)
-    batch, seen = batch_of(2, 3, 2, given=given), []
+    conditioning_mask = torch.ones(2, 3, dtype=torch.bool)
+    batch, seen = batch_of(2, 3, 2, conditioning_mask=conditioning_mask), []
     progress = lambda step, state: seen.append(step)  # noqa: E731
     (final,) = sample(
         Field(gaussian(0, 1)), batch, (torch.ones(2, 3, 2),), SamplerConfig("dopri5", 3), 0, None, progress

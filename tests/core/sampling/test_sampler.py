@@ -50,8 +50,8 @@ def test_time_grids():
     assert time_grid(2, shift=3.0, end=0.5) == pytest.approx([1.0, 0.9, 0.75])  # ends before the shift
     begun = time_grid(5, shift=3.0, last_step=0.04, start=0.5)
     assert (begun[0], begun[-2], begun[-1]) == (pytest.approx(0.75), pytest.approx(0.04), 0.0)
-    assert SamplerConfig("sde", 8, last_step_size=0.1).times() == time_grid(8, last_step=0.1)
-    assert SamplerConfig("sde", 8, last_step="none").times() == time_grid(8)
+    assert SamplerConfig("sde", 8, last_step_size=0.1).timesteps() == time_grid(8, last_step=0.1)
+    assert SamplerConfig("sde", 8, last_step="none").timesteps() == time_grid(8)
     assert time_grid(50)[15] == 0.7  # exactly, so that an interval up to 0.7 includes it
 
 
@@ -63,17 +63,17 @@ def test_both_ends_of_every_grid_are_exact(steps):
     """alpha / (1 + (alpha - 1)) is 1.0000000000000002 for some alpha, and then guidance up to 1 was skipped there."""
     for shift in SHIFTS:
         for start, end in ((1.0, 0.0), (1.0, 0.001), (0.999, 0.0), (0.93, 0.07)):
-            times = time_grid(steps, shift, start=start, end=end)
-            assert len(times) == steps + 1
-            assert all(a > b for a, b in pairwise(times))
-            assert (times[0] == 1.0) == (start == 1.0)
-            assert (times[-1] == 0.0) == (end == 0.0)
+            timesteps = time_grid(steps, shift, start=start, end=end)
+            assert len(timesteps) == steps + 1
+            assert all(a > b for a, b in pairwise(timesteps))
+            assert (timesteps[0] == 1.0) == (start == 1.0)
+            assert (timesteps[-1] == 0.0) == (end == 0.0)
             if shift == 1:
-                assert (times[0], times[-1]) == (start, end)
+                assert (timesteps[0], timesteps[-1]) == (start, end)
             for last_step in (0.04, 0.07, 0.31):
-                if last_step < times[0]:
+                if last_step < timesteps[0]:
                     random = time_grid(steps + 1, shift, last_step, start)
-                    assert (random[0], random[-2], random[-1]) == (times[0], last_step, 0.0)
+                    assert (random[0], random[-2], random[-1]) == (timesteps[0], last_step, 0.0)
                     assert all(a > b for a, b in pairwise(random))
 
 
@@ -86,7 +86,7 @@ def test_guidance_reaches_both_ends(solver):
 
     def guided(shift, low, high):
         trunk = Field(lambda x, t, dropped: x - 0.3)
-        config = SamplerConfig(solver, 4, shift, 2.0, low, high, exact=False)
+        config = SamplerConfig(solver, 4, shift, 2.0, low, high, batch_invariant=False)
         sample(trunk, batch, initial_noise(0, batch), config)
         return [(float(levels.values[0, 0]), len(noisy[0]) == 4) for noisy, levels, _ in trunk.calls]
 
@@ -101,7 +101,7 @@ def test_guidance_reaches_both_ends(solver):
 def test_guidance_acts_only_inside_its_interval():
     """Outside, the null half costs nothing; inside, both halves share one call, null first."""
     trunk = Field(lambda x, t, dropped: torch.where(dropped, 1.0, 3.0) * torch.ones_like(x))
-    config = SamplerConfig("euler", 10, guidance=2.0, guidance_low=0.3, guidance_high=0.7)
+    config = SamplerConfig("euler", 10, cfg_scale=2.0, cfg_interval=[0.3, 0.7])
     noise = torch.zeros(3, 2, 2, dtype=torch.float64)
     (final,) = sample(trunk, batch_of(3, 2, 2), (noise,), config)
     exact_calls = [len(noisy[0]) for noisy, _, _ in trunk.calls]
@@ -110,7 +110,7 @@ def test_guidance_acts_only_inside_its_interval():
     torch.testing.assert_close(final, torch.full_like(final, -(5 * 3.0 + 5 * (1 + 2 * (3.0 - 1)))) / 10)
 
     trunk.calls.clear()
-    (together,) = sample(trunk, batch_of(3, 2, 2), (noise,), replace(config, exact=False))
+    (together,) = sample(trunk, batch_of(3, 2, 2), (noise,), replace(config, batch_invariant=False))
     assert [len(noisy[0]) for noisy, _, _ in trunk.calls] == [3, 3, 3, 6, 6, 6, 6, 6, 3, 3]
     doubled = trunk.calls[4][2]
     assert doubled.context.dropped.tolist() == [True] * 3 + [False] * 3
@@ -124,43 +124,48 @@ def test_guidance_acts_only_inside_its_interval():
 def test_evaluations_per_step_and_no_null_half_without_guidance(solver, evaluations):
     trunk = Field(gaussian(0.0, 1.0))
     batch = batch_of(2, 3, 2)
-    sample(trunk, batch, initial_noise(0, batch), SamplerConfig(solver, 6, exact=False))
+    sample(trunk, batch, initial_noise(0, batch), SamplerConfig(solver, 6, batch_invariant=False))
     assert [len(noisy[0]) for noisy, _, _ in trunk.calls] == [2] * evaluations
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("given_level", [0.0, 0.2])
-def test_given_tokens_stay_and_are_seen_at_their_level(solver, given_level):
+@pytest.mark.parametrize("conditioning_noise", [0.0, 0.2])
+def test_given_tokens_stay_and_are_seen_at_their_level(solver, conditioning_noise):
     draw = generator(1)
-    given = torch.tensor([[True, False, False], [False, True, True]])
-    image = Segment("image", torch.randn(2, 3, 4, generator=draw), torch.zeros(1, 3, 3, dtype=torch.long), given=given)
+    conditioning_mask = torch.tensor([[True, False, False], [False, True, True]])
+    image = Segment(
+        "image",
+        torch.randn(2, 3, 4, generator=draw),
+        torch.zeros(1, 3, 3, dtype=torch.long),
+        conditioning_mask=conditioning_mask,
+    )
     action = Segment("action", torch.zeros(2, 2, 5), torch.zeros(1, 2, 3, dtype=torch.long))
     batch = TokenBatch((image, action), Context(torch.zeros(2, dtype=torch.bool)), ("a", "b"))
     noise = initial_noise(0, batch)
     if SOLVERS[solver].adaptive:
         pytest.importorskip("torchdiffeq")
     trunk = Field(lambda x, t, dropped: x - 0.3)
-    config = SamplerConfig(solver, 4, given_level=given_level, guidance=2.0, exact=False)
+    config = SamplerConfig(solver, 4, conditioning_noise=conditioning_noise, cfg_scale=2.0, batch_invariant=False)
     pictures, actions = sample(trunk, batch, noise, config)
 
-    assert torch.equal(pictures[given], image.x0[given])
-    assert (pictures[~given] != noise[0][~given]).all()
+    assert torch.equal(pictures[conditioning_mask], image.x0[conditioning_mask])
+    assert (pictures[~conditioning_mask] != noise[0][~conditioning_mask]).all()
     assert (actions != noise[1]).all()
-    held = image.x0 + (noise[0] - image.x0) * given_level
+    held = image.x0 + (noise[0] - image.x0) * conditioning_noise
     for noisy, levels, _ in trunk.calls:
         seen = noisy[0].chunk(2)[1]
-        torch.testing.assert_close(seen[given], held[given], atol=1e-6, rtol=0)
-        times = levels.per_token(5).chunk(2)[1]
+        torch.testing.assert_close(seen[conditioning_mask], held[conditioning_mask], atol=1e-6, rtol=0)
+        timesteps = levels.per_token(5).chunk(2)[1]
         assert levels.values.shape == (4, 2)
-        assert torch.equal(times[:, :3][given], torch.full((3,), given_level))
-        free = torch.cat([times[:, :3][~given], times[:, 3:].flatten()])
+        assert torch.equal(timesteps[:, :3][conditioning_mask], torch.full((3,), conditioning_noise))
+        free = torch.cat([timesteps[:, :3][~conditioning_mask], timesteps[:, 3:].flatten()])
         assert (free == levels.values[0, 0]).all()
 
 
 def test_without_given_tokens_there_is_one_level():
     trunk = Field(gaussian(0.0, 1.0))
     batch = batch_of(2, 3, 2, dtype=torch.float32)
-    sample(trunk, batch, initial_noise(0, batch), SamplerConfig("euler", 2, exact=False))
+    sample(trunk, batch, initial_noise(0, batch), SamplerConfig("euler", 2, batch_invariant=False))
     assert all(levels.index is None and levels.values.shape == (2, 1) for _, levels, _ in trunk.calls)
 
 
@@ -194,13 +199,13 @@ def test_draws_belong_to_a_sample_and_a_purpose():
 
 def test_errors():
     batch = batch_of(2, 3, 2)
-    bad = SamplerConfig(solver="heunn", steps=0, shift=0.0, guidance=-1.0, guidance_low=0.9, guidance_high=0.7)
+    bad = SamplerConfig(solver="heunn", steps=0, shift=0.0, cfg_scale=-1.0, cfg_interval=[0.9, 0.7])
     with pytest.raises(ConfigError) as error:
         sample(Field(gaussian(0.0, 1.0)), batch, initial_noise(0, batch), bad)
     assert len(error.value.problems) == 5
     assert "Did you mean: 'heun'" in str(error.value)
     assert SamplerConfig(solver="sde", steps=1).problems()
-    assert SamplerConfig(given_level=1.0).problems()
+    assert SamplerConfig(conditioning_noise=1.0).problems()
     with pytest.raises(ShapeError, match="noise"):
         sample(Field(gaussian(0.0, 1.0)), batch, (torch.zeros(2, 3, 5),), SamplerConfig())
     with pytest.raises(ShapeError, match="keys"):
@@ -232,8 +237,8 @@ def test_errors():
         ({"solver": "sde_heun", "last_step": "none"}, "end: 0.0 must be above 0"),
         ({"solver": "sde", "steps": 1}, "steps: 1 must be at least 2"),
         ({"steps": 10**9}, "steps: 1000000000 must be at most 100,000"),
-        ({"guidance": -2.0}, "guidance: -2.0 must not be negative"),
-        ({"guidance": 1e30}, "guidance: 1e+30 must be at most 1000"),
+        ({"cfg_scale": -2.0}, "cfg_scale: -2.0 must not be negative"),
+        ({"cfg_scale": 1e30}, "cfg_scale: 1e+30 must be at most 1000"),
         ({"solver": "sde", "diffusion_norm": 1e30}, "diffusion_norm: 1e+30 must be at most 1000"),
         ({"shift": 1e30}, "shift: 1e+30 puts several of the 50 steps at one time"),
         ({"start": 1e-320, "steps": 50_000}, "shift: 1.0 puts several"),
@@ -279,47 +284,51 @@ def random_sit(depth, seed=0):
     return trunk
 
 
-def class_batch(first, count, given):
+def class_batch(first, count, conditioning_mask):
     """Samples first..first + count - 1 of one long list, 25 tokens each."""
     keys = [f"image/{i}" for i in range(first, first + count)]
     ids = torch.tensor([[[0, i // 5, i % 5] for i in range(25)]])
     x0 = torch.stack([torch.randn(25, 16, generator=generator("x0", key)) for key in keys])
-    mask = torch.stack([torch.rand(25, generator=generator("given", key)) < 0.3 for key in keys]) if given else None
+    mask = (
+        torch.stack([torch.rand(25, generator=generator("given", key)) < 0.3 for key in keys])
+        if conditioning_mask
+        else None
+    )
     label = torch.arange(first, first + count) % 10
-    segment = Segment("image", x0, ids, given=mask)
+    segment = Segment("image", x0, ids, conditioning_mask=mask)
     return TokenBatch((segment,), Context(torch.zeros(count, dtype=torch.bool), label), tuple(keys))
 
 
-def sampled(trunk, batch_size, config, given):
+def sampled(trunk, batch_size, config, conditioning_mask):
     """Eight samples, `batch_size` at a time."""
     parts = []
     for first in range(0, 8, batch_size):
-        batch = class_batch(first, min(batch_size, 8 - first), given)
+        batch = class_batch(first, min(batch_size, 8 - first), conditioning_mask)
         parts.append(sample(trunk, batch, initial_noise(5, batch), config, seed=5)[0])
     return torch.cat(parts)
 
 
 @pytest.mark.parametrize(
-    ("config", "given", "threads", "depth"),
+    ("config", "conditioning_mask", "threads", "depth"),
     [
-        (SamplerConfig("euler", 5, guidance=3.0, guidance_high=0.7), False, 1, 3),
+        (SamplerConfig("euler", 5, cfg_scale=3.0, cfg_interval=[0.0, 0.7]), False, 1, 3),
         (SamplerConfig("heun", 3), True, 1, 3),
         (SamplerConfig("rk4", 2), True, 1, 3),
-        (SamplerConfig("dopri5", 2, guidance=2.0), True, 1, 2),
-        (SamplerConfig("sde", 5, guidance=2.0), True, 1, 3),
+        (SamplerConfig("dopri5", 2, cfg_scale=2.0), True, 1, 2),
+        (SamplerConfig("sde", 5, cfg_scale=2.0), True, 1, 3),
         (SamplerConfig("sde_heun", 3, diffusion_form="constant"), False, 1, 3),
         (SamplerConfig("euler", 1), False, 2, 1),
     ],
 )
-def test_same_seed_same_bytes_for_any_batch_size(config, given, threads, depth):
+def test_same_seed_same_bytes_for_any_batch_size(config, conditioning_mask, threads, depth):
     """Measured with exact off: 1, 3 and 8 differ by up to 3.7e-6 (values up to 5.2), whatever the threads."""
     if SOLVERS[config.solver].adaptive:
         pytest.importorskip("torchdiffeq")
     trunk, before = random_sit(depth), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        one, three, eight = (sampled(trunk, size, config, given) for size in (1, 3, 8))
-        loose = sampled(trunk, 8, replace(config, exact=False), given)
+        one, three, eight = (sampled(trunk, size, config, conditioning_mask) for size in (1, 3, 8))
+        loose = sampled(trunk, 8, replace(config, batch_invariant=False), conditioning_mask)
     finally:
         torch.set_num_threads(before)
     assert one.numpy().tobytes() == three.numpy().tobytes() == eight.numpy().tobytes()
@@ -331,7 +340,7 @@ def test_another_context_in_place_of_the_null_condition(solver):
     """v_n + s (v_c - v_n), with v_n that of another class, for batches of any size."""
     if SOLVERS[solver].adaptive:
         pytest.importorskip("torchdiffeq")
-    trunk, config = random_sit(2), SamplerConfig(solver, 3, guidance=2.5)
+    trunk, config = random_sit(2), SamplerConfig(solver, 3, cfg_scale=2.5)
 
     def made(size, null_class):
         parts = []
@@ -354,14 +363,14 @@ def test_another_context_in_place_of_the_null_condition(solver):
             null, condition = (trunk(noisy, levels, b).velocity[0] for b in (other, batch))
             return TrunkOutput((null + 2.5 * (condition - null),))
 
-    (expected,) = sample(ByHand(), batch, noise, replace(config, guidance=1.0), seed=5)
+    (expected,) = sample(ByHand(), batch, noise, replace(config, cfg_scale=1.0), seed=5)
     torch.testing.assert_close(seven, expected, atol=0.05 if SOLVERS[solver].adaptive else 1e-4, rtol=0)
 
 
 def test_a_null_context_of_another_size_or_kind_is_refused():
     batch = class_batch(0, 2, False)
     dropped = torch.zeros(2, dtype=torch.bool)
-    config = SamplerConfig("euler", 1, guidance=2.0, exact=False)
+    config = SamplerConfig("euler", 1, cfg_scale=2.0, batch_invariant=False)
     for null, problem in (
         (Context(dropped[:1], torch.zeros(1, dtype=torch.long)), "null: 1 contexts for 2 samples"),
         (Context(dropped), "Context.label: of two contexts that are to be joined, one has it"),
@@ -378,11 +387,11 @@ def test_bytes_depend_on_batch_size_without_exact():
         return x * (1 + neighbours)
 
     finals = {}
-    for exact in (True, False):
+    for batch_invariant in (True, False):
         for size in (1, 8):
             batch = class_batch(0, size, False)
             noise = initial_noise(5, batch)
-            (final,) = sample(Field(velocity), batch, noise, SamplerConfig(steps=3, exact=exact))
-            finals[exact, size] = final[:1]
+            (final,) = sample(Field(velocity), batch, noise, SamplerConfig(steps=3, batch_invariant=batch_invariant))
+            finals[batch_invariant, size] = final[:1]
     assert torch.equal(finals[True, 1], finals[True, 8])
     assert not torch.equal(finals[False, 1], finals[False, 8])

@@ -22,7 +22,7 @@ def test_every_form_arrives_at_the_data(form, start, solver):
     """
     batch = batch_of(8, 64, 64)
     noise = (initial_noise(3, batch)[0].double(),)
-    config = SamplerConfig(solver, 100, start=start, diffusion_form=form, last_step="tweedie", exact=False)
+    config = SamplerConfig(solver, 100, start=start, diffusion_form=form, last_step="tweedie", batch_invariant=False)
     (final,) = sample(Field(gaussian(MEAN, DEVIATION)), batch, noise, config, seed=3)
     assert float(final.mean()) == pytest.approx(MEAN, abs=0.01)
     assert float(final.std()) == pytest.approx(DEVIATION, abs=0.015)
@@ -36,7 +36,7 @@ def test_the_noise_of_a_step(form, start, solver):
     expected_noise = Field(lambda x, t, dropped: -x / (1 - t).clamp_min(1e-6))  # its E[x1 | x] = x + (1 - t) v is 0
     seen = []
     config = SamplerConfig(
-        solver, 3, start=0.9, end=0.6, diffusion_form=form, diffusion_norm=0.8, last_step="none", exact=False
+        solver, 3, start=0.9, end=0.6, diffusion_form=form, diffusion_norm=0.8, last_step="none", batch_invariant=False
     )
     increments = {}
 
@@ -46,7 +46,7 @@ def test_the_noise_of_a_step(form, start, solver):
 
     zero = (torch.zeros(4, 64, 64, dtype=torch.float64),)
     sample(expected_noise, batch, zero, config, increments=record, progress=lambda step, x: seen.append(x[0]))
-    t, after = config.times()[:2]
+    t, after = config.timesteps()[:2]
     d = diffusion(form, 0.8)(t)
     scale = 1.0  # of the noise: what the drift v = -x / (1 - t) makes of it within the step
     if solver == "sde_heun":
@@ -93,7 +93,7 @@ def test_without_a_last_step_the_noise_stays():
     """The state at `end` has the marginal of that time."""
     batch = batch_of(8, 64, 64)
     noise = (initial_noise(1, batch)[0].double(),)
-    config = SamplerConfig("sde", 100, end=0.2, last_step="none", exact=False)
+    config = SamplerConfig("sde", 100, end=0.2, last_step="none", batch_invariant=False)
     (final,) = sample(Field(gaussian(MEAN, DEVIATION)), batch, noise, config)
     assert float(final.mean()) == pytest.approx(0.8 * MEAN, abs=0.02)
     assert float(final.std()) == pytest.approx(math.hypot(0.8 * DEVIATION, 0.2), abs=0.02)

@@ -25,13 +25,13 @@ def draws(conditions: Conditions, item: Record, count: int = 600) -> list[tuple[
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5])
 def test_the_share_of_dropped_conditions(dropout):
-    dropped = [flag for _, flag in draws(Conditions(ConditionConfig(dropout=dropout), []), record("a cat"))]
+    dropped = [flag for _, flag in draws(Conditions(ConditionConfig(cfg_dropout=dropout), []), record("a cat"))]
     assert abs(np.mean(dropped) - dropout) < 0.06
     assert dropout > 0 or not any(dropped)
 
 
 def test_each_caption_is_drawn_and_independently_of_dropping():
-    found = draws(Conditions(ConditionConfig(dropout=0.5), []), record("a", "b", "c"))
+    found = draws(Conditions(ConditionConfig(cfg_dropout=0.5), []), record("a", "b", "c"))
     texts = [prompt.text for prompt, _ in found]
     assert {text: round(texts.count(text) / len(texts), 1) for text in "abc"} == {"a": 0.3, "b": 0.3, "c": 0.3}
     kept = [prompt.text for prompt, flag in found if not flag]
@@ -39,7 +39,7 @@ def test_each_caption_is_drawn_and_independently_of_dropping():
 
 
 def test_the_draw_is_a_function_of_the_generator():
-    conditions = Conditions(ConditionConfig(dropout=0.5), [])
+    conditions = Conditions(ConditionConfig(cfg_dropout=0.5), [])
     assert draws(conditions, record("a", "b"), 50) == draws(conditions, record("a", "b"), 50)
 
 
@@ -67,7 +67,7 @@ def test_what_a_record_lacks_is_named():
 
 
 def test_a_chosen_caption_takes_the_place_of_a_random_one():
-    conditions, several = Conditions(ConditionConfig(dropout=0.5), []), record("bb", "dddd", "a", "ccc", "eeee")
+    conditions, several = Conditions(ConditionConfig(cfg_dropout=0.5), []), record("bb", "dddd", "a", "ccc", "eeee")
     wanted = {"longest": "dddd", "middle": "ccc", "first": "bb"}
     for choice, text in wanted.items():
         found = [conditions.draw(several, generator("test", i), choice) for i in range(50)]
@@ -136,5 +136,5 @@ def test_stored_features_that_do_not_fit_are_named():
 def test_problems_of_the_settings():
     assert ConditionConfig().problems() == []
     assert "not read with kind 'label'" in ConditionConfig(kind="label", encoder=TextEncoderConfig()).problems()[0]
-    found = ConditionConfig(kind="pictures", dropout=1.0, encoder_depth=-1).problems()
-    assert [line.partition(":")[0] for line in found] == ["kind", "dropout", "encoder_depth"]
+    found = ConditionConfig(kind="pictures", cfg_dropout=1.0, encoder_depth=-1).problems()
+    assert [line.partition(":")[0] for line in found] == ["kind", "cfg_dropout", "encoder_depth"]

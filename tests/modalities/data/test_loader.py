@@ -10,28 +10,28 @@ import numpy as np
 import pytest
 import torch
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from core.conditioning import Conditioning
 from core.errors import DataError
 from core.keys import generator
 from core.noising import NoisingConfig
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.training.mixing import ModalityMix
 from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import Record, StoredLatents
 from modalities.conditioning import TextConfig
 from modalities.conditioning.conditions import ConditionConfig, Conditions
 from modalities.data.batches import RawBatch
-from modalities.data.loader import MAX_REPLACEMENTS, StepDataset, StepFeed, measure_whitening
+from modalities.data.loader import MAX_REPLACEMENTS, StepDataset, StepLoader, measure_normalization
 from modalities.data.sources.captions import CaptionRule
 from modalities.data.sources.folder import FolderSource
 from modalities.image import ImageAdapter, ImageConfig
 from modalities.streams import Stream, make_parts
-from modalities.synthetic.draw import EmbeddedSource
+from modalities.synthetic.draw import SyntheticSource
 from modalities.video import VideoAdapter, VideoConfig
 from tests.modalities.making import numbered, picture_bytes, sound_bytes, tone
 
-TEXT = ConditionConfig(dropout=0.5, text=TextConfig(vocabulary=64, max_words=6, rows_per_word=4))
+TEXT = ConditionConfig(cfg_dropout=0.5, text=TextConfig(vocabulary=64, max_words=6, rows_per_word=4))
 SIZES = {"image": 4, "video": 2, "audio": 6}
 
 
@@ -40,20 +40,20 @@ def single(source, adapter, *noising) -> Stream:
     return Stream(source, make_parts({adapter.modality: adapter}), *noising)
 
 
-def measured_of(name: str, one: Stream, **more) -> Whitening:
-    return measure_whitening(name, one, name, 0, **more)
+def measured_of(name: str, one: Stream, **more) -> LatentNormalization:
+    return measure_normalization(name, one, name, 0, **more)
 
 
 def stream(modality: str, count: int = 10, **more) -> Stream:
     if modality == "image":
-        return single(EmbeddedSource("image", 8, 0, count), ImageAdapter(ImageConfig([8, 8])), TimeConfig(), 0.25)
+        return single(SyntheticSource("image", 8, 0, count), ImageAdapter(ImageConfig([8, 8])), TimestepConfig(), 0.25)
     if modality == "audio":
-        source = EmbeddedSource("audio", count=count, seconds=0.3)
-        return single(source, AudioAdapter(AudioConfig(seconds=0.3)), TimeConfig(), 0.5)
+        source = SyntheticSource("audio", count=count, seconds=0.3)
+        return single(source, AudioAdapter(AudioConfig(seconds=0.3)), TimestepConfig(), 0.5)
     adapter = VideoAdapter(VideoConfig([8, 8], frames=3))
-    source = EmbeddedSource("video", 8, 0, count, frames=3)
-    given = Conditioning({"first_frame": (0.5, adapter.given_first_frame())}, 0.2)
-    return single(source, adapter, TimeConfig("logit_normal"), 0.1, given)
+    source = SyntheticSource("video", 8, 0, count, frames=3)
+    conditioning_mask = Conditioning({"first_frame": (0.5, adapter.first_frame_mask())}, 0.2)
+    return single(source, adapter, TimestepConfig("logit_normal"), 0.1, conditioning_mask)
 
 
 def dataset(streams: dict[str, Stream] | None = None, accumulate: int = 1, seed: int = 0, **noising) -> StepDataset:
@@ -75,7 +75,7 @@ def flat(item, path: str = "") -> dict[str, object]:
 
 
 def sequence(data: StepDataset, first: int, last: int, workers: int = 0) -> dict[int, list[dict]]:
-    return {step: [flat(item) for item in items] for step, items in StepFeed(data, workers).steps(first, last)}
+    return {step: [flat(item) for item in items] for step, items in StepLoader(data, workers).steps(first, last)}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -150,13 +150,13 @@ def test_given_tokens_are_clean_enough_uncounted_and_alike_for_both():
     data, seen = dataset({"video": stream("video")}), set()
     for step in range(10):
         item = data[step]
-        given = item.given
-        student = item.student.per_token(given.shape[1])
-        teacher = item.teacher.per_token(given.shape[1])
-        assert torch.equal(student[given], teacher[given])
-        assert (student[given] <= 0.2).all()
-        assert item.counts == {"video": float((~given).sum())}
-        seen |= {int(count) for count in given.sum(dim=1)}
+        conditioning_mask = item.conditioning_mask
+        student = item.student.per_token(conditioning_mask.shape[1])
+        teacher = item.teacher.per_token(conditioning_mask.shape[1])
+        assert torch.equal(student[conditioning_mask], teacher[conditioning_mask])
+        assert (student[conditioning_mask] <= 0.2).all()
+        assert item.counts == {"video": float((~conditioning_mask).sum())}
+        seen |= {int(count) for count in conditioning_mask.sum(dim=1)}
     assert seen == {0, 4}  # the first frame's tokens, in some samples
 
 
@@ -173,13 +173,13 @@ def folder(path: Path, broken: bool) -> FolderSource:
 
 
 def pictures(source) -> dict[str, Stream]:
-    return {"image": single(source, ImageAdapter(ImageConfig([8, 8])), TimeConfig(), 0.25)}
+    return {"image": single(source, ImageAdapter(ImageConfig([8, 8])), TimestepConfig(), 0.25)}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_pictures_are_replaced_by_the_next_position_and_named(workers, tmp_path):
     data = dataset(pictures(folder(tmp_path, broken=True)))
-    steps = dict(StepFeed(data, workers).steps(0, 5))  # two epochs
+    steps = dict(StepLoader(data, workers).steps(0, 5))  # two epochs
     keys = [key for items in steps.values() for key in items[0].keys]
     assert not {"grey/3.png", "grey/6.png"} & set(keys)
     rejected = [entry for items in steps.values() for entry in items[0].rejected]
@@ -191,7 +191,7 @@ def test_damaged_pictures_are_replaced_by_the_next_position_and_named(workers, t
         assert "0 bytes" in entry.reason if "6.png" in entry.key else "decoded" in entry.reason
         replacement = data.sample("image", entry.replaced_by, [])
         assert keys[entry.position] == replacement.key  # deterministic: that of the later position itself
-    again = dict(StepFeed(dataset(pictures(folder(tmp_path / "again", broken=True))), 0).steps(0, 5))
+    again = dict(StepLoader(dataset(pictures(folder(tmp_path / "again", broken=True))), 0).steps(0, 5))
     assert [flat(i[0].parts) for i in again.values()] == [flat(i[0].parts) for i in steps.values()]
 
 
@@ -203,15 +203,15 @@ def test_a_sound_with_nan_is_replaced(tmp_path):
             samples[100] = np.nan
         (tmp_path / "tones" / f"{index}.wav").write_bytes(sound_bytes(samples, 4000, subtype="FLOAT"))
     source = FolderSource(tmp_path, "audio", CaptionRule("label"))
-    one = single(source, AudioAdapter(AudioConfig(seconds=0.3)), TimeConfig(), 0.5)
+    one = single(source, AudioAdapter(AudioConfig(seconds=0.3)), TimestepConfig(), 0.5)
     microbatch = dataset({"audio": one})[0]
     assert [(entry.key, "not finite" in entry.reason) for entry in microbatch.rejected] == [("tones/2.wav", True)]
     assert microbatch.parts[0].latents.isfinite().all()
     assert measured_of("audio", one).mean.isfinite().all()
 
 
-class Unusable(EmbeddedSource):
-    """Embedded pictures of which those from `first_bad` on cannot be read."""
+class Unusable(SyntheticSource):
+    """Synthetic pictures of which those from `first_bad` on cannot be read."""
 
     def __init__(self, first_bad: int):
         super().__init__("image", 8, 0, 2 * MAX_REPLACEMENTS)
@@ -227,7 +227,7 @@ class Unusable(EmbeddedSource):
 def test_data_without_any_usable_record_is_one_clear_error_with_and_without_workers(workers):
     data = dataset(pictures(Unusable(first_bad=0)))
     with pytest.raises(DataError) as caught:
-        list(StepFeed(data, workers).steps(0, 1))
+        list(StepLoader(data, workers).steps(0, 1))
     assert str(caught.value).startswith(f"image: {MAX_REPLACEMENTS} records in a row from position 0 could not be used")
     assert "shard-7: record" in str(caught.value)
     assert "Traceback" not in str(caught.value)
@@ -241,7 +241,7 @@ def test_check_accepts_data_that_works():
     dataset().check()
 
 
-def test_whitening_counts_the_deviation_of_a_posterior_that_training_samples():
+def test_normalization_counts_the_deviation_of_a_posterior_that_training_samples():
     one = stream("image", count=40)
     without = measured_of("image", one)
     adapter = one.parts["image"].adapter
@@ -254,11 +254,11 @@ def test_whitening_counts_the_deviation_of_a_posterior_that_training_samples():
     assert torch.allclose(sampled.std[wide].square(), without.std[wide].square() + 4, rtol=1e-5)
 
 
-def test_whitening_is_measured_on_what_training_sees_and_skips_bad_records():
+def test_normalization_is_measured_on_what_training_sees_and_skips_bad_records():
     one = stream("image", count=40)
     measured = measured_of("image", one)
     data = dataset({"image": one})
-    latents = [measured.whiten(data[step].parts[0].latents) for step in range(10)]
+    latents = [measured.normalize(data[step].parts[0].latents) for step in range(10)]
     tokens = torch.cat([part.flatten(0, 1) for part in latents])  # one epoch
     assert tokens.mean(dim=0).abs().max() < 1e-4
     assert (tokens.std(dim=0, unbiased=False) - 1).abs().max() < 1e-3
@@ -270,7 +270,7 @@ def test_whitening_is_measured_on_what_training_sees_and_skips_bad_records():
 @pytest.mark.parametrize("usable", [True, False])
 def test_workers_end_with_the_loop_even_while_a_traceback_is_kept(usable):
     first_bad = 2 * MAX_REPLACEMENTS if usable else 0
-    steps = StepFeed(dataset(pictures(Unusable(first_bad))), workers=1).steps(0, 50)
+    steps = StepLoader(dataset(pictures(Unusable(first_bad))), workers=1).steps(0, 50)
     try:
         next(steps)
     except DataError as error:
@@ -302,7 +302,7 @@ def test_stored_latents_are_drawn_from_their_posterior_and_carry_no_media():
     for sampled in (True, False):
         adapter = ImageAdapter(ImageConfig([8, 8]))
         adapter.has_weights, adapter.posterior_noise = True, sampled  # as of an autoencoder that is not here
-        data = dataset({"image": single(Encoded(deviation=sampled), adapter, TimeConfig(), 0.25)})
+        data = dataset({"image": single(Encoded(deviation=sampled), adapter, TimestepConfig(), 0.25)})
         data.check()
         rejected = []
         for item in range(2):  # positions 0 to 7 of 6 records

@@ -9,26 +9,26 @@ import torch
 
 pytest.importorskip("transformers", reason="text encoders are read with transformers")
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from core.noising import NoisingConfig
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.training.loader import Microbatch
 from core.training.mixing import ModalityMix
 from core.types import map_tensors
 from modalities.base import Record
 from modalities.conditioning import TextEncoder, TextEncoderConfig
 from modalities.conditioning.conditions import ConditionConfig, Conditions
-from modalities.data.loader import StepDataset, StepFeed
+from modalities.data.loader import StepDataset, StepLoader
 from modalities.data.preprocess import DevicePreprocess
 from modalities.image import ImageAdapter, ImageConfig
 from modalities.streams import Stream, make_parts
-from modalities.synthetic.draw import EmbeddedSource
+from modalities.synthetic.draw import SyntheticSource
 from tests.modalities.conditioning.small import WIDTH, save_text_encoder
 
 CAPTIONS = ("a red circle", "the blue square moving left", "dog", "")
 
 
-class Captioned(EmbeddedSource):
+class Captioned(SyntheticSource):
     """Four captions for every picture, with their stored features where `text` says so."""
 
     def __init__(self, text=lambda index: ()):
@@ -47,8 +47,8 @@ def encoder(tmp_path_factory) -> TextEncoder:
 
 def dataset(encoder: TextEncoder, source: Captioned, **choice) -> StepDataset:
     adapter = ImageAdapter(ImageConfig([8, 8]))
-    stream = Stream(source, make_parts({"image": adapter}), TimeConfig(), 0.25, **choice)
-    conditions = Conditions(ConditionConfig(dropout=0.4, encoder=encoder.config), [])
+    stream = Stream(source, make_parts({"image": adapter}), TimestepConfig(), 0.25, **choice)
+    conditions = Conditions(ConditionConfig(cfg_dropout=0.4, encoder=encoder.config), [])
     mix = ModalityMix(0, {"image": 1.0}, {"image": 5})
     return StepDataset(0, mix, {"image": stream}, NoisingConfig(), conditions)
 
@@ -56,9 +56,9 @@ def dataset(encoder: TextEncoder, source: Captioned, **choice) -> StepDataset:
 def prepared(encoder: TextEncoder, data: StepDataset, workers: int = 0) -> list[Microbatch]:
     parts = data.streams["image"].parts
     channels = parts["image"].adapter.channels
-    plain = Whitening(torch.zeros(channels), torch.ones(channels))
+    plain = LatentNormalization(torch.zeros(channels), torch.ones(channels))
     complete = DevicePreprocess({"image": parts}, {"image": plain}, {}, encoder)
-    return [complete(item) for _, items in StepFeed(data, workers).steps(0, 4) for item in items]
+    return [complete(item) for _, items in StepLoader(data, workers).steps(0, 4) for item in items]
 
 
 def tensors(item: Microbatch) -> list[torch.Tensor]:
@@ -91,7 +91,7 @@ def test_stored_features_give_the_bits_of_computed_ones(encoder):
 
 
 def test_dropped_captions_are_not_encoded(encoder):
-    for _, (item,) in StepFeed(dataset(encoder, Captioned()), 0).steps(0, 4):
+    for _, (item,) in StepLoader(dataset(encoder, Captioned()), 0).steps(0, 4):
         assert [text is None for text in item.condition.texts] == item.condition.known.dropped.tolist()
 
 
@@ -103,5 +103,5 @@ def test_whether_the_data_store_features(encoder):
 
 def test_the_chosen_caption_is_trained_on(encoder):
     for choice, text in (("longest", CAPTIONS[1]), ("middle", "dog"), ("first", CAPTIONS[0])):
-        for _, (item,) in StepFeed(dataset(encoder, Captioned(), caption_choice=choice), 0).steps(0, 2):
+        for _, (item,) in StepLoader(dataset(encoder, Captioned(), caption_choice=choice), 0).steps(0, 2):
             assert set(item.condition.texts) - {None} == {text}

@@ -13,7 +13,7 @@ import torch
 from core.errors import DataError
 from core.keys import generator
 from core.noising import NoisingConfig
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.training.mixing import ModalityMix
 from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import Media, Record, Windows
@@ -61,7 +61,7 @@ def files(tmp_path_factory) -> list[Path]:
 
 
 def dataset(source, parts=PARTS) -> StepDataset:
-    stream = Stream(source, parts, TimeConfig(), 0.25)
+    stream = Stream(source, parts, TimestepConfig(), 0.25)
     return StepDataset(
         0, ModalityMix(0, {"av": 1.0}, {"av": 8}), {"av": stream}, NoisingConfig(), Conditions(ConditionConfig(), [])
     )
@@ -124,8 +124,8 @@ def late_sound(path: Path, late: float, sound: np.ndarray, start: float = 0.0) -
 
 def chirp() -> np.ndarray:
     """(S,) at 48 kHz, of LONG frames: its pitch rises, so that every place sounds different."""
-    time = np.arange(LONG * 48_000 // FPS) / 48_000
-    return (0.5 * np.sin(2 * np.pi * (200 * time + 150 * time**2))).astype(np.float32)
+    timestep = np.arange(LONG * 48_000 // FPS) / 48_000
+    return (0.5 * np.sin(2 * np.pi * (200 * timestep + 150 * timestep**2))).astype(np.float32)
 
 
 def shift_of(sound: torch.Tensor, start: float, wave: np.ndarray) -> float:
@@ -165,8 +165,8 @@ def test_a_window_of_a_sound_begins_at_its_sample_at_any_rate():
     """Not only where a sample of the file and one of the adapter coincide: 11025 and 4000 Hz do so every 40 ms."""
     adapter = AudioAdapter(AudioConfig(RATE, 0.5, hop=125))
     for rate in (11_025, 44_100, 48_000, RATE):
-        time = np.arange(2 * rate) / rate
-        record = Record("a", "a", (0.5 * np.sin(2 * np.pi * 330 * time))[:, None].astype(np.float32), rate=rate)
+        timestep = np.arange(2 * rate) / rate
+        record = Record("a", "a", (0.5 * np.sin(2 * np.pi * 330 * timestep))[:, None].astype(np.float32), rate=rate)
         for start in (0.2, 0.3333, 1.4999, -0.1, 1.7):
             sound = adapter.windows(record).load(start, generator("a"))[0].numpy()
             wanted = round(start * RATE) + np.arange(2000)

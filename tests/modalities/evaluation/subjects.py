@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from core.errors import DataError
 from core.keys import generator
 from core.sampling.sampler import SamplerConfig
@@ -68,14 +68,14 @@ def model(kind: str = "label") -> Generator:
     trunk = drawn(SiT(SiTConfig(width=32, depth=3, heads=2, grid=2, channels=48, patch=4, num_classes=5)))
     adapter = ImageAdapter(ImageConfig(size=[8, 8], patch=4))
     conditions = Conditions(ConditionConfig(kind=kind), [*CLASSES, "purple"] if kind == "label" else [])
-    whitening = Whitening(torch.zeros(48), torch.ones(48))
+    normalization = LatentNormalization(torch.zeros(48), torch.ones(48))
     parts = {"image": make_parts({"image": adapter})}
-    return Generator(trunk, parts, {"image": whitening}, conditions, torch.device("cpu"))
+    return Generator(trunk, parts, {"image": normalization}, conditions, torch.device("cpu"))
 
 
-def subject(heldout: Memory, training: Memory, kind: str = "label") -> Subject:
+def subject(val: Memory, training: Memory, kind: str = "label") -> Subject:
     made = model(kind)
-    readers = [Reader(made, "image", source, training.labels(), seed=0) for source in (heldout, training)]
+    readers = [Reader(made, "image", source, training.labels(), seed=0) for source in (val, training)]
     return Subject(made, "image", *readers, SamplerConfig(steps=2), "pictures in memory")
 
 
@@ -98,15 +98,15 @@ def clip_trunk(parts: Parts, classes: int, **more) -> MMDiT:
     return drawn(MMDiT(MMDiTConfig("tiny", 96, 2, 1, 1, mlp_ratio=1.0, channels=channels, context=context), **more))
 
 
-def clip_subject(heldout: int = 24, training: int = 30) -> Subject:
+def clip_subject(val: int = 24, training: int = 30) -> Subject:
     """A model of classes on the stream `clips`: videos with their sound, drawn in code."""
     parts, classes = clip_parts(), clip_source(0, 1).labels()
-    whitening = {
-        name: Whitening(torch.zeros(width), torch.ones(width))
+    normalization = {
+        name: LatentNormalization(torch.zeros(width), torch.ones(width))
         for name, width in ((name, part.adapter.channels) for name, part in parts.items())
     }
     conditions = Conditions(ConditionConfig(kind="label"), classes)
-    made = Generator(clip_trunk(parts, len(classes)), {STREAM: parts}, whitening, conditions, torch.device("cpu"))
-    sources = clip_source(1, heldout), clip_source(0, training)
+    made = Generator(clip_trunk(parts, len(classes)), {STREAM: parts}, normalization, conditions, torch.device("cpu"))
+    sources = clip_source(1, val), clip_source(0, training)
     readers = [Reader(made, STREAM, source, classes, seed=0) for source in sources]
     return Subject(made, STREAM, *readers, SamplerConfig(steps=2), "clips in memory")

@@ -12,7 +12,7 @@ from core.errors import ConfigError, DataError
 from core.evaluation.pair import PairPlan
 from core.evaluation.probes import linear_probe
 from core.noising import NoisingConfig
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.trunk.projectors import ProjectorSpec
 from core.trunk.sit import SiT
 from modalities.evaluation.measure import evaluate
@@ -21,7 +21,7 @@ from modalities.evaluation.settings import MEASURES, EvaluationSettings
 from modalities.evaluation.subject import plan
 from tests.modalities.evaluation.subjects import Memory, subject
 
-ALL = EvaluationSettings(heldout=24, training=30, batch=5, generated=20, times=[0.2, 0.7])
+ALL = EvaluationSettings(val=24, training=30, batch=5, generated=20, times=[0.2, 0.7])
 NO_SAMPLES = [name for name in MEASURES if name != "samples"]
 
 
@@ -51,7 +51,7 @@ def test_without_classes_what_needs_them_is_left_out_with_a_note_and_refused_whe
 
 
 @pytest.mark.parametrize(
-    ("heldout", "training", "changes", "left_out"),
+    ("val", "training", "changes", "left_out"),
     [
         (Memory("val", 3), Memory("train", 30), {}, {"samples": "3 held-out records to compare; at least 6"}),
         (Memory("val", 9), Memory("train", 30), {"generated": 4}, {"samples": "4 generated samples to compare"}),
@@ -79,12 +79,12 @@ def test_without_classes_what_needs_them_is_left_out_with_a_note_and_refused_whe
             Memory("val", 9),
             Memory("train", 30),
             {"conditions": "random"},
-            {"samples": "random draws classes, and this run is conditioned on text; use heldout"},
+            {"samples": "random draws classes, and this run is conditioned on text; use val"},
         ),
     ],
 )
-def test_what_the_data_do_not_allow_is_known_before_they_are_read(heldout, training, changes, left_out):
-    asked, settings = subject(heldout, training, kind="text"), replace(ALL, **changes)
+def test_what_the_data_do_not_allow_is_known_before_they_are_read(val, training, changes, left_out):
+    asked, settings = subject(val, training, kind="text"), replace(ALL, **changes)
     measures, notes = plan(asked, settings)
     assert measures == [name for name in MEASURES if name not in left_out]
     assert len(notes) == len(left_out)
@@ -92,12 +92,12 @@ def test_what_the_data_do_not_allow_is_known_before_they_are_read(heldout, train
         assert any(line.startswith(f"{name} is left out: ") and why in line for line in notes)
     with pytest.raises(ConfigError, match=f"measures: {next(iter(left_out))}: "):
         plan(asked, replace(settings, measures=["velocity", *left_out]))
-    assert all(len(side.reads) <= 40 for side in (heldout, training))  # names alone, to find shared ones
+    assert all(len(side.reads) <= 40 for side in (val, training))  # names alone, to find shared ones
 
 
 def test_held_out_classes_that_a_model_of_classes_does_not_know_are_refused():
     strange = subject(Memory("val", 9, classes=["cat", "dog"]), Memory("train", 30))
-    with pytest.raises(ConfigError, match=r"heldout: its classes \(cat, dog\) are none of the classes that the run"):
+    with pytest.raises(ConfigError, match=r"val: its classes \(cat, dog\) are none of the classes that the run"):
         plan(strange, ALL)
     assert plan(subject(Memory("val", 9, classes=["cat", "red"]), Memory("train", 30)), ALL)[0] == list(MEASURES)
 
@@ -143,7 +143,7 @@ def test_classes_that_turn_out_to_be_missing_are_noted():
 
 def test_a_class_with_one_record_and_more_features_than_records_are_no_hindrance():
     lonely = subject(Memory("val", 9), Memory("train", 7))
-    found = evaluate(lonely, replace(ALL, heldout=1), ["velocity", "probe", "knn", "health"], {})
+    found = evaluate(lonely, replace(ALL, val=1), ["velocity", "probe", "knn", "health"], {})
     assert found.failed == []
     assert {"probe/best", "knn/best", "health/norm/layer=1"} <= set(found.values)
 
@@ -158,7 +158,7 @@ def test_any_exception_of_a_decoder_sets_a_record_aside(monkeypatch):
         return real(self, record, draw)
 
     monkeypatch.setattr(type(asked.parts["image"].adapter), "load", load)
-    found = evaluate(asked, replace(ALL, heldout=40), ["velocity"], {})
+    found = evaluate(asked, replace(ALL, val=40), ["velocity"], {})
     assert found.failed == []
     (line,) = found.warnings
     assert line.startswith("1 held-out records cannot be used; the first: val/3: cannot be decoded: ZeroDivisionError")
@@ -168,7 +168,7 @@ def test_records_that_were_trained_on_are_refused():
     same = subject(Memory("train", 30), Memory("train", 30))
     part = subject(Memory("train", 10), Memory("train", 30))
     for spoilt, words in ((same, "they are the same 30 records"), (part, "10 of the records that were looked at")):
-        with pytest.raises(ConfigError, match=f"streams.image.heldout: holds records .* trained on: {words}"):
+        with pytest.raises(ConfigError, match=f"streams.image.val: holds records .* trained on: {words}"):
             plan(spoilt, ALL)
         with pytest.raises(ConfigError, match="spoil samples by a classifier that is trained on them"):
             plan(spoilt, replace(ALL, measures=["samples"]))
@@ -203,13 +203,13 @@ def test_the_probe_learns_from_training_records_and_is_tested_on_the_others(monk
         return linear_probe(train_x, train_y, test_x, test_y, classes, seed=seed)
 
     monkeypatch.setattr("modalities.evaluation.measure.linear_probe", noting)
-    heldout, training = Memory("val", 24, strange={5}), Memory("train", 30)
-    measured = evaluate(subject(heldout, training), ALL, ["probe"], {})
+    val, training = Memory("val", 24, strange={5}), Memory("train", 30)
+    measured = evaluate(subject(val, training), ALL, ["probe"], {})
     train_x, train_y, test_x, _, classes = seen[2]
     assert (train_x.shape, test_x.shape, classes) == ((30, 32), (23, 32), 3)
     assert sorted(train_y.tolist()) == sorted([0, 1, 2] * 10)
     assert sorted(training.reads) == list(range(30))
-    assert sorted(heldout.reads) == list(range(24))
+    assert sorted(val.reads) == list(range(24))
     # Colours are easy: a probe that met other labels or other features would be far from this.
     assert measured.values["probe/best"] == max(measured.values[f"probe/layer={k}"] for k in (1, 2, 3)) > 0.9
     assert measured.warnings == [
@@ -241,8 +241,8 @@ def test_velocity_of_a_trunk_that_predicts_zero_is_the_second_moment_of_the_targ
     asked = apart()
     torch.nn.init.zeros_(asked.model.trunk.final_layer.linear.weight)
     torch.nn.init.zeros_(asked.model.trunk.final_layer.linear.bias)
-    found = evaluate(asked, replace(ALL, heldout=40), ["velocity"], {}).values
-    x0 = torch.cat([batch.segments[0].x0 for batch in asked.heldout.batches(40, 40)])
+    found = evaluate(asked, replace(ALL, val=40), ["velocity"], {}).values
+    x0 = torch.cat([batch.segments[0].x0 for batch in asked.val.batches(40, 40)])
     for name in ("velocity/mean", "velocity/t=0.2", "velocity/t=0.7"):
         assert found[name] == pytest.approx(1 + float(x0.square().mean()), rel=0.05)
 
@@ -250,7 +250,7 @@ def test_velocity_of_a_trunk_that_predicts_zero_is_the_second_moment_of_the_targ
 def test_the_pair_is_measured_where_a_run_has_one():
     asked = apart()
     trunk = SiT(asked.model.trunk.config, seed=1, projectors={"teacher": ProjectorSpec()}).eval()
-    pair = PairPlan(trunk, 1, 2, NoisingConfig("dual"), TimeConfig(), 0.25)
+    pair = PairPlan(trunk, 1, 2, NoisingConfig("dual"), TimestepConfig(), 0.25)
     found = {}
     for batch in (4, 24):
         found[batch] = evaluate(replace(asked, pair=pair), replace(ALL, batch=batch), ["health"], {}).values
@@ -272,11 +272,11 @@ def test_settings_that_make_no_sense_are_named():
     )
     assert "measures: empty" in problems(measures=[])
     assert "generated: 0 must be at least 1" in problems(generated=0)
-    assert "times, feature_time: 1.5 must lie in [0, 1]" in problems(times=[1.5])
-    assert "times: empty" in problems(times=[])
+    assert "times, feature_timestep: 1.5 must lie in [0, 1]" in problems(times=[1.5])
+    assert "timesteps: empty" in problems(timesteps=[])
     assert "networks: empty" in problems(networks=[])
     assert problems(networks=[], measures=["velocity"]) == ""
-    assert "conditions: 'all' is not one of heldout, random" in problems(conditions="all")
+    assert "conditions: 'all' is not one of val, random" in problems(conditions="all")
 
 
 def test_no_usable_record_at_all():

@@ -12,7 +12,7 @@ from torch import nn
 from core.errors import ConfigError
 from core.evaluation.pair import PairPlan
 from core.noising import NoisingConfig
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.trunk.projectors import ProjectorSpec
 from modalities.base import Media, StoredLatents
 from modalities.evaluation.attempts import Measured
@@ -28,7 +28,7 @@ from modalities.evaluation.subject import plan
 from tests.modalities.evaluation.subjects import STREAM, clip_source, clip_subject, clip_trunk
 
 FEW = EvaluationSettings(
-    heldout=12, training=30, batch=5, generated=12, times=[0.2, 0.7], classifier_steps=3, measures=["velocity"]
+    val=12, training=30, batch=5, generated=12, times=[0.2, 0.7], classifier_steps=3, measures=["velocity"]
 )
 
 
@@ -48,11 +48,11 @@ class Moments(nn.Module):
 
 def test_records_have_the_media_of_every_part_in_order_for_any_batch_size():
     asked = clip_subject()
-    (whole,) = asked.heldout.records(6, 6)
+    (whole,) = asked.val.records(6, 6)
     assert list(whole.media) == ["video", "audio"]
     assert whole.media["video"].shape == (6, 5, 3, 12, 12)
     assert whole.media["audio"].shape == (6, 1, 2500)
-    ones = list(asked.heldout.records(6, 1))
+    ones = list(asked.val.records(6, 1))
     for name, media in whole.media.items():
         assert torch.equal(torch.cat([one.media[name] for one in ones]), media)
     source = clip_source(1, 24)
@@ -65,12 +65,12 @@ def test_records_have_the_media_of_every_part_in_order_for_any_batch_size():
 
 def test_a_batch_has_a_segment_for_every_part():
     asked = clip_subject()
-    (batch,) = asked.heldout.batches(4, 4)
+    (batch,) = asked.val.batches(4, 4)
     assert [(segment.name, tuple(segment.x0.shape)) for segment in batch.segments] == [
         ("video", (4, 27, 96)),
         ("audio", (4, 41, 64)),
     ]
-    assert all(segment.given is None for segment in batch.segments)
+    assert all(segment.conditioning_mask is None for segment in batch.segments)
 
 
 def test_parts_may_be_stored_as_latents():
@@ -103,7 +103,7 @@ def test_parts_may_be_stored_as_latents():
 def test_every_measure_has_its_names():
     asked = clip_subject()
     student = clip_trunk(asked.parts, len(asked.classes), projectors={"teacher": ProjectorSpec()})
-    pair = PairPlan(student, 1, 2, NoisingConfig("dual", times="per_part"), TimeConfig(), 0.25)
+    pair = PairPlan(student, 1, 2, NoisingConfig("dual", times="per_part"), TimestepConfig(), 0.25)
     networks = {"video/a": PartNetwork("video", Moments("a")), "audio/b": PartNetwork("audio", Moments("b"))}
     found = evaluate(replace(asked, pair=pair), FEW, list(MEASURES), networks)
     assert found.failed == []
@@ -120,8 +120,8 @@ def test_velocity_of_a_trunk_that_predicts_zero_is_that_of_each_part():
     asked = clip_subject()
     for parameter in asked.model.trunk.media_out.parameters():
         torch.nn.init.zeros_(parameter)
-    found = evaluate(asked, replace(FEW, heldout=24), ["velocity"], {}).values
-    (batch,) = asked.heldout.batches(24, 24)
+    found = evaluate(asked, replace(FEW, val=24), ["velocity"], {}).values
+    (batch,) = asked.val.batches(24, 24)
     for segment in batch.segments:  # the mean square of noise - data is 1 + that of the data
         expected = 1 + float(segment.x0.square().mean())
         assert found[f"velocity/{segment.name}/mean"] == pytest.approx(expected, rel=0.05)
@@ -191,9 +191,9 @@ def test_a_classifier_of_other_sounds_is_refused_by_its_part(tmp_path):
 
 def test_what_can_be_measured_is_planned_as_for_one_part():
     assert plan(clip_subject(), replace(FEW, measures=None)) == (list(MEASURES), [])
-    measures, notes = plan(clip_subject(heldout=3), replace(FEW, measures=None))
+    measures, notes = plan(clip_subject(val=3), replace(FEW, measures=None))
     assert measures == ["velocity", "probe", "knn", "health"]
     assert notes[0].startswith("samples is left out: 3 held-out records to compare")
     same = clip_subject()
-    with pytest.raises(ConfigError, match=r"streams\.clips\.heldout: holds records that the run is trained on"):
-        plan(replace(same, heldout=same.training), replace(FEW, measures=None))
+    with pytest.raises(ConfigError, match=r"streams\.clips\.val: holds records that the run is trained on"):
+        plan(replace(same, val=same.training), replace(FEW, measures=None))

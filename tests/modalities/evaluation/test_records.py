@@ -9,7 +9,7 @@ from core.errors import DataError
 from modalities.conditioning.conditions import Prompt
 from modalities.data.sources.build import ConcatSource
 from modalities.evaluation.records import Reader, shared_records
-from modalities.synthetic.draw import EmbeddedSource
+from modalities.synthetic.draw import SyntheticSource
 from tests.modalities.evaluation.subjects import CLASSES, Memory, model
 
 
@@ -79,12 +79,12 @@ def test_shared_records_are_found_by_file_not_by_key():
 
 
 def test_embedded_records_are_shared_by_seed_also_inside_a_concat():
-    def embedded(seed: int, count: int) -> Reader:
-        return reader(ConcatSource({"part": EmbeddedSource("image", 8, seed, count)}), kind="text")
+    def synthetic(seed: int, count: int) -> Reader:
+        return reader(ConcatSource({"part": SyntheticSource("image", 8, seed, count)}), kind="text")
 
-    plain = reader(EmbeddedSource("image", 8, 1, 30), kind="text")
-    assert shared_records(plain, embedded(2, 50), 30, 50) == ""
-    assert "30 of the records" in shared_records(plain, embedded(1, 50), 30, 50)
+    plain = reader(SyntheticSource("image", 8, 1, 30), kind="text")
+    assert shared_records(plain, synthetic(2, 50), 30, 50) == ""
+    assert "30 of the records" in shared_records(plain, synthetic(1, 50), 30, 50)
 
 
 def test_looking_for_shared_records_decodes_nothing_and_survives_damage(monkeypatch):

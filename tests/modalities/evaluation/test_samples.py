@@ -26,7 +26,7 @@ from modalities.evaluation.samples import compare, random_classes, samples
 from modalities.evaluation.settings import EvaluationSettings
 from tests.modalities.evaluation.subjects import CLASSES, Memory, subject
 
-FEW = EvaluationSettings(generated=24, heldout=24, training=30, batch=5, classifier_steps=5)
+FEW = EvaluationSettings(generated=24, val=24, training=30, batch=5, classifier_steps=5)
 
 
 class Colours(nn.Module):
@@ -170,23 +170,23 @@ def test_random_classes_are_uniform_and_only_of_label_runs():
     assert set(found) == {*CLASSES, "purple"}
     assert 900 < found.count("red") < 1100
     assert prompts[:50] == random_classes(subject(Memory("a", 9), Memory("b", 9)).model, 0, 50)
-    with pytest.raises(ConfigError, match="conditioned on text; use heldout"):
+    with pytest.raises(ConfigError, match="conditioned on text; use val"):
         random_classes(subject(Memory("a", 9), Memory("b", 9), kind="text").model, 0, 5)
 
 
 def test_a_classifier_sees_training_records_only_is_kept_and_is_not_mistaken_for_another(tmp_path):
-    heldout, training = Memory("val", 20), Memory("train", 30, strange={4})
-    asked = subject(heldout, training)
+    val, training = Memory("val", 20), Memory("train", 30, strange={4})
+    asked = subject(val, training)
     network = own_classifier(asked, "image", FEW, tmp_path)
-    assert heldout.reads == []
+    assert val.reads == []
     assert sorted(training.reads) == list(range(30))
     assert network.name.startswith("small classifier trained on pictures in memory")
     (file,) = tmp_path.iterdir()
-    again = own_classifier(subject(heldout, Memory("train", 30, strange={4})), "image", FEW, tmp_path)
+    again = own_classifier(subject(val, Memory("train", 30, strange={4})), "image", FEW, tmp_path)
     assert all(torch.equal(again.state_dict()[name], value) for name, value in network.state_dict().items())
     assert [*tmp_path.iterdir()] == [file]
     for other, settings in ((Memory("train", 31), FEW), (training, replace(FEW, classifier_steps=6))):
-        own_classifier(subject(heldout, other), "image", settings, tmp_path)
+        own_classifier(subject(val, other), "image", settings, tmp_path)
     assert len([*tmp_path.iterdir()]) == 3
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from core.errors import ConfigError, ShapeError
 from modalities.synthetic.check import accuracy, check, read_audio, read_image, read_video
-from modalities.synthetic.draw import EmbeddedSource, captions
+from modalities.synthetic.draw import SyntheticSource, captions
 
 RATE = 4000.0
 
@@ -19,7 +19,7 @@ def noisy(media: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarr
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
 def test_every_caption_is_read_back_through_noise(modality, sigma):
     rng = np.random.default_rng(0)
-    source = EmbeddedSource(modality, seed=1)
+    source = SyntheticSource(modality, seed=1)
     checks = []
     for index in range(len(captions(modality))):
         record = source.read(index)
@@ -29,8 +29,8 @@ def test_every_caption_is_read_back_through_noise(modality, sigma):
 
 @pytest.mark.parametrize("size", [16, 24, 64])
 def test_other_sizes_are_read_too(size):
-    image = EmbeddedSource("image", size=size)
-    video = EmbeddedSource("video", size=size, frames=5)
+    image = SyntheticSource("image", size=size)
+    video = SyntheticSource("video", size=size, frames=5)
     for index in (0, 5, 10, 15, 23):
         assert all(check("image", image.read(index).media, image.read(index).captions[0]).values())
         assert all(check("video", video.read(index).media, video.read(index).captions[0]).values())
@@ -39,18 +39,18 @@ def test_other_sizes_are_read_too(size):
 @pytest.mark.parametrize("octave", [4, 5])
 def test_notes_are_read_in_any_octave_and_slightly_out_of_tune(octave):
     for detune in (0.975, 1.0, 1.025):  # 2.5% is 43 cents
-        source = EmbeddedSource("audio", octave=octave, rate=RATE * detune)
+        source = SyntheticSource("audio", octave=octave, rate=RATE * detune)
         record = source.read(captions("audio").index("notes D F A"))
         assert read_audio(record.media, RATE) == ["D", "F", "A"]
 
 
 def test_a_wrong_result_is_wrong_in_the_attribute_that_is_wrong():
-    image = EmbeddedSource("image").read(captions("image").index("a red circle")).media
+    image = SyntheticSource("image").read(captions("image").index("a red circle")).media
     assert check("image", image, "a red circle") == {"colour": True, "shape": True}
     assert check("image", image, "a blue circle") == {"colour": False, "shape": True}
     assert check("image", image, "a red cross") == {"colour": True, "shape": False}
 
-    clip = EmbeddedSource("video").read(captions("video").index("a cyan cross moving up")).media
+    clip = SyntheticSource("video").read(captions("video").index("a cyan cross moving up")).media
     asked = {"colour": True, "shape": True, "motion": True}
     assert check("video", clip, "a cyan cross moving up") == asked
     assert check("video", clip, "a cyan cross moving left") == asked | {"motion": False}
@@ -61,7 +61,7 @@ def test_a_wrong_result_is_wrong_in_the_attribute_that_is_wrong():
     still = np.repeat(clip[:1], 8, axis=0)
     assert check("video", still, "a cyan cross moving up") == asked | {"motion": False}
 
-    sound = EmbeddedSource("audio").read(captions("audio").index("notes C E G")).media
+    sound = SyntheticSource("audio").read(captions("audio").index("notes C E G")).media
     assert check("audio", sound, "notes C E A", RATE) == {"note 1": True, "note 2": True, "note 3": False}
     assert check("audio", sound, "notes G E C", RATE) == {"note 1": False, "note 2": True, "note 3": False}
 
@@ -94,7 +94,7 @@ def test_nothing_is_heard_in_silence_noise_or_between_the_notes():
 
 def test_confidence_falls_with_noise():
     rng = np.random.default_rng(3)
-    image = EmbeddedSource("image").read(0).media
+    image = SyntheticSource("image").read(0).media
     seen = [read_image(noisy(image, sigma, rng))[2] for sigma in (0.0, 0.1, 0.2, 0.4)]
     assert seen == sorted(seen, reverse=True)
     assert seen[0] > 0.9

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError, DataError
-from modalities.synthetic.draw import COLOURS, EmbeddedSource, captions, coverage
+from modalities.synthetic.draw import COLOURS, SyntheticSource, captions, coverage
 
 MODALITIES = ("image", "video", "audio")
 
@@ -21,7 +21,7 @@ MODALITIES = ("image", "video", "audio")
     ],
 )
 def test_shapes_types_and_rates(modality, options, shape, dtype, rate):
-    record = EmbeddedSource(modality, **options).read(5)
+    record = SyntheticSource(modality, **options).read(5)
     assert record.media.shape == shape
     assert record.media.dtype == dtype
     assert record.rate == rate
@@ -30,7 +30,7 @@ def test_shapes_types_and_rates(modality, options, shape, dtype, rate):
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_a_record_is_a_function_of_seed_and_index(modality):
-    source = EmbeddedSource(modality, seed=3)
+    source = SyntheticSource(modality, seed=3)
     first = source.read(11)
     source.read(12)
     again = pickle.loads(pickle.dumps(source)).read(11)
@@ -40,7 +40,7 @@ def test_a_record_is_a_function_of_seed_and_index(modality):
     same_caption = source.read(11 + period)
     assert same_caption.captions == first.captions
     assert not np.array_equal(same_caption.media, first.media)
-    other_seed = EmbeddedSource(modality, seed=4).read(11)
+    other_seed = SyntheticSource(modality, seed=4).read(11)
     assert other_seed.captions == first.captions
     assert not np.array_equal(other_seed.media, first.media)
     assert other_seed.key != first.key
@@ -48,7 +48,7 @@ def test_a_record_is_a_function_of_seed_and_index(modality):
 
 @pytest.mark.parametrize(("modality", "count"), [("image", 24), ("video", 48), ("audio", 216)])
 def test_every_caption_occurs_once_per_round(modality, count):
-    source = EmbeddedSource(modality, count=2 * count)
+    source = SyntheticSource(modality, count=2 * count)
     texts = [source.read(index).captions[0] for index in range(count, 2 * count)]
     assert len(set(texts)) == count
     assert texts == captions(modality)
@@ -67,7 +67,7 @@ def test_coverage_is_the_area():
 
 def test_shapes_stay_inside_their_frame():
     for modality in ("image", "video"):
-        source = EmbeddedSource(modality, size=32)
+        source = SyntheticSource(modality, size=32)
         for index in range(0, 960, 5):
             frames = source.read(index).media.reshape(-1, 32, 32, 3)
             area = (frames.max(axis=-1) > 100).sum(axis=(1, 2))
@@ -76,7 +76,7 @@ def test_shapes_stay_inside_their_frame():
 
 
 def test_a_clip_moves_several_pixels_the_way_its_caption_says():
-    source = EmbeddedSource("video", size=16, frames=8)
+    source = SyntheticSource("video", size=16, frames=8)
     for index in range(48):
         record = source.read(index)
         light = record.media.max(axis=-1).astype(float) - 22
@@ -91,7 +91,7 @@ def test_a_clip_moves_several_pixels_the_way_its_caption_says():
 
 
 def test_sound_is_three_notes_between_silences():
-    record = EmbeddedSource("audio", octave=4).read(captions("audio").index("notes C E A"))
+    record = SyntheticSource("audio", octave=4).read(captions("audio").index("notes C E A"))
     wave = record.media[:, 0]
     assert 0.4 < np.abs(wave).max() < 0.75
     assert np.abs(wave[[0, 1333, 2667, 3999]]).max() < 0.01
@@ -101,7 +101,7 @@ def test_sound_is_three_notes_between_silences():
 
 
 def test_colours_are_the_named_ones():
-    source = EmbeddedSource("image", size=32)
+    source = SyntheticSource("image", size=32)
     for index, caption in enumerate(captions("image")):
         centre = source.read(index).media[14:18, 14:18].reshape(-1, 3).mean(axis=0)
         away = {name: np.abs(centre - np.array(colour)).sum() for name, colour in COLOURS.items()}
@@ -110,14 +110,14 @@ def test_colours_are_the_named_ones():
 
 def test_fingerprint_tells_settings_apart():
     prints = [
-        EmbeddedSource("image").fingerprint(),
-        EmbeddedSource("video").fingerprint(),
-        EmbeddedSource("image", seed=1).fingerprint(),
-        EmbeddedSource("image", count=7).fingerprint(),
-        EmbeddedSource("image", size=17).fingerprint(),
+        SyntheticSource("image").fingerprint(),
+        SyntheticSource("video").fingerprint(),
+        SyntheticSource("image", seed=1).fingerprint(),
+        SyntheticSource("image", count=7).fingerprint(),
+        SyntheticSource("image", size=17).fingerprint(),
     ]
     assert len(set(prints)) == len(prints)
-    assert EmbeddedSource("image").fingerprint() == prints[0]
+    assert SyntheticSource("image").fingerprint() == prints[0]
 
 
 @pytest.mark.parametrize(
@@ -133,24 +133,24 @@ def test_fingerprint_tells_settings_apart():
 )
 def test_wrong_settings_are_refused(modality, options, message):
     with pytest.raises(ConfigError, match=message):
-        EmbeddedSource(modality, **options)
+        SyntheticSource(modality, **options)
 
 
 def test_reading_past_the_end_is_refused():
     with pytest.raises(DataError, match="record 3 of 3"):
-        EmbeddedSource("image", count=3).read(3)
+        SyntheticSource("image", count=3).read(3)
 
 
 def test_drawing_is_no_bottleneck():
     # Measured 18,000 pictures and 5,000 clips a second on one core; the limits leave room for a busy machine.
     for modality, rate in (("image", 1000), ("video", 250), ("audio", 400)):
-        source = EmbeddedSource(modality)
+        source = SyntheticSource(modality)
         source.read(0)
         best = min(_seconds(source) for _ in range(3))
         assert 50 / best > rate
 
 
-def _seconds(source: EmbeddedSource) -> float:
+def _seconds(source: SyntheticSource) -> float:
     start = time.process_time()
     for index in range(50):
         source.read(index)

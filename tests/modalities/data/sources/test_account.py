@@ -7,7 +7,7 @@ import pytest
 from modalities.data.sources.account import Account
 from modalities.data.sources.build import ConcatSource, SourceConfig, build_source
 from modalities.data.sources.selection import Selection
-from modalities.synthetic.draw import EmbeddedSource
+from modalities.synthetic.draw import SyntheticSource
 from tests.modalities.data.sets import KINDS, open_set, picture, write_set
 
 SYSTEM = ("._0.png", ".DS_Store", "Thumbs.db", "desktop.ini")
@@ -77,7 +77,7 @@ def test_records_outside_a_selection_are_counted(kind, tmp_path, monkeypatch):
 def test_a_concat_counts_its_parts_once(tmp_path):
     config = write_set("folder", tmp_path / "set")
     (tmp_path / "set" / "clip.mp4").write_bytes(b"video")
-    source = ConcatSource({"a": open_set(config), "b": EmbeddedSource("image", count=3)}, {"a": 3})
+    source = ConcatSource({"a": open_set(config), "b": SyntheticSource("image", count=3)}, {"a": 3})
     assert source.account().left_out == {".mp4 (video)": 1}
 
 

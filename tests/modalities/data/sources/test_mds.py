@@ -105,8 +105,8 @@ def _read_and_report(shards: MdsShards, numbers: list[int], place: Path) -> None
 def test_forked_processes_read_through_one_small_cache(tmp_path):
     """The parent has read before, two data sets lie in one cache, and the limit makes processes drop each other's."""
     folder = write_mds(tmp_path / "data", compression="zstd")
-    train, heldout = (MdsShards(folder, tmp_path / "cache", "8kb") for _ in range(2))
-    assert heldout.read(5)["label"] == train.read(5)["label"] == 2
+    train, val = (MdsShards(folder, tmp_path / "cache", "8kb") for _ in range(2))
+    assert val.read(5)["label"] == train.read(5)["label"] == 2
     context, numbers = multiprocessing.get_context("fork"), [*range(39, -1, -1), *range(0, 40, 3)]
     processes = [
         context.Process(target=_read_and_report, args=(train, numbers, tmp_path / f"{i}.json")) for i in range(3)

@@ -10,7 +10,7 @@ from PIL import Image
 from core.errors import ConfigError
 from modalities.data.order import Order
 from modalities.data.sources.build import ConcatSource, SourceConfig, build_source
-from modalities.synthetic.draw import EmbeddedSource
+from modalities.synthetic.draw import SyntheticSource
 
 
 @pytest.fixture
@@ -84,9 +84,9 @@ def test_concat_passes_blocks_through_and_scatters_the_parts_that_have_none(medi
     assert (blocks.sizes.sum(), blocks.window, blocks.scattered) == (len(source), 3, ((0, 50),))
     order = Order(source, 0, "image")
     assert sorted(order.at(position)[1] for position in range(len(source))) == list(range(len(source)))
-    nested = ConcatSource({"a": ConcatSource({"": EmbeddedSource("image", count=3)}), "b": source})
+    nested = ConcatSource({"a": ConcatSource({"": SyntheticSource("image", count=3)}), "b": source})
     assert nested.blocks().scattered == ((0, 3), (3, 53))
-    assert ConcatSource({"": EmbeddedSource("image", count=3)}).blocks() is None
+    assert ConcatSource({"": SyntheticSource("image", count=3)}).blocks() is None
 
 
 def test_repeat_without_concat(media):
@@ -109,7 +109,7 @@ def test_a_configuration_goes_through_omegaconf(media):
         ({"kind": "foldr", "path": "x"}, "kind: 'foldr' is not one of .* Did you mean: 'folder'"),
         ({"kind": "folder"}, "path: empty"),
         ({"kind": "folder", "path": "x", "members": "*.png"}, "members: .* is not read by kind 'folder'"),
-        ({"kind": "embedded", "path": "x"}, "path: 'x' is not read by kind 'embedded'"),
+        ({"kind": "synthetic", "path": "x"}, "path: 'x' is not read by kind 'synthetic'"),
         ({"kind": "folder", "path": "x", "captions": "lable"}, "captions: 'lable' .* Did you mean: 'label'"),
         ({"kind": "folder", "path": "x", "caption_fields": []}, "caption_fields: empty"),
         ({"kind": "parquet", "path": "x", "captions": "label"}, "label_field: empty"),
@@ -158,7 +158,7 @@ def test_sources_travel_to_the_workers_of_a_loader(media):
     pq = pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({"image": [b"1"] * 20, "caption": ["x"] * 20}), media / "t.parquet", row_group_size=5)
     parts = {
-        "embedded": SourceConfig(count=7),
+        "synthetic": SourceConfig(count=7),
         "folder": SourceConfig(kind="folder", path="."),
         "parquet": SourceConfig(kind="parquet", path="t.parquet"),
         "tar": SourceConfig(kind="webdataset", path="*.tar"),

@@ -10,13 +10,13 @@ import torch
 
 from core.errors import DataError
 from core.noising import NoisingConfig
-from core.schedule import TimeConfig
+from core.schedule import TimestepConfig
 from core.training.mixing import ModalityMix
 from modalities.base import Source
 from modalities.conditioning import TextConfig
 from modalities.conditioning.conditions import ConditionConfig, Conditions
 from modalities.data.batches import RawBatch
-from modalities.data.loader import StepDataset, StepFeed
+from modalities.data.loader import StepDataset, StepLoader
 from modalities.image import ImageAdapter, ImageConfig
 from modalities.streams import Stream, make_parts
 from tests.modalities.data.sets import COUNT, KINDS, cut, flip, number_of, open_set, write_set
@@ -30,15 +30,15 @@ TEXT = ConditionConfig(text=TextConfig(vocabulary=64, max_words=6, rows_per_word
 
 def dataset(source: Source, accumulate: int = 1) -> StepDataset:
     adapter = ImageAdapter(ImageConfig([8, 8]))
-    stream = Stream(source, make_parts({"image": adapter}), TimeConfig(), 0.25)
+    stream = Stream(source, make_parts({"image": adapter}), TimestepConfig(), 0.25)
     mix = ModalityMix(0, {"image": 1.0}, {"image": BATCH})
     return StepDataset(0, mix, {"image": stream}, NoisingConfig(), Conditions(TEXT, []), accumulate)
 
 
 def steps(source: Source, first: int, last: int, workers: int = 0, accumulate: int = 1) -> dict[int, list[tuple]]:
     """step -> for each microbatch its keys, its tokens, its noise and what was rejected."""
-    feed = StepFeed(dataset(source, accumulate), workers)
-    return {step: [_content(item) for item in items] for step, items in feed.steps(first, last)}
+    loader = StepLoader(dataset(source, accumulate), workers)
+    return {step: [_content(item) for item in items] for step, items in loader.steps(first, last)}
 
 
 def _content(item: RawBatch) -> tuple:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoencoders.base import Whitening
+from autoencoders.base import LatentNormalization
 from core.errors import ConfigError, DataError
 from core.keys import generator
 from modalities.base import Record, StoredLatents
@@ -40,16 +40,18 @@ def stored_part(**changes) -> StoredPart:
         "deviation": True,
         "autoencoder": {"kind": "sd_vae", "path": "weights", "digest": "12"},
         "media": {"size": [16, 24]},
-        "whitening": {"mean": [0.0] * C, "std": [1.0] * C, "measured": True},
+        "normalization": {"mean": [0.0] * C, "std": [1.0] * C, "measured": True},
     }
     return StoredPart(**plain | changes)
 
 
 def sound_part(**changes) -> StoredPart:
     """The part `sound`, without a deviation."""
-    whitening = {"mean": [0.0] * SOUND[1], "std": [1.0] * SOUND[1], "measured": True}
+    normalization = {"mean": [0.0] * SOUND[1], "std": [1.0] * SOUND[1], "measured": True}
     plain = {"modality": "audio", "grid": (SOUND[0], 1, 1), "channels": SOUND[1], "deviation": False}
-    return stored_part(**plain | {"whitening": whitening, "autoencoder": {"kind": "mdct", "digest": ""}} | changes)
+    return stored_part(
+        **plain | {"normalization": normalization, "autoencoder": {"kind": "mdct", "digest": ""}} | changes
+    )
 
 
 def manifest(**changes) -> Manifest:
@@ -211,7 +213,7 @@ def test_a_manifest_comes_back_from_its_text(tmp_path):
         ({"dtype": "int8"}, "dtype: 'int8' is not one of float16, float32"),
         (
             {"parts": {"image": asdict(stored_part(channels=5))}},
-            r"parts\.image\.whitening: of 4 channels, and the latents have 5",
+            r"parts\.image\.normalization: of 4 channels, and the latents have 5",
         ),
         ({"parts": {}}, "parts: there are none"),
         ({"more": 1}, "not a manifest of format 2"),
@@ -250,16 +252,19 @@ def test_a_folder_without_a_manifest_says_what_it_is(tmp_path):
 
 def of_samples(part: torch.Tensor) -> Manifest:
     """Of a folder with latents (B, N, C)."""
-    whitening = {**Whitening.from_latents([part], 1e-6).to_dict(), "measured": True}
-    return manifest(samples=len(part), parts={"image": stored_part(whitening=whitening), "sound": sound_part()})
+    normalization = {**LatentNormalization.from_latents([part], 1e-6).to_dict(), "measured": True}
+    return manifest(samples=len(part), parts={"image": stored_part(normalization=normalization), "sound": sound_part()})
 
 
 def test_measured_statistics_of_several_folders_are_those_of_all_their_latents():
     parts = [torch.randn(samples, N, C, generator=generator(samples)) * samples + samples for samples in (3, 5)]
-    together, expected = merged_statistics(list(map(of_samples, parts)), "image"), Whitening.from_latents(parts)
+    together, expected = (
+        merged_statistics(list(map(of_samples, parts)), "image"),
+        LatentNormalization.from_latents(parts),
+    )
     torch.testing.assert_close(together.mean, expected.mean)
     torch.testing.assert_close(together.std, expected.std)
-    published = stored_part(whitening={"mean": [0.0] * C, "std": [1.0] * C, "measured": False})
+    published = stored_part(normalization={"mean": [0.0] * C, "std": [1.0] * C, "measured": False})
     assert torch.equal(merged_statistics([manifest(parts={"image": published})] * 2, "image").std, torch.ones(C))
 
 
@@ -274,7 +279,7 @@ def test_the_floor_of_measured_statistics_is_that_of_the_reader():
     for floor in (0.01, 0.1):
         found, expected = (
             merged_statistics([of_samples(quiet)], "image", floor),
-            Whitening.from_latents([quiet], floor),
+            LatentNormalization.from_latents([quiet], floor),
         )
         torch.testing.assert_close(found.std, expected.std)
     assert expected.std[2] == expected.std[3] > 0.05

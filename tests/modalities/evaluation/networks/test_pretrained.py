@@ -234,9 +234,11 @@ def test_clap_features(tmp_path, fused):
     model = transformers.ClapModel.from_pretrained(folder).eval()
     extractor = transformers.ClapFeatureExtractor.from_pretrained(folder)
     mono = (media.mean(dim=1) * 32767).round() / 32767
-    given = extractor([one.numpy() for one in mono], sampling_rate=RATE, return_tensors="pt")
+    conditioning_mask = extractor([one.numpy() for one in mono], sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
-        hidden = model.audio_model(given.input_features.float(), is_longer=torch.zeros(3, 1, dtype=torch.bool))
+        hidden = model.audio_model(
+            conditioning_mask.input_features.float(), is_longer=torch.zeros(3, 1, dtype=torch.bool)
+        )
         theirs = model.audio_projection(hidden.pooler_output)
     torch.testing.assert_close(found, torch.nn.functional.normalize(theirs, dim=-1), atol=1e-5, rtol=1e-4)
 
