@@ -148,7 +148,7 @@ class Autoencoder(Protocol):
         has_weights: a network does the work, so it belongs on an accelerator and not into the workers of a loader.
         posterior_noise: training draws standard normal noise for `encode`, which then returns a sample of the
             posterior; without noise, or where this is False, `encode` returns the posterior's mean.
-        normalization: the statistics published with the weights (which may read the weights), or None: measure the data.
+        normalization: statistics published with the weights (which may read the weights); None: measure the data.
     """
 
     spec: LatentSpec
@@ -200,7 +200,7 @@ def divide(what: str, length: int, stride: int, alone: int = 0) -> int:
 
 
 def image_grid(size: Size, stride: int) -> Size:
-    """Cells of `stride` x `stride` pixels in one picture."""
+    """Cells of `stride` x `stride` pixels in one image."""
     divide("frames of an image", size[0], 1)
     return 1, divide("height", size[1], stride), divide("width", size[2], stride)
 

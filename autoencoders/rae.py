@@ -1,6 +1,6 @@
 """The representation autoencoder RAE: patches of DINOv2 as latents, and a ViT decoder that paints from them.
 
-A picture of 256 x 256 pixels is shrunk to 224 x 224 and becomes 16 x 16 tokens of 768 channels: the last hidden states
+An image of 256 x 256 pixels is shrunk to 224 x 224 and becomes 16 x 16 tokens of 768 channels: the last hidden states
 of DINOv2-B with registers, its last layer norm without scale and shift, class and register tokens left out. Tokens are
 normalized per channel and position with statistics that are published beside the decoder (RAE, src/stage1/rae.py).
 
@@ -31,7 +31,7 @@ from core.errors import CheckpointError, ConfigError, ShapeError
 from core.optional import need
 
 SPEC = LatentSpec(channels=768, stride=(1, 16, 16))
-SIDE = 256  # pixels of a picture
+SIDE = 256  # pixels of an image
 SHRUNK = 224  # what the encoder sees
 ENCODER_PATCH = 14
 REGISTERS = 4
@@ -50,7 +50,7 @@ RENAMED = {
 
 def _grid(size: Size) -> Size:
     if size != (1, SIDE, SIDE):
-        raise ShapeError(f"{size[1]} x {size[2]}: rae was trained for pictures of one size; legal: {SIDE} x {SIDE}")
+        raise ShapeError(f"{size[1]} x {size[2]}: rae was trained for images of one size; legal: {SIDE} x {SIDE}")
     return 1, SIDE // SPEC.stride[1], SIDE // SPEC.stride[2]
 
 

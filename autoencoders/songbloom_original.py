@@ -123,7 +123,7 @@ def _constants(config: dict[str, Any], model: dict[str, Any], encoder: dict, dec
         "c_mults of the decoder": (decoder["c_mults"], encoder["c_mults"]),
         "number of c_mults": (len(encoder["c_mults"]), len(strides)),
         "samples per token": ((prod(strides), model.get("downsampling_ratio")), (1920, 1920)),
-        # An odd stride makes the decoder's sound shorter than the encoder's.
+        # An odd stride makes the decoder's audio shorter than the encoder's.
         "odd strides": ([stride for stride in strides if stride % 2], []),
         "use_snake": ((encoder.get("use_snake", False), decoder.get("use_snake", False)), (True, True)),
         "antialias_activation": (

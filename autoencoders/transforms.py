@@ -1,4 +1,4 @@
-"""Autoencoders without weights: exactly invertible rearrangements of pixels, and the MDCT of a sound.
+"""Autoencoders without weights: exactly invertible rearrangements of pixels, and the MDCT of an audio clip.
 
 They make the whole system run, and be judged, without a download. Nothing is compressed, so they suit small media.
 """
@@ -131,10 +131,10 @@ def compress(x: Tensor, exponent: float) -> Tensor:
 
 
 class Mdct(WeightFree):
-    """A sound as MDCT frames: (B, channels, samples) <-> (B, ceil(samples/M) + 1, channels * M), to rounding.
+    """An audio clip as MDCT frames: (B, channels, samples) <-> (B, ceil(samples/M) + 1, channels * M), to rounding.
 
     One token holds the M coefficients of one frame of 2M samples, of every channel, with compressed amplitude. Frame
-    f stands for samples [(f - 1) M, (f + 1) M); zeros before and behind the sound make its first and last samples
+    f stands for samples [(f - 1) M, (f + 1) M); zeros before and behind the audio make its first and last samples
     recoverable.
 
     Args:

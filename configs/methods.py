@@ -5,10 +5,17 @@ Sources, formulas and what differs from the released code of each: docs/fidelity
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
 from omegaconf import OmegaConf
 
-from core.alignment.terms import AlignmentConfig
-from core.errors import choose
+from core.alignment.terms import AlignmentConfig, build_alignment
+from core.errors import ConfigError, choose
+from core.noising import NoisingConfig
+from core.objective import Objective
+from core.trunk.projectors import TEACHER, ProjectorSpec
 
 # SRA trains on ImageNet in batches of 256: 5004 steps an epoch.
 _SRA_EPOCH = 5004
@@ -72,7 +79,56 @@ def method_settings(user: dict) -> dict:
     return choose("method", user.get("method", "self_flow"), METHODS)
 
 
-def method_alignment(method: str) -> AlignmentConfig:
+@dataclass(frozen=True)
+class Method:
+    """A row of the table as settings, for training loops of your own.
+
+    Attributes:
+        noising: how `draw` chooses the noise levels of student and teacher.
+        alignment: which features are compared with which.
+    """
+
+    noising: NoisingConfig
+    alignment: AlignmentConfig
+
+    def projectors(self, targets: Mapping[str, int] = MappingProxyType({})) -> dict[str, ProjectorSpec]:
+        """The heads that a trunk needs for this method. `targets`: channels of the features of each frozen encoder."""
+        return projector_specs(self.alignment, targets)
+
+    def objective(self, depth: int) -> Objective:
+        """The loss, for a trunk of `depth` blocks. Raises ConfigError for layers that the trunk does not have."""
+        if found := self.alignment.depth_problems(depth):
+            raise ConfigError(f"alignment.{line}" for line in found)
+        return Objective(build_alignment(self.alignment, depth))
+
+
+def method(name: str, **overrides: dict) -> Method:
+    """A row of the method table; `overrides` of `noising` and `alignment` as nested dicts win over it.
+
+    Raises ConfigError for unknown names and settings that do not fit together.
+    """
+    row = choose("method", name, METHODS)
+    if unknown := [key for key in overrides if key not in ("noising", "alignment")]:
+        raise ConfigError(f"method: {unknown[0]!r} is not one of noising, alignment")
+    noising, alignment = (
+        OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), row.get(key, {}), overrides.get(key, {})))
+        for key, schema in (("noising", NoisingConfig), ("alignment", AlignmentConfig))
+    )
+    if found := [f"noising.{line}" for line in noising.problems()]:
+        raise ConfigError(found)
+    return Method(noising, alignment)
+
+
+def projector_specs(alignment: AlignmentConfig, targets: Mapping[str, int]) -> dict[str, ProjectorSpec]:
+    """By name: the EMA teacher's, and one for each frozen encoder, of so many channels."""
+    specs = {}
+    if alignment.ema_teacher is not None:
+        specs[TEACHER] = ProjectorSpec(alignment.ema_teacher.projector)
+    if alignment.external is not None:
+        specs |= {name: ProjectorSpec(alignment.external.projector, channels) for name, channels in targets.items()}
+    return specs
+
+
+def method_alignment(name: str) -> AlignmentConfig:
     """The alignment section of a row by itself."""
-    row = choose("method", method, METHODS).get("alignment", {})
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AlignmentConfig), row))
+    return method(name).alignment

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from core.training.posthoc_ema import reconstruct
 from modalities.data.sources.build import build_source
 from modalities.evaluation.records import Reader
 from modalities.evaluation.subject import Subject
-from modalities.generation import Generator
+from modalities.generation import Generator, generate
 
 # which weights -> part of a checkpoint
 WEIGHTS = {"ema": "teacher", "student": "student"}
@@ -57,9 +58,26 @@ class LoadedRun:
     def generator(self) -> Generator:
         return self.assembly.generator
 
+    def generate(
+        self, stream: str, prompts: Sequence[str], seed: int = 0, batch_size: int = 8, **settings: Any
+    ) -> list[dict[str, Tensor]]:
+        """Media of every part by its name, for each prompt (a text, or a class name in runs with labels).
+
+        Images are (3, H, W) and videos (T, 3, H, W) in [-1, 1], audio is (channels, samples).
+
+        Args:
+            settings: of `SamplerConfig`, in place of the run's own, such as `steps` and `cfg_scale`.
+
+        Raises ConfigError for an unknown stream, and for sampler settings out of range.
+        """
+        sampling = replace(choose("stream", stream, self.config.streams).sampling, **settings)
+        if found := sampling.problems():
+            raise ConfigError(found)
+        return list(generate(self.generator, stream, prompts, sampling, seed, batch_size=batch_size))
+
 
 def load_run(
-    path: Path,
+    path: Path | str,
     step: int | None = None,
     device: str = "auto",
     text_encoder: str | None = None,
@@ -75,7 +93,7 @@ def load_run(
         ema_length: the weights of a post-hoc EMA of this length (sigma_rel) up to its last snapshot at or before the
             checkpoint, in place of the teacher's.
     """
-    part = choose("weights", weights, WEIGHTS)
+    part, path = choose("weights", weights, WEIGHTS), Path(path)
     store, step = checkpoint_store(path, step, (part,) if ema_length is None else ())
     extra = store.extra(step)
     config: Config = from_plain(Config, extra["config"])

@@ -36,7 +36,7 @@ class PartConfig:
         modality: whose input and output layers its tokens use; "" is the name of the part.
         loss_weight: factor of its mean velocity error.
         std_floor: a channel of its latents counts as varying at least this much, as a share of all channels' root mean
-            square, where statistics are measured. Higher for sounds whose high frequencies are nearly silent.
+            square, where statistics are measured. Higher for audio clips whose high frequencies are nearly silent.
         media: size and autoencoder; the settings of its modality.
     """
 

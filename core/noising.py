@@ -36,8 +36,8 @@ class NoisingConfig:
         teacher: min (Self-Flow: all tokens at the cleanest level) or earlier (SRA: each level t becomes
             max(0, t - teacher_gap u), u uniform in [0, 1], drawn for each level).
         teacher_gap: of `earlier`; SRA and arXiv 2607.02508 have 0.2.
-        timesteps: of samples with several parts: shared (one draw of the plan, and one mask, over all tokens) or per_part
-            (a draw for each part; the teacher sees each part by its own draw).
+        timesteps: of samples with several parts: shared (one draw of the plan, and one mask, over all tokens) or
+            per_part (a draw for each part; the teacher sees each part by its own draw).
     """
 
     kind: str = "homogeneous"

@@ -36,18 +36,20 @@ class Objective:
         teacher: nn.Module | None,
         batch: TokenBatch,
         drawn: NoiseSample,
-        counts: dict[str, float],
+        counts: dict[str, float] | None = None,
         targets: Mapping[str, Tensor] = _NO_TARGETS,
         step: int = 0,
     ) -> dict[str, LossTerm]:
         """Named terms of the loss; a term of weight 0 is a diagnostic.
 
         Args:
-            counts: number of counted tokens of the whole global batch, by the name of the segment. A segment all of
-                whose tokens are given in all samples has none, and no loss.
+            counts: tokens in the loss masks of the whole global batch, by the name of the segment; None where this
+                batch is the whole. A segment all of whose tokens are conditioning in all samples has none, and no loss.
             targets: name -> (B, L, D') features of frozen encoders.
             step: finished optimizer steps.
         """
+        if counts is None:
+            counts = {segment.name: float(segment.loss_mask().sum()) for segment in batch.segments}
         terms = self.terms_at(step)
         feature_layers = merge_feature_layers([term.feature_layers(targets) for term in terms])
         output = student(noised(batch, drawn.noise, drawn.student), drawn.student, batch, feature_layers)

@@ -1,4 +1,4 @@
-"""Sounds: a window of any sound file at a fixed rate, MDCT frames or latents as tokens."""
+"""Audio clips: a window of any audio file at a fixed rate, MDCT frames or latents as tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from modalities.media.audio import (
 from modalities.media.opening import WindowError, decoding
 
 SHORT = ("pad", "refuse")
-RANDOM_WINDOWS = 8  # tried before a file is looked through for sound
+RANDOM_WINDOWS = 8  # tried before a file is looked through for audio
 MARGIN = 0.1  # seconds read on both sides of a window, for the resampler's filter
 
 
@@ -45,12 +45,12 @@ class AudioConfig:
     Attributes:
         sample_rate: Hz; 48000 for songbloom.
         seconds: of a window; rounded to whole samples, which are a multiple of 1920 for songbloom.
-        channels: 1 mixes all channels to mono; 2 is stereo, mono sounds are doubled; 2 for songbloom.
-        autoencoder: of the sounds; mdct is none.
+        channels: 1 mixes all channels to mono; 2 is stereo, mono audio clips are doubled; 2 for songbloom.
+        autoencoder: of the audio clips; mdct is none.
         hop: samples between MDCT frames and coefficients in each, 64 where left out; a window has
             ceil(samples / hop) + 1 tokens. Read by mdct only, as the next one.
         exponent: amplitude compression of the coefficients, in (0, 1], 0.5 where left out; 1 is none.
-        short: pad a sound that is shorter than a window with silence behind it, or refuse it.
+        short: pad an audio clip that is shorter than a window with silence behind it, or refuse it.
         resampler: soxr, or torchaudio where that is installed.
     """
 
@@ -119,11 +119,11 @@ class AudioConfig:
 
 
 class AudioAdapter(AutoencoderAdapter):
-    """Sounds (channels, samples) and their tokens. Raises ConfigError when the config has problems."""
+    """Audio clips (channels, samples) and their tokens. Raises ConfigError when the config has problems."""
 
     modality = "audio"
     known_files = MappingProxyType(
-        {"audio": "a sound that is given as a whole", "continue": "a sound whose beginning is kept"}
+        {"audio": "an audio clip that is given as a whole", "continue": "an audio clip whose beginning is kept"}
     )
 
     def __init__(self, config: AudioConfig):
@@ -141,9 +141,9 @@ class AudioAdapter(AutoencoderAdapter):
             super().__init__(Mdct(hop, config.channels, exponent), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
-        """A window at a random place in time. Where it is silent or not finite another one is drawn, and a sound is
+        """A window at a random place in time. Where it is silent or not finite another is drawn, and an audio clip is
         refused only when it holds no other."""
-        with decoding(record.origin, "a sound"):
+        with decoding(record.origin, "an audio clip"):
             info, needed = self._probe(record)
             unfit = None
             for start in self._starts(record, info, needed, generator):
@@ -158,7 +158,7 @@ class AudioAdapter(AutoencoderAdapter):
             raise DataError(str(unfit))
 
     def windows(self, record: Record) -> Windows:
-        with decoding(record.origin, "a sound"):
+        with decoding(record.origin, "an audio clip"):
             info, _ = self._probe(record)
             begins = audio_start(record.media, record.origin)
         room = info.samples / info.rate - self.samples / self.config.sample_rate
@@ -175,8 +175,8 @@ class AudioAdapter(AutoencoderAdapter):
         return info, needed
 
     def _at(self, record: Record, info: AudioInfo, begins: float, start: float, _generator: torch.Generator) -> Tensor:
-        """(channels, self.samples): the window at `start` of a sound that begins at `begins`, to the sample; silent
-        before and behind the sound."""
+        """(channels, self.samples): the window at `start` of audio that begins at `begins`, to the sample; silent
+        before and behind the audio."""
         place = round((start - begins) * self.config.sample_rate)
         before = min(max(0, -place), self.samples)
         # What is read begins where a sample of the file and a resampled one coincide, at or before the window.
@@ -187,7 +187,7 @@ class AudioAdapter(AutoencoderAdapter):
         count = min(math.ceil(most * info.rate / self.config.sample_rate), info.samples - first)
         if most == skip or count <= 0:
             raise _silent(record)
-        with decoding(record.origin, "a sound"):
+        with decoding(record.origin, "an audio clip"):
             sound = self._window(record, info, first, count, most)[:, skip:]
         if not sound.any():
             raise _silent(record)
@@ -197,7 +197,7 @@ class AudioAdapter(AutoencoderAdapter):
         """Places in the file at which windows of `needed` samples may start, in the order in which they are tried.
 
         A few at random, which is enough for most files and decodes no more than they need. Then the whole file is
-        decoded once, and places come around sounds that are in it.
+        decoded once, and places come around audio clips that are in it.
         """
         # A window starts where a sample of the file and a resampled one coincide.
         unit = info.rate // math.gcd(info.rate, self.config.sample_rate)
@@ -233,9 +233,9 @@ class AudioAdapter(AutoencoderAdapter):
         return (steps + middle) * self.autoencoder.spec.stride[0] / self.config.sample_rate
 
     def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
-        """Of a whole sound the window that begins with it."""
+        """Of a whole audio the window that begins with it."""
         if len(files) > 1:
-            raise ConfigError("--audio gives the whole sound; not with --continue")
+            raise ConfigError("--audio gives the whole audio; not with --continue")
         if "audio" in files:
             self._probe(files["audio"])
             return Known.whole(self, self.load_prefix(files["audio"])[0])
@@ -243,9 +243,9 @@ class AudioAdapter(AutoencoderAdapter):
         return Known(media, self.given_prefix(samples), self.kept_prefix(samples))
 
     def load_prefix(self, record: Record) -> tuple[Tensor, int]:
-        """The beginning of a sound to be continued: a window (channels, samples) and how many samples are known.
+        """The beginning of an audio clip to be continued: a window (channels, samples) and how many samples are known.
 
-        A sound longer than a window is cut; behind a shorter one the window is silent.
+        An audio clip longer than a window is cut; behind a shorter one the window is silent.
         """
         info = probe_audio(record.media, record.origin, record.rate)
         needed = math.ceil(self.samples * info.rate / self.config.sample_rate)

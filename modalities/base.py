@@ -90,8 +90,8 @@ class Record:
 class Windows:
     """Where in time a window of a record's media may be cut.
 
-    Parts of one record are cut at the same time, so all times are seconds on the clock of the file, on which picture
-    and sound need not begin together.
+    Parts of one record are cut at the same time, so all times are seconds on the clock of the file, on which image
+    and audio need not begin together.
 
     Attributes:
         first, last: starts of the first and the last window that the media fill; `last` is earlier where they are
@@ -122,7 +122,7 @@ class Known:
 
     @classmethod
     def whole(cls, adapter: ModalityAdapter, media: Tensor) -> Known:
-        """All of a part, such as a video whose sound is to be made."""
+        """All of a part, such as a video whose audio is to be made."""
         tokens = math.prod(adapter.grid())
         return cls(media, torch.ones(tokens, dtype=torch.bool), torch.ones((), dtype=torch.bool))
 

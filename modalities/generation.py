@@ -142,7 +142,7 @@ def guidance_problem(condition: ConditionConfig, config: SamplerConfig) -> str |
     if condition.cfg_dropout == 0:
         return (
             f"cfg_scale: {config.cfg_scale:g}, and the condition of this run was never dropped in training "
-            "(condition.cfg_dropout: 0): its null condition never learned anything, and leading away from it means nothing"
+            "(condition.cfg_dropout: 0): its null condition was never trained, and guidance away from it means nothing"
         )
     return None
 

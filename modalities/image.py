@@ -1,4 +1,4 @@
-"""Pictures: any file to a fixed size, pixels or latents as tokens, and which tokens an inpainting mask leaves known."""
+"""Images: any file to a fixed size, pixels or latents as tokens, and which tokens an inpainting mask leaves known."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class ImageConfig:
     """
     Attributes:
         size: pixels, [H, W] or [side] for a square; multiples of a token's side.
-        autoencoder: of the pictures; pixels is none.
+        autoencoder: of the images; pixels is none.
         patch: side of the square of latent cells, of pixels without an autoencoder, that becomes one token. Left out,
             as the kind usually has it: pixels 4, sd_vae 2, others 1.
-        crop: center or random keep the picture's shape and cut off what sticks out; pad keeps all of it and fills up
+        crop: center or random keep the image's shape and cut off what sticks out; pad keeps all of it and fills up
             with `background`.
-        background: red, green, blue in 0..255, behind transparent pixels and around padded pictures.
-        min_size: a picture whose short side has fewer pixels is refused; 0 enlarges every small one.
-        flip: mirror every other picture in training, left to right, at random; captions stay as they are.
+        background: red, green, blue in 0..255, behind transparent pixels and around padded images.
+        min_size: an image whose short side has fewer pixels is refused; 0 enlarges every small one.
+        flip: mirror every other image in training, left to right, at random; captions stay as they are.
     """
 
     size: list[int] = field(default_factory=lambda: [16, 16])
@@ -58,10 +58,10 @@ class ImageConfig:
 
 
 def frame_problems(config, modality: str, frames: int) -> list[str]:
-    """Problems of the fields that pictures and videos share (autoencoder, size, patch, crop, background, min_size).
+    """Problems of the fields that images and videos share (autoencoder, size, patch, crop, background, min_size).
 
     Args:
-        frames: 1, or those of the clip, whose number an autoencoder with weights limits.
+        frames: 1, or those of the video, whose number an autoencoder with weights limits.
     """
     found = autoencoder_problems(config.autoencoder, modality)
     kind = pretrained_kind(config.autoencoder, modality)
@@ -149,7 +149,7 @@ def fit_frames(
 
 
 def grey_ramp(size: tuple[int, int], least: int) -> np.ndarray:
-    """A picture, uint8 (H, W, 3), of `size` (H, W) but with `least` pixels on every side."""
+    """An image, uint8 (H, W, 3), of `size` (H, W) but with `least` pixels on every side."""
     height, width = (max(side, least) for side in size)
     return np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8)[:, None], (height, width, 3)).copy()
 
@@ -160,12 +160,12 @@ def flip_at_random(media: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class ImageAdapter(AutoencoderAdapter):
-    """Pictures (3, H, W) in [-1, 1] and their tokens. Raises ConfigError when the config has problems."""
+    """Images (3, H, W) in [-1, 1] and their tokens. Raises ConfigError when the config has problems."""
 
     modality = "image"
     known_files = MappingProxyType(
         {
-            "image": "the picture to paint into, with --mask; without it a picture that is given as a whole",
+            "image": "the image to paint into, with --mask; without it an image that is given as a whole",
             "mask": "light pixels are painted anew, dark ones are kept",
         }
     )
@@ -181,7 +181,7 @@ class ImageAdapter(AutoencoderAdapter):
             super().__init__(Pixels(PIXEL_PATCH if config.patch is None else config.patch), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
-        with decoding(record.origin, "a picture"):
+        with decoding(record.origin, "an image"):
             pixels = read_image(record.media, record.origin, self.config.background)
             return fit_frames(pixels[None], self.config, record.origin, generator)[0]
 
@@ -196,7 +196,7 @@ class ImageAdapter(AutoencoderAdapter):
 
     def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
         if "image" not in files:
-            raise ConfigError("--mask says what is kept of a picture: --image and --mask go together")
+            raise ConfigError("--mask says what is kept of an image: --image and --mask go together")
         media = self.load(files["image"], draw())
         if "mask" not in files:
             return Known.whole(self, media)
@@ -204,9 +204,9 @@ class ImageAdapter(AutoencoderAdapter):
         return Known(media, self.given_from_image_mask(mask), mask)
 
     def load_mask(self, record: Record, generator: torch.Generator) -> Tensor:
-        """(H, W) bool, True where the picture is known: dark in the mask. Light parts are painted anew.
+        """(H, W) bool, True where the image is known: dark in the mask. Light parts are painted anew.
 
-        Use the generator's state that `load` had for the picture, so that both are cut at the same place. What a mask
+        Use the generator's state that `load` had for the image, so that both are cut at the same place. What a mask
         does not cover (transparent or padded) is painted anew.
         """
         pixels = read_image(record.media, record.origin)
@@ -220,5 +220,5 @@ class ImageAdapter(AutoencoderAdapter):
         return rearrange(known, "(h p) (w q) -> (h w) (p q)", h=rows, w=columns).all(dim=1)
 
     def write(self, media: Tensor, path: Path) -> Path:
-        """PNG at the picture's own size."""
+        """PNG at the image's own size."""
         return write_image(media, path)

@@ -12,14 +12,14 @@ from modalities.streams import Parts
 
 
 def write_sample(parts: Parts, media: Mapping[str, Tensor], path: Path) -> Path:
-    """As `write_parts`; returns the first file, which is the only one of one part, and of a video with its sound."""
+    """As `write_parts`; returns the first file, which is the only one of one part, and of a video with its audio."""
     return write_parts(parts, media, path)[0]
 
 
 def write_parts(parts: Parts, media: Mapping[str, Tensor], path: Path) -> list[Path]:
     """Write one sample to `path`, whose suffix is added.
 
-    One part: the file of its adapter. A video and a sound: one MP4 with both. Others: `PATH-PART` for every part.
+    One part: the file of its adapter. A video and an audio clip: one MP4 with both. Others: `PATH-PART` for every part.
 
     Args:
         media: name of the part -> media as its adapter has them.

@@ -1,6 +1,6 @@
 """A stream is what a step trains on: a source of records, and the parts that become the segments of a sample.
 
-Most streams have one part. A stream of clips with their sound has two: each has an adapter of its modality, and all
+Most streams have one part. A stream of videos with their audio has two: each has an adapter of its modality, and all
 have positions on one axis of time.
 """
 
@@ -72,7 +72,7 @@ def make_parts(adapters: Mapping[str, ModalityAdapter], per_second: float | None
 
 
 def _in_time(adapters: Mapping[str, ModalityAdapter], per_second: float | None) -> dict[str, Tensor]:
-    """(N, 3) float32: the middle of each token's interval in seconds, times `per_second`, and its place in the picture.
+    """(N, 3) float32: the middle of each token's interval in seconds, times `per_second`, and its place in the image.
 
     What happens together lies together, as in LTX-2 (arXiv 2601.03233).
     """

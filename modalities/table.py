@@ -22,7 +22,7 @@ class Modality:
     Attributes:
         settings: dataclass of the section `media`.
         adapter: makes the adapter from these settings.
-        weight, batch, mask_ratio: defaults of a stream of this modality alone (paper App. D: weights 0.57 / 0.30 / 0.13,
+        weight, batch, mask_ratio: defaults of a stream of this modality alone (paper App. D: 0.57 / 0.30 / 0.13,
             batches on one device 38 / 8 / 16, R_M 0.25 / 0.1 / 0.5).
     """
 

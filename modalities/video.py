@@ -1,4 +1,4 @@
-"""Clips: a window of any video at a fixed frame rate and size, blocks of pixels or latents as tokens."""
+"""Videos: a window of any video at a fixed frame rate and size, blocks of pixels or latents as tokens."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class VideoConfig:
     """
     Attributes:
         size, patch, crop, background, min_size, flip: as of ImageConfig.
-        frames: of a clip; 1 + a multiple of `patch_frames` with `first_frame_alone`, else a multiple of it; 1 + a
+        frames: of a video; 1 + a multiple of `patch_frames` with `first_frame_alone`, else a multiple of it; 1 + a
             multiple of 4 for wan22.
         fps: frames per second; a slower file shows frames more than once.
-        autoencoder: of the clips; space_time_pixels is none.
+        autoencoder: of the videos; space_time_pixels is none.
         patch_frames: frames in one token, 2 where left out. Read without an autoencoder only, as the next one.
         first_frame_alone: the first tokens hold the first frame only (default), so that it can be given.
-        short: refuse a file with fewer frames than a clip, or repeat_last to fill up with its last frame.
+        short: refuse a file with fewer frames than a video, or repeat_last to fill up with its last frame.
         backend: pyav, decord or torchcodec decode; the same frames from all, or the file is refused (docs/data.md).
     """
 
@@ -96,11 +96,11 @@ class VideoConfig:
 
 
 class VideoAdapter(AutoencoderAdapter):
-    """Clips (T, 3, H, W) in [-1, 1] and their tokens. Raises ConfigError when the config has problems."""
+    """Videos (T, 3, H, W) in [-1, 1] and their tokens. Raises ConfigError when the config has problems."""
 
     modality = "video"
     known_files = MappingProxyType(
-        {"video": "a clip that is given as a whole", "first_frame": "a picture that the clip starts from"}
+        {"video": "a video that is given as a whole", "first_frame": "an image that the video starts from"}
     )
 
     def __init__(self, config: VideoConfig):
@@ -149,7 +149,7 @@ class VideoAdapter(AutoencoderAdapter):
         if there < config.frames and config.short == "refuse":
             raise DataError(
                 f"{record.origin}: {there} frames at {config.fps:g} fps ({index.seconds:.2f} s), "
-                f"a clip needs {config.frames}"
+                f"a video needs {config.frames}"
             )
         return index
 
@@ -182,7 +182,7 @@ class VideoAdapter(AutoencoderAdapter):
         return (starts + ends) / 2 / self.config.fps
 
     def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
-        """Of a whole clip the window that begins with its first frame."""
+        """Of a whole video the window that begins with its first frame."""
         if len(files) > 1:
             raise ConfigError("--video gives all frames; not with --first-frame")
         if "video" in files:
@@ -193,7 +193,7 @@ class VideoAdapter(AutoencoderAdapter):
         return Known(media, self.given_first_frame(), first[:, None, None, None])
 
     def load_first_frame(self, record: Record, generator: torch.Generator) -> Tensor:
-        """A picture as the first frame of a clip (T, 3, H, W); the later frames, to be generated, repeat it."""
+        """An image as the first frame of a video (T, 3, H, W); the later frames, to be generated, repeat it."""
         pixels = read_image(record.media, record.origin, self.config.background)
         frame = fit_frames(pixels[None], self.config, record.origin, generator)
         return frame.repeat(self.config.frames, 1, 1, 1)
@@ -212,5 +212,5 @@ class VideoAdapter(AutoencoderAdapter):
         return self.ids()[:, 0] == 0
 
     def write(self, media: Tensor, path: Path) -> Path:
-        """MP4 at the config's frame rate, small clips enlarged."""
+        """MP4 at the config's frame rate, small videos enlarged."""
         return write_video(media, path, self.config.fps)

@@ -1,4 +1,4 @@
-"""python -m tools.audiovisual RUN: how often a run's videos and sounds agree, from files that are read back.
+"""python -m tools.audiovisual RUN: how often a run's videos and audio clips agree, from files that are read back.
 
 Writes RUN/audiovisual/step-N/: the MP4s of three modes, a contact sheet of each, and scores.json.
 """

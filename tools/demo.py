@@ -1,4 +1,4 @@
-"""selfflow demo: pretrain the quickstart model, generate pictures, clips and sounds, and read them back."""
+"""selfflow demo: pretrain the quickstart model, generate images, videos and audio, and read them back."""
 
 from __future__ import annotations
 

@@ -73,12 +73,12 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--text-encoder", help="folder or hub name of the run's text encoder, where the run names none")
     parser.add_argument("--out", type=Path, help="folder of the results (default RUN/evaluation)")
     files = parser.add_argument_group("sample files of the ADM evaluator")
-    files.add_argument("--npz", type=Path, help="write generated pictures of random classes here, and measure nothing")
+    files.add_argument("--npz", type=Path, help="write generated images of random classes here, and measure nothing")
     files.add_argument(
-        "--samples", type=Path, help="measure this sample file (or folder, .parquet, .tar of pictures), not a run"
+        "--samples", type=Path, help="measure this sample file (or folder, .parquet, .tar of images), not a run"
     )
     files.add_argument(
-        "--reference", type=Path, help="with --samples: a reference batch, mu and sigma alone, or pictures as above"
+        "--reference", type=Path, help="with --samples: a reference batch, mu and sigma alone, or images as above"
     )
     files.add_argument("--inception", help="with --samples: weights of the standard Inception")
     parser.set_defaults(run=run)
@@ -308,7 +308,7 @@ def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfi
     """A sample file for the ADM evaluator: uniformly random classes, which is its usual protocol."""
     name, part = picture_stream(streams)
     if loaded.config.condition.kind == "text":
-        raise ConfigError("--npz: holds pictures of random classes, and this run is conditioned on text")
+        raise ConfigError("--npz: holds images of random classes, and this run is conditioned on text")
     settings, sampler = streams[name].evaluation, streams[name].sampling
     if unfit := guidance_problem(loaded.config.condition, sampler):
         print(f"warning: streams.{name}.sampling.{unfit}", file=sys.stderr)
@@ -317,18 +317,18 @@ def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfi
         samples = generated(loaded.generator, name, sampler, settings, conditions, bar.update)
         with writing(path):
             written = write_samples(path, (media[part] for media in samples), settings.generated)
-    print(f"{settings.generated} pictures in {written}")
+    print(f"{settings.generated} images in {written}")
     return 0
 
 
 def picture_stream(streams: dict[str, StreamConfig]) -> tuple[str, str]:
-    """The stream of pictures, and the name of its part. Raises ConfigError where there is none, or several."""
+    """The stream of images, and the name of its part. Raises ConfigError where there is none, or several."""
     found = []
     for name, stream in streams.items():
         parts = stream.named_parts(name)
         found += [(name, part) for part, entry in parts.items() if len(parts) == 1 and entry.modality == "image"]
     if not found:
-        raise ConfigError(f"--npz: holds pictures, and none of {', '.join(streams)} is a stream of pictures alone")
+        raise ConfigError(f"--npz: holds images, and none of {', '.join(streams)} is a stream of images alone")
     if len(found) > 1:
         raise ConfigError(f"--npz: of which of {', '.join(name for name, _ in found)}? Name one with --stream")
     return found[0]

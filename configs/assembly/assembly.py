@@ -14,16 +14,17 @@ from autoencoders.base import LatentNormalization
 from configs.assembly import normalization as statistics
 from configs.assembly.adapters import Adapters, build_adapters, load_autoencoders
 from configs.assembly.conditions import build_text_encoder, class_names
-from configs.assembly.encoders import Encoders, build_encoders, projector_specs
+from configs.assembly.encoders import Encoders, build_encoders, target_channels
 from configs.assembly.latents import check_latents, latent_digests, text_digest
 from configs.assembly.sources import open_sources
 from configs.assembly.streams import build_parts, build_streams
 from configs.assembly.trunk import build_trunk
+from configs.methods import projector_specs
 from configs.schema import Config
 from core.alignment.terms import build_alignment
 from core.objective import Objective
 from core.training.config import to_plain
-from core.training.mixing import MixPiece, ModalityMix
+from core.training.mixing import MixPiece, StreamMix
 from core.trunk.projectors import ProjectorSpec
 from modalities.base import Source
 from modalities.conditioning import TextEncoder
@@ -127,7 +128,7 @@ class Assembly:
     def projectors(self) -> dict[str, ProjectorSpec]:
         if self.stored is not None:
             return {name: ProjectorSpec(*spec) for name, spec in self.stored["projectors"].items()}
-        return projector_specs(self.config, self.encoders)
+        return projector_specs(self.config.alignment, target_channels(self.encoders))
 
     # What is trained, on what.
 
@@ -151,7 +152,7 @@ class Assembly:
         entries = self.config.streams
         weights = {name: entry.weight for name, entry in entries.items()}
         batches = {name: entry.batch for name, entry in entries.items()}
-        mix = ModalityMix(self.config.seed, weights, batches, self.earlier)
+        mix = StreamMix(self.config.seed, weights, batches, self.earlier)
         noising, accumulate = self.config.noising, self.config.training.accumulate
         found = StepDataset(self.config.seed, mix, self.streams, noising, self.conditions, accumulate)
         found.check()
@@ -182,8 +183,8 @@ class Assembly:
     def to_store(self) -> dict[str, Any]:
         """What every checkpoint holds beside the tensors: plain data, enough to be `stored` of another assembly.
 
-        LatentNormalization that comes with an autoencoder's weights stays with them: it can be megabytes. Where the data are
-        latents, no weights are read, and it is stored too.
+        Latent statistics that come with an autoencoder's weights stay with them: they can be megabytes. Where the data
+        are latents, no weights are read, and the statistics are stored too.
         """
         left_out = statistics.published(self.config, self.adapters)
         return {

@@ -1,4 +1,4 @@
-"""Frozen encoders of the clean media, and the projectors that the alignment terms need of the trunk."""
+"""Frozen encoders of the clean media."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from configs.assembly.adapters import Adapters, located, named
 from configs.schema import Config
-from core.trunk.projectors import TEACHER, ProjectorSpec
 from modalities.targets import Encoder, build_encoder
 
 Encoders = dict[str, dict[str, Encoder]]  # stream -> name of the target -> encoder
@@ -30,12 +29,6 @@ def build_encoders(config: Config, adapters: Adapters, root: Path) -> Encoders:
     return encoders
 
 
-def projector_specs(config: Config, encoders: Mapping[str, Mapping[str, Encoder]]) -> dict[str, ProjectorSpec]:
-    """By name."""
-    specs = {}
-    if config.alignment.ema_teacher is not None:
-        specs[TEACHER] = ProjectorSpec(config.alignment.ema_teacher.projector)
-    for targets in encoders.values():
-        kind = config.alignment.external.projector
-        specs |= {name: ProjectorSpec(kind, encoder.channels) for name, encoder in targets.items()}
-    return specs
+def target_channels(encoders: Mapping[str, Mapping[str, Encoder]]) -> dict[str, int]:
+    """Name of the target -> channels of its features."""
+    return {name: encoder.channels for targets in encoders.values() for name, encoder in targets.items()}

@@ -108,7 +108,7 @@ def fit_logistic(x: Tensor, y: Tensor, classes: int, l2: float, start: Logistic 
 
     Features of a network are so correlated that L-BFGS would take hundreds of iterations. It therefore moves along
     their principal axes, each scaled by the root of the curvature there (under equal probabilities): the same minimum
-    in an eighth of the time (8 layers of 128 features, 3,000 pictures of 10 classes: 4 s instead of 32 on one core).
+    in an eighth of the time (8 layers of 128 features, 3,000 images of 10 classes: 4 s instead of 32 on one core).
     """
     variance, axes = torch.linalg.eigh(x.T @ x / len(x))  # (D,), (D, D)
     scale = (variance.clamp(min=0) / classes + l2).sqrt()[:, None]  # (D, 1), of the weight along the axes

@@ -92,7 +92,7 @@ def check_finite(values: dict[str, float | str], agree: Callable[[bool], bool] =
 
 
 def write_bad_step(
-    folder: RunFolder, step: int, modality: str, keys: Sequence[str], values: dict[str, float | str]
+    folder: RunFolder, step: int, stream: str, keys: Sequence[str], values: dict[str, float | str]
 ) -> NoReturn:
     """Leave RUN/bad_step.json as evidence and raise NotFiniteError.
 
@@ -105,7 +105,7 @@ def write_bad_step(
     # Written as text, since NaN and infinity are no JSON.
     evidence = {
         "step": step,
-        "modality": modality,
+        "stream": stream,
         "keys": list(keys),
         "values": {k: str(v) for k, v in values.items()},
     }
@@ -117,7 +117,7 @@ def write_bad_step(
         say(f"warning: {path} cannot be written ({error.strerror}); it would hold\n{json.dumps(evidence)}")
     what = ", ".join(f"{name} is {value}" for name, value in bad.items()) or "another process failed"
     raise NotFiniteError(
-        f"step {step + 1} ({modality}): {what}. The weights were not touched; samples and values are in {path}",
+        f"step {step + 1} ({stream}): {what}. The weights were not touched; samples and values are in {path}",
         step + 1,
     )
 

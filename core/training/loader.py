@@ -17,7 +17,7 @@ from core.types import TokenBatch, map_tensors
 class Rejected:
     """A record that could not be used, and the position that took its place."""
 
-    modality: str
+    stream: str
     key: str
     origin: str
     reason: str

@@ -28,7 +28,7 @@ class MixPiece:
     global_batch: dict[str, int]
 
 
-class ModalityMix:
+class StreamMix:
     """
     Args:
         weights: stream -> relative probability (0.57 / 0.30 / 0.13 in the paper); they need not sum to 1. Their order
@@ -74,7 +74,7 @@ class ModalityMix:
             start = stop
         return chosen, sizes
 
-    def modality(self, step: int) -> str:
+    def stream(self, step: int) -> str:
         """The stream of the step that follows `step` finished ones."""
         number, offset = divmod(step, _BLOCK)
         return self.names[int(self._block(number)[0][offset])]

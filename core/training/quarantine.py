@@ -13,7 +13,7 @@ from core.training.say import say
 
 
 class Quarantine:
-    """Appends each rejected record once to `path` (JSON lines: modality, key, origin, reason, positions).
+    """Appends each rejected record once to `path` (JSON lines: stream, key, origin, reason, positions).
 
     Args:
         limit: more distinct records than this stop the run with a DataError.
@@ -25,7 +25,7 @@ class Quarantine:
         self._lines, self._failing = LineWriter(path), False
         keep_lines(path)  # cuts off the half-written last line of a killed run; that record will be met again
         for entry in read_lines(path):
-            self._known[entry["modality"], entry["key"]] = entry
+            self._known[entry["stream"], entry["key"]] = entry
 
     def __len__(self) -> int:
         return len(self._known)
@@ -33,9 +33,9 @@ class Quarantine:
     def add(self, rejected: Iterable[Rejected]) -> None:
         """Note the records; raises DataError while more than `limit` distinct ones are known, also after a restart."""
         for item in rejected:
-            if (item.modality, item.key) not in self._known:
+            if (item.stream, item.key) not in self._known:
                 entry = asdict(item)
-                self._known[item.modality, item.key] = entry
+                self._known[item.stream, item.key] = entry
                 self._lines.add(entry)
                 self.write()
         if len(self) > self.limit:

@@ -1,4 +1,4 @@
-"""Pictures, clips and sounds for Weights & Biases and TensorBoard."""
+"""Images, videos and audio clips for Weights & Biases and TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Media:
 
     Attributes:
         name: of the curve, such as "preview/image".
-        kind: picture, clip or sound.
+        kind: image, video or audio.
         path: the file.
-        data: uint8 (H, W, 3) of a picture, uint8 (T, H, W, 3) of a clip, float (samples,) in [-1, 1] of a sound.
+        data: uint8 (H, W, 3) of an image, uint8 (T, H, W, 3) of a video, float (samples,) in [-1, 1] of an audio clip.
         rate: frames or samples per second.
     """
 
@@ -37,11 +37,11 @@ def to_wandb(run: Any, step: int, media: Sequence[Media]) -> None:
     """The files themselves, so that nothing is encoded twice."""
     import wandb
 
-    kinds = {"picture": wandb.Image, "sound": wandb.Audio}
+    kinds = {"image": wandb.Image, "audio": wandb.Audio}
     shown = {
         item.name: (
             wandb.Video(str(item.path), caption=item.caption, format=item.path.suffix[1:])
-            if item.kind == "clip"
+            if item.kind == "video"
             else kinds[item.kind](str(item.path), caption=item.caption)
         )
         for item in media
@@ -50,13 +50,13 @@ def to_wandb(run: Any, step: int, media: Sequence[Media]) -> None:
 
 
 def to_board(board: Any, step: int, media: Sequence[Media]) -> None:
-    """TensorBoard plays a clip as an animated GIF; its own way to make one needs a further package."""
+    """TensorBoard plays a video as an animated GIF; its own way to make one needs a further package."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     for item in media:
-        if item.kind == "picture":
+        if item.kind == "image":
             board.add_image(item.name, item.data, step, dataformats="HWC")
-        elif item.kind == "sound":
+        elif item.kind == "audio":
             board.add_audio(item.name, torch.from_numpy(item.data)[None], step, sample_rate=round(item.rate))
         else:
             _, height, width, channels = item.data.shape

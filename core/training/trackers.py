@@ -77,7 +77,7 @@ class Trackers:
         step = metrics["step"]
         if step % self.every or not self._open:
             return
-        prefix = f"{metrics['modality']}/" if "modality" in metrics else ""
+        prefix = f"{metrics['stream']}/" if "stream" in metrics else ""
         numbers = {
             f"{prefix}{name}": float(value)
             for name, value in metrics.items()
@@ -90,7 +90,7 @@ class Trackers:
         self._each(step, lambda tracker: tracker.write(numbers, step))
 
     def write_media(self, step: int, media: Sequence[Media]) -> None:
-        """Images, videos and sounds."""
+        """Images, videos and audio clips."""
         self._each(step, lambda tracker: tracker.write_media(media, step))
 
     def _each(self, step: int, use: Callable[[Tracker], None]) -> None:

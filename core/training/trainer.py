@@ -181,7 +181,7 @@ class Trainer:
     def attempt(self, step: int, microbatches: list[Raw]) -> dict[str, float | str]:
         """A step, or nothing where it is to be left out. Before a bad one ends the run, the state is published."""
         if step + 1 in self.config.skip_steps:
-            return {"modality": microbatches[0].stream, "skipped": True}
+            return {"stream": microbatches[0].stream, "skipped": True}
         try:
             return self.train_step(step, microbatches)
         except NotFiniteError as error:
@@ -195,7 +195,7 @@ class Trainer:
             raise
 
     def train_step(self, step: int, microbatches: list[Raw]) -> dict[str, float | str]:
-        """One optimizer step: all microbatches, clip, guard, AdamW, EMA. Returns the metrics of the step."""
+        """One optimizer step: all microbatches, video, guard, AdamW, EMA. Returns the metrics of the step."""
         stream = microbatches[0].stream
         counts: dict[str, float] = defaultdict(float)
         for microbatch in microbatches:
@@ -228,7 +228,7 @@ class Trainer:
         update_teacher(self.teacher, self.student, self.config.ema.decay)
         if self.posthoc is not None:
             self.posthoc.update(step + 1)
-        return {"modality": stream, "lr": lr, **metrics}
+        return {"stream": stream, "lr": lr, **metrics}
 
     def guard(self, step: int, microbatches: list[Raw], metrics: dict[str, float]) -> None:
         """Before the optimizer sees the gradients: a value that is not finite stops the run and leaves evidence."""
@@ -238,7 +238,7 @@ class Trainer:
 
     def show(self, bar: tqdm, metrics: dict) -> None:
         bar.set_postfix_str(
-            f"{metrics['modality']} "
+            f"{metrics['stream']} "
             + (f"loss {metrics['loss']:.3f}" if "loss" in metrics else "left out")
             + (f", {len(self.quarantine)} bad records" if len(self.quarantine) else ""),
             refresh=False,

@@ -1,4 +1,4 @@
-"""What the trunks of pictures with class labels (sit.py, ddt.py) share: their one segment, positions, labels, MLP."""
+"""What the trunks of images with class labels (sit.py, ddt.py) share: their one segment, positions, labels, MLP."""
 
 from __future__ import annotations
 

@@ -79,10 +79,10 @@ class TextEncoderConfig:
     """A frozen text encoder. Where all records carry stored features, it is never loaded.
 
     Attributes:
-        kind: t5, umt5, clip or qwen3.
+        kind: t5, umt5, video or qwen3.
         path: a folder with config.json, model.safetensors and the tokenizer's files, or a name on the hub.
         tokenizer: the tokenizer's folder or name, where it is not at `path`; "" is `path`.
-        max_tokens: S of every context; what a caption has beyond is cut off. null: 77 for clip, 512 for the others.
+        max_tokens: S of every context; what a caption has beyond is cut off. null: 77 for video, 512 for the others.
         layers: 1-based blocks whose outputs stand side by side in a feature, before the network's final
             normalisation; the last block's output is taken after it. Empty: 9, 18, 27 for qwen3 (FLUX.2 klein), the
             last for the others.

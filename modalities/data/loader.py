@@ -19,7 +19,7 @@ from core.errors import DataError
 from core.keys import generator
 from core.noising import NoisingConfig, SampleLevels, draw_levels, stack_levels
 from core.training.loader import Rejected
-from core.training.mixing import ModalityMix
+from core.training.mixing import StreamMix
 from modalities.base import ModalityAdapter, Record, StoredLatents
 from modalities.conditioning.conditions import Conditions, Prompt
 from modalities.data.batches import RawBatch, RawPart
@@ -65,7 +65,7 @@ class StepDataset(Dataset):
     def __init__(
         self,
         seed: int,
-        mix: ModalityMix,
+        mix: StreamMix,
         streams: dict[str, Stream],
         noising: NoisingConfig,
         conditions: Conditions,
@@ -77,7 +77,7 @@ class StepDataset(Dataset):
 
     def __getitem__(self, item: int) -> RawBatch:
         step, micro = divmod(item, self.accumulate)
-        name = self.mix.modality(step)
+        name = self.mix.stream(step)
         size = self.mix.global_batch[name] // self.accumulate
         first = self.mix.first_position(step) + micro * size
         rejected: list[Rejected] = []

@@ -1,5 +1,4 @@
-"""What a batch becomes on the training device: latents, their normalization, and features of frozen encoders of media and
-text."""
+"""On-device preprocessing: latents, their normalization, and features of frozen encoders of media and text."""
 
 from __future__ import annotations
 

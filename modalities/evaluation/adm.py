@@ -4,7 +4,7 @@
 
 A sample file holds `arr_0`, uint8 (N, H, W, 3). A reference file holds `mu` (2048), `sigma` (2048, 2048) of the pooled
 features, `mu_s` (2023), `sigma_s` (2023, 2023) of the spatial ones, and mostly `arr_0` too (precision and recall need
-its pictures). Other programs write `mu` and `sigma` alone. Both directions stream: 50,000 pictures of 256 x 256 are
+its images). Other programs write `mu` and `sigma` alone. Both directions stream: 50,000 images of 256 x 256 are
 9.8 GB.
 """
 
@@ -35,7 +35,7 @@ POOLED, SPATIAL = ("mu", "sigma"), ("mu_s", "sigma_s")
 class Reference:
     """Mean and covariance (float64) of inception features, None where the file has none.
 
-    `samples`: pictures in the same file.
+    `samples`: images in the same file.
     """
 
     mu: np.ndarray | None = None
@@ -46,16 +46,16 @@ class Reference:
 
 
 def write_samples(path: Path | str, batches: Iterable[Tensor], count: int) -> Path:
-    """Pictures (B, 3, H, W) in [-1, 1] -> `path`.npz with `arr_0`. Holds one batch at a time.
+    """Images (B, 3, H, W) in [-1, 1] -> `path`.npz with `arr_0`. Holds one batch at a time.
 
     The levels are rounded, as in every file this project writes (guided-diffusion's own script truncates). The file
     appears under its name only when it is complete.
 
     Args:
-        count: number of pictures, which the file's header states before the first one.
+        count: number of images, which the file's header states before the first one.
 
     Raises:
-        ShapeError: pictures of different sizes, or not `count` of them.
+        ShapeError: images of different sizes, or not `count` of them.
     """
     path = with_suffix(Path(path), ".npz")
     part = path.with_name(path.name + ".part")
@@ -68,7 +68,7 @@ def write_samples(path: Path | str, batches: Iterable[Tensor], count: int) -> Pa
             for batch in batches:
                 if batch.ndim != 4 or batch.shape[1] != 3 or (size and tuple(batch.shape[2:]) != size):
                     wanted = f"(B, 3, {size[0]}, {size[1]})" if size else "(B, 3, H, W)"
-                    raise ShapeError(f"{path}: expected pictures {wanted}, got {tuple(batch.shape)}")
+                    raise ShapeError(f"{path}: expected images {wanted}, got {tuple(batch.shape)}")
                 if size is None:
                     size = tuple(batch.shape[2:])
                     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
@@ -78,7 +78,7 @@ def write_samples(path: Path | str, batches: Iterable[Tensor], count: int) -> Pa
                     break
                 entry.write(to_bytes(batch).data)
         if done != count or not done:
-            raise ShapeError(f"{path}: {'more' if done > count else done} pictures came, {count} were announced")
+            raise ShapeError(f"{path}: {'more' if done > count else done} images came, {count} were announced")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -86,7 +86,7 @@ def write_samples(path: Path | str, batches: Iterable[Tensor], count: int) -> Pa
 
 
 def write_reference(path: Path | str, reference: Reference) -> Path:
-    """A reference file that the evaluator reads, without pictures: FID and sFID only."""
+    """A reference file that the evaluator reads, without images: FID and sFID only."""
     path = with_suffix(Path(path), ".npz")
     np.savez(path, **{name: np.asarray(getattr(reference, name), np.float64) for name in STATISTICS})
     return path
@@ -106,13 +106,13 @@ def read_samples(path: Path | str, batch: int = 64) -> Iterator[Tensor]:
             wanted = count * math.prod(size)
             data = _read(entry, wanted)
             if len(data) != wanted:
-                raise DataError(f"{path}: arr_0 ends after {start} of {number} pictures: the file is cut off")
+                raise DataError(f"{path}: arr_0 ends after {start} of {number} images: the file is cut off")
             levels = torch.frombuffer(data, dtype=torch.uint8).view(count, *size)  # (B, H, W, 3)
             yield levels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def read_reference(path: Path | str) -> Reference:
-    """What a file has of a reference batch: both pairs of statistics, `mu` and `sigma` alone, or pictures alone.
+    """What a file has of a reference batch: both pairs of statistics, `mu` and `sigma` alone, or images alone.
 
     Raises DataError for any other file.
     """
@@ -123,7 +123,7 @@ def read_reference(path: Path | str) -> Reference:
     if not set(POOLED) <= set(held) and (set(STATISTICS) & set(held) or "arr_0" not in held):
         raise DataError(
             f"{path}: holds {', '.join(held) or 'nothing'}; a reference holds mu and sigma, with mu_s and sigma_s for "
-            f"sFID, or pictures as arr_0"
+            f"sFID, or images as arr_0"
         )
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -154,9 +154,7 @@ def _pictures(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]
     """`arr_0` behind its header, and its shape (N, H, W, 3)."""
     with _archive(path) as archive:
         if "arr_0.npy" not in archive.namelist():
-            raise DataError(
-                f"{path}: holds {', '.join(archive.namelist()) or 'nothing'}, but no arr_0 (uint8 pictures)"
-            )
+            raise DataError(f"{path}: holds {', '.join(archive.namelist()) or 'nothing'}, but no arr_0 (uint8 images)")
         with archive.open("arr_0.npy") as entry:
             try:
                 version = np.lib.format.read_magic(entry)

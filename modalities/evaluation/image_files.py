@@ -1,4 +1,4 @@
-"""Pictures to be measured as they are: a sample file (.npz), a folder, Parquet files, or a tar."""
+"""Images to be measured as they are: a sample file (.npz), a folder, Parquet files, or a tar."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from modalities.data.sources.build import SourceConfig, build_source
 from modalities.evaluation.adm import count_samples, read_samples
 from modalities.media.images import read_image
 
-COLUMNS = ("image", "img", "picture", "jpg", "png")  # of pictures in Parquet files
+COLUMNS = ("image", "img", "picture", "jpg", "png")  # of images in Parquet files
 
 
 class Pictures:
-    """Pictures of any sizes, in order. Those that cannot be read are stepped over, and named in `unusable`.
+    """Images of any sizes, in order. Those that cannot be read are stepped over, and named in `unusable`.
 
     Args:
-        path: an .npz with `arr_0`; a folder of picture files, of Parquet files or of tars; one of these files.
+        path: an .npz with `arr_0`; a folder of image files, of Parquet files or of tars; one of these files.
 
     Attributes:
-        unusable: why, of the pictures met so far.
+        unusable: why, of the images met so far.
         sizes: (H, W) of those met so far.
 
     Raises DataError or ConfigError for anything else.
@@ -65,7 +65,7 @@ class Pictures:
             try:
                 record = self._source.read(index)
                 pixels = read_image(record.media, record.origin)
-            except Exception as error:  # a decoder's; a damaged picture must not end the measurement
+            except Exception as error:  # a decoder's; a damaged image must not end the measurement
                 if isinstance(error, ConfigError):
                     raise
                 self.unusable.append(described(error))
@@ -75,11 +75,11 @@ class Pictures:
             yield media
 
     def warnings(self) -> list[str]:
-        """About pictures that could not be read."""
+        """About images that could not be read."""
         if not self.unusable:
             return []
         bad = self.unusable
-        return [f"{self.path}: {len(bad)} of {len(self)} pictures cannot be used; the first: {bad[0]}"]
+        return [f"{self.path}: {len(bad)} of {len(self)} images cannot be used; the first: {bad[0]}"]
 
 
 def is_npz(path: Path) -> bool:
@@ -97,7 +97,7 @@ def open_source(path: Path):
             if any(path.glob(f"*{suffix}")):
                 kind = other
     if kind is None:
-        raise DataError(f"{path}: pictures come as .npz with arr_0, a folder, .parquet or .tar")
+        raise DataError(f"{path}: images come as .npz with arr_0, a folder, .parquet or .tar")
     settings = {"kind": kind, "path": str(path.absolute()), "captions": "none"}
     if kind == "parquet":
         settings["media_field"] = picture_column(path)
@@ -105,7 +105,7 @@ def open_source(path: Path):
 
 
 def picture_column(path: Path) -> str:
-    """The column of the pictures in Parquet files; where there is none of the usual names, the first of these."""
+    """The column of the images in Parquet files; where there is none of the usual names, the first of these."""
     parquet = need("pyarrow.parquet", "a Parquet file", "Folders and .npz files work")
     # A Mac leaves a hidden ._NAME beside NAME.
     files = sorted(each for each in path.glob("*.parquet") if each.name[0] != ".") if path.is_dir() else [path]

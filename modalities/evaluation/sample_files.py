@@ -1,10 +1,10 @@
 """A sample file against a reference, by the definitions of the ADM evaluator (guided-diffusion, evaluations/).
 
-    FID, sFID            samples against the statistics in the reference, or those of its pictures where it has none
+    FID, sFID            samples against the statistics in the reference, or those of its images where it has none
     IS                   mean over consecutive runs of 5,000 samples, the last one short
-    precision, recall    k = 3, against the pictures in the reference
+    precision, recall    k = 3, against the images in the reference
 
-What the files do not allow is known before the first picture, and left out. The evaluator rounds features to half
+What the files do not allow is known before the first image, and left out. The evaluator rounds features to half
 precision for precision and recall; here they stay as they are.
 """
 
@@ -37,7 +37,7 @@ class Comparison:
 
     Attributes:
         known: statistics that the reference holds.
-        real: its pictures, None where it has none.
+        real: its images, None where it has none.
         left_out: measure -> why.
     """
 
@@ -54,7 +54,7 @@ class Comparison:
 def open_comparison(samples: Path, reference: Path) -> Comparison:
     """
     Args:
-        samples: pictures as `Pictures` takes them.
+        samples: images as `Images` takes them.
         reference: the same, or an .npz with mu, sigma, mu_s, sigma_s (or the first two alone), mostly with `arr_0` too.
 
     Raises DataError, ConfigError for other files.
@@ -64,21 +64,21 @@ def open_comparison(samples: Path, reference: Path) -> Comparison:
     real = Pictures(reference) if known.samples or not is_npz(reference) else None
     left_out, few = {}, f"{len(made)} samples" if len(made) < 2 else ""
     if not few and known.mu is None and len(real) < 2:
-        few = f"{len(real)} pictures in the reference"
+        few = f"{len(real)} images in the reference"
     if few:
         left_out |= dict.fromkeys(("FID", "sFID"), f"{few}; a covariance needs at least 2")
     elif known.mu is not None and known.mu_s is None:
         left_out["sFID"] = "the reference holds mu and sigma, and no mu_s and sigma_s"
     if real is None:
-        left_out["precision, recall"] = "the reference holds no pictures to compare with"
+        left_out["precision, recall"] = "the reference holds no images to compare with"
     elif (least := min(len(real), len(made))) <= NEIGHBOURS:
-        left_out["precision, recall"] = f"{least} pictures on a side; more than {NEIGHBOURS} are needed"
+        left_out["precision, recall"] = f"{least} images on a side; more than {NEIGHBOURS} are needed"
     return Comparison(made, known, real, left_out)
 
 
 @dataclass
 class _Seen:
-    """What the network made of pictures: rows (N, 2048) and class probabilities (N, 1008) on the CPU."""
+    """What the network made of images: rows (N, 2048) and class probabilities (N, 1008) on the CPU."""
 
     pool: FeatureStatistics = field(default_factory=FeatureStatistics)
     spatial: FeatureStatistics = field(default_factory=FeatureStatistics)
@@ -92,7 +92,7 @@ def measure_samples(
     """
     Args:
         inception: weights of the standard Inception.
-        progress: called with the number of pictures that went through the network.
+        progress: called with the number of images that went through the network.
 
     Raises CheckpointError for other weights, DataError for files that are cut off.
     """
@@ -115,7 +115,7 @@ def measure_samples(
         found.warnings += side.warnings() if side is not None else []
     if files.real is not None and files.real.sizes != files.samples.sizes:
         found.warnings.append(
-            f"samples of {_sizes(files.samples)} are compared with pictures of {_sizes(files.real)}: both are "
+            f"samples of {_sizes(files.samples)} are compared with images of {_sizes(files.real)}: both are "
             "resized for the network, and the sizes alone move FID"
         )
     return found

@@ -8,7 +8,7 @@ Values of one network, under `samples/NETWORK/`, or `samples/PART/NETWORK/` wher
     KID                        kernel distance, for any network
     precision, recall          k = 3;  density, coverage: k = 5
     IS                         inception score; "class score" by another network with classes
-    CLIP score                 of pictures and their captions, by CLIP
+    CLIP score                 of images and their captions, by CLIP
 
 NETWORK is its kind, with a number behind it where there are several of one kind. Each looks at every part that it can.
 """

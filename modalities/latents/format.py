@@ -8,9 +8,9 @@ A folder that `selfflow encode` has written for one stream holds
     encode.json             the settings that the folder was begun with
     quarantine.jsonl        records that could not be used
 
-A sample has one part or more; a row holds the latents of each in columns of their own. Latents are raw: normalization is
-applied when they are read, so that statistics can be corrected without encoding again. MDS has no checksum of a sample,
-so every row carries one over all of its columns.
+A sample has one part or more; a row holds the latents of each in columns of their own. Latents are raw:
+normalization is applied when they are read, so that statistics can be corrected without encoding again. MDS has no
+checksum of a sample, so every row carries one over all of its columns.
 """
 
 from __future__ import annotations
@@ -310,7 +310,7 @@ def stored_manifests(source: Source) -> list[Manifest]:
 
 
 def merged_statistics(manifests: list[Manifest], part: str, floor: float = 0.01) -> LatentNormalization:
-    """The normalization of a part in several folders of one autoencoder: published, or that of all their samples together.
+    """Latent normalization of a part in several folders of one autoencoder: published, or that of all samples together.
 
     `floor` is that of `LatentNormalization.from_moments`, for statistics that were measured.
     """

@@ -1,4 +1,4 @@
-"""Sound files to arrays and back, through soundfile, or PyAV for what libsndfile does not know; resampling.
+"""Audio files to arrays and back, through soundfile, or PyAV for what libsndfile does not know; resampling.
 
 Loudness is left alone: nothing is normalised, and values beyond 1, which files of floats may hold, are kept.
 """
@@ -34,7 +34,7 @@ from modalities.media.ogg import is_chained, is_whole, last_bytes
 from modalities.media.opening import Media, check_array, decoding, need, open_stream, with_suffix
 
 LOWEST_RATE = 1000  # Hz; less is a damaged header
-SLACK = 0.1  # seconds by which a sound may end before its header says
+SLACK = 0.1  # seconds by which an audio clip may end before its header says
 RESAMPLERS = ("soxr", "torchaudio")
 UNKNOWN_FORMAT = 1  # error code of libsndfile
 UNKNOWN_LENGTH = 2**62  # samples; libsndfile's number where a FLAC file does not say
@@ -51,13 +51,13 @@ class AudioInfo:
 
 
 def probe_audio(media: Media, origin: str, rate: float | None = None) -> AudioInfo:
-    """Length, rate and channels of a sound file, or of a float32 (samples, channels) array at `rate` Hz.
+    """Length, rate and channels of an audio file, or of a float32 (samples, channels) array at `rate` Hz.
 
     The length is that which can be read: headers of MP3 files may be wrong by a frame, or say nothing, and sizes in WAV
     files may be wrong or 0.
 
     Raises:
-        DataError: not a sound, a damaged one, or one that ends more than `SLACK` seconds before its header says.
+        DataError: not an audio clip, a damaged one, or one that ends more than `SLACK` seconds before its header says.
     """
     if isinstance(media, np.ndarray):
         check_array(media, origin, 2, np.float32, "(samples, channels)")
@@ -68,9 +68,9 @@ def probe_audio(media: Media, origin: str, rate: float | None = None) -> AudioIn
         promised, own_rate, channels, counted = sound.known() or probe_container(media, origin)
         promised = min(promised, sound.limit)
         if promised == 0:
-            raise DataError(f"{origin}: the sound has no samples")
+            raise DataError(f"{origin}: the audio has no samples")
         if own_rate < LOWEST_RATE:
-            raise DataError(f"{origin}: {own_rate} Hz is not the rate of a sound")
+            raise DataError(f"{origin}: {own_rate} Hz is not the rate of an audio clip")
         check_length(media, origin)
         if counted:
             return AudioInfo(promised, own_rate, channels)
@@ -83,7 +83,7 @@ def probe_audio(media: Media, origin: str, rate: float | None = None) -> AudioIn
 
 
 def audio_start(media: Media, origin: str) -> float:
-    """Seconds on the clock of the file at which its sound begins; 0 where it holds nothing else."""
+    """Seconds on the clock of the file at which its audio begins; 0 where it holds nothing else."""
     if isinstance(media, np.ndarray):
         return 0.0
     with _opened(media, origin) as sound:
@@ -132,7 +132,7 @@ class _Sound:
 def _opened(media: bytes | Path, origin: str) -> Iterator[_Sound]:
     open_stream(media, origin)  # refuses what is missing or empty
     soundfile = need("soundfile")
-    with decoding(origin, "a sound", soundfile.SoundFileError), readable(media) as (source, size):
+    with decoding(origin, "an audio clip", soundfile.SoundFileError), readable(media) as (source, size):
         sizes = stated_sizes(source, size)
         source.seek(0)
         patches = sizes.patches if sizes else {}
@@ -183,7 +183,7 @@ def resample(samples: np.ndarray, rate: int, wanted: int, resampler: str = "soxr
     """(S, channels) at `rate` -> (about S * wanted / rate, channels) at `wanted`, aligned at sample 0.
 
     Args:
-        resampler: one of `RESAMPLERS`. Where the sound has nothing above 0.9 of the lower rate's half, they differ by
+        resampler: one of `RESAMPLERS`. Where the audio has nothing above 0.9 of the lower rate's half, they differ by
             less than 3e-4 of its peak, 0.05 s from its ends and further.
     """
     if rate == wanted:

@@ -1,4 +1,4 @@
-"""Sounds that libsndfile does not know, such as M4A, AAC and the sound of a video, through PyAV."""
+"""Audio clips that libsndfile does not know, such as M4A, AAC and the audio of a video, through PyAV."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def _opened(media: bytes | Path, origin: str) -> Iterator[tuple[Any, Any]]:
     av = need("av")
     # ValueError: the format of the samples changes within the stream.
     with (
-        decoding(origin, "a sound", av.error.FFmpegError, ValueError),
+        decoding(origin, "an audio clip", av.error.FFmpegError, ValueError),
         av.open(open_stream(media, origin), metadata_errors="replace") as container,
     ):
         if not container.streams.audio:
-            raise DataError(f"{origin}: has no sound track ({container.format.long_name})")
+            raise DataError(f"{origin}: has no audio track ({container.format.long_name})")
         stream = container.streams.audio[0]
         if stream.codec_context is None:
-            raise DataError(f"{origin}: its sound has a codec that is not known here ({container.format.long_name})")
+            raise DataError(f"{origin}: its audio has a codec that is not known here ({container.format.long_name})")
         stream.codec_context.thread_count = 1  # workers are the parallelism, and threads do not survive a fork
         stream.codec_context.options = {"err_detect": "explode"}
         yield container, stream
 
 
 def can_open(media: bytes | Path, origin: str) -> bool:
-    """Whether there is a sound that can be decoded, at least at its beginning."""
+    """Whether there is an audio clip that can be decoded, at least at its beginning."""
     try:
         with _opened(media, origin) as (container, stream):
             return next(_frames(container, stream, origin), None) is not None
-    except (DataError, ConfigError):  # PyAV may be missing, without which most sounds are read
+    except (DataError, ConfigError):  # PyAV may be missing, without which most audio clips are read
         return False
 
 
@@ -53,7 +53,9 @@ def probe_container(media: bytes | Path, origin: str) -> tuple[int, int, int, bo
         frames = _frames(container, stream, origin)
         first = next(frames, None)
         if first is None:
-            raise DataError(f"{origin}: cannot be decoded as a sound: nothing in it ({container.format.long_name})")
+            raise DataError(
+                f"{origin}: cannot be decoded as an audio clip: nothing in it ({container.format.long_name})"
+            )
         rate, channels = first.sample_rate, first.layout.nb_channels
         if _counts_samples(container, stream, rate):
             return stream.duration, rate, channels, False
@@ -88,7 +90,7 @@ def read_container(media: bytes | Path, origin: str, start: int, count: int) -> 
 
 
 def container_blocks(media: bytes | Path, origin: str, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """(place, float32 (S, channels)) of the whole sound, from sample `start` or somewhat before it on."""
+    """(place, float32 (S, channels)) of the whole audio, from sample `start` or somewhat before it on."""
     with _opened(media, origin) as (container, stream):
         convert = need("av").AudioResampler(format="fltp").resample
         frames = _frames(container, stream, origin)
@@ -127,7 +129,9 @@ def _without_gaps(frames: Iterable[Any], origin: str) -> Iterator[Any]:
     place = 0
     for frame in frames:
         if frame.pts != place:
-            raise DataError(f"{origin}: cannot be decoded as a sound: damaged behind {place / frame.sample_rate:.3f} s")
+            raise DataError(
+                f"{origin}: cannot be decoded as an audio clip: damaged behind {place / frame.sample_rate:.3f} s"
+            )
         place += frame.samples
         yield frame
 
@@ -173,7 +177,7 @@ def _sound_packets(container: Any, stream: Any, origin: str) -> Iterator[Any]:
             other = other or packet.size > 0
             continue
         if other and not tag:
-            raise DataError(f"{origin}: cannot be decoded as a sound: damaged before byte {packet.pos}")
+            raise DataError(f"{origin}: cannot be decoded as an audio clip: damaged before byte {packet.pos}")
         other = tag = False
         yield packet
 

@@ -1,4 +1,4 @@
-"""How long a sound file says it is: what libsndfile does not compare with the bytes that are there.
+"""How long an audio file says it is: what libsndfile does not compare with the bytes that are there.
 
 It silently shortens WAV, RF64, AIFF, W64 and AU files that were cut, and Ogg files at the first page that is missing.
 Sizes that are wrong while all data are there, and sizes that were never filled in, cost no file.

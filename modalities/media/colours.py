@@ -1,4 +1,4 @@
-"""The pixels of a picture as 8-bit red, green and blue at full range, whatever their bit depth and colour space."""
+"""The pixels of an image as 8-bit red, green and blue at full range, whatever their bit depth and colour space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHITE_IS_ZERO, UNSIGNED = 0, 1
 
 
 def to_rgb(picture: Image.Image, origin: str, background: Sequence[int], clear: np.ndarray | None = None) -> np.ndarray:
-    """uint8 (H, W, 3) of a picture that was loaded, transparency composited on `background`.
+    """uint8 (H, W, 3) of an image that was loaded, transparency composited on `background`.
 
     Args:
         clear: (H, W) bool, pixels that are transparent, where that is known; what Pillow says is not asked then.
@@ -28,7 +28,7 @@ def to_rgb(picture: Image.Image, origin: str, background: Sequence[int], clear: 
     tags = picture.tag_v2 if picture.format == "TIFF" else {}
     if set(tags.get(SAMPLE_FORMAT, ())) - {UNSIGNED} or picture.mode == "F" or (picture.mode == "I" and tags):
         raise DataError(
-            f"{origin}: a picture of signed, 32-bit or float values has no defined range; whole numbers of 1 to 16 "
+            f"{origin}: an image of signed, 32-bit or float values has no defined range; whole numbers of 1 to 16 "
             "bits without a sign have one"
         )
     if picture.mode == "P" and max(tags.get(COLOUR_MAP, (256,))) < 256:  # 8-bit values where 16 bits belong

@@ -1,4 +1,4 @@
-"""Picture files to arrays, through Pillow."""
+"""Image files to arrays, through Pillow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from modalities.media.opening import Media, check_array, decoding, open_stream
 from modalities.media.orientation import orientation, upright
 from modalities.media.png import SIGNATURE, clear_pixels, without_text
 
-# No format that runs an interpreter (PostScript), is not a picture, or cannot be told by its first bytes.
+# No format that runs an interpreter (PostScript), is not an image, or cannot be told by its first bytes.
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
 PLUGINS = {"pillow_avif": "AVIF", "pillow_heif": "HEIF", "pillow_jxl": "JXL"}  # package -> format it adds
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -28,11 +28,11 @@ PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Imag
 def read_image(media: Media, origin: str, background: Sequence[int] = (255, 255, 255)) -> np.ndarray:
     """uint8 (H, W, 3): upright by its orientation tag, alpha composited on `background`, at full range in 8 bits.
 
-    Of an animated file the first picture is taken; a colour profile is not applied. A file that was cut short is
+    Of an animated file the first image is taken; a colour profile is not applied. A file that was cut short is
     refused. Flipped bytes are noticed in PNG, which has checksums, and in about half of the cases elsewhere.
 
     Raises:
-        DataError: not a picture, a damaged one, one of more than 179 million pixels (Pillow's limit), or one whose
+        DataError: not an image, a damaged one, one of more than 179 million pixels (Pillow's limit), or one whose
             values have no defined range.
     """
     if isinstance(media, np.ndarray):
@@ -41,7 +41,7 @@ def read_image(media: Media, origin: str, background: Sequence[int] = (255, 255,
             raise DataError(f"{origin}: expected uint8 (H, W, 3), got shape {media.shape}")
         return media
     open_stream(media, origin)  # refuses what is missing or empty
-    with decoding(origin, "a picture", *PICTURE_ERRORS):
+    with decoding(origin, "an image", *PICTURE_ERRORS):
         data = media.read_bytes() if isinstance(media, Path) else media
         png = data.startswith(SIGNATURE)
         if png:

@@ -1,6 +1,6 @@
 """Whether an MP3 file says how long it is. Without that, libsndfile multiplies its size by the rate of the first frame.
 
-Its own count ends the sound even where there is more, as in two files that were written one behind the other.
+Its own count ends the audio even where there is more, as in two files that were written one behind the other.
 """
 
 from __future__ import annotations

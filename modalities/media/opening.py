@@ -19,9 +19,9 @@ from core.errors import DataError, SelfFlowError
 
 Media = bytes | Path | np.ndarray
 WITHOUT = {  # what works where a package is missing
-    "av": "Pictures and most sounds work",
-    "soundfile": "Pictures and videos work",
-    "soxr": "Sounds that have the wanted rate work",
+    "av": "Images and most audio clips work",
+    "soundfile": "Images and videos work",
+    "soxr": "Audio clips that have the wanted rate work",
 }
 
 

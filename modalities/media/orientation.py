@@ -1,4 +1,4 @@
-"""Which way up a picture is, by the orientation tag alone.
+"""Which way up an image is, by the orientation tag alone.
 
 Pillow's own way (ImageOps.exif_transpose) writes all EXIF tags anew, and fails for one that is not of its usual type.
 """
@@ -18,7 +18,7 @@ XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 def orientation(picture: Image.Image) -> int:
-    """1 to 8 as in EXIF, of a picture that was loaded; 1, upright, where nothing or nothing valid is said.
+    """1 to 8 as in EXIF, of an image that was loaded; 1, upright, where nothing or nothing valid is said.
 
     XMP counts where EXIF has no such tag, as in Pillow, which turns TIFF files itself as it loads them.
     """

@@ -10,12 +10,12 @@ from PIL import Image
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LEFT_OUT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-KEPT = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # they may say which way up the picture is
+KEPT = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # they may say which way up the image is
 LARGEST = 2**20  # bytes of a text that Pillow reads
 
 
 def without_text(data: bytes) -> bytes:
-    """The same picture without texts and profiles, for a megabyte of which Pillow refuses a file.
+    """The same image without texts and profiles, for a megabyte of which Pillow refuses a file.
 
     What is damaged stays so, for the decoder to notice.
     """
@@ -55,7 +55,7 @@ def clear_pixels(data: bytes, picture: Image.Image) -> np.ndarray | None:
     """(H, W) bool: pixels of the one colour that the file calls transparent; None where it does not.
 
     Args:
-        picture: of `data`, loaded. Transparent entries of a palette are left to Pillow.
+        image: of `data`, loaded. Transparent entries of a palette are left to Pillow.
     """
     key, depth = picture.info.get("transparency"), data[24]
     if key is None or picture.mode == "P":

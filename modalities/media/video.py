@@ -154,7 +154,7 @@ def read_frames(
         background: of transparent places; None takes the colours that lie there.
 
     Raises:
-        WindowError: a frame cannot be decoded, or the size of the picture changes within the clip; another window of
+        WindowError: a frame cannot be decoded, or the size of the image changes within the video; another window of
             the file may be whole.
         DataError: any other reason, which holds for every window.
         ConfigError: the backend is not installed.
@@ -166,5 +166,5 @@ def read_frames(
     decoded = DECODERS[backend](media, origin, index, numbers, background)
     frames = dict(zip(numbers, decoded, strict=True))
     if len({frame.shape for frame in frames.values()}) > 1:
-        raise WindowError(f"{origin}: the size of the picture changes within the clip")
+        raise WindowError(f"{origin}: the size of the image changes within the clip")
     return [frames[int(number)] for number in wanted]

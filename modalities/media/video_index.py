@@ -19,7 +19,7 @@ class VideoIndex:
         pts: (F,) int64 time stamps in display order, in the container's unit; of `counted` video 0, 1, ...
         times: (F,) seconds since the first frame.
         seconds: end of the last frame.
-        aspect: width of a pixel over its height, in the upright picture.
+        aspect: width of a pixel over its height, in the upright image.
         start: time of the first frame on the container's clock, in seconds.
         track: number of the video's stream in its container.
         closed: decoding may begin at any key frame: none is followed in the file by a frame that is shown before it.

@@ -11,7 +11,7 @@ from itertools import pairwise
 # The clock of a broadcast that jumps by more than this many seconds was set anew; nothing is on screen for so long.
 JUMP = 10
 X264 = re.compile(rb"x264 - core (\d+)")
-VOP = b"\x00\x00\x01\xb6"  # start of a picture of MPEG-4 part 2
+VOP = b"\x00\x00\x01\xb6"  # start of an image of MPEG-4 part 2
 SMALLEST_VOP = 16  # bytes; a smaller one says that nothing is shown
 
 
@@ -22,7 +22,7 @@ class Packet:
         stamp: display time as the file states it, or None.
         duration: 0 where the file states none.
         key: decoding may begin here.
-        hidden: not shown: by an edit list, or a picture that only others refer to.
+        hidden: not shown: by an edit list, or an image that only others refer to.
         cut: the file ends inside it.
     """
 
@@ -60,7 +60,7 @@ def read_packets(packets: Iterator, codec: str, reorders: bool) -> tuple[bytes, 
 
 
 def _in_order(data: bytes) -> bool:
-    """A packet of MPEG-4 part 2 holds one picture that is shown where it stands: no B-frames (ISO/IEC 14496-2)."""
+    """A packet of MPEG-4 part 2 holds one image that is shown where it stands: no B-frames (ISO/IEC 14496-2)."""
     places = [match.end() for match in re.finditer(re.escape(VOP), data)]
     return len(places) == 1 and len(data) >= SMALLEST_VOP and data[places[0]] >> 6 != 2
 

@@ -21,7 +21,7 @@ LARGEST = 2**26  # pixels of a frame; 8192 x 8192
 
 
 class MirroredError(DataError):
-    """The picture is not one that is turned by quarters."""
+    """The image is not one that is turned by quarters."""
 
 
 @contextmanager
@@ -33,12 +33,12 @@ def open_video(media: bytes | Path, origin: str, infer: bool = True) -> Iterator
     """
     av = need("av")
     source = open_stream(media, origin)
-    # Also while FFmpeg looks into the file: a header may promise a picture of any size.
+    # Also while FFmpeg looks into the file: a header may promise an image of any size.
     options = {"max_pixels": str(LARGEST)} | ({} if infer else {"fflags": "nofillin"})
     # Titles and the like need not be valid text.
     settings = {"metadata_errors": "replace", "options": options}
     with decoding(origin, "a video", av.error.FFmpegError), av.open(source, **settings) as container:
-        # Of several, the one that the other backends take too; the picture of a song is a video stream as well.
+        # Of several, the one that the other backends take too; the image of a song is a video stream as well.
         try:
             track = container.streams.best("video")
         except IndexError:  # damaged: FFmpeg found a stream after its list was made
@@ -85,13 +85,13 @@ def has_alpha(pixels: str) -> bool:
 
 
 def states_alpha(track) -> bool:
-    """Whether a second picture, of transparency, lies beside each of VP8 or VP9 (WebM)."""
+    """Whether a second image, of transparency, lies beside each of VP8 or VP9 (WebM)."""
     tag = {name.lower(): value for name, value in track.metadata.items()}.get("alpha_mode")
     return track.codec_context.codec.canonical_name in LIBVPX and tag == "1"
 
 
 def orientation(media: bytes | Path, origin: str, skipped: Set[int]) -> tuple[int, bool]:
-    """How often the picture is turned by 90 degrees counter-clockwise to be upright, and whether a tag speaks of it.
+    """How often the image is turned by 90 degrees counter-clockwise to be upright, and whether a tag speaks of it.
 
     The tag was how old versions of FFmpeg stated a rotation, which new ones do not read.
     """
@@ -109,7 +109,7 @@ def _turns(frame, origin: str) -> int:
     (a, b), (c, d) = np.frombuffer(matrix, np.int32).reshape(3, 3)[:2, :2].tolist()
     if frame.rotation % 90 or a * d - b * c <= 0:
         raise MirroredError(
-            f"{origin}: the container asks to mirror the picture or to turn it by {frame.rotation} degrees"
+            f"{origin}: the container asks to mirror the image or to turn it by {frame.rotation} degrees"
         )
     return frame.rotation // 90 % 4
 

@@ -1,4 +1,4 @@
-"""Pictures, grids of pictures, and videos with or without sound to files."""
+"""Images, grids of images, and videos with or without audio to files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from modalities.media.audio import resample
 from modalities.media.opening import need, with_suffix
 
-SMALLEST_SIDE = 256  # pixels; smaller clips and grids are enlarged when written
+SMALLEST_SIDE = 256  # pixels; smaller videos and grids are enlarged when written
 
 
 def to_bytes(media: Tensor) -> np.ndarray:
@@ -41,7 +41,7 @@ def write_grid(images: Tensor, path: Path, columns: int | None = None, labels: S
     """(B, 3, H, W) in [-1, 1] -> one PNG, `columns` beside each other (default: square), small ones enlarged.
 
     Args:
-        labels: a short text under each picture, or none.
+        labels: a short text under each image, or none.
     """
     tiles = _enlarge(to_bytes(images), SMALLEST_SIDE // 2)
     count, height, width, _ = tiles.shape
@@ -64,10 +64,10 @@ def write_grid(images: Tensor, path: Path, columns: int | None = None, labels: S
 
 
 def write_video(video: Tensor, path: Path, fps: float, sound: Tensor | None = None, rate: int = 0) -> Path:
-    """(T, 3, H, W) in [-1, 1] -> MP4, h264 where FFmpeg has it, else mpeg4; small clips are enlarged for players.
+    """(T, 3, H, W) in [-1, 1] -> MP4, h264 where FFmpeg has it, else mpeg4; small videos are enlarged for players.
 
     Args:
-        sound: (channels, samples) in [-1, 1] at `rate` Hz, 1 or 2 channels; written as AAC at 48 kHz, which every
+        audio: (channels, samples) in [-1, 1] at `rate` Hz, 1 or 2 channels; written as AAC at 48 kHz, which every
             player takes.
     """
     av, path = need("av"), with_suffix(Path(path), ".mp4")
@@ -92,7 +92,7 @@ def write_video(video: Tensor, path: Path, fps: float, sound: Tensor | None = No
     return path
 
 
-SOUND_RATE = 48_000  # Hz, of sound in an MP4
+SOUND_RATE = 48_000  # Hz, of audio in an MP4
 
 
 def _sound_track(container, channels: int):

@@ -1,8 +1,8 @@
 """Samples of the EMA weights while a run trains.
 
 RUN/samples/step-N/
-    STREAM-000.png ...   every sample, as `selfflow generate` writes it: .mp4 of clips, also with their sound, .wav
-    STREAM-grid.png      all pictures with their prompts
+    STREAM-000.png ...   every sample, as `selfflow generate` writes it: .mp4 of videos, also with their audio, .wav
+    STREAM-grid.png      all images with their prompts
     index.json           prompt, noise and stream of every file, the sampler's settings, and what failed
 
 A folder is there as a whole or not at all.
@@ -34,7 +34,7 @@ from modalities.media.writing import to_bytes, write_grid
 from modalities.sample_files import write_parts
 from modalities.streams import Part, Parts
 
-KINDS = {2: "sound", 3: "picture", 4: "clip"}  # by the axes of one sample's media
+KINDS = {2: "audio", 3: "image", 4: "video"}  # by the axes of one sample's media
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Preview:
             entries += [{"file": path.name, **about} for path in files]
             own = files if len(files) == len(parts) else files * len(parts)  # one file holds all parts
             for (name, part), path in zip(parts.items(), own, strict=True):
-                if KINDS[media[name].ndim] == "picture":
+                if KINDS[media[name].ndim] == "image":
                     pictures.setdefault(name, []).append(media[name])
                     continue
                 place = f"{_place(stream, name, parts, '/')}/{index}"
@@ -128,7 +128,7 @@ class Preview:
             path = write_grid(torch.stack(held), folder / f"{_place(stream, name, parts, '-')}-grid", labels=texts)
             data = np.asarray(Image.open(path).convert("RGB"))
             place = _place(stream, name, parts, "/")
-            shown.append(Media(f"preview/{place}", "picture", path, data, caption=" | ".join(texts)))
+            shown.append(Media(f"preview/{place}", "image", path, data, caption=" | ".join(texts)))
 
 
 def _place(stream: str, part: str, parts: Parts, between: str) -> str:
@@ -137,8 +137,8 @@ def _place(stream: str, part: str, parts: Parts, between: str) -> str:
 
 
 def _for_trackers(name: str, part: Part, media: Tensor, path: Path, text: str) -> Media:
-    """A clip (T, 3, H, W), or a sound (channels, samples), which becomes one channel."""
+    """A video (T, 3, H, W), or an audio clip (channels, samples), which becomes one channel."""
     kind, config = KINDS[media.ndim], part.adapter.config
-    if kind == "clip":
+    if kind == "video":
         return Media(name, kind, path, to_bytes(media), config.fps, text)
     return Media(name, kind, path, media.float().clamp(-1, 1).mean(0).numpy(), config.sample_rate, text)

@@ -1,7 +1,7 @@
-"""Videos with their sound, drawn in code: a shape that moves, and a note for every frame whose pitch is its height.
+"""Videos with their audio, drawn in code: a shape that moves, and a note for every frame whose pitch is its height.
 
 The caption names colour and shape alone. Where the shape is, which way it moves and how far is told by neither the
-caption nor the other part, so that sound for a given video, or a video for a given sound, is a real question. The
+caption nor the other part, so that audio for a given video, or a video for a given audio, is a real question. The
 second harmonic of the notes tells the shape: nearly none for a circle, a strong one for a cross.
 """
 
@@ -67,8 +67,8 @@ class AudiovisualSource:
     Args:
         size: pixels of a side.
         frames: T of a video.
-        fps: frames per second; the sound lasts as long as the frames.
-        rate: samples of sound per second.
+        fps: frames per second; the audio lasts as long as the frames.
+        rate: samples of audio per second.
 
     Raises ConfigError for a value out of range.
     """
@@ -112,7 +112,7 @@ class AudiovisualSource:
         )
 
     def draw(self, index: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-        """Caption, heights (T,), video (T, S, S, 3) uint8 and sound (samples, 1) float32 of a record."""
+        """Caption, heights (T,), video (T, S, S, 3) uint8 and audio (samples, 1) float32 of a record."""
         if not 0 <= index < self.count:
             raise DataError(f"synthetic audiovisual: record {index} of {self.count}")
         caption = self.captions[index % len(self.captions)]

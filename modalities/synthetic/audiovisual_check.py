@@ -1,4 +1,4 @@
-"""Reads videos and sounds of `synthetic.audiovisual` back, without a network: heights, pitches, colour, shape, timbre.
+"""Reads videos and audio of `synthetic.audiovisual` back, without a network: heights, pitches, colour, shape, timbre.
 
 A track is right when the mean distance between two heights over time stays below TOLERANCE of the frame; neighbouring
 notes are 0.086 apart. Next to every share stands the one of shuffled pairs, which is what chance gives.

@@ -1,6 +1,6 @@
-"""How often generated videos and sounds agree, as anyone would find it out: from the written files, read back.
+"""How often generated videos and audio clips agree, as anyone would find it out: from the written files, read back.
 
-Three ways to ask for a clip: both parts from the caption, the sound of a given video, and the video of a given sound.
+Three ways to ask for a clip: both parts from the caption, the audio of a given video, and the video of a given audio.
 The given ones are held out: drawn with another seed than the training data. Beside every share stands what chance
 gives: shuffled pairs for tracks, one in 6 colours and one in 2 shapes.
 
@@ -33,13 +33,13 @@ from modalities.synthetic.audiovisual_check import agreement, read_audio, read_v
 from modalities.synthetic.draw import COLOURS, MOVING_SHAPES
 
 VAL_SEED = 1000  # of the data
-MODES = {"pair": None, "sound of a video": "video", "video of a sound": "audio"}  # name -> modality that is given
+MODES = {"pair": None, "audio of a video": "video", "video of an audio clip": "audio"}  # name -> modality that is given
 CHANCE = {"colour": 1 / len(COLOURS), "shape": 1 / len(MOVING_SHAPES), "timbre": 1 / len(MOVING_SHAPES)}
 
 
 @dataclass(frozen=True)
 class Read:
-    """What one file shows and sounds like: heights (T,) of both, and the words that fit them."""
+    """What one file shows and audio clips like: heights (T,) of both, and the words that fit them."""
 
     frames: np.ndarray
     seen: np.ndarray
@@ -107,7 +107,7 @@ def val(parts: Parts, names: Mapping[str, str], number: int) -> tuple[list[str],
 
 
 def read_file(path: Path, frames: int) -> Read:
-    """Picture and sound of an MP4, at the same time from its beginning on."""
+    """Image and audio of an MP4, at the same time from its beginning on."""
     index = index_video(path, str(path))
     pixels = np.stack(read_frames(path, str(path), index, np.arange(min(frames, len(index.pts)))))
     info = probe_audio(path, str(path))
@@ -118,7 +118,7 @@ def read_file(path: Path, frames: int) -> Read:
 
 
 def shares(captions: Sequence[str], reads: Sequence[Read]) -> dict[str, dict[str, float]]:
-    """Of samples whose picture, and whose sound, fit the caption, and whose picture and sound fit each other."""
+    """Of samples whose image, and whose audio, fit the caption, and whose image and audio fit each other."""
     words = words_right(captions, [read.colour for read in reads], [read.shape for read in reads])
     right = {
         **words,

@@ -1,8 +1,8 @@
-"""Reads generated pictures, clips and sounds back, without the network that made them.
+"""Reads generated images, videos and audio back, without the network that made them.
 
 It answers whether a result of a model trained on the synthetic data shows what its caption asks for. The readers use
 no learned weights: least-squares matching against rendered shapes, the track of the foreground, and the strongest
-frequency of each third of a sound. They judge small models, so they tolerate strong noise and slightly wrong sizes,
+frequency of each third of the audio. They judge small models, so they tolerate strong noise and slightly wrong sizes,
 places and pitches, and answer None where nothing is to be seen or heard.
 """
 
@@ -22,21 +22,21 @@ from modalities.synthetic.draw import BACKGROUND, COLOURS, MOVING_SHAPES, NOTES,
 # deviation 0.2 of the full range stay above; tests hold both.
 MIN_EXPLAINED = 0.12
 MIN_TONE = 0.15
-MIN_TRAVEL = 0.15  # of the frame, over the whole clip
+MIN_TRAVEL = 0.15  # of the frame, over the whole video
 MAX_CENTS = 80  # from the nearest note; neighbouring notes are 100 to 300 apart
 
 _LARGEST = 32  # pixels; larger frames are reduced first, which also averages noise away
 
 
 def read_image(image: np.ndarray) -> tuple[str | None, str | None, float]:
-    """The colour and the shape in a picture.
+    """The colour and the shape in an image.
 
     Args:
         image: (S, S, 3) uint8.
 
     Returns:
         colour (a name of COLOURS), shape (a name of SHAPES), both None where nothing is found, and the confidence:
-        the share of the picture's variance that the best rendered shape explains, in [0, 1].
+        the share of the image's variance that the best rendered shape explains, in [0, 1].
     """
     if image.ndim != 3:
         raise ShapeError(f"image: expected (S, S, 3) uint8, got {tuple(image.shape)} {image.dtype}")
@@ -85,7 +85,7 @@ def read_video(clip: np.ndarray) -> tuple[str | None, str | None, str | None, fl
 
 
 def read_audio(samples: np.ndarray, rate: float, count: int = NOTES_PER_CLIP) -> list[str | None]:
-    """The notes of a sound, in order.
+    """The notes of an audio clip, in order.
 
     Args:
         samples: (n,) or (n, channels) float in [-1, 1]; channels are averaged.
@@ -232,7 +232,7 @@ def _box(light: np.ndarray, width: int) -> np.ndarray:
 
 
 def _note(part: np.ndarray, rate: float) -> str | None:
-    """The note of one stretch of sound."""
+    """The note of one stretch of audio."""
     length = len(part)
     inner = part[length // 12 : length - length // 12]  # neighbours may ring into the ends
     inner = inner - inner.mean()

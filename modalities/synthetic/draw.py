@@ -134,7 +134,7 @@ def draw_video(caption: str, size: int, frames: int, draws: list[float]) -> np.n
 def draw_audio(caption: str, samples: int, rate: float, octave: int, draws: list[float]) -> np.ndarray:
     """'notes C E G' and two draws (amplitude, timbre) -> (samples, 1) float32 within [-0.7, 0.7].
 
-    Each note is a sine with a little of its second harmonic, lasts a third of the clip, and starts and ends at
+    Each note is a sine with a little of its second harmonic, lasts a third of the video, and starts and ends at
     silence with phase 0 at its start.
     """
     names = caption.split()[1:]
@@ -159,7 +159,7 @@ class SyntheticSource:
 
     Args:
         modality: image, video or audio.
-        size: pixels of a side of pictures and frames; unused by audio.
+        size: pixels of a side of images and frames; unused by audio.
         seed: another seed gives other records of the same captions, for example held-out ones.
         count: number of records.
         frames: T of a clip.

@@ -56,7 +56,7 @@ class EncoderConfig:
         path: a folder with config.json, model.safetensors and preprocessor_config.json, or a name on the hub.
         layer: 1-based block of the encoder whose output is the feature, after the encoder's own final normalisation;
             null is the last (REPA).
-        resample: where an encoder's time steps do not coincide with the trunk's (tubelets, sound frames), features
+        resample: where an encoder's time steps do not coincide with the trunk's (tubelets, audio frames), features
             are interpolated in time, or refuse. Whole groups of frames or tubelets are averaged either way.
     """
 
@@ -96,7 +96,7 @@ def build_encoder(
         media_size: of the adapter's media: (H, W), (T, H, W) or (samples,).
         grid: the trunk's tokens along (t, h, w); features come in this order.
         time_stride: frames or samples that one latent step stands for, the first number of LatentSpec.stride.
-        sample_rate: of a sound, samples per second.
+        sample_rate: of an audio clip, samples per second.
 
     Raises:
         ConfigError: settings that are wrong, an encoder of another modality or kind, weights that are not there.
@@ -143,7 +143,7 @@ def _request(
     shape: tuple[int | None, ...]
     if modality == "audio":
         if rate is None or rate < 1:
-            raise ShapeError(f"encoder: sample_rate {rate} of a sound must be at least 1 Hz")
+            raise ShapeError(f"encoder: sample_rate {rate} of an audio clip must be at least 1 Hz")
         shape, length, spans = (None, *size), size[0], sound_spans(size[0], grid[0], stride)
     elif modality == "video":
         shape, length, spans = (size[0], 3, *size[1:]), size[0], frame_spans(size[0], grid[0], stride)

@@ -20,7 +20,7 @@ class Request:
         length: frames (1 for an image) or samples of the media.
         grid: the trunk's tokens along (t, h, w).
         spans: (t, 2) the stretch of `length` that each of its t steps stands for.
-        rate: samples per second of a sound, else None.
+        rate: samples per second of an audio clip, else None.
         layer: 1-based block of the encoder whose output is wanted; None means the last.
     """
 

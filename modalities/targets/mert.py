@@ -1,4 +1,4 @@
-"""MERT: an encoder of music, 75 feature frames a second of sound at 24 kHz."""
+"""MERT: an encoder of music, 75 feature frames a second of audio at 24 kHz."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Waveform(nn.Module):
         self.register_buffer("filters", None if old == new else sinc_filters(self.old, self.new), persistent=False)
 
     def length(self, samples: int) -> int:
-        """S' of a sound of S samples."""
+        """S' of an audio clip of S samples."""
         return math.ceil(samples * self.new / self.old)
 
     def forward(self, media: Tensor) -> Tensor:
@@ -91,11 +91,11 @@ class Hubert(nn.Module):
 def mert(folder: Folder, request: Request, example: str) -> Parts:
     """MERT-v1-95M: its network is HuBERT's, so it is loaded into HubertModel, without running code from the hub.
 
-    The sound is mixed to mono, resampled to 24 kHz and normalised as its feature extractor says. The paper does not
+    The audio is mixed to mono, resampled to 24 kHz and normalised as its feature extractor says. The paper does not
     say which layer it aligns with; the default is the last.
 
     Raises:
-        ConfigError: a variant that is more than HuBERT (constant-Q features, DeepNorm), or a sound too short for one
+        ConfigError: a variant that is more than HuBERT (constant-Q features, DeepNorm), or audio too short for one
             feature frame.
         CheckpointError: the feature extractor wants something else than a mono waveform.
     """
@@ -123,7 +123,7 @@ def mert(folder: Folder, request: Request, example: str) -> Parts:
     frames = (prepare.length(request.length) - width) // hop + 1
     if frames < 1:
         raise ConfigError(
-            f"encoder.kind: 'mert' needs at least {width / rate:.4f} s of sound for a feature frame, the media has "
+            f"encoder.kind: 'mert' needs at least {width / rate:.4f} s of audio for a feature frame, the media has "
             f"{request.length / (request.rate or rate):.4f} s"
         )
     # A frame sees `width` samples; it stands for the `hop` samples in their middle.

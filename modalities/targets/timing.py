@@ -1,6 +1,6 @@
 """Which stretch of time each step of a trunk and of an encoder stands for, and features carried from one to the other.
 
-Time is counted in the media's own units: frames of a clip, samples of a sound. A span is (start, end), end excluded.
+Time is counted in the media's own units: frames of a video, samples of audio. A span is (start, end), end excluded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EPSILON = 1e-6  # of a step: spans come from exact ratios, so only rounding is f
 
 
 def frame_spans(frames: int, steps: int, stride: int) -> Tensor:
-    """(steps, 2) float64: the frames that each latent step of a clip holds.
+    """(steps, 2) float64: the frames that each latent step of a video holds.
 
     Either every step holds `stride` frames, or the first holds the first frame alone and every other one `stride`
     frames (the causal video autoencoders, and SpaceTimePixels with `first_frame_alone`).
@@ -30,15 +30,15 @@ def frame_spans(frames: int, steps: int, stride: int) -> Tensor:
         return (even_spans(steps, stride) - (stride - 1)).clamp_min(0)
     raise ShapeError(
         f"encoder: {steps} latent steps of {stride} frames hold {steps * stride} frames, or "
-        f"{1 + (steps - 1) * stride} with the first frame alone; the clip has {frames}"
+        f"{1 + (steps - 1) * stride} with the first frame alone; the video has {frames}"
     )
 
 
 def sound_spans(samples: int, steps: int, stride: int) -> Tensor:
-    """(steps, 2) float64: the samples that each latent step of a sound stands for.
+    """(steps, 2) float64: the samples that each latent step of an audio clip stands for.
 
     A codec's step i stands for [i stride, (i + 1) stride). A lapped transform (MDCT) has one step more than fit into
-    the sound: step i is centred at i stride, and stands for the half stride on both sides.
+    the audio: step i is centred at i stride, and stands for the half stride on both sides.
 
     Raises:
         ShapeError: the number of steps is neither.

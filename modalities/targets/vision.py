@@ -1,7 +1,7 @@
-"""Encoders of single pictures: DINOv2, the backbone of Depth Anything, and SigLIP 2. A clip is encoded frame by frame.
+"""Encoders of single images: DINOv2, the backbone of Depth Anything, and SigLIP 2. A video is encoded frame by frame.
 
 The side of the input is the encoder's patch times the trunk's grid, so that the two grids are one and a patch feature
-belongs to the token at its place (REPA: 224 pixels for 16 x 16 tokens of a 256-pixel image). The whole picture is
+belongs to the token at its place (REPA: 224 pixels for 16 x 16 tokens of a 256-pixel image). The whole image is
 resized; the published preprocessors' centre crop would shift the tokens against the trunk's.
 """
 
@@ -70,13 +70,13 @@ class Pictures(nn.Module):
 
 
 def input_size(patch: Any, grid: tuple[int, int, int]) -> tuple[int, int]:
-    """(height, width) of the picture whose patches are the trunk's grid."""
+    """(height, width) of the image whose patches are the trunk's grid."""
     high, wide = patch if isinstance(patch, (list, tuple)) else (patch, patch)
     return high * grid[1], wide * grid[2]
 
 
 class Dino(nn.Module):
-    """Pictures (n, 3, H, W) -> patch tokens (n, h w, D) after the final LayerNorm; CLS and registers are dropped.
+    """Images (n, 3, H, W) -> patch tokens (n, h w, D) after the final LayerNorm; CLS and registers are dropped.
 
     `model` is a Dinov2Model, Dinov2WithRegistersModel or Dinov2Backbone, which have the same parts.
     """
@@ -93,7 +93,7 @@ class Dino(nn.Module):
 
 
 def dinov2(folder: Folder, request: Request, example: str) -> Parts:
-    """REPA's target: x_norm_patchtokens of the picture, bicubic-resized, with ImageNet statistics.
+    """REPA's target: x_norm_patchtokens of the image, bicubic-resized, with ImageNet statistics.
 
     Position embeddings are resampled once, bicubic and antialiased, as REPA does it (the library's own resampling of
     the model without registers is not antialiased, which at 37 x 37 -> 16 x 16 gives other features).
@@ -123,9 +123,9 @@ def depth_anything(folder: Folder, request: Request, example: str) -> Parts:
 
 
 class Siglip(nn.Module):
-    """Pictures (n, 3, H, W) -> patch tokens (n, h w, D) after the last LayerNorm, before the pooling head.
+    """Images (n, 3, H, W) -> patch tokens (n, h w, D) after the last LayerNorm, before the pooling head.
 
-    `tower` is the vision tower of SigLIP (fixed size: it sees pictures) or SigLIP 2 (NaFlex: it sees patches and the
+    `tower` is the vision tower of SigLIP (fixed size: it sees images) or SigLIP 2 (NaFlex: it sees patches and the
     shape of their grid).
     """
 
@@ -139,7 +139,7 @@ class Siglip(nn.Module):
         if self.naflex:
             h, w = self.grid
             patches = rearrange(pictures, "n c (h p) (w q) -> n (h w) (p q c)", h=h, w=w)
-            # On the CPU, where the model reads it. One row: the position embeddings of one picture serve the batch.
+            # On the CPU, where the model reads it. One row: the position embeddings of one image serve the batch.
             tokens = self.embeddings(patches, torch.tensor([self.grid]))
         else:
             tokens = self.embeddings(pictures, interpolate_pos_encoding=True)

@@ -1,4 +1,4 @@
-"""V-JEPA 2: an encoder of clips, whose tokens are tubelets of two frames."""
+"""V-JEPA 2: an encoder of videos, whose tokens are tubelets of two frames."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class VJepa(nn.Module):
 
 
 def vjepa2(folder: Folder, request: Request, example: str) -> Parts:
-    """The encoder of V-JEPA 2 on a clip, or on an image as a tubelet of copies.
+    """The encoder of V-JEPA 2 on a video, or on an image as a tubelet of copies.
 
     Frames are resized (bilinear, antialiased, ImageNet statistics, as its preprocessor does) to patch times grid.
     Where the trunk's first step holds the first frame alone, the first tubelet holds copies of it alone, so tubelets

@@ -63,7 +63,10 @@ def test_a_method_is_a_row_under_the_users_own_settings(tmp_path):
         (["streams.image.encoders.a.path=x"], "encoders: a are not read without alignment.external"),
         (["method=sra", "alignment.ema_teacher=null"], "noising.teacher: 'earlier' is not read without"),
         (["training.ema.decay=0"], "training.ema.decay: 0 makes the teacher the student itself"),
-        (["streams.image.timestep.buckets=100"], "timestep.buckets: 100 makes t and s agree; not with noising.kind dual"),
+        (
+            ["streams.image.timestep.buckets=100"],
+            "timestep.buckets: 100 makes t and s agree; not with noising.kind dual",
+        ),
         (["method=dispersive", "streams.image.batch=1"], "alignment.dispersive needs 2 or more samples"),
         (["method=self_flow_as", "noising.mask=bernoulli"], "attention_separation: needs mask exact"),
         (["method=self_flow_as", "noising.kind=homogeneous"], "attention_separation: needs kind dual"),

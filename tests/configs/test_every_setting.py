@@ -81,7 +81,7 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
         [
             *(f"streams.{name}.timestep={{kind: logit_normal, high_noise_prob: 0.5}}" for name in NAMES),
             *("noising.s_within=0.2", "training.optimizer.warmup=2", "training.optimizer.cooldown=2"),
-            *("streams.video.data.frames=2", "streams.video.media.short=repeat_last"),  # shorter than a clip
+            *("streams.video.data.frames=2", "streams.video.media.short=repeat_last"),  # shorter than a video
             "streams.audio.media.seconds=0.4",
             *("streams.image.sampling.solver=sde", "streams.video.sampling.solver=heun"),
             "streams.audio.sampling.solver=dopri5",
@@ -163,7 +163,7 @@ def general(leaf: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """The same two pictures as a folder, a Parquet file and a tar; small weights of encoders and autoencoders."""
+    """The same two images as a folder, a Parquet file and a tar; small weights of encoders and autoencoders."""
     folder = tmp_path_factory.mktemp("place")
     save_encoders(folder)
     save_rae(folder / "rae")

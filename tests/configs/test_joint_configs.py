@@ -12,7 +12,7 @@ import torch
 
 import configs
 from configs.assembly.adapters import build_adapters
-from configs.assembly.encoders import projector_specs
+from configs.methods import projector_specs
 from configs.assembly.trunk import build_trunk
 from configs.load import load_config
 from configs.schema import Config
@@ -86,7 +86,7 @@ def test_what_the_paper_says_of_the_joint_run():
 def test_sizes_are_those_of_the_page(name):
     config = read(name)
     with torch.device("meta"):
-        trunk = build_trunk(config, build_adapters(config, CONFIGS), [], projector_specs(config, {}))
+        trunk = build_trunk(config, build_adapters(config, CONFIGS), [], projector_specs(config.alignment, {}))
     projector = sum(parameter.numel() for parameter in trunk.projector.parameters())
     whole = sum(parameter.numel() for parameter in trunk.parameters()) - projector
     double, single = len(trunk.double_blocks), len(trunk.single_blocks)

@@ -174,8 +174,8 @@ trunk: {mmdit: {size: tiny}}
 @pytest.fixture
 def clips(tmp_path) -> Config:
     """A stream of two parts, of autoencoders without weights."""
-    (tmp_path / "clips.yaml").write_text(CLIPS)
-    return load_config(tmp_path / "clips.yaml", [])
+    (tmp_path / "videos.yaml").write_text(CLIPS)
+    return load_config(tmp_path / "videos.yaml", [])
 
 
 def test_every_part_must_be_there_by_name_and_modality(clips):
@@ -183,9 +183,9 @@ def test_every_part_must_be_there_by_name_and_modality(clips):
     assert problems(clips, manifest(parts={"audio": audio, "picture": picture})) == ""
     assert problems(clips, manifest(parts={"picture": picture, "audio": audio, "depth": picture})) == ""
     for parts, there, missing in (
-        ({"picture": picture}, "part picture (video)", "audio (audio)"),
-        ({"video": picture, "audio": audio}, "parts video (video), audio (audio)", "picture (video)"),
-        ({"picture": audio, "audio": audio}, "parts picture (audio), audio (audio)", "picture (video)"),
+        ({"picture": picture}, "part image (video)", "audio (audio)"),
+        ({"video": picture, "audio": audio}, "parts video (video), audio (audio)", "image (video)"),
+        ({"picture": audio, "audio": audio}, "parts image (audio), audio (audio)", "image (video)"),
     ):
         found = problems(clips, manifest(parts=parts))
         assert f"streams.clips.data: its samples have the {there}, and no {missing}" in found

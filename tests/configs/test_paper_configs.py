@@ -13,7 +13,7 @@ import torch
 
 import configs
 from configs.assembly.adapters import build_adapters
-from configs.assembly.encoders import projector_specs
+from configs.methods import projector_specs
 from configs.assembly.trunk import build_trunk
 from configs.load import load_config
 from configs.methods import METHODS
@@ -146,7 +146,7 @@ def test_size_and_layers_of_the_trunk(name, size, millions, layers):
     config = read(name, *([f"trunk.mmdit.size={size}"] if size else []))
     classes = [f"n{number:08}" for number in range(1000)] if config.condition.kind == "label" else []
     with torch.device("meta"):
-        trunk = build_trunk(config, build_adapters(config, PAPER), classes, projector_specs(config, {}))
+        trunk = build_trunk(config, build_adapters(config, PAPER), classes, projector_specs(config.alignment, {}))
     whole = sum(parameter.numel() for parameter in trunk.parameters())
     projector = sum(parameter.numel() for parameter in trunk.projector.parameters())
     assert whole - projector == pytest.approx(millions * 1e6, rel=0.012)
@@ -158,7 +158,7 @@ def test_rae_trains_with_either_trunk(kind):
     config = read("imagenet_rae", f"trunk.kind={kind}")
     classes = [f"n{number:08}" for number in range(1000)]
     with torch.device("meta"):
-        trunk = build_trunk(config, build_adapters(config, PAPER), classes, projector_specs(config, {}))
+        trunk = build_trunk(config, build_adapters(config, PAPER), classes, projector_specs(config.alignment, {}))
     assert trunk.depth >= 28
 
 

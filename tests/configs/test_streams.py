@@ -57,7 +57,7 @@ def test_two_streams_of_one_modality_share_layers_and_statistics_and_both_train(
     streams = trainer.loader.dataset.streams
     assert {name: len(stream.parts["image"].ids) for name, stream in streams.items()} == {"small": 4, "large": 16}
     assert trainer.fit() == "finished"
-    assert {entry["modality"] for entry in read_lines(tmp_path / "run" / "metrics.jsonl")} == {"small", "large"}
+    assert {entry["stream"] for entry in read_lines(tmp_path / "run" / "metrics.jsonl")} == {"small", "large"}
 
 
 def test_the_statistics_of_a_modality_are_those_of_the_first_part_that_has_it(tmp_path):
@@ -125,7 +125,7 @@ def test_settings_of_parts_that_are_refused(clips, expected, tmp_path):
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
-        ("{video: {}, sound: {}}", "streams.clips.parts.sound.modality: 'sound' is not one of image, video, audio."),
+        ("{video: {}, sound: {}}", "streams.clips.parts.sound.modality: 'audio' is not one of image, video, audio."),
         ("{sound: {modality: audoi}}", "streams.clips.parts.sound.modality: 'audoi' is not one of image, video, aud"),
         ("{video: {}, none: {modality: audio}}", "streams.clips.parts.none: has a meaning in condition_on"),
         ("{video: {}, a-b: {modality: audio}}", "streams.clips.parts.a-b: the name must be a plain one"),

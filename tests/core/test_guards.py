@@ -95,7 +95,7 @@ def test_outside_the_main_thread_it_does_nothing_and_says_so(capsys):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_values_that_are_not_finite_are_found_in_any_term(name, bad):
-    values = {"modality": "image", "loss": 1.0, "grad_norm": 2.0}
+    values = {"stream": "image", "loss": 1.0, "grad_norm": 2.0}
     assert check_finite(values)
     assert not check_finite(values | {name: bad})
     assert not check_finite(values, agree=lambda mine: True)  # another process saw one
@@ -108,7 +108,7 @@ def test_the_evidence_of_a_bad_step(tmp_path):
         write_bad_step(folder, 4, "audio", ("a", "b"), {"loss": 0.1, "grad_norm": float("nan")})
     assert json.loads((tmp_path / "bad_step.json").read_text()) == {
         "step": 4,
-        "modality": "audio",
+        "stream": "audio",
         "keys": ["a", "b"],
         "values": {"loss": "0.1", "grad_norm": "nan"},
     }

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from core.training.ema import EmaConfig, make_teacher, update_teacher
-from core.training.mixing import ModalityMix
+from core.training.mixing import StreamMix
 from core.training.optim import OptimizerConfig
 
 SHARES = {"image": 0.57, "video": 0.30, "audio": 0.13}
@@ -15,29 +15,29 @@ BATCH = {"image": 38, "video": 8, "audio": 16}
 
 
 def test_shares_are_met_and_depend_on_the_seed_only():
-    mix = ModalityMix(0, SHARES, BATCH)
-    drawn = [mix.modality(step) for step in range(10_000)]
+    mix = StreamMix(0, SHARES, BATCH)
+    drawn = [mix.stream(step) for step in range(10_000)]
     for name, share in SHARES.items():
         assert drawn.count(name) / 10_000 == pytest.approx(share, abs=0.015)
-    again, other = ModalityMix(0, SHARES, BATCH), ModalityMix(1, SHARES, BATCH)
-    assert drawn == [again.modality(step) for step in range(10_000)]
-    assert drawn != [other.modality(step) for step in range(10_000)]
+    again, other = StreamMix(0, SHARES, BATCH), StreamMix(1, SHARES, BATCH)
+    assert drawn == [again.stream(step) for step in range(10_000)]
+    assert drawn != [other.stream(step) for step in range(10_000)]
 
 
 def test_positions_are_consecutive_within_a_modality_and_need_no_history():
-    mix, expected = ModalityMix(3, SHARES, BATCH), dict.fromkeys(SHARES, 0)
+    mix, expected = StreamMix(3, SHARES, BATCH), dict.fromkeys(SHARES, 0)
     for step in range(9000):  # crosses two block boundaries
-        name = mix.modality(step)
+        name = mix.stream(step)
         if step % 7 == 0:
             assert mix.first_position(step) == expected[name]
         expected[name] += BATCH[name]
-    fresh = pickle.loads(pickle.dumps(ModalityMix(3, SHARES, BATCH)))
+    fresh = pickle.loads(pickle.dumps(StreamMix(3, SHARES, BATCH)))
     assert fresh.first_position(8999) == mix.first_position(8999)
 
 
 def test_shares_need_not_sum_to_one():
-    assert [ModalityMix(0, {"a": 2, "b": 6}, {"a": 1, "b": 1}).modality(s) for s in range(50)] == [
-        ModalityMix(0, {"a": 0.25, "b": 0.75}, {"a": 1, "b": 1}).modality(s) for s in range(50)
+    assert [StreamMix(0, {"a": 2, "b": 6}, {"a": 1, "b": 1}).stream(s) for s in range(50)] == [
+        StreamMix(0, {"a": 0.25, "b": 0.75}, {"a": 1, "b": 1}).stream(s) for s in range(50)
     ]
 
 

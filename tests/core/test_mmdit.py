@@ -47,7 +47,7 @@ def text_context(dropped=(False, True, False)) -> Context:
 
 
 def two_segments(padded: bool = False, conditioning_mask: bool = False) -> tuple[tuple[torch.Tensor, ...], TokenBatch]:
-    """A clip and its actions: other channels, other lengths, ids shared by the batch in one and not in the other."""
+    """A video and its actions: other channels, other lengths, ids shared by the batch in one and not in the other."""
     noisy = tuple(random(B, n, c, seed=n).double() for n, c in zip(LENGTHS, CHANNELS.values(), strict=True))
     ids = [torch.randint(0, 9, (samples, n, 3), generator=torch.Generator().manual_seed(n)) for samples, n in
            zip((1, B), LENGTHS, strict=True)]  # fmt: skip

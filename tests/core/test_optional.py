@@ -42,10 +42,10 @@ def test_a_package_that_cannot_be_imported_is_one_line_with_the_reason(text, rea
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "soxr", raising=False)
     with pytest.raises(ConfigError) as caught:
-        need("soxr", "this file", "Sounds of other rates work")
+        need("soxr", "this file", "Audio clips of other rates work")
     assert str(caught.value) == (
         f"this file needs the package soxr, which cannot be imported here ({reason}): pip install -e '.[media]'. "
-        "Sounds of other rates work without it"
+        "Audio clips of other rates work without it"
     )
 
 

@@ -11,8 +11,8 @@ from core.training.loader import Rejected
 from core.training.quarantine import Quarantine
 
 
-def bad(number: int, modality: str = "image") -> Rejected:
-    return Rejected(modality, f"key-{number}", f"folder/{number}.png", "cannot be decoded", number, number + 1)
+def bad(number: int, stream: str = "image") -> Rejected:
+    return Rejected(stream, f"key-{number}", f"folder/{number}.png", "cannot be decoded", number, number + 1)
 
 
 def lines(path) -> list[dict]:
@@ -27,11 +27,11 @@ def test_each_record_is_written_once_with_file_key_and_reason(tmp_path):
     quarantine.add([bad(1), bad(2), bad(1)])
     quarantine.add([bad(2), bad(1, "video")])
     assert len(quarantine) == 3
-    assert [(entry["modality"], entry["key"]) for entry in lines(path)] == [
+    assert [(entry["stream"], entry["key"]) for entry in lines(path)] == [
         *(("image", "key-1"), ("image", "key-2"), ("video", "key-1"))
     ]
     assert lines(path)[0] == {
-        "modality": "image",
+        "stream": "image",
         "key": "key-1",
         "origin": "folder/1.png",
         "reason": "cannot be decoded",

@@ -24,7 +24,7 @@ def open_run(path, config=CONFIG, data=DATA, free=frozenset()):
 
 
 def metrics_of(step: int) -> dict:
-    return {"modality": "image", "loss": 1 / (step + 0.1), "lr": 1e-4, "step": step}
+    return {"stream": "image", "loss": 1 / (step + 0.1), "lr": 1e-4, "step": step}
 
 
 def test_an_interrupted_run_has_the_same_metrics_as_a_whole_one(tmp_path):

@@ -55,7 +55,7 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path):
         assert a.pop("keys") == b.pop("keys")
         assert a.keys() == b.keys()
         for name, value in a.items():
-            if name == "modality":
+            if name == "stream":
                 assert value == b[name]
             else:
                 assert value == pytest.approx(b[name], rel=1e-6), name  # losses are means in float32

@@ -27,7 +27,7 @@ OVERRIDES = [
     *("training.optimizer.warmup=0", "training.optimizer.cooldown=0", "training.device=cpu", f"training.steps={STEPS}"),
 ]
 TOLERANCE = 1e-4  # relative; kernels of another CPU round differently
-NAMES = ("step", "modality", "loss", "align/teacher", "grad_norm")
+NAMES = ("step", "stream", "loss", "align/teacher", "grad_norm")
 
 
 def measure(folder: Path) -> list[dict]:
@@ -43,7 +43,7 @@ def read() -> list[list[str]]:
 
 def test_the_first_losses_of_the_quickstart_recipe(tmp_path):
     wanted, entries = read(), measure(tmp_path)
-    assert [[str(entry["step"]), entry["modality"]] for entry in entries] == [row[:2] for row in wanted]
+    assert [[str(entry["step"]), entry["stream"]] for entry in entries] == [row[:2] for row in wanted]
     assert {row[1] for row in wanted} == {"image", "video", "audio"}
     for entry, row in zip(entries, wanted, strict=True):
         for name, value in zip(NAMES[2:], row[2:], strict=True):
@@ -66,4 +66,4 @@ if __name__ == "__main__":
     print(f"# {' '.join(NAMES)}")
     with tempfile.TemporaryDirectory() as folder:
         for entry in measure(Path(folder)):
-            print(entry["step"], entry["modality"], *(f"{entry[name]:.7g}" for name in NAMES[2:]))
+            print(entry["step"], entry["stream"], *(f"{entry[name]:.7g}" for name in NAMES[2:]))

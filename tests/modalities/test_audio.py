@@ -109,7 +109,7 @@ def half_silent(rate: int = 8000, seconds: float = 3.0, start: float = 0.0) -> n
 
 
 def test_another_window_is_drawn_where_one_is_silent():
-    """160 sounds, half tone, half silence: every one of them is good, at every draw."""
+    """160 audio clips, half tone, half silence: every one of them is good, at every draw."""
     adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
     data = sound_bytes(half_silent(), 8000)
     for i in range(160):
@@ -177,7 +177,7 @@ def test_whatever_goes_wrong_with_a_record_costs_that_record(error, monkeypatch)
 
     monkeypatch.setattr("modalities.audio.resample", broken)
     with pytest.raises(
-        DataError, match=rf"^folder/file: cannot be decoded as a sound: {type(error).__name__}: {error}"
+        DataError, match=rf"^folder/file: cannot be decoded as an audio clip: {type(error).__name__}: {error}"
     ):
         AudioAdapter(AudioConfig()).load(record(tone(1.0, 8000)[:, None], 8000), generator("a"))
     monkeypatch.setattr("modalities.audio.resample", lambda *_: load_nothing())
@@ -203,7 +203,7 @@ def test_files_that_are_damaged_are_refused_and_none_is_silent(tmp_path):
     """What the files themselves can be is tested with `modalities.media.audio`."""
     adapter, whole = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5)), tone(3.0, 48_000)
     flac, mp3 = sound_bytes(whole, 48_000, "FLAC"), sound_bytes(whole, 48_000, "MP3", None)
-    for media in (b"", flac[: len(flac) // 2], mp3[: len(mp3) // 2], flac[:100], b"no sound" * 99, tmp_path / "none"):
+    for media in (b"", flac[: len(flac) // 2], mp3[: len(mp3) // 2], flac[:100], b"no audio" * 99, tmp_path / "none"):
         for i in range(3):
             with pytest.raises(DataError, match=r"^folder/file: "):
                 adapter.load(record(media), generator("sample", i))

@@ -244,7 +244,7 @@ def test_problems_of_an_autoencoder_are_named():
 
     assert problems(250) == ["size: height: 250 is not a multiple of 16; the nearest legal sizes: 240 or 256"]
     assert problems(248, patch=1) == []
-    assert problems(128, "rae") == ["size: 128 x 128: rae was trained for pictures of one size; legal: 256 x 256"]
+    assert problems(128, "rae") == ["size: 128 x 128: rae was trained for images of one size; legal: 256 x 256"]
     assert problems(256, patch=0) == ["patch: 0 must be at least 1"]
     assert ImageConfig(autoencoder=AutoencoderConfig("mdct")).problems() == [
         "autoencoder.kind: 'mdct' is not one of pixels, sd_vae, flux2, rae."
@@ -266,6 +266,6 @@ def test_whatever_goes_wrong_with_a_picture_costs_that_record(error, place, monk
     data = picture_bytes(gradient())
     monkeypatch.setattr(place, broken)
     with pytest.raises(
-        DataError, match=rf"^folder/file: cannot be decoded as a picture: {type(error).__name__}: {error}"
+        DataError, match=rf"^folder/file: cannot be decoded as an image: {type(error).__name__}: {error}"
     ):
         ImageAdapter(ImageConfig()).load(record(data), generator("a"))

@@ -47,14 +47,14 @@ def test_a_file_as_long_as_a_clip_is_taken_whole():
 
 def test_a_short_file_is_refused_or_filled_up():
     item = record(numbered(6, 16, 16), rate=8.0)
-    with pytest.raises(DataError, match=r"folder/file: 6 frames at 8 fps \(0.75 s\), a clip needs 9"):
+    with pytest.raises(DataError, match=r"folder/file: 6 frames at 8 fps \(0.75 s\), a video needs 9"):
         VideoAdapter(VideoConfig()).load(item, generator("a"))
     media = VideoAdapter(VideoConfig(short="repeat_last")).load(item, generator("a"))
     assert frame_numbers(media) == [0, 1, 2, 3, 4, 5, 5, 5, 5]
 
 
 def damaged(path, frame: int) -> bytes:
-    """With a picture of h264 in MP4 that cannot be decoded."""
+    """With an image of h264 in MP4 that cannot be decoded."""
     with av.open(str(path)) as container:
         place = {packet.pts: packet.pos for packet in container.demux(video=0)}
     data = bytearray(path.read_bytes())
@@ -74,7 +74,7 @@ def test_a_damaged_place_is_not_a_damaged_file(tmp_path):
         assert seen == frame_numbers(adapter.load(record(broken), generator("sample", i)))
         assert np.diff(seen).tolist() == [1] * 4
         assert seen[-1] < 20 or seen[0] > 20
-        touched = whole[0] <= 23 and whole[-1] >= 16  # the picture, and those that a decoder returns behind it
+        touched = whole[0] <= 23 and whole[-1] >= 16  # the image, and those that a decoder returns behind it
         others += seen != whole
         assert seen == whole or touched
     assert others
@@ -259,7 +259,7 @@ def test_every_problem_of_a_config_is_named():
 def test_tokens_of_an_autoencoder_are_known_without_its_weights():
     adapter = VideoAdapter(VideoConfig(size=[192, 336], frames=45, autoencoder=AutoencoderConfig("wan22", "nowhere")))
     assert adapter.has_weights
-    assert (adapter.grid(), adapter.channels) == ((12, 12, 21), 48)  # about 3k tokens of a clip (paper, App. A.2)
+    assert (adapter.grid(), adapter.channels) == ((12, 12, 21), 48)  # about 3k tokens of a video (paper, App. A.2)
     assert adapter.first_frame_mask().sum() == 12 * 21
 
 

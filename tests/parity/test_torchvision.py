@@ -1,4 +1,4 @@
-"""Pictures are cut and resized on torch alone; torchvision, where it is installed, would give the same values."""
+"""Images are cut and resized on torch alone; torchvision, where it is installed, would give the same values."""
 
 import pytest
 import torch

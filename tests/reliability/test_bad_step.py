@@ -56,7 +56,7 @@ def test_the_state_before_a_bad_step_is_published_and_the_printed_command_leaves
     assert printed(again, "skip_steps") == printed(message, "skip_steps")
     assert main(printed(message, "skip_steps")) == 0
     assert [entry["step"] for entry in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    assert metrics(tmp_path)[4].keys() == {"step", "modality", "skipped"}
+    assert metrics(tmp_path)[4].keys() == {"step", "stream", "skipped"}
     assert "loss" in metrics(tmp_path)[5]
     capsys.readouterr()
     assert main(["inspect", str(tmp_path)]) == 0
@@ -69,8 +69,8 @@ def test_a_left_out_step_updates_nothing_and_consumes_its_data(tmp_path):
     assert train(tmp_path / "whole", "training.steps=3") == 0
     ours, whole = metrics(tmp_path / "a"), metrics(tmp_path / "whole")
     assert ours[0] == whole[0]
-    assert ours[1] == {"step": 2, "modality": whole[1]["modality"], "skipped": True}
-    assert ours[2]["modality"] == whole[2]["modality"]
+    assert ours[1] == {"step": 2, "stream": whole[1]["stream"], "skipped": True}
+    assert ours[2]["stream"] == whole[2]["stream"]
     assert ours[2]["lr"] == whole[2]["lr"]
 
 
@@ -136,7 +136,7 @@ def test_a_step_that_is_done_cannot_be_left_out(tiny_run, capsys):
 
 
 def test_a_record_that_makes_the_loss_infinite_is_passed_by_the_printed_commands(tmp_path, capsys, monkeypatch):
-    """The latents of one picture of twelve overflow since the run was started; the training itself is left alone."""
+    """The latents of one image of twelve overflow since the run was started; the training itself is left alone."""
     arguments = ["train", str(CONFIG), f"run={tmp_path}", "streams.video=null", "streams.audio=null"]
     arguments += ["streams.image.data.count=12", "training.save_every=100"]
     assert main([*arguments, "training.steps=2"]) == 0
@@ -155,7 +155,7 @@ def test_a_record_that_makes_the_loss_infinite_is_passed_by_the_printed_commands
         met += 1
         code = main(printed(capsys.readouterr().err, "skip_steps"))
     assert code == 0
-    assert 1 <= met <= 2  # four steps of four pictures
+    assert 1 <= met <= 2  # four steps of four images
     assert len([entry for entry in metrics(tmp_path) if "skipped" in entry]) == met
     assert result(tmp_path)["step"] == 6
 

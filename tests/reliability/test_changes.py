@@ -10,7 +10,7 @@ import pytest
 from configs.build import build_trainer
 from configs.load import load_config
 from core.training.history import past
-from core.training.mixing import MixPiece, ModalityMix
+from core.training.mixing import MixPiece, StreamMix
 from core.training.records import read_lines
 from tests.reliability.test_resume import stop_after
 from tests.tools.tiny import CONFIG, published, result, train
@@ -209,14 +209,14 @@ def test_all_of_a_run_can_be_changed_that_its_weights_can_follow(half, capsys):
 
 def test_positions_go_on_behind_what_was_consumed():
     shares, before, after = {"a": 1.0, "b": 1.0}, {"a": 4, "b": 2}, {"a": 8, "b": 3}
-    plain = ModalityMix(0, shares, before)
-    changed = ModalityMix(0, {"a": 1.0, "b": 3.0}, after, [MixPiece(5000, 0, shares, before)])
+    plain = StreamMix(0, shares, before)
+    changed = StreamMix(0, {"a": 1.0, "b": 3.0}, after, [MixPiece(5000, 0, shares, before)])
     assert [changed.first_position(s) for s in range(0, 5000, 7)] == [
         plain.first_position(s) for s in range(0, 5000, 7)
     ]
     taken = {"a": 0, "b": 0}
     for step in range(9000):
-        name = changed.modality(step)
+        name = changed.stream(step)
         if step > 8900 or step in (4999, 5000, 5001):
             assert changed.first_position(step) == taken[name]
         taken[name] += (before if step < 5000 else after)[name]

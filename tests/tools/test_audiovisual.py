@@ -1,4 +1,4 @@
-"""Videos with their sound, from configs/audiovisual.yaml to files: trained, generated with any part given, scored."""
+"""Videos with their audio, from configs/audiovisual.yaml to files: trained, generated with any part given, scored."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
-    """An MP4 with sound of the held-out records."""
+    """An MP4 with audio of the held-out records."""
     _, _, video, sound = AudiovisualSource(seed=VAL_SEED).draw(3)
     media = torch.tensor(video).permute(0, 3, 1, 2) / 127.5 - 1
     return write_video(media, tmp_path_factory.mktemp("clip") / "clip", 8, torch.tensor(sound.T), 4000)
@@ -107,7 +107,7 @@ def test_a_given_video_gets_a_sound(run, clip, tmp_path):
 
 @pytest.mark.parametrize("kind", ["mp4", "wav"])
 def test_a_given_sound_gets_a_video(kind, run, clip, tmp_path):
-    """The sound of an MP4, or a file of sound alone."""
+    """The audio of an MP4, or a file of audio alone."""
     given, wave = clip, sound_of(clip)
     if kind == "wav":
         given, wave = tmp_path / "given.wav", tone(FRAMES / 8, 48_000)
@@ -138,7 +138,7 @@ def test_options_of_one_modality_apply_to_its_part(run, clip, tmp_path, capsys):
     for wrong, expected in (
         (("--video", str(clip), "--audio", str(clip)), "--video, --audio: give all of a sample"),
         (("--image", "x.png"), f"--image: goes with streams that have image; {STREAM} has video, audio"),
-        (("--audio", options[1]), "has no sound track"),
+        (("--audio", options[1]), "has no audio track"),
         (("--video", str(tmp_path / "start.wav")), "has no video stream"),
     ):
         assert generate(run, tmp_path / "wrong", *wrong) == 2
@@ -171,7 +171,7 @@ def test_the_score_is_that_of_the_written_files(run, tmp_path):
     training, other = AudiovisualSource(count=24), AudiovisualSource(seed=VAL_SEED, count=24)
     drawn = {source.draw(i)[2].tobytes() for source in (training, other) for i in range(24)}
     assert len(drawn) == 48
-    # Another sound beside each picture is noticed.
+    # Another audio beside each image is noticed.
     swapped = [
         read_file(write_sample(parts, {**row, "audio": media[i - 5]["audio"]}, tmp_path / f"s{i}"), FRAMES)
         for i, row in enumerate(media)
@@ -192,9 +192,9 @@ def test_a_run_is_scored_in_three_modes(run, tmp_path, capsys):
         with Image.open(tmp_path / f"{mode.replace(' ', '-')}.png") as sheet:
             assert sheet.size[0] > FRAMES * 64
     # What is given is read back as it is, whatever three steps have learned.
-    assert about["scores"]["sound of a video"]["colour"]["right"] == 1
-    assert about["scores"]["sound of a video"]["shape"]["right"] == 1
-    assert about["scores"]["video of a sound"]["timbre"]["right"] == 1
+    assert about["scores"]["audio of a video"]["colour"]["right"] == 1
+    assert about["scores"]["audio of a video"]["shape"]["right"] == 1
+    assert about["scores"]["video of an audio clip"]["timbre"]["right"] == 1
     assert audiovisual.main([str(tmp_path / "nowhere")]) == 2
     loaded = load_run(run, device="cpu")
     with pytest.raises(ConfigError, match="number: 1; at least 2"):
@@ -203,7 +203,7 @@ def test_a_run_is_scored_in_three_modes(run, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[Path]:
-    """The same videos as MP4s; the first has no sound track."""
+    """The same videos as MP4s; the first has no audio track."""
     source, folder = AudiovisualSource(count=20), tmp_path_factory.mktemp("files")
     found = []
     for index in range(20):
@@ -222,7 +222,7 @@ def test_a_run_on_files_with_sound(kind, files, tmp_path):
     assert train(run, "training.steps=3", "streams.audiovisual.batch=8", source, *SMALL, config=CONFIG) == 0
     losses = read_lines(run / "metrics.jsonl")[-1]
     assert np.isfinite([losses[f"flow/{part}"] for part in ("video", "audio")]).all()
-    assert "no sound track" in "".join(path.read_text() for path in run.glob("*.jsonl"))
+    assert "no audio track" in "".join(path.read_text() for path in run.glob("*.jsonl"))
     assert generate(run, tmp_path / "out", "--steps", "2") == 0
     (path,) = (tmp_path / "out").glob("*.mp4")
     assert check.read_video(frames_of(path).astype(np.uint8))[0].shape == (FRAMES,)

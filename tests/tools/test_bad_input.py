@@ -161,7 +161,7 @@ def test_damaged_encoder_weights_are_named_by_the_key_that_leads_to_them(weights
 
 
 def test_another_token_grid_is_resampled_unless_that_is_refused(weights, tmp_path):
-    """The counterpart of `resample=refuse`: 90 steps of the sound encoder become the trunk's 20."""
+    """The counterpart of `resample=refuse`: 90 steps of the audio encoder become the trunk's 20."""
     own = ["method=repa", *encoder_settings(weights, *MODALITIES)]
     assert train(tmp_path / "run", *own, "streams.audio.encoders.mert.resample=features", "--dry-run") == 0
 
@@ -177,7 +177,7 @@ def test_another_token_grid_is_resampled_unless_that_is_refused(weights, tmp_pat
         ([], "{autoencoder}: kind 'rae' has weights: set their folder or their name on the hub"),
         (
             ["{autoencoder}={rae}", "streams.image.media.size=[128]"],
-            "streams.image.media.size: 128 x 128: rae was trained for pictures of one size; legal: 256 x 256",
+            "streams.image.media.size: 128 x 128: rae was trained for images of one size; legal: 256 x 256",
         ),
         (
             ["{autoencoder}={rae}", "trunk.ddt.grid=8", "trunk.ddt.num_classes=1001"],

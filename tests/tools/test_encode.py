@@ -153,7 +153,7 @@ def run(place, tmp_path_factory) -> Path:
 
 def test_training_needs_neither_media_nor_weights(run):
     assert published(run) == [3]
-    assert [entry["modality"] for entry in read_lines(run / "metrics.jsonl")] == ["image"] * 3
+    assert [entry["stream"] for entry in read_lines(run / "metrics.jsonl")] == ["image"] * 3
     assert read_lines(run / "quarantine.jsonl") == []
 
 
@@ -311,7 +311,7 @@ def test_what_was_set_aside_is_tried_again_with_retry_alone(place, tmp_path, cap
     assert encode(place, tmp_path) == 0
     assert "17 samples of 20 records, 3 could not be used (listed in " in capsys.readouterr().out
     assert main(["inspect", str(tmp_path)]) == 0
-    assert "02.png: cannot be decoded as a picture: ZeroDivisionError: no decoder" in capsys.readouterr().out
+    assert "02.png: cannot be decoded as an image: ZeroDivisionError: no decoder" in capsys.readouterr().out
     refused.clear()
     assert encode(place, tmp_path) == 0
     assert refused == []

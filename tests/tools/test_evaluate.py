@@ -139,14 +139,14 @@ def test_modalities_without_held_out_records_are_left_out_unless_asked_for(tiny_
 
 
 def photos(folder: Path, count: int, start: int = 0, damaged: bool = False) -> str:
-    """Pictures with captions beside them, all of one folder, so of no classes."""
+    """Images with captions beside them, all of one folder, so of no classes."""
     folder.mkdir()
     for index in range(start, start + count):
         pixels = np.full((8, 8, 3), 5 * index, dtype=np.uint8)
         (folder / f"{index}.png").write_bytes(picture_bytes(pixels))
         (folder / f"{index}.txt").write_text(f"grey {index}")
     if damaged:
-        (folder / "damaged.png").write_bytes(b"no picture")
+        (folder / "damaged.png").write_bytes(b"no image")
         (folder / "damaged.txt").write_text("damaged")
     return f"{{kind: folder, path: {folder}}}"
 
@@ -215,7 +215,7 @@ def test_a_modality_that_cannot_be_measured_does_not_take_the_others_with_it(tin
     folder = tmp_path / "bad"
     folder.mkdir()
     for number in range(3):
-        (folder / f"{number}.png").write_bytes(b"no picture")
+        (folder / f"{number}.png").write_bytes(b"no image")
         (folder / f"{number}.txt").write_text("text")
     bad = f"streams.image.val={{kind: folder, path: {folder}}}"
     only = [f"streams.{name}.evaluation.measures=[velocity]" for name in ("image", "audio")]
@@ -299,7 +299,7 @@ def test_records_that_were_trained_on_are_refused_before_anything_is_measured(ti
         (["--stream", "vidoe"], "image, video, audio. Did you mean: 'video'?"),
         (["--step", "5"], "no checkpoint of step 5"),
         (["--samples", "x.npz", "--reference", "y.npz", "--inception", "z"], "--run: not together with --samples"),
-        (["--npz", "x.npz"], "--npz: holds pictures of random classes, and this run is conditioned on text"),
+        (["--npz", "x.npz"], "--npz: holds images of random classes, and this run is conditioned on text"),
         (
             [HELDOUT[0], "streams.image.evaluation.networks=[{kind: inception, path: nowhere.pth}]"],
             "feature network inception: no usable weights at 'nowhere.pth' (there is no such file)",
@@ -322,7 +322,7 @@ def test_a_run_that_was_moved_is_still_measured(sit_run, tmp_path):
 def test_sample_files_are_what_the_evaluator_of_adm_reads(sit_run, tmp_path, capsys):
     settings = ["streams.image.evaluation.generated=30", "--batch", "7"]
     assert evaluate(sit_run, "--npz", str(tmp_path / "samples"), *settings) == 0
-    assert f"30 pictures in {tmp_path / 'samples.npz'}" in capsys.readouterr().out
+    assert f"30 images in {tmp_path / 'samples.npz'}" in capsys.readouterr().out
     with np.load(tmp_path / "samples.npz") as file:
         assert file.files == ["arr_0"]
         pictures = file["arr_0"]

@@ -40,7 +40,7 @@ CASES = {
             "video": ("--prompt", "a blue cross moving left"),
             "audio": ("--prompt", "notes C E G"),
         },
-        {"image": (8, 8, 3), "video": (3, 256, 256, 3), "audio": (1200, 1)},  # small clips are written enlarged
+        {"image": (8, 8, 3), "video": (3, 256, 256, 3), "audio": (1200, 1)},  # small videos are written enlarged
     ),
     "SiT": Case(CONFIG.with_name("tiny_sit.yaml"), CLASS, {"image": (8, 8, 3)}),
     "DDT on RAE": Case(CONFIG.with_name("tiny_rae.yaml"), CLASS, {"image": (256, 256, 3)}),
@@ -85,13 +85,13 @@ def check_losses(run: Path, terms: dict[str | None, float]) -> list[dict]:
     """The metrics of a run, whose loss must be flow matching plus exactly these terms with their weights."""
     entries = read_lines(run / "metrics.jsonl")
     for entry in entries:
-        modality = entry["modality"]
+        modality = entry["stream"]
         named = {name or f"align/{modality}_{ENCODERS[modality]}": weight for name, weight in terms.items()}
         seen = {name for name in entry if name.startswith("align/")}
         assert seen == set(named)
         expected = entry[f"flow/{modality}"] + sum(weight * entry[name] for name, weight in named.items())
         assert entry["loss"] == pytest.approx(expected, rel=1e-5)
-        assert all(math.isfinite(value) for name, value in entry.items() if name != "modality")
+        assert all(math.isfinite(value) for name, value in entry.items() if name != "stream")
         assert entry["grad_norm"] > 0
     return entries
 
@@ -123,7 +123,7 @@ def test_train_resume_and_generate(method, name, weights, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text().startswith(before)
     entries = check_losses(tmp_path, TERMS[method])
     assert [entry["step"] for entry in entries] == [1, 2, 3]
-    assert {entry["modality"] for entry in entries} == set(case.requests)
+    assert {entry["stream"] for entry in entries} == set(case.requests)
     for modality, request in case.requests.items():
         assert main(["generate", modality, "--run", str(tmp_path), *request, "--steps", "2"]) == 0
         check_file(modality, tmp_path / "generated" / modality, case.shapes[modality])
@@ -141,7 +141,7 @@ def test_terms_add_up(method, section, terms, weights, tmp_path):
     encoders = encoder_settings(weights, "image", "video", "audio") if None in terms else []
     own = [EVERY_MODALITY, f"method={method}", section, *encoders]
     assert train(tmp_path, *own, "training.steps=3") == 0
-    assert {entry["modality"] for entry in check_losses(tmp_path, terms)} == {"image", "video", "audio"}
+    assert {entry["stream"] for entry in check_losses(tmp_path, terms)} == {"image", "video", "audio"}
 
 
 @pytest.mark.parametrize("method", ["self_flow_as", "repa"])

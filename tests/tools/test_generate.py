@@ -151,7 +151,7 @@ def test_a_continued_sound_begins_with_what_was_given(tiny_run, tmp_path):
         ("image", ("--mask", "x.png"), "--image and --mask go together"),
         ("image", ("--continue", "x.wav"), "--continue: goes with streams that have audio; image has image"),
         ("video", ("--first-frame", "x.png", "--video", "x.mp4"), "--video gives all frames; not with --first-frame"),
-        ("audio", ("--continue", "x.wav", "--audio", "x.wav"), "--audio gives the whole sound; not with --continue"),
+        ("audio", ("--continue", "x.wav", "--audio", "x.wav"), "--audio gives the whole audio; not with --continue"),
         ("video", ("--first-frame", "nowhere.png"), "nowhere.png: cannot be read"),
         ("audio", ("--continue", "nowhere.wav"), "nowhere.wav: cannot be read"),
         ("image", ("--step", "5"), "no checkpoint of step 5"),

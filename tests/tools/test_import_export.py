@@ -102,9 +102,9 @@ def test_a_joint_model_goes_round(tiny_run, tmp_path, capsys):
 
 
 def test_a_model_of_several_parts_goes_round(tmp_path, capsys):
-    config = tmp_path / "clips.yaml"
+    config = tmp_path / "videos.yaml"
     config.write_text(AUDIOVISUAL)
-    run, path, new = tmp_path / "run", tmp_path / "clips.safetensors", tmp_path / "new"
+    run, path, new = tmp_path / "run", tmp_path / "videos.safetensors", tmp_path / "new"
     assert train(run, config=config) == 0
     assert export(run, path, "native-mmdit") == 0
     found = document(path)

@@ -67,10 +67,10 @@ def works(config: str, modality: str, *prompt: str) -> None:
 
 
 def test_pictures_with_captions(capsys):
-    pictures(Path("photos"), 40, caption="a picture with the number {} and quite some words behind it")
+    pictures(Path("photos"), 40, caption="an image with the number {} and quite some words behind it")
     assert init("photos") == 0
     shown = capsys.readouterr().out
-    assert "image     40 pictures, 40 x 24 (folder" in shown
+    assert "image     40 images, 40 x 24 (folder" in shown
     assert "captions: median 12 words" in shown
     assert "selfflow train photos.yaml run=runs/photos" in shown
     config = load_config(Path("photos.yaml"), [])
@@ -79,7 +79,7 @@ def test_pictures_with_captions(capsys):
     assert image.media.size == [16]  # a multiple of 16 that enlarges none
     assert (config.condition.kind, config.condition.text.max_words) == ("text", 16)
     assert (image.data.split, image.val.split, image.val.path) == ("train", "test", image.data.path)
-    works("photos.yaml", "image", "--prompt", "a picture")
+    works("photos.yaml", "image", "--prompt", "an image")
     assert "condition." not in capsys.readouterr().err  # no limit cuts anything
 
 
@@ -113,7 +113,7 @@ def test_all_modalities_at_once_where_only_some_have_captions(capsys):
     assert "95% have one" in shown
     assert "left out  files that are no media here: 1 .pdf" in shown
     streams = load_config(Path("joint.yaml"), []).streams
-    assert streams["image"].data.caption_default == "a picture"
+    assert streams["image"].data.caption_default == "an image"
     assert streams["audio"].data.captions == "label"
     assert streams["video"].data.caption == "a video"
     assert (streams["audio"].media.sample_rate, streams["audio"].media.seconds) == (8000, 0.4)

@@ -50,7 +50,7 @@ def test_damage_and_bad_records_are_shown(tiny_run, tmp_path, capsys):
     shutil.copytree(tiny_run, tmp_path / "run")
     state = tmp_path / "run" / "checkpoints" / "step-00000006" / "state.json"
     state.write_bytes(state.read_bytes()[:-1])
-    (tmp_path / "run" / "quarantine.jsonl").write_text('{"modality": "image", "key": "a"}\n{"moda')
+    (tmp_path / "run" / "quarantine.jsonl").write_text('{"stream": "image", "key": "a"}\n{"stre')
     shown = inspect(capsys, tmp_path / "run")
     assert "checkpoint 6: DAMAGED, state.json" in shown
     assert f"steps     3 of {STEPS} published" in shown
@@ -111,7 +111,7 @@ def mixed(root: Path) -> Path:
         "cats/2.TXT": b"another cat",
         "cats/3.heic": b"\0\0\0\x18ftypheic",
         "cats/4.xyz": b"?",
-        "cats/9.txt": b"no picture of this name",
+        "cats/9.txt": b"no image of this name",
         "cats/._1.png": b"\0\5\26\7",
         "cats/Thumbs.db": b"x",
         "@eaDir/1.png": b"thumbnail",

@@ -95,7 +95,7 @@ def row(monkeypatch):
 
 @pytest.fixture
 def config(row, tmp_path: Path) -> Path:
-    """Images, actions, and records that have both (whose picture is the synthetic one of another stream's kind)."""
+    """Images, actions, and records that have both (whose image is the synthetic one of another stream's kind)."""
     rng = np.random.default_rng(0)
     rows = [
         {"action": rng.normal(i % 2, 1, (STEPS, WIDTH)).astype(np.float32).tobytes(), "caption": f"go {i % 2}"}

@@ -129,11 +129,11 @@ def test_pictures_that_cannot_be_read_and_other_sizes_are_said(colours, tmp_path
     folder.mkdir()
     for number, pixels in enumerate(noise(20)):
         (folder / f"{number:02}.png").write_bytes(picture_bytes(np.tile(pixels, (1 + number % 2, 1, 1))))
-    (folder / "05.png").write_bytes(b"no picture")
+    (folder / "05.png").write_bytes(b"no image")
     np.savez(tmp_path / "samples.npz", noise(20, seed=1))
     warnings = compare_files(tmp_path, tmp_path / "samples.npz", folder)["warnings"]
-    assert "1 of 20 pictures cannot be used; the first: " in warnings[0]
-    assert warnings[1].startswith("samples of 8 x 8 pixels are compared with pictures of 8 x 8 and 16 x 8 pixels: ")
+    assert "1 of 20 images cannot be used; the first: " in warnings[0]
+    assert warnings[1].startswith("samples of 8 x 8 pixels are compared with images of 8 x 8 and 16 x 8 pixels: ")
 
 
 def test_few_samples_are_measured_as_far_as_they_go(colours, tmp_path):

@@ -17,7 +17,7 @@ ALONE = "streams={video: null, audio: null}"
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """40 pictures, of which 10 have a caption of 17 words, 30 one of two."""
+    """40 images, of which 10 have a caption of 17 words, 30 one of two."""
     folder = tmp_path_factory.mktemp("photos")
     for index, pixels in enumerate(numbered(40, 8, 8)):
         (folder / f"{index:02d}.png").write_bytes(picture_bytes(pixels))

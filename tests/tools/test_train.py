@@ -42,7 +42,7 @@ def test_a_run_leaves_what_it_promises(tiny_run):
     assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
     for entry in entries:
         terms = {f"flow/{entry['modality']}", "align/teacher", "teacher_norm"}
-        assert set(entry) == {"step", "modality", "lr", "loss", *terms, "grad_norm"}
+        assert set(entry) == {"step", "stream", "lr", "loss", *terms, "grad_norm"}
     assert {path.name for path in tiny_run.iterdir()} >= {"config.yaml", "run.json", "timings.jsonl", "checkpoints"}
     assert not (tiny_run / "quarantine.jsonl").exists()
 
@@ -146,7 +146,7 @@ def test_a_sit_that_does_not_fit_the_data_says_what_would(tmp_path, capsys):
 
 
 def photos(folder: Path, captions: bool = True, count: int = 8) -> Path:
-    """A configuration for grey pictures beside it."""
+    """A configuration for grey images beside it."""
     (folder / "photos").mkdir(parents=True)
     for index, pixels in enumerate(numbered(count, 8, 8)):
         (folder / "photos" / f"{index}.png").write_bytes(picture_bytes(pixels))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.assembly import Assembly
 from configs.schema import Config
-from core.training.mixing import ModalityMix
+from core.training.mixing import StreamMix
 from modalities.base import Windows
 from modalities.data.loader import StepDataset, StepLoader
 from tools.bench.measure import Row, Times, median_row
@@ -47,7 +47,7 @@ def data_rows(config: Config, root: Path, workers: list[int], seconds: float, ro
 
 def only(dataset: StepDataset, name: str) -> StepDataset:
     """The same data with steps of one stream alone."""
-    mix = ModalityMix(dataset.seed, {name: 1.0}, {name: dataset.mix.global_batch[name]})
+    mix = StreamMix(dataset.seed, {name: 1.0}, {name: dataset.mix.global_batch[name]})
     settings = (dataset.noising, dataset.conditions, dataset.accumulate)
     return StepDataset(dataset.seed, mix, {name: dataset.streams[name]}, *settings)
 

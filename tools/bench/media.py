@@ -1,8 +1,8 @@
 """Media of ordinary sizes, drawn from noise, to measure reading with: `python -m tools.bench.media FOLDER`.
 
-FOLDER/image  64 JPEG pictures of 512 x 512 pixels, quality 90
-FOLDER/video  8 H.264 clips of 640 x 360 pixels, 96 frames at 24 per second, a key frame every 48
-FOLDER/audio  16 FLAC sounds of 30 s, 44.1 kHz, stereo, 16 bit
+FOLDER/image  64 JPEG images of 512 x 512 pixels, quality 90
+FOLDER/video  8 H.264 videos of 640 x 360 pixels, 96 frames at 24 per second, a key frame every 48
+FOLDER/audio  16 FLAC audio clips of 30 s, 44.1 kHz, stereo, 16 bit
 
 and the same files as FOLDER/NAME.tar, FOLDER/NAME.parquet and, where mosaicml-streaming is installed, FOLDER/NAME.mds.
 """
@@ -59,7 +59,7 @@ def draw_image(index: int) -> bytes:
 
 def draw_video(index: int) -> bytes:
     """A view that moves over a scene."""
-    av, view, file = need("av", "drawing clips", WITHOUT), scene(index, 720, 1280), io.BytesIO()
+    av, view, file = need("av", "drawing videos", WITHOUT), scene(index, 720, 1280), io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"g": "48", "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
@@ -73,7 +73,7 @@ def draw_video(index: int) -> bytes:
 
 def draw_audio(index: int) -> bytes:
     """Chords with a little noise."""
-    soundfile, draw, file = need("soundfile", "drawing sounds", WITHOUT), rng("sound", index), io.BytesIO()
+    soundfile, draw, file = need("soundfile", "drawing audio clips", WITHOUT), rng("sound", index), io.BytesIO()
     times = np.arange(RATE * SECONDS) / RATE
     notes = sum(np.sin(2 * np.pi * pitch * times) for pitch in draw.uniform(100, 2000, 4)) / 10
     soundfile.write(file, notes[:, None] + draw.normal(0, 0.02, (len(times), 2)), RATE, format="FLAC")

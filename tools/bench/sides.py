@@ -166,7 +166,7 @@ class Repeat:
 
 
 def build_trainer(setup: Setup, trunk: nn.Module, method: str, microbatch: Microbatch, folder: Path) -> Trainer:
-    """The trainer of real runs, with its default optimizer, clip and EMA; it owns (and trains) the given trunk."""
+    """The trainer of real runs, with its default optimizer, video and EMA; it owns (and trains) the given trunk."""
     config = TrainingConfig(steps=1, device=setup.device, precision=setup.precision, compile=setup.compile)
     objective = Objective(build_alignment(method_alignment(method), trunk.depth))
     run = RunFolder.open(folder, {}, {}, set())

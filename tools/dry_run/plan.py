@@ -18,8 +18,9 @@ from autoencoders.diffusers_weights import HUB_NAME
 from configs.assembly import Assembly
 from configs.assembly import normalization as normalization
 from configs.assembly.adapters import located
-from configs.assembly.encoders import Encoders, build_encoders, projector_specs
+from configs.assembly.encoders import Encoders, build_encoders, target_channels
 from configs.assembly.trunk import build_trunk
+from configs.methods import projector_specs
 from configs.schema import Config
 from core.errors import ConfigError
 from core.training.loader import Microbatch
@@ -124,7 +125,7 @@ def make_plan(config: Config, root: Path) -> Plan:
         for name, stream in config.streams.items()
         if stream.encoders
     }
-    assembly.projectors = projector_specs(config, targets)
+    assembly.projectors = projector_specs(config.alignment, target_channels(targets))
     leave_empty(assembly)
     # Measured where that is cheap, so that data which cannot be normalized is refused here too.
     unit: dict[str, LatentNormalization] = {}

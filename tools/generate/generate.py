@@ -1,4 +1,4 @@
-"""selfflow generate: pictures, clips, sounds, and what a stream has several of, from a trained run."""
+"""selfflow generate: images, videos, audio, and what a stream has several of, from a trained run."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ EXAMPLES = """examples:
   selfflow generate video --run runs/quickstart --prompt "a red circle moving up" --first-frame frame.png
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --steps 50 --solver heun
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --continue start.wav
-  selfflow generate clips --run runs/clips --prompt "a red circle" --video silent.mp4     its sound, as one MP4
-  selfflow generate clips --run runs/clips --prompt "a red circle" --audio melody.wav     a video to a sound
+  selfflow generate videos --run runs/clips --prompt "a red circle" --video silent.mp4     its audio, as one MP4
+  selfflow generate videos --run runs/clips --prompt "a red circle" --audio melody.wav     a video to an audio clip
   selfflow generate image --run runs/quickstart --prompt "a circle" --cfg-scale 3 --negative "a red circle"
   selfflow generate image --run runs/quickstart --prompt "a red circle" --weights student --step 2000
   selfflow generate image --run runs/unconditional --number 8        a run with condition.kind: none takes no prompt
@@ -51,7 +51,7 @@ Nothing is overwritten: the numbers that files begin with go on behind the highe
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "generate",
-        help="make pictures, clips and sounds with a trained run",
+        help="make images, videos and audio with a trained run",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -270,7 +270,7 @@ def generate_files(
     negative: str | None = None,
     files: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write every sample with its .json, and a labelled grid of several pictures; returns the first file of each.
+    """Write every sample with its .json, and a labelled grid of several images; returns the first file of each.
 
     No file is overwritten; numbers go on behind the highest one in the folder. Raises DataError where one cannot be
     written.

@@ -19,10 +19,10 @@ class Machine:
     """What fits the machine: these are small models on media themselves, without an autoencoder.
 
     Attributes:
-        side: largest pictures and clips, pixels.
+        side: largest images and videos, pixels.
         frames: of a clip.
         patch_frames: frames of a clip's token, whose channels must not be more than the trunk's width.
-        rate, seconds: most of a sound.
+        rate, seconds: most of an audio clip.
         batch: modality -> samples.
         steps: least and most.
     """
@@ -208,11 +208,11 @@ def _image(found: Found, fit: Machine) -> tuple[list[str], str]:
 def _video(found: Found, fit: Machine) -> tuple[list[str], str]:
     side, files = _side(found, fit.side["video"]), found.files
     rate = max(1.0, round(files.rate, 3))
-    # As slow as 8 frames a second where clips are long enough, faster for short ones, never faster than the files.
+    # As slow as 8 frames a second where videos are long enough, faster for short ones, never faster than the files.
     fps = round(min(max(8.0, ceil(fit.frames / max(files.shortest, 0.01))), rate), 3)
     seconds = fit.frames / fps
     return [
-        f"media:                      # clips of {seconds:.2g} s; files shorter than that repeat their last frame",
+        f"media:                      # videos of {seconds:.2g} s; files shorter than that repeat their last frame",
         f"  {{size: [{side}], frames: {fit.frames}, fps: {fps:g}, patch: 8, patch_frames: {fit.patch_frames}, "
         "short: repeat_last}",
     ], ", shift: 3.0"

@@ -43,7 +43,7 @@ class Files:
         height, width: pixels.
         rate: frames or samples per second.
         seconds, shortest: of a file; `shortest` is that of the 5% that are shorter.
-        channels: of a sound.
+        channels: of an audio clip.
     """
 
     height: int | None = None
@@ -111,7 +111,7 @@ def look_at(path: Path, only: Iterable[str] = ()) -> Look:
     if path.is_dir():
         result.notes += unread(path)
     if not result.found:
-        lines = [f"{path} holds nothing that can be trained on; allowed are pictures, videos and sounds"]
+        lines = [f"{path} holds nothing that can be trained on; allowed are images, videos and audio"]
         raise ConfigError([*lines, *(f"  {note}" for note in dict.fromkeys([*failed, *result.notes]))])
     result.notes = list(dict.fromkeys(result.notes))
     return result
@@ -144,7 +144,7 @@ def candidates(path: Path, modality: str, notes: list[str]) -> list[tuple[Source
 
 
 def media_columns(path: Path, modality: str) -> list[str]:
-    """Columns of bytes, or of the pictures of Hugging Face (bytes and path), whose first media are of this modality."""
+    """Columns of bytes, or of the images of Hugging Face (bytes and path), whose first media are of this modality."""
     from pyarrow import ArrowException, parquet, types
 
     file = path if path.is_file() else min(path.glob("*.parquet"))

@@ -18,9 +18,9 @@ from tools.init.folder_look import Look, look_at
 EXAMPLES = """examples:
   selfflow init photos                          writes photos.yaml
   selfflow init photos --out configs/mine.yaml
-  selfflow init clips --only video              where covers or sounds lie beside the videos
+  selfflow init videos --only video              where covers or audio clips lie beside the videos
 
-Reads pictures, videos and sounds in a folder, or tars and Parquet files of them; captions in NAME.txt or NAME.json
+Reads images, videos and audio in a folder, or tars and Parquet files of them; captions in NAME.txt or NAME.json
 beside a file, or the names of its folders. Folders train and val (or test) are taken for what they say. Sizes, rates,
 lengths, batches and steps are chosen from the files and for this machine, with comments. No file is overwritten.
 """

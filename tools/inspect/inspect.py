@@ -102,7 +102,7 @@ def describe_run(path: Path) -> list[str]:
         if "skipped" in entry:
             lines.append(f"left out  step {entry['step']} ({entry['modality']})")
         else:
-            last[entry["modality"]] = entry
+            last[entry["stream"]] = entry
     for modality, entry in last.items():
         values = ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if isinstance(v, float))
         lines.append(f"{modality:9} step {entry['step']}: {values}")

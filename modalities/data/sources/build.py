@@ -190,7 +190,7 @@ def build_source(config: SourceConfig, modalities: str | tuple[str, ...], root: 
 
     Args:
         modalities: of the parts of a record, or that of its only part. Files, columns and members are those of the
-            first; the other parts are read from the same media, such as the sound of a video.
+            first; the other parts are read from the same media, such as the audio of a video.
         root: the folder that relative paths start from.
 
     Raises ConfigError for wrong settings, missing paths, columns, members or captions, and DataError for damaged

@@ -52,7 +52,7 @@ class MdsShards:
         cache_limit: such as "100gb", for all of the cache folder; None: no limit.
         hashes: check those of whole shards. False where samples have checksums of their own, which the caller checks:
             then a damaged byte costs one sample, and a process need not read a shard to read from it.
-        encoded: columns of the encoding jpeg or png to hand over as their bytes, instead of decoded pictures.
+        encoded: columns of the encoding jpeg or png to hand over as their bytes, instead of decoded images.
 
     Attributes:
         columns: name -> encoding as the index has it, such as "bytes", "str" or "ndarray:float16".

@@ -39,7 +39,7 @@ class _File:
         labels: class names.
         columns, json: of those wanted, the ones that it has; and which columns hold JSON.
         damage: why the file cannot be read, which costs one record; "" if it can.
-        unfit: the same, of a sound file without the columns that are needed.
+        unfit: the same, of an audio file without the columns that are needed.
     """
 
     sizes: np.ndarray
@@ -134,7 +134,7 @@ class ParquetSource:
         progress = partial(tqdm, total=len(self.paths), unit="file", desc="opening", disable=len(self.paths) < _MANY)
         with ThreadPoolExecutor(8) as pool:  # waits for a file system more than it computes
             found = list(progress(pool.map(partial(_or_damage, look), self.paths)))
-        if all(file.damage for file in found):  # one that is sound says more of what is wrong
+        if all(file.damage for file in found):  # one that is audio says more of what is wrong
             look(self.paths[next((number for number, file in enumerate(found) if file.unfit), 0)])
         return found
 

@@ -1,6 +1,6 @@
 """What a feature network takes and gives, and how media are prepared for one.
 
-Every reference pipeline measures files, not tensors: pictures as 8-bit levels, sound as 16-bit samples. So all
+Every reference pipeline measures files, not tensors: images as 8-bit levels, audio as 16-bit samples. So all
 networks first round media to these levels, and a file that is written and read again has the same features.
 """
 
@@ -100,7 +100,7 @@ def normalise(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def resize_bicubic(levels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, 3, H, W) whole levels -> (B, 3, *size) whole levels: antialiased bicubic, as PIL resizes an 8-bit picture.
+    """(B, 3, H, W) whole levels -> (B, 3, *size) whole levels: antialiased bicubic, as PIL resizes an 8-bit image.
 
     PIL rounds to levels after each axis, the width first; so does this. Its fixed-point weights still move fewer than
     one value in a hundred, by one level. Newer PILs take the height first where that is cheaper, which moves a fifth of
@@ -113,7 +113,7 @@ def resize_bicubic(levels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pick_frames(video: Tensor, count: int) -> Tensor:
-    """(B, T, ...) -> (B, count, ...): evenly spaced frames from first to last; a shorter clip shows some twice."""
+    """(B, T, ...) -> (B, count, ...): evenly spaced frames from first to last; a shorter video shows some twice."""
     index = torch.linspace(0, video.shape[1] - 1, count, dtype=torch.float64).round().long()
     return video[:, index.to(video.device)]
 
@@ -130,9 +130,9 @@ def no_weights(kind: str, path: str, takes: str, reason: object = "") -> Checkpo
 
 
 class Framewise(nn.Module):
-    """An image network over all frames of clips: (B, T, 3, H, W) -> Features of B T rows, a clip's frames together."""
+    """An image network over all frames of videos: (B, T, 3, H, W) -> Features of B T rows, a clip's frames together."""
 
-    CHUNK = 32  # frames at once, so that memory does not grow with the length of clips
+    CHUNK = 32  # frames at once, so that memory does not grow with the length of videos
 
     def __init__(self, network: nn.Module):
         super().__init__()

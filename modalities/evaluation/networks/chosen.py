@@ -22,7 +22,7 @@ from modalities.evaluation.records import Reader
 from modalities.evaluation.settings import EvaluationSettings
 from modalities.evaluation.subject import Subject, trained_here
 
-CLASSIFIER_RECORDS = 50_000  # training records that a classifier learns from, at most: 150 MB of pictures in memory
+CLASSIFIER_RECORDS = 50_000  # training records that a classifier learns from, at most: 150 MB of images in memory
 
 
 @dataclass(frozen=True)
@@ -155,5 +155,5 @@ def _classified(reader: Reader, part: str, batch: int) -> Iterator[tuple[Tensor,
 
 
 def _rate(subject: Subject, part: str) -> int | None:
-    """Hz, of sounds."""
+    """Hz, of audio clips."""
     return getattr(subject.parts[part].adapter.config, "sample_rate", None)

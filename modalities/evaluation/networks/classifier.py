@@ -108,7 +108,7 @@ class Classifier(nn.Module):
         classes: names, in the order of the logits.
         data: what it was trained on, in words.
         accuracy: share of `held_out` samples, not trained on, that it names rightly; `name` carries it.
-        sample_rate: of sounds, Hz; None for other modalities.
+        sample_rate: of audio clips, Hz; None for other modalities.
     """
 
     kind = "classifier"
@@ -122,7 +122,7 @@ class Classifier(nn.Module):
             )
         if (modality == "audio") != (sample_rate is not None):
             raise ConfigError(
-                f"classifier: sample_rate {sample_rate} with modality {modality}; sounds need one, others none"
+                f"classifier: sample_rate {sample_rate} with modality {modality}; audio clips need one, others none"
             )
         self.modality, self.classes, self.data, self.sample_rate = modality, list(classes), data, sample_rate
         self.accuracy, self.held_out = 0.0, 0
@@ -202,10 +202,10 @@ def train_classifier(
 
     Args:
         batches: media as the adapters make them, and int labels (B,) into `classes`; a pair of tensors is one batch.
-            Kept as 8-bit planes, 3 kB a picture.
+            Kept as 8-bit planes, 3 kB an image.
         data: what these are, for the name, such as "CIFAR-10 train".
-        steps, batch, rate: of SGD with momentum, one cycle of the learning rate; pictures and clips are moved by
-            up to an eighth, pictures also mirrored, sounds moved in time.
+        steps, batch, rate: of SGD with momentum, one cycle of the learning rate; images and videos are moved by
+            up to an eighth, images also mirrored, audio clips moved in time.
         holdout: share of the samples that `accuracy` is measured on (at least one, drawn by `seed`).
         progress: called with (step, loss) every 20 steps.
 
@@ -294,7 +294,7 @@ def gather(batches: Iterable[tuple[Tensor, Tensor]], network: Classifier) -> tup
 
 
 def move(planes: Tensor, modality: str, draw: torch.Generator) -> Tensor:
-    """Eight shifts a batch, and mirrored pictures: cheap, and enough for a few epochs."""
+    """Eight shifts a batch, and mirrored images: cheap, and enough for a few epochs."""
     height, width = planes.shape[-2:]
     reach = (0 if modality == "audio" else height // 8, width // 8)
     padded = functional.pad(planes, (reach[1], reach[1], reach[0], reach[0]))
@@ -303,7 +303,7 @@ def move(planes: Tensor, modality: str, draw: torch.Generator) -> Tensor:
         top, left = (int(torch.randint(2 * far + 1, (), generator=draw)) for far in reach)
         moved.append(part[..., top : top + height, left : left + width])
     moved = torch.cat(moved)
-    if modality != "image":  # a mirrored clip may be of another class: "moving left"
+    if modality != "image":  # a mirrored video may be of another class: "moving left"
         return moved
     mirrored = torch.rand(len(moved), generator=draw) < 0.5
     return torch.where(mirrored[:, None, None, None], moved.flip(-1), moved)

@@ -15,8 +15,8 @@ Preparation: 8-bit levels, then TensorFlow-1 bilinear to 299 x 299 (output pixel
 half-pixel centres nor antialiasing), then (x - 128) / 128. The libraries differ here: pytorch-fid 0.3 samples at
 half-pixel centres and scales by 2 x / 255 - 1, clean-fid resizes antialiased bicubic; their FIDs differ from these.
 
-Measured on CPU, float32, random weights: equal to torch-fidelity 0.4.0 bit for bit (resized pictures, pool, logits,
-the branch behind spatial) for pictures of 32 to 350 pixels; the graph alone also to pytorch-fid 0.3.0.
+Measured on CPU, float32, random weights: equal to torch-fidelity 0.4.0 bit for bit (resized images, pool, logits,
+the branch behind spatial) for images of 32 to 350 pixels; the graph alone also to pytorch-fid 0.3.0.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class InceptionGraph(nn.Module):
 
 
 class Inception(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1] -> Features (2048, 2023, 1008 values).
+    """Images (B, 3, H, W) in [-1, 1] -> Features (2048, 2023, 1008 values).
 
     Args:
         path: one of the two published files.

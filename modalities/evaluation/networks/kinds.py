@@ -63,7 +63,7 @@ class NetworkConfig:
 
 
 def kinds_for(modality: str) -> list[str]:
-    """Kinds that measure a modality; image networks measure clips frame by frame."""
+    """Kinds that measure a modality; image networks measure videos frame by frame."""
     fitting = ("", "image", "video") if modality == "video" else ("", modality)
     return [kind for kind, entry in KINDS.items() if entry.modality in fitting]
 
@@ -76,10 +76,10 @@ def build_network(
     root: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> FeatureNetwork:
-    """The frozen network of a configuration, on `device`. An image network over clips comes as `Framewise`.
+    """The frozen network of a configuration, on `device`. An image network over videos comes as `Framewise`.
 
     Args:
-        sample_rate: of sounds, Hz.
+        sample_rate: of audio clips, Hz.
         root: a relative path that exists below it is taken from there (the configuration file's folder).
 
     Raises:
@@ -94,7 +94,7 @@ def build_network(
             f"for {modality} there are {', '.join(kinds_for(modality))}"
         )
     if modality == "audio" and not sample_rate:
-        raise ConfigError(f"sample_rate: {sample_rate} must be given for sounds, in Hz")
+        raise ConfigError(f"sample_rate: {sample_rate} must be given for audio clips, in Hz")
     if not config.path:
         raise ConfigError(
             "path: empty, and a classifier comes from a file or from training: train_classifier(...).save(path)"

@@ -1,6 +1,6 @@
 """Networks of the transformers package: CLIP (score), DINOv2 (FD-DINOv2), CLAP (FAD).
 
-Pictures and sounds are prepared here with torch, not by the package's processors: those need torchvision in part, and
+Images and audio are prepared here with torch, not by the package's processors: those need torchvision in part, and
 differ between its versions. Weights come from a local folder (as `save_pretrained` writes it) or a hub id.
 """
 
@@ -78,9 +78,9 @@ def label(path: str) -> str:
 
 
 class Clip(nn.Module):
-    """Pictures and texts in one space: `self(images).pool` and `self.texts(captions)`, both not normalised.
+    """Images and texts in one space: `self(images).pool` and `self.texts(captions)`, both not normalised.
 
-    Pictures: 8-bit levels, short side to the model's size (224 for most) by antialiased bicubic, centre crop.
+    Images: 8-bit levels, short side to the model's size (224 for most) by antialiased bicubic, centre crop.
     """
 
     kind = "clip"
@@ -135,9 +135,9 @@ def clip_score(images: Tensor, texts: Tensor) -> float:
 
 
 class DinoV2(nn.Module):
-    """Pictures -> the class token behind the last norm: FD-DINOv2 (Stein et al. 2023, layer6ai-labs/dgm-eval).
+    """Images -> the class token behind the last norm: FD-DINOv2 (Stein et al. 2023, layer6ai-labs/dgm-eval).
 
-    Pictures: 8-bit levels, antialiased bicubic to 224 x 224 whatever their shape, ImageNet mean and deviation, as
+    Images: 8-bit levels, antialiased bicubic to 224 x 224 whatever their shape, ImageNet mean and deviation, as
     dgm-eval by default. transformers interpolates position embeddings to 16 x 16 patches by the exact size, the
     original code by a scale with an offset of 0.1: published numbers are met closely, not to the last digit.
     Published numbers use ViT-L/14 without registers; the name in the results says which weights these are.
@@ -164,16 +164,16 @@ class DinoV2(nn.Module):
 
 
 class Clap(nn.Module):
-    """Sounds -> unit vectors of a CLAP model (Wu et al. 2023), for FAD.
+    """Audio clips -> unit vectors of a CLAP model (Wu et al. 2023), for FAD.
 
     The paper's CLAP-M and CLAP-A are laion/larger_clap_music and the LAION audio weights. Its plain "CLAP" is
     Microsoft's model (Elizalde et al.), which transformers cannot load. FADs of different weights do not compare.
 
-    Sounds: mixed to mono, 16-bit levels, resampled to the model's rate (48 kHz), the middle 10 s of a longer sound (the
+    Audio is mixed to mono, 16-bit levels, resampled to the model's rate (48 kHz), the middle 10 s of a longer clip (the
     package would draw a random part), a shorter one repeated as the model's own preparation does.
 
     Args:
-        sample_rate: of the sounds, Hz.
+        sample_rate: of the audio clips, Hz.
     """
 
     kind = "clap"
@@ -204,7 +204,7 @@ class Clap(nn.Module):
             heard = sound[start : start + length].astype(np.float64)
             mels.append(self.extractor(heard, sampling_rate=rate, return_tensors="pt").input_features)
         mel = torch.cat(mels).to(device_of(self), torch.float32)  # (B, 1, frames, bands), 4 channels for fused weights
-        # Nothing is longer than the model hears; the package would mark one sound at random for fused weights.
+        # Nothing is longer than the model hears; the package would mark one audio clip at random for fused weights.
         longer = torch.zeros(len(mel), 1, dtype=torch.bool, device=mel.device)
         output = embedding(self.model.get_audio_features(mel, is_longer=longer))
         return Features(functional.normalize(output.float(), dim=-1))

@@ -56,7 +56,7 @@ RENAMES = (
 
 
 class VideoMAE(nn.Module):
-    """Clips (B, T, 3, H, W) -> the mean over all tokens of the last layer, behind `fc_norm` where the file has one.
+    """Videos (B, T, 3, H, W) -> the mean over all tokens of the last layer, behind `fc_norm` where the file has one.
 
     16 evenly spaced frames (all of them when T is 16), 8-bit levels, bilinear to 224 x 224 without antialiasing, as
     content-debiased-fvd. That code hands the giant network values in [0, 1] as they are, and so does this; models of
@@ -145,9 +145,9 @@ def load_videomae_v2(path: str, shape: dict | None = None) -> tuple[nn.Module, n
 
 
 class I3D(nn.Module):
-    """Clips (B, T, 3, H, W) -> 400 values before the softmax, of a TorchScript I3D that resizes and rescales itself.
+    """Videos (B, T, 3, H, W) -> 400 values before the softmax, of a TorchScript I3D that resizes and rescales itself.
 
-    All frames are used; a clip of fewer than 16 is stretched to 16 by showing frames more than once.
+    All frames are used; a video of fewer than 16 is stretched to 16 by showing frames more than once.
     """
 
     kind = "i3d"

@@ -86,7 +86,7 @@ def test_guidance_reaches_both_ends(solver):
 
     def guided(shift, low, high):
         trunk = Field(lambda x, t, dropped: x - 0.3)
-        config = SamplerConfig(solver, 4, shift, 2.0, low, high, batch_invariant=False)
+        config = SamplerConfig(solver, 4, shift, 2.0, [low, high], batch_invariant=False)
         sample(trunk, batch, initial_noise(0, batch), config)
         return [(float(levels.values[0, 0]), len(noisy[0]) == 4) for noisy, levels, _ in trunk.calls]
 

@@ -66,7 +66,7 @@ def save_tokenizer(folder: Path, kind: str) -> Path:
 
 
 def make_network(kind: str, whole: bool = True) -> Any:
-    """The network as it is published (`whole`: with the decoder, the picture's tower or the head), random weights."""
+    """The network as it is published (`whole`: with the decoder, the image's tower or the head), random weights."""
     import transformers
 
     if kind == "clip":

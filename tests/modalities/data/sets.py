@@ -1,4 +1,4 @@
-"""Forty numbered pictures in every kind of source, in about four blocks each, and the damage that is done to them."""
+"""Forty numbered images in every kind of source, in about four blocks each, and the damage that is done to them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from core.errors import DataError
 from core.keys import generator
 from core.noising import NoisingConfig
 from core.schedule import TimestepConfig
-from core.training.mixing import ModalityMix
+from core.training.mixing import StreamMix
 from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import Record, StoredLatents
 from modalities.conditioning import TextConfig
@@ -58,7 +58,7 @@ def stream(modality: str, count: int = 10, **more) -> Stream:
 
 def dataset(streams: dict[str, Stream] | None = None, accumulate: int = 1, seed: int = 0, **noising) -> StepDataset:
     streams = streams or {name: stream(name) for name in SIZES}
-    mix = ModalityMix(seed, dict.fromkeys(streams, 1.0), {name: SIZES[name] for name in streams})
+    mix = StreamMix(seed, dict.fromkeys(streams, 1.0), {name: SIZES[name] for name in streams})
     plan = NoisingConfig(**({"kind": "dual"} | noising))
     return StepDataset(seed, mix, streams, plan, Conditions(TEXT, []), accumulate)
 
@@ -161,7 +161,7 @@ def test_given_tokens_are_clean_enough_uncounted_and_alike_for_both():
 
 
 def folder(path: Path, broken: bool) -> FolderSource:
-    """Ten grey pictures of class `grey`; two of them damaged."""
+    """Ten grey images of class `grey`; two of them damaged."""
     (path / "grey").mkdir(parents=True)
     for index, pixels in enumerate(numbered(10, 8, 8)):
         (path / "grey" / f"{index}.png").write_bytes(picture_bytes(pixels))
@@ -185,7 +185,7 @@ def test_damaged_pictures_are_replaced_by_the_next_position_and_named(workers, t
     rejected = [entry for items in steps.values() for entry in items[0].rejected]
     assert {entry.key for entry in rejected} == {"grey/3.png", "grey/6.png"}
     for entry in rejected:
-        assert entry.modality == "image"
+        assert entry.stream == "image"
         assert entry.origin == str(tmp_path / entry.key)
         assert entry.replaced_by > entry.position
         assert "0 bytes" in entry.reason if "6.png" in entry.key else "decoded" in entry.reason
@@ -211,7 +211,7 @@ def test_a_sound_with_nan_is_replaced(tmp_path):
 
 
 class Unusable(SyntheticSource):
-    """Synthetic pictures of which those from `first_bad` on cannot be read."""
+    """Synthetic images of which those from `first_bad` on cannot be read."""
 
     def __init__(self, first_bad: int):
         super().__init__("image", 8, 0, 2 * MAX_REPLACEMENTS)

@@ -13,7 +13,7 @@ from autoencoders.base import LatentNormalization
 from core.noising import NoisingConfig
 from core.schedule import TimestepConfig
 from core.training.loader import Microbatch
-from core.training.mixing import ModalityMix
+from core.training.mixing import StreamMix
 from core.types import map_tensors
 from modalities.base import Record
 from modalities.conditioning import TextEncoder, TextEncoderConfig
@@ -29,7 +29,7 @@ CAPTIONS = ("a red circle", "the blue square moving left", "dog", "")
 
 
 class Captioned(SyntheticSource):
-    """Four captions for every picture, with their stored features where `text` says so."""
+    """Four captions for every image, with their stored features where `text` says so."""
 
     def __init__(self, text=lambda index: ()):
         super().__init__("image", 8, 0, 12)
@@ -49,7 +49,7 @@ def dataset(encoder: TextEncoder, source: Captioned, **choice) -> StepDataset:
     adapter = ImageAdapter(ImageConfig([8, 8]))
     stream = Stream(source, make_parts({"image": adapter}), TimestepConfig(), 0.25, **choice)
     conditions = Conditions(ConditionConfig(cfg_dropout=0.4, encoder=encoder.config), [])
-    mix = ModalityMix(0, {"image": 1.0}, {"image": 5})
+    mix = StreamMix(0, {"image": 1.0}, {"image": 5})
     return StepDataset(0, mix, {"image": stream}, NoisingConfig(), conditions)
 
 

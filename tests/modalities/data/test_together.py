@@ -1,4 +1,4 @@
-"""Parts of one record are cut at the same time: from arrays, and from files with sound in every kind of source."""
+"""Parts of one record are cut at the same time: from arrays, and from files with audio in every kind of source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from core.errors import DataError
 from core.keys import generator
 from core.noising import NoisingConfig
 from core.schedule import TimestepConfig
-from core.training.mixing import ModalityMix
+from core.training.mixing import StreamMix
 from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import Media, Record, Windows
 from modalities.conditioning.conditions import ConditionConfig, Conditions
@@ -63,12 +63,12 @@ def files(tmp_path_factory) -> list[Path]:
 def dataset(source, parts=PARTS) -> StepDataset:
     stream = Stream(source, parts, TimestepConfig(), 0.25)
     return StepDataset(
-        0, ModalityMix(0, {"av": 1.0}, {"av": 8}), {"av": stream}, NoisingConfig(), Conditions(ConditionConfig(), [])
+        0, StreamMix(0, {"av": 1.0}, {"av": 8}), {"av": stream}, NoisingConfig(), Conditions(ConditionConfig(), [])
     )
 
 
 def heights(media: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """(T,) of a loaded clip, and of its sound."""
+    """(T,) of a loaded video, and of its audio."""
     return read_video(to_bytes(media[0]))[0], read_audio(media[1].numpy().T, RATE, FRAMES)[0]
 
 
@@ -98,8 +98,8 @@ def test_the_window_is_a_function_of_the_sample_and_the_epoch(files):
 
 
 def late_sound(path: Path, late: float, sound: np.ndarray, start: float = 0.0) -> Path:
-    """A numbered video of LONG frames whose sound track, the end of `sound` (S,) at 48 kHz, begins `late` seconds later
-    than its picture, on a clock that begins at `start`."""
+    """A numbered video of LONG frames whose audio track, the end of `audio` (S,) at 48 kHz, begins `late` seconds later
+    than its image, on a clock that begins at `start`."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=FPS, options={"crf": "5"})
         video.height, video.width, video.pix_fmt = 64, 64, "yuv420p"
@@ -123,13 +123,13 @@ def late_sound(path: Path, late: float, sound: np.ndarray, start: float = 0.0) -
 
 
 def chirp() -> np.ndarray:
-    """(S,) at 48 kHz, of LONG frames: its pitch rises, so that every place sounds different."""
+    """(S,) at 48 kHz, of LONG frames: its pitch rises, so that every place audio clips different."""
     timestep = np.arange(LONG * 48_000 // FPS) / 48_000
     return (0.5 * np.sin(2 * np.pi * (200 * timestep + 150 * timestep**2))).astype(np.float32)
 
 
 def shift_of(sound: torch.Tensor, start: float, wave: np.ndarray) -> float:
-    """Seconds by which a loaded sound lies later than `wave` (S,) at 48 kHz from `start` on."""
+    """Seconds by which a loaded audio lies later than `wave` (S,) at 48 kHz from `start` on."""
     here = sound[0].numpy()
     inside = np.flatnonzero(np.abs(here) > 0.01)
     low, high = inside[0] + 200, min(inside[-1], len(here)) - 200
@@ -155,7 +155,7 @@ def test_picture_and_sound_stay_together_where_the_sound_begins_later(suffix, to
         shown = numbers((to_bytes(frames)).astype(float))
         assert shown == [int(offset * FPS) + k for k in range(FRAMES)]
         assert abs(shift_of(sound, offset, wave)) <= tolerance
-    early = audio.load(video.first + 0.125, generator("a"))  # silent where the sound has not begun
+    early = audio.load(video.first + 0.125, generator("a"))  # silent where the audio has not begun
     assert early[0, : round((0.275 - 0.03) * RATE)].abs().max() < 0.02
     assert early[0, round(0.3 * RATE) :].abs().max() > 0.3
     assert abs(shift_of(early, 0.125, wave)) <= tolerance
@@ -178,7 +178,7 @@ def test_a_window_of_a_sound_begins_at_its_sample_at_any_rate():
 
 
 def pair(video_frames: int = LONG, sound: np.ndarray | None = None) -> Record:
-    """A record of arrays: a numbered video at FPS, and a sound (S,) at RATE."""
+    """A record of arrays: a numbered video at FPS, and an audio clip (S,) at RATE."""
     wave = tone(video_frames / FPS, RATE) if sound is None else sound
     video = numbered(video_frames, 16, 16)
     return Record(
@@ -194,7 +194,7 @@ def test_the_places_where_all_parts_have_a_window():
         return common_starts(windows, "a")
 
     assert found(v=of(0, 5, False), a=of(1, 3, True)) == (1, 3)
-    assert found(v=of(0, 0, False), a=of(0.3, 0.0, True)) == (0, 0)  # the sound begins later, and the clip has no room
+    assert found(v=of(0, 0, False), a=of(0.3, 0.0, True)) == (0, 0)  # the audio begins later, and the video has no room
     assert found(v=of(0, 5, False), a=of(4, 3, True)) == (4, 4)  # a short sound: where it begins
     assert found(v=of(0, 5, False), a=of(7, 6, True)) == (5, 5)
     assert found(v=of(0, 1, True), a=of(4, 9, True)) == (4, 4)  # the longest decides
@@ -261,7 +261,7 @@ def test_a_file_without_a_sound_track_is_a_bad_record_with_that_reason(files, tm
     source = build_source(SourceConfig("folder", str(tmp_path)), ("video", "audio"), Path())
     batch = dataset(source)[0]
     assert {entry.key for entry in batch.rejected} == {"silent.mp4"}
-    assert "no sound track" in batch.rejected[0].reason
+    assert "no audio track" in batch.rejected[0].reason
     assert "silent.mp4" not in batch.keys
 
 

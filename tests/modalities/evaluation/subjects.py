@@ -1,4 +1,4 @@
-"""Small models with sources in memory, for the tests of modalities.evaluation: labelled pictures, videos with sound."""
+"""Small models with sources in memory, for the tests of modalities.evaluation: labelled images, videos with audio."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLASSES = ["blue", "green", "red"]
 
 
 class Memory:
-    """Pictures of one colour with some noise; class `i % 3`. Records at `broken` are damaged; `reads` are noted."""
+    """Images of one colour with some noise; class `i % 3`. Records at `broken` are damaged; `reads` are noted."""
 
     def __init__(self, name: str, count: int, classes=CLASSES, broken=(), strange=()):
         self.name, self.count, self.classes, self.broken, self.strange = name, count, list(classes), broken, strange
@@ -76,14 +76,14 @@ def model(kind: str = "label") -> Generator:
 def subject(val: Memory, training: Memory, kind: str = "label") -> Subject:
     made = model(kind)
     readers = [Reader(made, "image", source, training.labels(), seed=0) for source in (val, training)]
-    return Subject(made, "image", *readers, SamplerConfig(steps=2), "pictures in memory")
+    return Subject(made, "image", *readers, SamplerConfig(steps=2), "images in memory")
 
 
 STREAM = "clips"  # a name that is none of its parts'
 
 
 def clip_parts() -> Parts:
-    """A video of 27 tokens with 96 channels and its sound, 41 tokens with 64."""
+    """A video of 27 tokens with 96 channels and its audio, 41 tokens with 64."""
     video = VideoAdapter(VideoConfig(size=[12, 12], frames=5, patch=4))
     return make_parts({"video": video, "audio": AudioAdapter(AudioConfig(seconds=0.625, hop=64))})
 
@@ -99,7 +99,7 @@ def clip_trunk(parts: Parts, classes: int, **more) -> MMDiT:
 
 
 def clip_subject(val: int = 24, training: int = 30) -> Subject:
-    """A model of classes on the stream `clips`: videos with their sound, drawn in code."""
+    """A model of classes on the stream `videos`: videos with their audio, drawn in code."""
     parts, classes = clip_parts(), clip_source(0, 1).labels()
     normalization = {
         name: LatentNormalization(torch.zeros(width), torch.ones(width))
@@ -109,4 +109,4 @@ def clip_subject(val: int = 24, training: int = 30) -> Subject:
     made = Generator(clip_trunk(parts, len(classes)), {STREAM: parts}, normalization, conditions, torch.device("cpu"))
     sources = clip_source(1, val), clip_source(0, training)
     readers = [Reader(made, STREAM, source, classes, seed=0) for source in sources]
-    return Subject(made, STREAM, *readers, SamplerConfig(steps=2), "clips in memory")
+    return Subject(made, STREAM, *readers, SamplerConfig(steps=2), "videos in memory")

@@ -69,7 +69,7 @@ def test_writing_holds_one_batch_at_a_time(tmp_path):
     assert count_samples(tmp_path / "a.npz") == (8, 2, 2)
 
 
-@pytest.mark.parametrize(("count", "message"), [(5, "more pictures came, 5"), (9, "7 pictures came, 9 were")])
+@pytest.mark.parametrize(("count", "message"), [(5, "more images came, 5"), (9, "7 images came, 9 were")])
 def test_a_wrong_count_leaves_no_file(tmp_path, count, message):
     with pytest.raises(ShapeError, match=message):
         write_samples(tmp_path / "a", levels().float().div(127.5).sub(1).split(2), count)
@@ -79,7 +79,7 @@ def test_a_wrong_count_leaves_no_file(tmp_path, count, message):
 def test_a_break_leaves_the_old_file_alone(tmp_path):
     path = write_samples(tmp_path / "a", [torch.zeros(1, 3, 2, 2)], 1)
     before = path.read_bytes()
-    with pytest.raises(ShapeError, match=r"expected pictures \(B, 3, 2, 2\), got \(1, 3, 4, 4\)"):
+    with pytest.raises(ShapeError, match=r"expected images \(B, 3, 2, 2\), got \(1, 3, 4, 4\)"):
         write_samples(path, [torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 4, 4)], 2)
     assert path.read_bytes() == before
 
@@ -165,5 +165,5 @@ def test_an_array_that_ends_early_is_refused(tmp_path):
         entry.write(bytes(2 * 12))
     parts = read_samples(tmp_path / "short.npz", batch=2)
     assert len(next(parts)) == 2
-    with pytest.raises(DataError, match="ends after 2 of 3 pictures"):
+    with pytest.raises(DataError, match="ends after 2 of 3 images"):
         next(parts)

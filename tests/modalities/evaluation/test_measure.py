@@ -218,7 +218,7 @@ def test_the_probe_learns_from_training_records_and_is_tested_on_the_others(monk
 
 
 def test_neither_the_condition_nor_the_noise_tells_the_class():
-    """Grey pictures under different labels, with equal keys on both sides: only leaks could be learned."""
+    """Grey images under different labels, with equal keys on both sides: only leaks could be learned."""
 
     class Grey(Memory):
         def read(self, index):

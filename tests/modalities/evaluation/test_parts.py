@@ -166,7 +166,7 @@ def test_every_part_has_a_classifier_of_its_own(tmp_path):
 
 def test_a_network_looks_at_the_parts_of_its_modality(tmp_path):
     asked = clip_subject()
-    path = Classifier("audio", ["a", "b"], "sounds", 4000).save(tmp_path / "sounds.safetensors")
+    path = Classifier("audio", ["a", "b"], "sounds", 4000).save(tmp_path / "audio clips.safetensors")
     for config, parts in (
         (NetworkConfig("clap", "weights"), ["audio"]),
         (NetworkConfig("i3d", "weights"), ["video"]),
@@ -184,7 +184,7 @@ def test_a_network_looks_at_the_parts_of_its_modality(tmp_path):
 
 
 def test_a_classifier_of_other_sounds_is_refused_by_its_part(tmp_path):
-    path = Classifier("audio", ["a", "b"], "sounds", 8000).save(tmp_path / "sounds.safetensors")
+    path = Classifier("audio", ["a", "b"], "sounds", 8000).save(tmp_path / "audio clips.safetensors")
     with pytest.raises(ConfigError, match="is a classifier of audio at 8000 Hz, not of audio at 4000 Hz"):
         stored_networks(clip_subject(), replace(FEW, networks=[NetworkConfig("classifier", str(path))]), Path())
 

@@ -30,7 +30,7 @@ FEW = EvaluationSettings(generated=24, val=24, training=30, batch=5, classifier_
 
 
 class Colours(nn.Module):
-    """A stand-in for Inception: mean colours, quarters of the picture, logits."""
+    """A stand-in for Inception: mean colours, quarters of the image, logits."""
 
     name, kind, distance = "mean colours", "inception", "FID"
 
@@ -180,7 +180,7 @@ def test_a_classifier_sees_training_records_only_is_kept_and_is_not_mistaken_for
     network = own_classifier(asked, "image", FEW, tmp_path)
     assert val.reads == []
     assert sorted(training.reads) == list(range(30))
-    assert network.name.startswith("small classifier trained on pictures in memory")
+    assert network.name.startswith("small classifier trained on images in memory")
     (file,) = tmp_path.iterdir()
     again = own_classifier(subject(val, Memory("train", 30, strange={4})), "image", FEW, tmp_path)
     assert all(torch.equal(again.state_dict()[name], value) for name, value in network.state_dict().items())

@@ -28,7 +28,7 @@ ABOUT = {
 
 
 class Pictures:
-    """`count` pictures of 10 x 14 pixels, of three classes, with one caption or two. Those in `broken` are damaged."""
+    """`count` images of 10 x 14 pixels, of three classes, with one caption or two. Those in `broken` are damaged."""
 
     def __init__(self, count: int = 21, broken: tuple[int, ...] = ()):
         self.count, self.broken = count, broken
@@ -40,14 +40,14 @@ class Pictures:
         if index in self.broken:
             raise DataError(f"memory/{index}: damaged")
         pixels = np.random.default_rng(index).integers(0, 256, (10, 14, 3)).astype(np.uint8)
-        captions = (f"number {index}", "a picture of noise")[: 1 + index % 2]
+        captions = (f"number {index}", "an image of noise")[: 1 + index % 2]
         return Record(f"k{index}", f"memory/{index}", pixels, captions=captions, label="abc"[index % 3])
 
     def labels(self) -> list[str]:
         return ["a", "b", "c"]
 
     def fingerprint(self) -> str:
-        return f"pictures {self.count} {self.broken}"
+        return f"images {self.count} {self.broken}"
 
 
 def pictures_job(**changes) -> Job:

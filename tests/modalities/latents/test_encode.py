@@ -410,7 +410,7 @@ def test_an_unexpected_error_in_a_worker_ends_the_program(tmp_path):
 
 
 class HalfSilent:
-    """Sounds of 2 s: a tone in one half and digital silence in the other; sound 3 is silent throughout."""
+    """Audio clips of 2 s: a tone in one half and digital silence in the other; audio 3 is silent throughout."""
 
     def __len__(self) -> int:
         return 24
@@ -429,7 +429,7 @@ class HalfSilent:
 
 
 def test_a_silent_window_is_not_a_bad_record(tmp_path):
-    """As in training another window is drawn; only a sound that is silent throughout is left out, and once."""
+    """As in training another window is drawn; only an audio clip that is silent throughout is left out, and once."""
     adapter = AudioAdapter(AudioConfig(sample_rate=4000, seconds=0.25))
     made = Job("audio", HalfSilent(), make_parts({"audio": adapter}), 3, 4, 8, "float32", 1)
     about = {"parts": {"audio": {"autoencoder": {"kind": "mdct", "digest": ""}, "media": {}}}, "source": {}}

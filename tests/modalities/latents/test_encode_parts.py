@@ -25,7 +25,7 @@ def mean(record: Record, part: str) -> torch.Tensor:
 
 
 class Clips:
-    """`count` videos of 2 s with their sound, each part an array of its own. The sound of those in `mute` is gone."""
+    """`count` videos of 2 s with their audio, each part an array of its own. The audio of those in `mute` is gone."""
 
     def __init__(self, count: int = 6, mute: tuple[int, ...] = ()):
         self.count, self.mute = count, mute
@@ -44,7 +44,7 @@ class Clips:
         return []
 
     def fingerprint(self) -> str:
-        return f"clips {self.count} {self.mute}"
+        return f"videos {self.count} {self.mute}"
 
 
 def clips_job(**changes) -> Job:
@@ -61,7 +61,7 @@ def about_clips() -> dict:
 
 
 def test_a_view_of_several_parts_is_what_training_loads_in_that_epoch(tmp_path):
-    """Picture and sound are cut together, so a stored view must come by the same road."""
+    """Image and audio are cut together, so a stored view must come by the same road."""
     made = clips_job()
     manifest = make(made, tmp_path, about=about_clips())
     assert [part.modality for part in manifest.parts.values()] == ["video", "audio"]
@@ -111,8 +111,8 @@ def test_latents_of_any_part_that_are_not_finite_are_set_aside(tmp_path, monkeyp
 
 def test_the_size_of_a_record_counts_a_file_of_several_parts_once(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"x" * 10)
-    (tmp_path / "sound.wav").write_bytes(b"x" * 5)
+    (tmp_path / "audio.wav").write_bytes(b"x" * 5)
     record = Record("a", "a", tmp_path / "clip.mp4")
-    apart = replace(record, parts={"audio": Media(tmp_path / "sound.wav")})
+    apart = replace(record, parts={"audio": Media(tmp_path / "audio.wav")})
     assert encode.media_bytes(record, ("video", "audio")) == 10
     assert encode.media_bytes(apart, ("video", "audio")) == 15

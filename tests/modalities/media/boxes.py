@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-# 90: the camera was turned; the picture is shown turned by as many degrees counter-clockwise.
+# 90: the camera was turned; the image is shown turned by as many degrees counter-clockwise.
 TURNS = {0: (1, 0, 0, 1), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), 270: (0, 1, -1, 0)}
 
 

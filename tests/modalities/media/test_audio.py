@@ -111,7 +111,7 @@ def test_files_cut_short_are_refused(tmp_path, kind, subtype, keep):
     path.write_bytes(cut)
     for media in (cut, path):
         with pytest.raises(
-            DataError, match=r"^a\.x: (cut short|cannot be decoded as a sound|the sound has no samples)"
+            DataError, match=r"^a\.x: (cut short|cannot be decoded as an audio clip|the audio has no samples)"
         ):
             probe_audio(media, "a.x")
 
@@ -153,11 +153,11 @@ def test_a_flac_from_a_pipe_does_not_say_how_long_it_is(tmp_path):
         info = probe_audio(media, "a.flac")
         assert (info.samples, info.rate, info.channels) == (len(NOISE), 48_000, 2)
         assert np.abs(read_audio(media, "a.flac", 50_000, 3000) - NOISE[50_000:53_000]).max() <= 2**-15
-    with pytest.raises(DataError, match=r"^a\.flac: cannot be decoded as a sound: "):
+    with pytest.raises(DataError, match=r"^a\.flac: cannot be decoded as an audio clip: "):
         probe_audio(bytes(data[: len(data) // 2]), "a.flac")
     half = len(data) // 2
     data[half : half + 40] = bytes(byte ^ 0x5A for byte in data[half : half + 40])
-    with pytest.raises(DataError, match=r"^a\.x: cannot be decoded as a sound: damaged behind "):
+    with pytest.raises(DataError, match=r"^a\.x: cannot be decoded as an audio clip: damaged behind "):
         load(bytes(data))
 
 
@@ -168,7 +168,7 @@ def test_a_wav_header_that_lies():
         (40, 10**8, "cut short"),
         (22, 0, "cannot be decoded"),  # channels
         (24, 0, "cannot be decoded"),  # rate
-        (24, 3, "3 Hz is not the rate of a sound"),
+        (24, 3, "3 Hz is not the rate of an audio clip"),
     ):
         lie = wav.copy()
         lie[place : place + (2 if place == 22 else 4)] = value.to_bytes(2 if place == 22 else 4, "little")
@@ -180,7 +180,7 @@ def test_damage_inside_a_flac_is_refused_where_it_is_read():
     data = bytearray(sound_bytes(NOISE, 48_000, "FLAC"))
     half = len(data) // 2
     data[half : half + 40] = bytes(byte ^ 0x5A for byte in data[half : half + 40])
-    with pytest.raises(DataError, match=r"a\.x: cannot be decoded as a sound: "):
+    with pytest.raises(DataError, match=r"a\.x: cannot be decoded as an audio clip: "):
         load(bytes(data))
 
 
@@ -188,13 +188,13 @@ def test_damage_inside_a_flac_is_refused_where_it_is_read():
     ("media", "reason"),
     [
         (b"", "empty"),
-        (b"hello" * 1000, "cannot be decoded|has no sound"),
-        (bytes(20_000), "cannot be decoded|has no sound"),
-        (b"\xff" * 20_000, "cannot be decoded|has no sound"),
-        (np.random.default_rng(0).bytes(20_000), "cannot be decoded|has no sound"),
-        (b"\xff\xfb\x90\x00" + np.random.default_rng(0).bytes(20_000), "cannot be decoded|has no sound"),
-        (picture_bytes(gradient()), r"has no sound track \("),
-        (picture_bytes(gradient(), "JPEG"), r"has no sound track \("),
+        (b"hello" * 1000, "cannot be decoded|has no audio"),
+        (bytes(20_000), "cannot be decoded|has no audio"),
+        (b"\xff" * 20_000, "cannot be decoded|has no audio"),
+        (np.random.default_rng(0).bytes(20_000), "cannot be decoded|has no audio"),
+        (b"\xff\xfb\x90\x00" + np.random.default_rng(0).bytes(20_000), "cannot be decoded|has no audio"),
+        (picture_bytes(gradient()), r"has no audio track \("),
+        (picture_bytes(gradient(), "JPEG"), r"has no audio track \("),
         (sound_bytes(NOISE[:0], 8000), "no samples"),
         (sound_bytes(NOISE, 8000)[:10], "cannot be decoded"),
     ],
@@ -240,5 +240,5 @@ def test_whatever_a_decoder_raises_costs_one_record(error, monkeypatch):
 
     data = sound_bytes(NOISE, 8000)
     monkeypatch.setattr(soundfile, "SoundFile", broken)
-    with pytest.raises(DataError, match=rf"^a\.wav: cannot be decoded as a sound: {type(error).__name__}:"):
+    with pytest.raises(DataError, match=rf"^a\.wav: cannot be decoded as an audio clip: {type(error).__name__}:"):
         probe_audio(data, "a.wav")

@@ -30,7 +30,7 @@ def test_other_formats_are_read_from_any_place(tmp_path, suffix, codec):
 
 
 def test_an_edit_list_says_where_the_sound_begins_and_ends(tmp_path):
-    """Of the silence of the encoder before and behind, nothing is sound; whatever the file's name is."""
+    """Of the silence of the encoder before and behind, nothing is audio; whatever the file's name is."""
     path = sound_file(tmp_path / "a.m4a", STEREO, RATE, "aac")
     data = bytearray(path.read_bytes())
     struct.pack_into(">Ii", data, data.index(b"elst") + 12, 2000, 1024)  # milliseconds, samples
@@ -54,7 +54,7 @@ def test_content_decides_and_not_the_suffix(tmp_path, suffix):
 
 def test_the_sound_of_a_file_with_pictures(tmp_path):
     silent = video_file(tmp_path / "a.mp4", numbered(5))
-    with pytest.raises(DataError, match=r"a\.mp4: has no sound track \(QuickTime / MOV\)"):
+    with pytest.raises(DataError, match=r"a\.mp4: has no audio track \(QuickTime / MOV\)"):
         probe_audio(silent, "a.mp4")
 
 
@@ -65,7 +65,7 @@ def test_files_cut_short_are_refused(tmp_path, keep, options):
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data))])
     for media in (path, path.read_bytes()):
-        with pytest.raises(DataError, match=r"^a\.m4a: (cut short|cannot be decoded as a sound|has no sound)"):
+        with pytest.raises(DataError, match=r"^a\.m4a: (cut short|cannot be decoded as an audio clip|has no audio)"):
             probe_audio(media, "a.m4a")
 
 
@@ -77,14 +77,14 @@ def test_damage_inside_is_refused_where_it_is_read(tmp_path):
     for i in range(place[60], place[64]):
         data[i] ^= 0x5A
     assert len(read_audio(bytes(data), "x", 0, 20_000)) == 20_000
-    with pytest.raises(DataError, match=r"^x: cannot be decoded as a sound: "):
+    with pytest.raises(DataError, match=r"^x: cannot be decoded as an audio clip: "):
         read_audio(bytes(data), "x", 50_000, 30_000)
 
 
 def test_without_pyav_it_is_one_line(tmp_path, monkeypatch):
     data = sound_file(tmp_path / "a.m4a", STEREO, RATE, "aac")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConfigError, match=r"^this file needs the package av, .* most sounds work without it$"):
+    with pytest.raises(ConfigError, match=r"^this file needs the package av, .* most audio clips work without it$"):
         probe_audio(data, "a.m4a")
 
 
@@ -92,5 +92,5 @@ def test_without_pyav_a_damaged_file_is_still_one_record(monkeypatch):
     data = bytearray(sound_bytes(STEREO, RATE))
     data[22:24] = bytes(2)  # channels
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(DataError, match=r"^a\.wav: cannot be decoded as a sound: "):
+    with pytest.raises(DataError, match=r"^a\.wav: cannot be decoded as an audio clip: "):
         probe_audio(bytes(data), "a.wav")

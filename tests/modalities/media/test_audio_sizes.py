@@ -1,4 +1,4 @@
-"""Sizes in headers that are wrong, or were never filled in, while all of the sound is there."""
+"""Sizes in headers that are wrong, or were never filled in, while all of the audio is there."""
 
 import struct
 import warnings
@@ -100,7 +100,7 @@ def test_a_wrong_size_does_not_hide_that_data_are_missing(name):
 def test_a_file_without_samples_that_says_so_stays_one():
     empty = sound_bytes(SOUND[:0], RATE)
     for behind in (b"", struct.pack("<4sI4s", b"LIST", 4, b"INFO"), struct.pack("<4sI4s", b"LIST", 3, b"INF\0")):
-        with pytest.raises(DataError, match=r"^a: the sound has no samples"):
+        with pytest.raises(DataError, match=r"^a: the audio has no samples"):
             probe_audio(empty + behind, "a")
 
 

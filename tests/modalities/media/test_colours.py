@@ -61,14 +61,14 @@ def test_grey_of_sixteen_bits_in_a_jpeg_2000():
 )
 def test_values_without_a_black_and_a_white_are_refused(bits, kind, dtype):
     data = tiff(4, 1, np.array([0, 1, 100, 127], dtype).tobytes(), [bits], sample_format=kind)
-    with pytest.raises(DataError, match=r"^a\.tif: a picture of signed, 32-bit or float values has no defined range"):
+    with pytest.raises(DataError, match=r"^a\.tif: an image of signed, 32-bit or float values has no defined range"):
         read_image(data, "a.tif")
 
 
 @pytest.mark.parametrize("bits", [10, 14, 64])
 def test_a_depth_that_pillow_does_not_know_is_refused_for_that(bits):
     with pytest.raises(
-        DataError, match=r"^a\.tif: cannot be decoded as a picture: a TIFF file that is damaged or of an"
+        DataError, match=r"^a\.tif: cannot be decoded as an image: a TIFF file that is damaged or of an"
     ):
         read_image(tiff(4, 1, bytes(32), [bits]), "a.tif")
 

@@ -60,13 +60,13 @@ def test_exif_orientation_turns_the_picture_upright():
 def test_damaged_pictures_name_origin_and_reason(kind):
     data = picture_bytes(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), kind)
     for cut in (len(data) // 2, 30, 5):
-        with pytest.raises(DataError, match=r"folder/a\.png: cannot be decoded as a picture: .+"):
+        with pytest.raises(DataError, match=r"folder/a\.png: cannot be decoded as an image: .+"):
             read_image(data[:cut], "folder/a.png")
 
 
 def test_what_is_not_a_picture(tmp_path):
     wav = sound_bytes(tone(0.1, 8000), 8000)
-    with pytest.raises(DataError, match=r"a.png: cannot be decoded as a picture: not one of PNG, JPEG"):
+    with pytest.raises(DataError, match=r"a.png: cannot be decoded as an image: not one of PNG, JPEG"):
         read_image(wav, "a.png")
     with pytest.raises(DataError, match=r"a.png: the file is empty \(0 bytes\)"):
         read_image(b"", "a.png")
@@ -83,7 +83,7 @@ def test_a_picture_cut_short_is_never_filled_up(monkeypatch):
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
     data = picture_bytes(gradient(200, 300), "JPEG")
     for cut in (len(data) - 1, len(data) * 9 // 10, len(data) // 2):
-        with pytest.raises(DataError, match=r"a\.jpg: cannot be decoded as a picture: .*truncated"):
+        with pytest.raises(DataError, match=r"a\.jpg: cannot be decoded as an image: .*truncated"):
             read_image(data[:cut].removesuffix(b"\xff"), "a.jpg")
 
 

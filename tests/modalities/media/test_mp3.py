@@ -85,5 +85,5 @@ def check_last() -> np.ndarray:
 
 def test_damage_between_frames_is_refused():
     middle = len(PIPED) // 2
-    with pytest.raises(DataError, match=r"^a\.mp3: cannot be decoded as a sound: damaged before byte"):
+    with pytest.raises(DataError, match=r"^a\.mp3: cannot be decoded as an audio clip: damaged before byte"):
         probe_audio(PIPED[:middle] + RUBBISH + PIPED[middle:], "a.mp3")

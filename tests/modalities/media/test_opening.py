@@ -11,9 +11,9 @@ from modalities.media.video import index_video
 @pytest.mark.parametrize(
     ("package", "call", "works"),
     [
-        ("av", lambda: index_video(b"x", "a.mp4"), "Pictures and most sounds work"),
-        ("soundfile", lambda: probe_audio(b"x", "a.wav"), "Pictures and videos work"),
-        ("soxr", lambda: resample(np.zeros((8, 1)), 8, 4), "Sounds that have the wanted rate work"),
+        ("av", lambda: index_video(b"x", "a.mp4"), "Images and most audio clips work"),
+        ("soundfile", lambda: probe_audio(b"x", "a.wav"), "Images and videos work"),
+        ("soxr", lambda: resample(np.zeros((8, 1)), 8, 4), "Audio clips that have the wanted rate work"),
     ],
 )
 def test_a_missing_package_is_one_line(package, call, works, monkeypatch):

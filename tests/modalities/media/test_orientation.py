@@ -144,7 +144,7 @@ def test_long_or_damaged_texts_in_a_png_are_passed_over(chunk):
 def test_damage_elsewhere_in_a_png_with_texts_is_still_noticed():
     data = bytearray(png_with(png_chunk(b"tEXt", b"Comment\0text")))
     data[data.index(b"IDAT") + 20] ^= 1
-    with pytest.raises(Exception, match=r"^a\.png: cannot be decoded as a picture"):
+    with pytest.raises(Exception, match=r"^a\.png: cannot be decoded as an image"):
         read_image(bytes(data), "a.png")
 
 

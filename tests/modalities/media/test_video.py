@@ -133,7 +133,7 @@ def test_mirrored_and_slanted_pictures_are_refused(tmp_path):
     path = video_file(tmp_path / "a.mp4", numbered(2))
     for matrix in ((-1, 0, 0, 1), (0.7071, 0.7071, -0.7071, 0.7071)):
         data = turned(path.read_bytes(), *matrix)
-        with pytest.raises(DataError, match="x: the container asks to mirror the picture or to turn it by"):
+        with pytest.raises(DataError, match="x: the container asks to mirror the image or to turn it by"):
             read_frames(data, "x", index_video(data, "x"), np.array([0]))
 
 
@@ -252,7 +252,7 @@ def test_damage_inside_a_video_is_refused_when_the_clip_needs_it(tmp_path):
     index = index_video(path, "a.mp4")
     data = bytearray(path.read_bytes())
     start = place[int(index.pts[12])]
-    data[start : start + 4] = b"\xff" * 4  # the length of the picture's first unit
+    data[start : start + 4] = b"\xff" * 4  # the length of the image's first unit
     assert numbers(read_frames(bytes(data), "a.mp4", index, np.arange(6))) == list(range(6))
     assert numbers(read_frames(bytes(data), "a.mp4", index, np.arange(18, 24))) == list(range(18, 24))
     with pytest.raises(DataError, match=r"a\.mp4: .*(decoded)"):

@@ -172,7 +172,7 @@ def test_rotated_files_are_turned_or_refused(tmp_path, optional, name, degrees, 
     stored = read_frames(tmp_path / "source.mp4", "x", index_video(tmp_path / "source.mp4", "x"), np.arange(6))
     assert np.array_equal(expected, stored)  # the matrix is there
     if optional == "decord" and name == "a.mkv":
-        with pytest.raises(DataError, match=r"^x: decord does not turn the pictures of this container; use pyav$"):
+        with pytest.raises(DataError, match=r"^x: decord does not turn the images of this container; use pyav$"):
             read_frames(path, "x", index, np.arange(6), optional)
     else:
         assert np.array_equal(read_frames(path, "x", index, np.arange(6), optional), expected)
@@ -181,7 +181,7 @@ def test_rotated_files_are_turned_or_refused(tmp_path, optional, name, degrees, 
 @pytest.mark.parametrize("backend", DECODERS)
 def test_mirrored_pictures_are_refused_by_all(tmp_path, backend):
     data = turned(video_file(tmp_path / "a.mp4", numbered(2)).read_bytes(), -1, 0, 0, 1)
-    with pytest.raises(DataError, match="x: the container asks to mirror the picture"):
+    with pytest.raises(DataError, match="x: the container asks to mirror the image"):
         read_frames(data, "x", index_video(data, "x"), np.array([0]), backend)
 
 

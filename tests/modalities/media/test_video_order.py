@@ -85,7 +85,7 @@ def test_a_recording_that_begins_between_key_frames(tmp_path, open_groups):
 
 
 def test_two_pictures_in_one_packet(tmp_path):
-    """DivX: a B-frame lies in the chunk of the frame that it needs, and an empty picture stands in its place."""
+    """DivX: a B-frame lies in the chunk of the frame that it needs, and an empty image stands in its place."""
     data = video_file(tmp_path / "a.avi", coded(40), codec="mpeg4", options={"bf": "1"}).read_bytes()
     chunks, packed = chunks_of(data), []
     kinds = [chunk[chunk.index(b"\x00\x00\x01\xb6") + 4] >> 6 for chunk in chunks]

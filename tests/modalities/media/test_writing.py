@@ -28,7 +28,7 @@ def test_a_grid_holds_every_picture_and_its_label(tmp_path):
     for i, level in enumerate([0, 64, 128, 191, 255]):
         tile = plain[4 + i // 3 * 132 :, 4 + i % 3 * 132 :][:128, :128]
         assert (tile == level).all()
-    labels = ["red", "größe ✓", "a very long label that does not fit under its picture", "", "last"]
+    labels = ["red", "größe ✓", "a very long label that does not fit under its image", "", "last"]
     labelled = read_image(write_grid(images, tmp_path / "labelled", columns=3, labels=labels), "x")
     assert labelled.shape == (2 * 146 + 4, 3 * 132 + 4, 3)
     assert (labelled[4 + 128 : 4 + 142, 4:132] < 128).any()

@@ -9,7 +9,7 @@ RATE = 4000.0
 
 
 def noisy(media: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Media with Gaussian noise, sigma in units of the full range of a picture or the amplitude of a sound."""
+    """Media with Gaussian noise, sigma in units of the full range of an image or the amplitude of an audio clip."""
     if media.dtype == np.uint8:
         return np.clip(media + rng.normal(0, 255 * sigma, media.shape), 0, 255).astype(np.uint8)
     return (media + rng.normal(0, sigma, media.shape)).astype(np.float32)

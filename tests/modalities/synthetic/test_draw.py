@@ -142,7 +142,7 @@ def test_reading_past_the_end_is_refused():
 
 
 def test_drawing_is_no_bottleneck():
-    # Measured 18,000 pictures and 5,000 clips a second on one core; the limits leave room for a busy machine.
+    # Measured 18,000 images and 5,000 videos a second on one core; the limits leave room for a busy machine.
     for modality, rate in (("image", 1000), ("video", 250), ("audio", 400)):
         source = SyntheticSource(modality)
         source.read(0)

@@ -115,6 +115,6 @@ MAKERS = {
 
 
 def media(*shape: int, seed: int = 3) -> Tensor:
-    """Uniform in [-1, 1], on the levels of 8-bit pictures."""
+    """Uniform in [-1, 1], on the levels of 8-bit images."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, shape, generator=generator) / 127.5 - 1

@@ -23,7 +23,7 @@ def encoder(folder, samples: int, steps: int, stride: int, rate: int = 24000, **
 
 
 def reference(model, sound: torch.Tensor) -> torch.Tensor:
-    """(frames, D) of a mono sound at 24 kHz, by the feature extractor and the class of the library."""
+    """(frames, D) of a mono audio at 24 kHz, by the feature extractor and the class of the library."""
     extract = transformers.Wav2Vec2FeatureExtractor(sampling_rate=24000, do_normalize=True)
     with torch.no_grad():
         return model(extract(sound.numpy(), sampling_rate=24000, return_tensors="pt").input_values).last_hidden_state[0]
@@ -144,7 +144,7 @@ def test_what_hubert_cannot_compute_is_refused(tmp_path):
 def test_sounds_and_rates_that_cannot_work(tmp_path):
     folder = save_mert(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"needs at least 0.0017 s of sound for a feature frame, the media has 0.0015 s"
+        ConfigError, match=r"needs at least 0.0017 s of audio for a feature frame, the media has 0.0015 s"
     ):
         encoder(folder, 36, 1, 36)
     with pytest.raises(ConfigError, match="rates in the ratio 22051 : 24000 need a filter"):

@@ -15,7 +15,7 @@ def test_frames_in_equal_groups_and_with_the_first_alone():
     assert frame_spans(9, 3, 4).tolist() == [[0, 1], [1, 5], [5, 9]]
     assert frame_spans(9, 3, 3).tolist() == [[0, 3], [3, 6], [6, 9]]  # the same counts, told apart by the stride
     assert frame_spans(1, 1, 4).tolist() == [[0, 1]]
-    with pytest.raises(ShapeError, match="12 frames, or 9 with the first frame alone; the clip has 10"):
+    with pytest.raises(ShapeError, match="12 frames, or 9 with the first frame alone; the video has 10"):
         frame_spans(10, 3, 4)
 
 

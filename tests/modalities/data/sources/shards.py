@@ -1,4 +1,4 @@
-"""Small MDS shards of numbered pictures; what imports this is skipped where mosaicml-streaming is not installed."""
+"""Small MDS shards of numbered images; what imports this is skipped where mosaicml-streaming is not installed."""
 
 from __future__ import annotations
 

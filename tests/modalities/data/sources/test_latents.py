@@ -21,7 +21,7 @@ from tests.modalities.latents.jobs import Pictures, make, pictures_job
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory) -> Path:
-    """21 pictures in three shards."""
+    """21 images in three shards."""
     path = tmp_path_factory.mktemp("encoded")
     make(pictures_job(), path)
     return path

@@ -18,7 +18,7 @@ COUNT = 40
 
 def columns() -> dict:
     return {
-        "image": [b"picture %d" % i for i in range(COUNT)],
+        "image": [b"image %d" % i for i in range(COUNT)],
         "caption": [None if i == 7 else f"caption {i}" for i in range(COUNT)],
         "more": [[f"one {i}", f"two {i}"] for i in range(COUNT)],
         "style": ["noto" if i % 4 else "other" for i in range(COUNT)],
@@ -39,7 +39,7 @@ def test_rows_in_any_order(table):
     assert len(source) == COUNT
     for index in (39, 0, 16, 15, 32):
         record = source.read(index)
-        assert record.media == b"picture %d" % index
+        assert record.media == b"image %d" % index
         assert record.captions == (f"caption {index}",)
         assert record.label == str(index % 3)
         assert "data.parquet" in record.origin
@@ -64,14 +64,14 @@ def test_structs_as_hugging_face_writes_them(tmp_path):
     source = ParquetSource([path], "picture")
     assert (source.read(0).media, source.read(0).suffix) == (b"a", ".png")
     assert (source.read(1).media, source.read(1).suffix) == (b"b", "")
-    with pytest.raises(DataError, match="row 2: column 'picture' holds no bytes"):
+    with pytest.raises(DataError, match="row 2: column 'image' holds no bytes"):
         source.read(2)
 
 
 def test_where_and_holdout_by_a_column(table):
     noto = ParquetSource([table], "image", selection=Selection(where={"style": "noto"}))
     assert len(noto) == 30
-    assert noto.read(0).media == b"picture 1"
+    assert noto.read(0).media == b"image 1"
     sides = {}
     for split in ("train", "test"):
         selection = Selection(split=split, holdout=0.4, holdout_key="base")
@@ -88,7 +88,7 @@ def test_several_files_and_pickling(table, tmp_path):
     pq.write_table(pa.table(columns()), other)
     source = ParquetSource([table, other], "image")
     assert len(source) == 2 * COUNT
-    assert source.read(COUNT + 3).media == b"picture 3"
+    assert source.read(COUNT + 3).media == b"image 3"
     assert source.read(COUNT + 3).key != source.read(3).key  # equal file names, other files
     copy = pickle.loads(pickle.dumps(source))
     assert copy.read(17) == source.read(17)
@@ -102,7 +102,7 @@ def test_the_cache_is_bounded(table, monkeypatch):
     for blocks, kept in ((1, 2), (16, 3)):  # one more than the order reads at a time
         source = ParquetSource([table], "image", shuffle_blocks=blocks)
         for index in (0, 20, 39, 0):
-            assert source.read(index).media == b"picture %d" % index
+            assert source.read(index).media == b"image %d" % index
         assert len(source._cache) == kept
 
 
@@ -139,7 +139,7 @@ def test_damaged_files(table, tmp_path):
     table.write_bytes(data[:start] + b"\xff" * 60 + data[start + 60 :])
     with pytest.raises(DataError, match=r"data\.parquet: .*damaged"):
         source.read(39)
-    assert source.read(0).media == b"picture 0"
+    assert source.read(0).media == b"image 0"
 
 
 def test_of_several_files_a_damaged_one_costs_a_record_that_says_so(table, tmp_path):
@@ -170,7 +170,7 @@ def test_row_groups_are_the_blocks_of_the_order(table, tmp_path):
     assert max(groups) <= 6
     noto = ParquetSource([table], "image", selection=Selection(where={"style": "noto"}))
     assert noto.blocks().sizes.tolist() == [12, 12, 6]
-    assert [noto.read(index).media for index in (11, 12)] == [b"picture 15", b"picture 17"]
+    assert [noto.read(index).media for index in (11, 12)] == [b"image 15", b"image 17"]
 
 
 def test_a_configuration_says_how_many_row_groups_are_read_at_a_time(table):
@@ -182,7 +182,7 @@ def test_row_groups_too_large_to_keep_are_refused(table, monkeypatch):
     monkeypatch.setattr("modalities.data.sources.parquet.WINDOW_BYTES", 1000)
     with pytest.raises(ConfigError, match=r"shuffle_blocks: 16 row groups .* set shuffle_blocks=\d, or write"):
         ParquetSource([table], "image")
-    assert ParquetSource([table], "image", shuffle_blocks=1).read(39).media == b"picture 39"
+    assert ParquetSource([table], "image", shuffle_blocks=1).read(39).media == b"image 39"
 
 
 def test_a_row_costs_no_memory_of_its_own(tmp_path):

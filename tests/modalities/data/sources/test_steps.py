@@ -11,7 +11,7 @@ import torch
 from core.errors import DataError
 from core.noising import NoisingConfig
 from core.schedule import TimestepConfig
-from core.training.mixing import ModalityMix
+from core.training.mixing import StreamMix
 from modalities.base import Source
 from modalities.conditioning import TextConfig
 from modalities.conditioning.conditions import ConditionConfig, Conditions
@@ -31,7 +31,7 @@ TEXT = ConditionConfig(text=TextConfig(vocabulary=64, max_words=6, rows_per_word
 def dataset(source: Source, accumulate: int = 1) -> StepDataset:
     adapter = ImageAdapter(ImageConfig([8, 8]))
     stream = Stream(source, make_parts({"image": adapter}), TimestepConfig(), 0.25)
-    mix = ModalityMix(0, {"image": 1.0}, {"image": BATCH})
+    mix = StreamMix(0, {"image": 1.0}, {"image": BATCH})
     return StepDataset(0, mix, {"image": stream}, NoisingConfig(), Conditions(TEXT, []), accumulate)
 
 

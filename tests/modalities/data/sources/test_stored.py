@@ -46,7 +46,7 @@ def stored_part(**changes) -> StoredPart:
 
 
 def sound_part(**changes) -> StoredPart:
-    """The part `sound`, without a deviation."""
+    """The part `audio`, without a deviation."""
     normalization = {"mean": [0.0] * SOUND[1], "std": [1.0] * SOUND[1], "measured": True}
     plain = {"modality": "audio", "grid": (SOUND[0], 1, 1), "channels": SOUND[1], "deviation": False}
     return stored_part(

@@ -60,7 +60,7 @@ def test_only_the_members_of_exactly_the_key_are_captions(tmp_path):
             ("02.ocr.json", b'{"caption": "no"}'),
             ("02.jpg", b"2"),
             ("02.json", b'{"caption": "yes"}'),
-            ("03.txt", b"no picture"),
+            ("03.txt", b"no image"),
         )
     )
     assert captions(source) == [("true caption",), ("yes",)]
@@ -78,12 +78,12 @@ def test_a_text_of_the_mediums_own_name_goes_before_that_of_the_key(tmp_path):
             tmp_path / "a.tar",
             ("x/1.left.jpg", b"1"),
             ("x/1.txt", b"of the key"),
-            ("x/1.left.txt", b"of the picture"),
+            ("x/1.left.txt", b"of the image"),
             ("2.v1.jpg", b"2"),
             ("2.txt", b"of the key"),
         )
     )
-    assert captions(source) == [("of the picture",), ("of the key",)]
+    assert captions(source) == [("of the image",), ("of the key",)]
     assert [source.read(index).key for index in range(2)] == ["a/x/1", "a/2"]
 
 

@@ -26,11 +26,11 @@ def fields(**values) -> bytes:
 
 
 SPEECH = {
-    "a.flac": b"sound a" * 100,
+    "a.flac": b"audio a" * 100,
     "a.json": fields(caption="says a", label=1, split="train"),
     "b.json": fields(caption="says b", label=0, split="test"),
-    "b.flac": b"sound b",
-    "c.flac": b"sound c",
+    "b.flac": b"audio b",
+    "c.flac": b"audio c",
     "c.txt": b"says c\nthe letter c\n",
     "c.json": fields(label=1, split="train"),
 }
@@ -39,7 +39,7 @@ SPEECH = {
 def test_samples_are_grouped_by_key_and_read_by_offset(tmp_path):
     source = WebdatasetSource([write_tar(tmp_path / "speech.tar", SPEECH)], "audio", label="label")
     records = [source.read(index) for index in (2, 1, 0)]
-    assert [record.media for record in records] == [b"sound c", b"sound b", b"sound a" * 100]
+    assert [record.media for record in records] == [b"audio c", b"audio b", b"audio a" * 100]
     assert [record.captions for record in records] == [("says c", "the letter c"), ("says b",), ("says a",)]
     assert [record.label for record in records] == ["1", "0", "1"]
     assert [record.suffix for record in records] == [".flac"] * 3
@@ -87,8 +87,8 @@ def test_a_robot_video_tree_with_a_constant_caption(tmp_path):
 
 def test_bad_records_are_their_own_error(tmp_path):
     members = SPEECH | {
-        "d.flac": b"sound d",
-        "e.flac": b"sound e",
+        "d.flac": b"audio d",
+        "e.flac": b"audio e",
         "e.json": b"{broken",
         "f.flac": b"",
         "f.txt": b"f",

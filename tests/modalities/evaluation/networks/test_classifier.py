@@ -10,7 +10,7 @@ CLASSES = ["red", "green", "blue"]
 
 
 def coloured(count: int = 90, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy pictures that are lighter in one colour, and which."""
+    """Noisy images that are lighter in one colour, and which."""
     labels = torch.arange(count) % 3
     media = torch.rand(count, 3, side, side, generator=generator("coloured", count)) - 0.7
     media[torch.arange(count), labels] += 0.4
@@ -112,7 +112,7 @@ def test_no_samples_are_refused():
 
 
 def test_sample_rate_goes_with_sound():
-    with pytest.raises(ConfigError, match="sounds need one"):
+    with pytest.raises(ConfigError, match="audio clips need one"):
         Classifier("audio", CLASSES, "x")
     with pytest.raises(ConfigError, match="others none"):
         Classifier("image", CLASSES, "x", 8000)

@@ -48,7 +48,7 @@ def network(file):
 
 
 def pixels(height: int, width: int) -> torch.Tensor:
-    """Two pictures as uint8 levels."""
+    """Two images as uint8 levels."""
     draw = generator("pixels", height, width)
     return torch.randint(0, 256, (2, 3, height, width), generator=draw, dtype=torch.uint8)
 
@@ -66,7 +66,7 @@ def test_the_names_are_those_of_the_published_files():
 
 
 def test_golden_features_of_torch_fidelity(network):
-    """Of torch-fidelity 0.4.0's FeatureExtractorInceptionV3 with these weights, picture 0; spatial from a hook on
+    """Of torch-fidelity 0.4.0's FeatureExtractorInceptionV3 with these weights, image 0; spatial from a hook on
     Mixed_6d.branch1x1, flattened (h, w, c); logits are its "logits_unbiased"."""
     features = network(pixels(32, 32).float() / 127.5 - 1)
     assert [tuple(value.shape) for value in (features.pool, features.spatial, features.logits)] == [

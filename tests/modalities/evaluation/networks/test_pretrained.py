@@ -101,7 +101,7 @@ def test_clip_features_are_the_models_on_pictures_prepared_by_pil(clip_folder):
     ours = network(media).pool
     assert ours.shape == (2, 6)
     torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
-    assert (ours[0] - ours[1]).abs().max() > 0.1  # the tolerance tells pictures apart
+    assert (ours[0] - ours[1]).abs().max() > 0.1  # the tolerance tells images apart
     assert network.name == f"CLIP ({clip_folder.name})"
     assert not any(weight.requires_grad for weight in network.parameters())
 

@@ -11,7 +11,7 @@ WIDTH, DEPTH, INNER = 48, 2, 96
 
 
 def clips(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:
-    """Two clips as uint8 levels."""
+    """Two videos as uint8 levels."""
     draw = generator("clip")
     return torch.randint(0, 256, (2, frames, 3, height, width), generator=draw, dtype=torch.uint8)
 
@@ -131,7 +131,7 @@ def test_i3d_gets_8_bit_clips_with_channels_first(tmp_path):
     found = network(pixels.float() / 127.5 - 1).pool
     wanted = 2 * pixels.float().mean(dim=(3, 4)).transpose(1, 2).flatten(1)
     torch.testing.assert_close(found, wanted)
-    assert network(pixels[:, :5].float() / 127.5 - 1).pool.shape == (2, 3 * 16)  # short clips are stretched
+    assert network(pixels[:, :5].float() / 127.5 - 1).pool.shape == (2, 3 * 16)  # short videos are stretched
     assert not any(weight.requires_grad for weight in network.parameters())
 
 
