@@ -240,7 +240,7 @@ class AudioAdapter(AutoencoderAdapter):
             self._probe(files["audio"])
             return Known.whole(self, self.load_prefix(files["audio"])[0])
         media, samples = self.load_prefix(files["continue"])
-        return Known(media, self.given_prefix(samples), self.kept_prefix(samples))
+        return Known(media, self.prefix_mask(samples), self.kept_prefix(samples))
 
     def load_prefix(self, record: Record) -> tuple[Tensor, int]:
         """The beginning of an audio clip to be continued: a window (channels, samples) and how many samples are known.
@@ -275,7 +275,7 @@ class AudioAdapter(AutoencoderAdapter):
             raise DataError(f"{origin}: {samples.shape[1]} channels, stereo takes files with 1 or 2")
         return samples if samples.shape[1] == 2 else samples.repeat(2, axis=1)
 
-    def given_prefix(self, samples: int) -> Tensor:
+    def prefix_mask(self, samples: int) -> Tensor:
         """(N,) bool: tokens that stand for nothing behind the first `samples` samples.
 
         MDCT frame f spans samples [(f - 1) hop, (f + 1) hop), so the last `hop` samples of the prefix are not kept
@@ -290,7 +290,7 @@ class AudioAdapter(AutoencoderAdapter):
 
         Every sample lies in two MDCT frames, so these end `hop` samples before the last given frame does.
         """
-        tokens = int(self.given_prefix(samples).sum())
+        tokens = int(self.prefix_mask(samples).sum())
         shared = 0 if self.has_weights or tokens == self.grid()[0] else 1
         kept = (tokens - shared) * self.autoencoder.spec.stride[0]
         return torch.arange(self.samples) < kept

@@ -201,7 +201,7 @@ class ImageAdapter(AutoencoderAdapter):
         if "mask" not in files:
             return Known.whole(self, media)
         mask = self.load_mask(files["mask"], draw())
-        return Known(media, self.given_from_image_mask(mask), mask)
+        return Known(media, self.known_from_image_mask(mask), mask)
 
     def load_mask(self, record: Record, generator: torch.Generator) -> Tensor:
         """(H, W) bool, True where the image is known: dark in the mask. Light parts are painted anew.
@@ -212,7 +212,7 @@ class ImageAdapter(AutoencoderAdapter):
         pixels = read_image(record.media, record.origin)
         return fit_frames(pixels[None], self.config, record.origin, generator, (255, 255, 255))[0].mean(dim=0) < 0
 
-    def given_from_image_mask(self, known: Tensor) -> Tensor:
+    def known_from_image_mask(self, known: Tensor) -> Tensor:
         """(H, W) bool known pixels -> (N,) bool: a token is given when all its pixels are known."""
         if tuple(known.shape) != self.size[1:] or known.dtype != torch.bool:
             raise ShapeError(f"mask: expected bool {self.size[1:]}, got {known.dtype} {tuple(known.shape)}")

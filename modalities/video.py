@@ -190,7 +190,7 @@ class VideoAdapter(AutoencoderAdapter):
             return Known.whole(self, windows.load(windows.first, draw()))
         media = self.load_first_frame(files["first_frame"], draw())
         first = torch.arange(len(media)) == 0
-        return Known(media, self.given_first_frame(), first[:, None, None, None])
+        return Known(media, self.first_frame_mask(), first[:, None, None, None])
 
     def load_first_frame(self, record: Record, generator: torch.Generator) -> Tensor:
         """An image as the first frame of a video (T, 3, H, W); the later frames, to be generated, repeat it."""
@@ -198,7 +198,7 @@ class VideoAdapter(AutoencoderAdapter):
         frame = fit_frames(pixels[None], self.config, record.origin, generator)
         return frame.repeat(self.config.frames, 1, 1, 1)
 
-    def given_first_frame(self) -> Tensor:
+    def first_frame_mask(self) -> Tensor:
         """(N,) bool, True for the tokens of the first frame.
 
         Raises:

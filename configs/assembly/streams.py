@@ -60,7 +60,7 @@ def _first_frame(parts: Parts) -> torch.Tensor:
     """(L,) bool: the tokens of the first frame of every part that has frames."""
     found = []
     for part in parts.values():
-        ask = getattr(part.adapter, "given_first_frame", None)
+        ask = getattr(part.adapter, "first_frame_mask", None)
         found.append(ask() if ask else torch.zeros(len(part.ids), dtype=torch.bool))
     conditioning_mask = torch.cat(found)
     if not conditioning_mask.any():

@@ -34,8 +34,8 @@ class SamplerConfig:
         conditioning_noise: noise level at which the other tokens see the given ones; they are returned clean.
         batch_invariant: on a CPU, evaluate the trunk sample by sample, so that a sample has the same bytes in a batch
             of any size; dopri5 then chooses its steps for each sample, too. Without it, and on other devices, whole
-            batches are evaluated, and the steps of dopri5 are those of the batch: a sample then depends on its neighbours,
-            within the tolerances.
+            batches are evaluated, and the steps of dopri5 are those of the batch: a sample then depends on its
+            neighbours, within the tolerances.
         start, end: first and last time, before the shift. The state at `start` is the noise, that at `end` the
             answer, with what noise is left in it (RAE: 0.001).
         correct_last: heun: correct the last step as well, or leave it an Euler step (EDM, arXiv 2206.00364,

@@ -75,7 +75,7 @@ def test_the_layout_of_diffusers_does_what_diffusers_does(tmp_path):
 def test_one_size_only():
     autoencoder = pretrained("rae", "nowhere")
     assert autoencoder.grid((1, 256, 256)) == (1, 16, 16)
-    with pytest.raises(ShapeError, match="512 x 512: rae was trained for pictures of one size; legal: 256 x 256"):
+    with pytest.raises(ShapeError, match="512 x 512: rae was trained for images of one size; legal: 256 x 256"):
         autoencoder.grid((1, 512, 512))
 
 

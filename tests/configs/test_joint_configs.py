@@ -12,9 +12,9 @@ import torch
 
 import configs
 from configs.assembly.adapters import build_adapters
-from configs.methods import projector_specs
 from configs.assembly.trunk import build_trunk
 from configs.load import load_config
+from configs.methods import projector_specs
 from configs.schema import Config
 from core.training.config import differences, to_plain
 from tools import encode

@@ -13,10 +13,9 @@ import torch
 
 import configs
 from configs.assembly.adapters import build_adapters
-from configs.methods import projector_specs
 from configs.assembly.trunk import build_trunk
 from configs.load import load_config
-from configs.methods import METHODS
+from configs.methods import METHODS, projector_specs
 from configs.schema import Config
 from core.errors import ConfigError
 from core.keys import generator

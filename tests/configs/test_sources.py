@@ -27,10 +27,10 @@ def test_all_missing_data_are_named_at_once_with_what_is_needed(tmp_path):
     with pytest.raises(ConfigError) as raised:
         open_sources(load_config(tmp_path / "run.yaml", []), tmp_path)
     video, video_needs, audio, audio_needs = raised.value.problems  # the images are there
-    assert re.match(r"streams.video\.data: path: .*videos does not exist", video)
-    assert re.match(r"streams.audio\.data: path: .*audio clips\.parquet does not exist", audio)
+    assert re.match(r"streams.video\.data: path: .*clips does not exist", video)
+    assert re.match(r"streams.audio\.data: path: .*sounds\.parquet does not exist", audio)
     assert re.search(r"\.tar files in which each record is NAME \(\.mp4 .* with captions in short or long", video_needs)
-    assert "the column 'audio'" in audio_needs
+    assert "the column 'sound'" in audio_needs
     assert audio_needs.endswith("set streams.audio.data.path=PATH")
 
 

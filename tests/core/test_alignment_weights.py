@@ -46,7 +46,7 @@ def test_the_published_fall_of_sra_has_the_rise_and_the_end_on_top():
 
 def weighted(entry: dict, term: str) -> float:
     """What the weight of the term in this step was, from the losses of its step."""
-    return (entry["loss"] - entry[f"flow/{entry['modality']}"]) / entry[term]
+    return (entry["loss"] - entry[f"flow/{entry['stream']}"]) / entry[term]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_loss_of_every_step_has_the_weight_of_that_step(method, section, ter
     assert factors == pytest.approx([0.5, 1, 1, 1], abs=2e-4)
     for entry in entries[4:]:
         assert term not in entry
-        assert entry["loss"] == entry[f"flow/{entry['modality']}"]
+        assert entry["loss"] == entry[f"flow/{entry['stream']}"]
 
 
 def test_the_weight_of_layer_sync_at_a_step():

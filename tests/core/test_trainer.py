@@ -136,7 +136,7 @@ def test_loss_weights_scale_the_whole_loss_of_their_steps(tmp_path):
     assert three["loss"] == pytest.approx(3 * one["loss"])
     assert three["grad_norm"] == pytest.approx(3 * one["grad_norm"], rel=1e-4)
     assert three["align/teacher"] == one["align/teacher"]
-    assert one["loss"] == pytest.approx(one[f"flow/{one['modality']}"] + 0.8 * one["align/teacher"])
+    assert one["loss"] == pytest.approx(one[f"flow/{one['stream']}"] + 0.8 * one["align/teacher"])
 
 
 def test_the_teacher_starts_as_a_copy_and_follows_by_the_decay(tmp_path):

@@ -112,7 +112,7 @@ def test_repa_projector():
 def scripted(monkeypatch, times, uniforms):
     """Makes core.noising draw these times and these uniform numbers, in order."""
     times, uniforms = iter(times), iter(uniforms)
-    monkeypatch.setattr(core.noising, "sample_times", lambda config, count, generator: next(times))
+    monkeypatch.setattr(core.noising, "sample_timesteps", lambda config, count, generator: next(times))
     monkeypatch.setattr(torch, "rand", lambda *size, generator: next(uniforms).reshape(size))
 
 

@@ -32,7 +32,7 @@ STAND_IN_MODEL = """
     import torch
     from core.trunk.projectors import ProjectorSpec
     from core.trunk.sit import SiT, SiTConfig
-    from core.types import Context, NoiseLevels, Segment, Taps, TokenBatch
+    from core.types import Context, NoiseLevels, Segment, FeatureLayers, TokenBatch
 
     SIGN = 1
 
@@ -54,7 +54,7 @@ STAND_IN_MODEL = """
             ids = torch.tensor([[[0, i // side, i % side] for i in range(length)]])
             context = Context(torch.zeros(size, dtype=torch.bool), vector)
             projected = {"teacher": return_features} if return_features else {}
-            taps = Taps((return_raw_features,) * bool(return_raw_features), projected)
+            taps = FeatureLayers((return_raw_features,) * bool(return_raw_features), projected)
             out = super().forward((x,), levels, TokenBatch((Segment("image", x, ids),), context), taps)
             velocity, features = SIGN * out.velocity[0], [*out.raw.values(), *out.projected.values()]
             return (velocity, *features) if features else velocity

@@ -22,7 +22,7 @@ SIT = CONFIG.with_name("tiny_sit.yaml")
 
 
 def few(*names: str) -> list[str]:
-    wanted = ["val=20", "training=40", "generated=12", "classifier_steps=4", "times=[0.3,0.8]"]
+    wanted = ["val=20", "training=40", "generated=12", "classifier_steps=4", "timesteps=[0.3,0.8]"]
     return [f"streams.{name}.evaluation.{setting}" for name in names for setting in wanted]
 
 

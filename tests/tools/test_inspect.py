@@ -34,7 +34,7 @@ def test_a_finished_run(tiny_run, capsys):
     ):
         assert expected in shown
     last = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()][-1]
-    assert f"{last['modality']:9} step {STEPS}: lr 0.003, loss {last['loss']:.4g}" in shown
+    assert f"{last['stream']:9} step {STEPS}: lr 0.003, loss {last['loss']:.4g}" in shown
 
 
 def test_digests_are_those_of_the_weights(tiny_run, capsys):

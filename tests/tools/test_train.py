@@ -41,7 +41,7 @@ def test_a_run_leaves_what_it_promises(tiny_run):
     entries = read_lines(tiny_run / "metrics.jsonl")
     assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
     for entry in entries:
-        terms = {f"flow/{entry['modality']}", "align/teacher", "teacher_norm"}
+        terms = {f"flow/{entry['stream']}", "align/teacher", "teacher_norm"}
         assert set(entry) == {"step", "stream", "lr", "loss", *terms, "grad_norm"}
     assert {path.name for path in tiny_run.iterdir()} >= {"config.yaml", "run.json", "timings.jsonl", "checkpoints"}
     assert not (tiny_run / "quarantine.jsonl").exists()

@@ -98,7 +98,7 @@ def test_evaluate_measures_every_part_and_agrees_with_validation(run, tmp_path, 
     for part in ("video", "audio"):
         assert {f"velocity/{part}/mean", f"velocity/{part}/t=0.8"} <= set(values)
         assert {f"samples/{part}/classifier/{name}" for name in ("FD (small classifier)", "KID")} <= set(values)
-        assert result["networks"][f"{part}/classifier"].startswith("small classifier trained on synthetic videos data")
+        assert result["networks"][f"{part}/classifier"].startswith("small classifier trained on synthetic clips data")
     assert "knn/best" in values
     assert "audio/classifier: small classifier" in capsys.readouterr().out
     (line,) = read_lines(run / "validation.jsonl")
@@ -108,4 +108,4 @@ def test_evaluate_measures_every_part_and_agrees_with_validation(run, tmp_path, 
 
 def test_pictures_cannot_be_asked_of_a_run_without_a_stream_of_pictures(run, tmp_path, capsys):
     assert main(["evaluate", "--run", str(run), "--npz", str(tmp_path / "samples"), "--device", "cpu"]) == 2
-    assert "--npz: holds images, and none of videos is a stream of images alone" in capsys.readouterr().err
+    assert "--npz: holds images, and none of clips is a stream of images alone" in capsys.readouterr().err

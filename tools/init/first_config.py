@@ -11,7 +11,7 @@ from tools.init.folder_look import CAPTION_FIELDS, CAPTIONED_ENOUGH, Found, Look
 
 WORD_ROUND, MOST_WORDS = 8, 256
 LARGE_VOCABULARY = 2000  # different words, from which on the table is larger
-NAMES = {"image": "picture", "video": "video", "audio": "sound"}
+NAMES = {"image": "an image", "video": "a video", "audio": "an audio clip"}
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Machine:
 
     Attributes:
         side: largest images and videos, pixels.
-        frames: of a clip.
-        patch_frames: frames of a clip's token, whose channels must not be more than the trunk's width.
+        frames: of a video.
+        patch_frames: frames of a token of a video, whose channels must not be more than the trunk's width.
         rate, seconds: most of an audio clip.
         batch: modality -> samples.
         steps: least and most.
@@ -102,10 +102,10 @@ def condition_of(look: Look) -> Condition:
 def _captions(modality: str, found: Found) -> str:
     if found.captioned >= CAPTIONED_ENOUGH:
         # A record without one would be set aside, and too many of these end a run.
-        return "" if found.captioned == 1 else f"caption_default: a {NAMES[modality]}"
+        return "" if found.captioned == 1 else f"caption_default: {NAMES[modality]}"
     if found.classes:
         return "captions: label"
-    return f"caption: a {NAMES[modality]}"
+    return f"caption: {NAMES[modality]}"
 
 
 def write_config(path: Path, look: Look, fit: Machine, source: Path) -> str:
@@ -262,7 +262,8 @@ def max_words(look: Look) -> int:
 def describe(modality: str, found: Found) -> str:
     """A modality in one line."""
     files = found.files
-    parts = [f"{found.records:,} {NAMES[modality]}{'s' * (found.records != 1)}"]
+    name = NAMES[modality].split(" ", 1)[1]
+    parts = [f"{found.records:,} {name}{'s' * (found.records != 1)}"]
     if modality != "audio":
         parts.append(f"{files.width} x {files.height}")
     if modality == "video":

@@ -82,7 +82,8 @@ def part_lines(name: str, part: StoredPart, dtype: str) -> list[str]:
         + (", with deviations" if part.deviation else ""),
         f"of        {autoencoder['kind']}{weights}",
         f"media     {', '.join(f'{key} {value}' for key, value in part.media.items() if value is not None)}",
-        f"statistics {'measured over these samples' if part.normalization['measured'] else 'published with the weights'}",
+        "statistics "
+        + ("measured over these samples" if part.normalization["measured"] else "published with the weights"),
     ]
 
 

@@ -100,7 +100,7 @@ def describe_run(path: Path) -> list[str]:
     last: dict[str, dict] = {}
     for entry in read_lines(path / "metrics.jsonl"):
         if "skipped" in entry:
-            lines.append(f"left out  step {entry['step']} ({entry['modality']})")
+            lines.append(f"left out  step {entry['step']} ({entry['stream']})")
         else:
             last[entry["stream"]] = entry
     for modality, entry in last.items():

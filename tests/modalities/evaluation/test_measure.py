@@ -21,7 +21,7 @@ from modalities.evaluation.settings import MEASURES, EvaluationSettings
 from modalities.evaluation.subject import plan
 from tests.modalities.evaluation.subjects import Memory, subject
 
-ALL = EvaluationSettings(val=24, training=30, batch=5, generated=20, times=[0.2, 0.7])
+ALL = EvaluationSettings(val=24, training=30, batch=5, generated=20, timesteps=[0.2, 0.7])
 NO_SAMPLES = [name for name in MEASURES if name != "samples"]
 
 
@@ -116,7 +116,7 @@ def test_a_measure_that_fails_is_noted_and_the_others_are_made(monkeypatch):
             patch.setattr(f"modalities.evaluation.measure.{function}", broken)
             found = evaluate(apart(), ALL, NO_SAMPLES, {})
         assert found.failed == [name]
-        assert "LinAlgError: did not converge (test_evaluation.py:" in found.warnings[0]
+        assert "LinAlgError: did not converge (test_measure.py:" in found.warnings[0]
         assert {key.split("/")[0] for key in found.values} == kept
 
 
@@ -272,7 +272,7 @@ def test_settings_that_make_no_sense_are_named():
     )
     assert "measures: empty" in problems(measures=[])
     assert "generated: 0 must be at least 1" in problems(generated=0)
-    assert "times, feature_timestep: 1.5 must lie in [0, 1]" in problems(times=[1.5])
+    assert "timesteps, feature_timestep: 1.5 must lie in [0, 1]" in problems(timesteps=[1.5])
     assert "timesteps: empty" in problems(timesteps=[])
     assert "networks: empty" in problems(networks=[])
     assert problems(networks=[], measures=["velocity"]) == ""

@@ -28,7 +28,7 @@ from modalities.evaluation.subject import plan
 from tests.modalities.evaluation.subjects import STREAM, clip_source, clip_subject, clip_trunk
 
 FEW = EvaluationSettings(
-    val=12, training=30, batch=5, generated=12, times=[0.2, 0.7], classifier_steps=3, measures=["velocity"]
+    val=12, training=30, batch=5, generated=12, timesteps=[0.2, 0.7], classifier_steps=3, measures=["velocity"]
 )
 
 
@@ -103,7 +103,7 @@ def test_parts_may_be_stored_as_latents():
 def test_every_measure_has_its_names():
     asked = clip_subject()
     student = clip_trunk(asked.parts, len(asked.classes), projectors={"teacher": ProjectorSpec()})
-    pair = PairPlan(student, 1, 2, NoisingConfig("dual", times="per_part"), TimestepConfig(), 0.25)
+    pair = PairPlan(student, 1, 2, NoisingConfig("dual", timesteps="per_part"), TimestepConfig(), 0.25)
     networks = {"video/a": PartNetwork("video", Moments("a")), "audio/b": PartNetwork("audio", Moments("b"))}
     found = evaluate(replace(asked, pair=pair), FEW, list(MEASURES), networks)
     assert found.failed == []

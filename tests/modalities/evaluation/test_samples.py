@@ -129,9 +129,7 @@ def test_a_network_that_fails_does_not_take_the_others_with_it(turn):
     samples(asked, FEW, on_image(broken=broken, inception=Colours()), found)
     assert found.values == whole.values
     assert found.failed == ["samples/broken"]
-    assert "samples/broken is left out: RuntimeError: CUDA out of memory (test_evaluation_samples.py:" in str(
-        found.warnings
-    )
+    assert "samples/broken is left out: RuntimeError: CUDA out of memory (test_samples.py:" in str(found.warnings)
     alone = Measured()
     samples(asked, FEW, on_image(broken=Broken(turn, RuntimeError("x"))), alone)
     assert alone.failed == ["samples/broken", "samples"]

@@ -64,7 +64,7 @@ def test_structs_as_hugging_face_writes_them(tmp_path):
     source = ParquetSource([path], "picture")
     assert (source.read(0).media, source.read(0).suffix) == (b"a", ".png")
     assert (source.read(1).media, source.read(1).suffix) == (b"b", "")
-    with pytest.raises(DataError, match="row 2: column 'image' holds no bytes"):
+    with pytest.raises(DataError, match="row 2: column 'picture' holds no bytes"):
         source.read(2)
 
 

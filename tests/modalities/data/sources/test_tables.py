@@ -18,7 +18,7 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 NO_CAPTIONS = CaptionRule("none")
-MEDIA = [b"image 0", b"image 1", b"image 2"]
+MEDIA = [b"picture 0", b"picture 1", b"picture 2"]
 
 
 def write(path: Path, captions=("a", "b", "c"), **columns) -> Path:
