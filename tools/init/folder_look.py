@@ -274,6 +274,7 @@ def measure(record: Record, modality: str) -> dict[str, float]:
         rate = (len(index.pts) - 1) / index.times[-1] if len(index.pts) > 1 else 1 / index.seconds
         return {"height": frame.shape[0], "width": frame.shape[1], "rate": float(rate), "seconds": index.seconds}
     media = record.readable()
+    assert not isinstance(media, np.ndarray)  # sources of files give no arrays
     source = io.BytesIO(media) if isinstance(media, bytes) else media
     try:
         with Image.open(source) as picture:  # its header alone
