@@ -77,7 +77,7 @@ def describe(folder: Path) -> list[str]:
 
 
 def part_lines(name: str, part: StoredPart, dtype: str) -> list[str]:
-    autoencoder, measured = part.autoencoder, part.normalization["measured"]
+    autoencoder = part.autoencoder
     weights = f", {autoencoder['path']} (digest {autoencoder['digest']})" if autoencoder["digest"] else ""
     return [
         f"part      {name}: {part.modality}",
@@ -85,7 +85,8 @@ def part_lines(name: str, part: StoredPart, dtype: str) -> list[str]:
         + (", with deviations" if part.deviation else ""),
         f"of        {autoencoder['kind']}{weights}",
         f"media     {', '.join(f'{key} {value}' for key, value in part.media.items() if value is not None)}",
-        f"statistics {'measured over these samples' if measured else 'published with the weights'}",
+        "statistics "
+        + ("measured over these samples" if part.normalization["measured"] else "published with the weights"),
     ]
 
 
