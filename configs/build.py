@@ -104,7 +104,7 @@ def build_trainer(
     RunFolder.check(*identity)
     if stored is not None:
         check_labels(run, stored["labels"], assembly.labels)
-    if source is not None:
+    if source is not None and initial is not None:
         check_meaning(source, initial, config, assembly.labels)
     assembly.load_autoencoders()
     if stored is not None:
@@ -112,9 +112,9 @@ def build_trainer(
     elif source is not None:
         assembly.normalization = normalization_from(source, assembly)
     origin, anew = None, NOTHING_ANEW
-    if source is not None:
+    if source is not None and initial is not None:
         origin = start_from(source, initial, assembly.trunk)
-    if stored is not None:
+    if stored is not None and step is not None:
         anew = find_anew(stored, config, assembly.projectors)
         assembly.earlier = earlier_mixes(run, config, change, step)
         check_fit(store, step, assembly.trunk, anew)

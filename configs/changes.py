@@ -81,7 +81,7 @@ def resolve(path: Path, overrides: list[str], asked: list[str]) -> Resolved:
     store = CheckpointStore(run / "checkpoints") if given.run else None
     step = None if store is None else store.latest()
     stored = stored_config(run) if step is not None else None
-    if stored is None:
+    if stored is None or step is None:
         if asked:
             raise ConfigError(
                 f"--change: {given.run or 'the run'} has no checkpoint yet, so there is nothing to go on from; give "

@@ -91,12 +91,12 @@ def caption_encoder(assembly: Assembly, wanted: bool) -> CaptionEncoder | None:
     """The frozen text encoder with its weights read, None where no features are wanted."""
     if not wanted:
         return None
-    encoder = assembly.text
-    if encoder is None:
+    encoder, config = assembly.text, assembly.config.condition.encoder
+    if encoder is None or config is None:
         raise ConfigError("--text: condition.encoder is not set, so there are no features to store; leave --text out")
     encoder.load()
     dtype = str(encoder.dtype).removeprefix("torch.")
-    settings = text_settings(assembly.config.condition.encoder)
+    settings = text_settings(config)
     return CaptionEncoder(encoder, TextFeatures(settings, encoder.path, encoder.digest(), encoder.width, dtype))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoencoders.base import LatentNormalization
 from configs.assembly.adapters import build_adapters
@@ -26,6 +26,7 @@ from core.training.initialize import initialize, matching
 from core.trunk.foreign import KINDS, WeightFile, detect, read_file
 from core.trunk.foreign.kinds import check_arguments
 from modalities.conditioning import TextEncoderConfig
+from modalities.generation import Trunk
 
 # Settings that give the same shapes and another meaning.
 TRUNK = ("heads", "head_heads", "rope_theta", "time_scale", "text_time", "patch", "pos_embed")
@@ -173,7 +174,7 @@ def kept_normalization(source: WeightSource, config: Config) -> dict[str, Latent
     return kept
 
 
-def start_from(source: WeightSource, initial: Initial, trunk: nn.Module) -> dict[str, Any]:
+def start_from(source: WeightSource, initial: Initial, trunk: Trunk) -> dict[str, Any]:
     """Copy the weights into the student; what run.json says of it. Raises CheckpointError where they do not fit."""
     weights, drop = source.weights, initial.drop
     if source.file is not None:

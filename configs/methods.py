@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -110,10 +111,14 @@ def method(name: str, **overrides: dict) -> Method:
     row = choose("method", name, METHODS)
     if unknown := [key for key in overrides if key not in ("noising", "alignment")]:
         raise ConfigError(f"method: {unknown[0]!r} is not one of noising, alignment")
-    noising, alignment = (
-        OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), row.get(key, {}), overrides.get(key, {})))
-        for key, schema in (("noising", NoisingConfig), ("alignment", AlignmentConfig))
-    )
+
+    def merged(key: str, schema: type) -> Any:
+        return OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(schema), row.get(key, {}), overrides.get(key, {}))
+        )
+
+    noising: NoisingConfig = merged("noising", NoisingConfig)
+    alignment: AlignmentConfig = merged("alignment", AlignmentConfig)
     if found := [f"noising.{line}" for line in noising.problems()]:
         raise ConfigError(found)
     return Method(noising, alignment)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.assembly import Assembly
 from configs.assembly.latents import check_latents
@@ -24,7 +24,7 @@ from core.training.posthoc_ema import reconstruct
 from modalities.data.sources.build import build_source
 from modalities.evaluation.records import Reader
 from modalities.evaluation.subject import Subject
-from modalities.generation import Generator, generate
+from modalities.generation import Generator, Trunk, generate
 
 # which weights -> part of a checkpoint
 WEIGHTS = {"ema": "teacher", "student": "student"}
@@ -146,12 +146,12 @@ def evaluation_subject(assembly: Assembly, name: str, stream: StreamConfig) -> S
     val, training = (build_source(source, modalities, assembly.root) for source in (stream.val, stream.data))
     check_latents(assembly.config, {name: val}, assembly.adapters, assembly.root, "val")
     classes, seed = training.labels(), stream.evaluation.seed
-    readers = [
+    held_out, trained = (
         Reader(assembly.generator, name, source, classes, seed, config.caption_choice)
         for source, config in ((val, stream.val), (training, stream.data))
-    ]
+    )
     data = Path(stream.data.path).name or f"{stream.data.kind} {name} data"
-    return Subject(assembly.generator, name, *readers, stream.sampling, data)
+    return Subject(assembly.generator, name, held_out, trained, stream.sampling, data)
 
 
 def aligned_pair(loaded: LoadedRun, name: str) -> PairPlan | None:
@@ -164,11 +164,12 @@ def aligned_pair(loaded: LoadedRun, name: str) -> PairPlan | None:
     return pair_plan(loaded.assembly, student, name)
 
 
-def pair_plan(assembly: Assembly, student: nn.Module, name: str) -> PairPlan | None:
+def pair_plan(assembly: Assembly, student: Trunk, name: str) -> PairPlan | None:
     """How a run aligns this student on a stream; None without alignment.ema_teacher."""
     config = assembly.config
     if config.alignment.ema_teacher is None:
         return None
-    stream, layers = config.streams[name], config.alignment.ema_teacher.layers(student.depth)
+    stream = config.streams[name]
+    layer, teacher_layer = config.alignment.ema_teacher.layers(student.depth)
     given = build_conditioning(name, stream, assembly.parts[name])
-    return PairPlan(student, *layers, config.noising, stream.timestep, stream.mask_ratio, given)
+    return PairPlan(student, layer, teacher_layer, config.noising, stream.timestep, stream.mask_ratio, given)

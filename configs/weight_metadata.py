@@ -159,7 +159,7 @@ def _hidden(config: Config, adapters: Adapters, digests: Mapping[str, str], text
     if condition.kind == "text" and condition.encoder is None:
         # A word's rows depend on all of these, and a word's place on none but the length.
         yield from ((f"condition.text.{name}", value) for name, value in sorted(to_plain(condition.text).items()))
-    elif condition.kind == "text":
+    elif condition.kind == "text" and condition.encoder is not None:
         # Of the encoder's precision the trunk sees roundings only.
         features = {name: value for name, value in text_settings(condition.encoder).items() if name != "precision"}
         yield from ((f"condition.encoder.{name}", value) for name, value in features.items())

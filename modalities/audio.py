@@ -160,13 +160,13 @@ class AudioAdapter(AutoencoderAdapter):
     def windows(self, record: Record) -> Windows:
         with decoding(record.origin, "an audio clip"):
             info, _ = self._probe(record)
-            begins = audio_start(record.media, record.origin)
+            begins = audio_start(record.readable(), record.origin)
         room = info.samples / info.rate - self.samples / self.config.sample_rate
         return Windows(begins, begins + room, self.config.short == "pad", partial(self._at, record, info, begins))
 
     def _probe(self, record: Record) -> tuple[AudioInfo, int]:
         """What the file holds, and how many of its samples make a window. Raises DataError where it is too short."""
-        info = probe_audio(record.media, record.origin, record.rate)
+        info = probe_audio(record.readable(), record.origin, record.rate)
         needed = math.ceil(self.samples * info.rate / self.config.sample_rate)
         if info.samples < needed and self.config.short == "refuse":
             raise DataError(
@@ -214,7 +214,7 @@ class AudioAdapter(AutoencoderAdapter):
     def _heard(self, record: Record, needed: int) -> list[int]:
         """For every stretch of `needed` samples of a file, a sample in it that is neither 0 nor NaN nor infinite."""
         found: dict[int, int] = {}
-        for place, samples in audio_blocks(record.media, record.origin):
+        for place, samples in audio_blocks(record.readable(), record.origin):
             mixed = self._mix(samples, record.origin)
             sounding = place + np.flatnonzero((np.isfinite(mixed) & (mixed != 0)).any(axis=1))
             stretches, first = np.unique(sounding // needed, return_index=True)
@@ -247,7 +247,7 @@ class AudioAdapter(AutoencoderAdapter):
 
         An audio clip longer than a window is cut; behind a shorter one the window is silent.
         """
-        info = probe_audio(record.media, record.origin, record.rate)
+        info = probe_audio(record.readable(), record.origin, record.rate)
         needed = math.ceil(self.samples * info.rate / self.config.sample_rate)
         sound = self._window(record, info, 0, min(needed, info.samples))
         return functional.pad(sound, (0, self.samples - sound.shape[1])), sound.shape[1]
@@ -258,7 +258,7 @@ class AudioAdapter(AutoencoderAdapter):
         margin = unit * math.ceil(MARGIN * info.rate / unit)
         before = min(start, margin)
         after = min(info.samples - start - count, margin)
-        samples = read_audio(record.media, record.origin, start - before, before + count + after)
+        samples = read_audio(record.readable(), record.origin, start - before, before + count + after)
         if not np.isfinite(samples).all():
             raise WindowError(f"{record.origin}: holds samples that are not finite")
         samples = self._mix(samples, record.origin)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard
 
 import numpy as np
 import torch
@@ -39,7 +39,10 @@ class StoredLatents:
 
     def sample(self, noise: Tensor | None) -> Tensor:
         """(N, C): the mean, or with standard normal noise (N, C) a sample of the posterior."""
-        return self.mean if noise is None else self.mean + self.deviation * noise
+        if noise is None:
+            return self.mean
+        assert self.deviation is not None  # noise is drawn for an encoder that predicts a distribution only
+        return self.mean + self.deviation * noise
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Record:
     rate: float | None = None
     parts: Mapping[str, Media] = field(default_factory=dict)
     text: tuple[Tensor, ...] = ()
+
+    def readable(self) -> bytes | Path | np.ndarray:
+        """`media` for a decoder; stored latents never come to one, whoever loads looks for them first."""
+        assert not isinstance(self.media, StoredLatents), f"{self.origin}: latents, not media"
+        return self.media
 
     def part(self, name: str) -> Record:
         """The record as if one part were all of it, for the adapter of that part."""
@@ -139,21 +147,25 @@ class Source(Protocol):
 
     def labels(self) -> list[str]:
         """Sorted class names, empty where the source has none."""
+        ...
 
     def account(self) -> Account:
         """What is left out of the records, and what is taken through links."""
+        ...
 
     def fingerprint(self) -> str:
         """Changes when the records or their order change; compared when a run is resumed."""
+        ...
 
 
 class ModalityAdapter(Protocol):
     """One modality: records to media, media to tokens, tokens to media, media to files.
 
-    An adapter of media that pass in time also has `windows(record) -> Windows`, by which the parts of one record are
-    cut at the same time. Raises DataError where the record cannot be used.
+    Raises DataError where a record cannot be used.
 
     Attributes:
+        config: its section `media`, of the dataclass that modalities/table.py names.
+        autoencoder, size: of its media.
         known_files: name of a file that `known_from` reads -> what it is for; `selfflow generate` has an option for
             each.
         channels: C, of a token.
@@ -162,30 +174,46 @@ class ModalityAdapter(Protocol):
         normalization: the statistics published with the weights (reads the weights), or None: measure the data.
     """
 
-    modality: str
-    known_files: ClassVar[Mapping[str, str]]
+    config: Any
+    autoencoder: Autoencoder
+    size: Size
     channels: int
     has_weights: bool
     posterior_noise: bool
-    normalization: LatentNormalization | None
 
-    def grid(self) -> tuple[int, int, int]:
+    # Read only: class attributes and a property of the adapters.
+    @property
+    def modality(self) -> str: ...
+
+    @property
+    def known_files(self) -> Mapping[str, str]: ...
+
+    @property
+    def normalization(self) -> LatentNormalization | None: ...
+
+    def grid(self) -> Size:
         """Tokens along (t, h, w) of one sample; their product is N."""
+        ...
 
     def ids(self) -> Tensor:
         """(N, 3) integer positions."""
+        ...
 
     def seconds(self) -> Tensor:
         """(T,) float64: for each step of the grid in time, the middle of the interval that its tokens stand for."""
+        ...
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         """Media tensor of one sample (float32, fixed shape). Raises DataError for an unfit record."""
+        ...
 
     def stand_in(self) -> Media:
         """Media that `load` takes, of the size of a sample: for the dry run of a configuration without its data."""
+        ...
 
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
         """One sample's media as training sees it: changed at random where the config asks for it."""
+        ...
 
     def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, *media) -> (B, N, C) float32 tokens, not normalized, on the device of `media`.
@@ -193,18 +221,23 @@ class ModalityAdapter(Protocol):
         With noise (B, N, C) a sample of the encoder's posterior, which only an adapter with `posterior_noise` needs;
         without it the posterior's mean.
         """
+        ...
 
     def posterior(self, media: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, *media) -> mean and deviation (B, N, C) float32 of the encoder's posterior, or (tokens, None)."""
+        ...
 
     def decode(self, tokens: Tensor) -> Tensor:
         """The inverse of `encode` without noise; media on the device of `tokens`."""
+        ...
 
-    def to(self, device: torch.device | str) -> ModalityAdapter:
+    def to(self, device: torch.device | str) -> Self:
         """Let the autoencoder work on this device from now on; returns the adapter itself."""
+        ...
 
     def load_weights(self) -> nn.Module | None:
         """Read the autoencoder's weights now instead of at first use; ConfigError where they are missing or others."""
+        ...
 
     def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
         """What is kept of a part, from some of `known_files`.
@@ -214,9 +247,23 @@ class ModalityAdapter(Protocol):
 
         Raises ConfigError for files that do not go together, DataError for an unfit one.
         """
+        ...
 
     def write(self, media: Tensor, path: Path) -> Path:
         """Write one sample's media to `path` (the suffix is added); returns the file written."""
+        ...
+
+
+class TimedAdapter(ModalityAdapter, Protocol):
+    """An adapter of media that pass in time, so that the parts of one record can be cut at the same time."""
+
+    def windows(self, record: Record) -> Windows:
+        """Raises DataError where the record cannot be used."""
+        ...
+
+
+def is_timed(adapter: ModalityAdapter) -> TypeGuard[TimedAdapter]:
+    return hasattr(adapter, "windows")
 
 
 class AutoencoderAdapter:
@@ -249,7 +296,7 @@ class AutoencoderAdapter:
     def decode(self, tokens: Tensor) -> Tensor:
         return self.autoencoder.decode(tokens, self.size)
 
-    def to(self, device: torch.device | str) -> AutoencoderAdapter:
+    def to(self, device: torch.device | str) -> Self:
         self.autoencoder.to(device)
         return self
 

@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoencoders.base import LatentNormalization
 from core.errors import NotFiniteError
 from core.sampling.sampler import SamplerConfig, initial_noise, sample
+from core.trunk.ddt import DDT
+from core.trunk.mmdit import MMDiT
+from core.trunk.sit import SiT
 from core.types import Context, TokenBatch, map_tensors
 from modalities.base import Known
 from modalities.conditioning import TextEncoder
 from modalities.conditioning.conditions import ConditionConfig, Conditions, Prompt
 from modalities.streams import Part, Parts, make_segments
+
+Trunk = MMDiT | SiT | DDT
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Generator:
         text: the frozen text encoder of the run, read when a prompt needs it; None where it has none.
     """
 
-    trunk: nn.Module
+    trunk: Trunk
     parts: Mapping[str, Parts]
     normalization: Mapping[str, LatentNormalization]
     conditions: Conditions
@@ -62,7 +67,7 @@ def generate(
     seed: int,
     known: Mapping[str, Known] | Sequence[Mapping[str, Known]] | None = None,
     batch_size: int = 8,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
     negative: str | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Media of every part by its name, for each prompt, in order.
@@ -122,7 +127,8 @@ def _kept(known: Known | None, media: Tensor) -> Tensor:
 def _check_finite(tokens: Sequence[Tensor], keys: tuple[str, ...]) -> None:
     """(B, N, C) of every part."""
     count = sum(part[0].numel() for part in tokens)
-    for key, wrong in zip(keys, sum((~part.isfinite()).sum(dim=(1, 2)) for part in tokens).tolist(), strict=True):
+    wrongs = torch.stack([(~part.isfinite()).sum(dim=(1, 2)) for part in tokens]).sum(dim=0)
+    for key, wrong in zip(keys, wrongs.tolist(), strict=True):
         if wrong:
             raise NotFiniteError(
                 f"sample {key}: {wrong} of its {count} numbers are NaN or infinite; is a weight of this "
@@ -147,5 +153,5 @@ def guidance_problem(condition: ConditionConfig, config: SamplerConfig) -> str |
     return None
 
 
-def _tick(progress: Callable[[int], None], samples: int, _step: int, _state: tuple[Tensor, ...]) -> None:
+def _tick(progress: Callable[[int], object], samples: int, _step: int, _state: tuple[Tensor, ...]) -> None:
     progress(samples)

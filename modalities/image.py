@@ -96,7 +96,7 @@ def height_and_width(size: Sequence[int]) -> tuple[int, int]:
 
 
 def fit_frames(
-    frames: Sequence[np.ndarray],
+    frames: Sequence[np.ndarray] | np.ndarray,
     config,
     origin: str,
     generator: torch.Generator,
@@ -182,7 +182,7 @@ class ImageAdapter(AutoencoderAdapter):
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         with decoding(record.origin, "an image"):
-            pixels = read_image(record.media, record.origin, self.config.background)
+            pixels = read_image(record.readable(), record.origin, self.config.background)
             return fit_frames(pixels[None], self.config, record.origin, generator)[0]
 
     def stand_in(self) -> Media:
@@ -209,7 +209,7 @@ class ImageAdapter(AutoencoderAdapter):
         Use the generator's state that `load` had for the image, so that both are cut at the same place. What a mask
         does not cover (transparent or padded) is painted anew.
         """
-        pixels = read_image(record.media, record.origin)
+        pixels = read_image(record.readable(), record.origin)
         return fit_frames(pixels[None], self.config, record.origin, generator, (255, 255, 255))[0].mean(dim=0) < 0
 
     def known_from_image_mask(self, known: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ class VideoAdapter(AutoencoderAdapter):
     def _index(self, record: Record) -> VideoIndex:
         """Raises DataError for a video that is too short."""
         config = self.config
-        index = index_video(record.media, record.origin, record.rate)
+        index = index_video(record.readable(), record.origin, record.rate)
         there = index.count(config.fps)
         if there < config.frames and config.short == "refuse":
             raise DataError(
@@ -165,7 +165,7 @@ class VideoAdapter(AutoencoderAdapter):
 
     def _read(self, record: Record, index: VideoIndex, wanted: np.ndarray, generator: torch.Generator) -> Tensor:
         config = self.config
-        frames = read_frames(record.media, record.origin, index, wanted, config.backend, config.background)
+        frames = read_frames(record.readable(), record.origin, index, wanted, config.backend, config.background)
         return fit_frames(frames, config, record.origin, generator, aspect=index.aspect)
 
     def stand_in(self) -> Media:
@@ -194,7 +194,7 @@ class VideoAdapter(AutoencoderAdapter):
 
     def load_first_frame(self, record: Record, generator: torch.Generator) -> Tensor:
         """An image as the first frame of a video (T, 3, H, W); the later frames, to be generated, repeat it."""
-        pixels = read_image(record.media, record.origin, self.config.background)
+        pixels = read_image(record.readable(), record.origin, self.config.background)
         frame = fit_frames(pixels[None], self.config, record.origin, generator)
         return frame.repeat(self.config.frames, 1, 1, 1)
 

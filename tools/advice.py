@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 
 from configs.schema import Config
 from core.errors import NotFiniteError
@@ -22,7 +23,7 @@ def command(options: argparse.Namespace, *more: str, leave_out: str = "") -> str
 
 def go_on(options: argparse.Namespace, config: Config) -> str:
     """After an accident: the last checkpoint, and the same command."""
-    step = CheckpointStore(f"{config.run}/checkpoints").latest()
+    step = CheckpointStore(Path(config.run) / "checkpoints").latest()
     if step is not None:
         return f"The last checkpoint is of step {step}. To go on from it: {command(options)}"
     return f"There is no checkpoint yet. To start again: {shlex.join(['selfflow', *_arguments(options)])}"
@@ -41,7 +42,7 @@ def _arguments(options: argparse.Namespace) -> list[str]:
 
 def after_bad_step(options: argparse.Namespace, config: Config, error: NotFiniteError) -> str:
     """What can be done about values that are not finite, each with its command."""
-    step, half = CheckpointStore(f"{config.run}/checkpoints").latest(), f"{config.training.optimizer.lr / 2:g}"
+    step, half = CheckpointStore(Path(config.run) / "checkpoints").latest(), f"{config.training.optimizer.lr / 2:g}"
     name = "training.optimizer.lr"
     if step is None:  # nothing to keep, so that any setting may be another one
         slower = command(options, f"{name}={half}", leave_out=name)

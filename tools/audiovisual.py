@@ -18,7 +18,7 @@ from modalities.synthetic.audiovisual_score import MODES, score
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.audiovisual", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.audiovisual", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="run folder, of configs/audiovisual.yaml or one like it")
     parser.add_argument("--stream", default="audiovisual")
     parser.add_argument("--number", type=int, default=96, help="held-out samples of each mode (default 96)")

@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
 def run_meaning(loaded: LoadedRun) -> dict:
     """What the weights of a run mean, see configs/weight_metadata.py."""
     assembly, extra = loaded.assembly, loaded.assembly.stored
+    assert extra is not None  # of a run that was loaded
     digests = autoencoder_digests(loaded.config, extra.get("autoencoders", {}), loaded.root)
     text = extra.get("text", "")
     return weights_meaning(loaded.config, assembly.adapters, assembly.labels, assembly.normalization, digests, text)

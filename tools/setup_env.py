@@ -63,7 +63,7 @@ def link_ffmpeg(packages: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="create .venv-full with every optional package")
     full = parser.parse_args().full
     if not OLDEST <= sys.version_info[:2] <= NEWEST:

@@ -13,6 +13,8 @@ from core.errors import AccidentError, ConfigError, NotFiniteError, NotWrittenEr
 from core.training.accidents import accidents_named
 from core.training.config import to_yaml
 from core.training.say import say
+from modalities.data.loader import StepLoader
+from modalities.data.preprocess import DevicePreprocess
 from tools.advice import after_bad_step, go_on
 from tools.data_notes import report_data
 
@@ -83,10 +85,13 @@ def run(options: argparse.Namespace) -> int:
     try:
         with accidents_named():
             trainer = build_trainer(config, options.config.parent, resolved.change, initial, resolved.store)
-            sources = {name: stream.source for name, stream in trainer.loader.dataset.streams.items()}
+            loader, preprocess = trainer.loader, trainer.preprocess
+            assert isinstance(loader, StepLoader)  # of `build_trainer`
+            assert isinstance(preprocess, DevicePreprocess)
+            sources = {name: stream.source for name, stream in loader.dataset.streams.items()}
             report_data(sources, trainer.folder.path)
             if trainer.store.latest() is None:
-                for line in caption_warnings(config, sources, trainer.preprocess.text):
+                for line in caption_warnings(config, sources, preprocess.text):
                     say(f"warning: {line}")
             result = trainer.fit()
     except NotFiniteError as error:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from autoencoders.base import LatentNormalization
 from configs.assembly import normalization as statistics
@@ -31,7 +30,7 @@ from modalities.conditioning import TextEncoder
 from modalities.conditioning.conditions import Conditions
 from modalities.data.loader import StepDataset
 from modalities.data.preprocess import DevicePreprocess
-from modalities.generation import Generator
+from modalities.generation import Generator, Trunk
 from modalities.streams import Parts, Stream
 
 
@@ -133,7 +132,7 @@ class Assembly:
     # What is trained, on what.
 
     @cached_property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> Trunk:
         """The student with its initial weights."""
         return build_trunk(self.config, self.adapters, self.labels, self.projectors)
 

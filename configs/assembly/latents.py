@@ -68,7 +68,7 @@ def check_latents(
         raise ConfigError([*problems, "Change these settings, or encode the media again with `selfflow encode`."])
 
 
-def latent_digests(sources: dict[str, Source], adapters: Adapters) -> dict[str, dict[str, str]]:
+def latent_digests(sources: Mapping[str, Source], adapters: Adapters) -> dict[str, dict[str, str]]:
     """stream -> part -> digest of the autoencoder of its latents, "" for one without weights; none for media."""
     stored = {name: stored_manifests(source) for name, source in sources.items()}
     return {

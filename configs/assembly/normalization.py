@@ -35,7 +35,9 @@ def stored(extra: Mapping, adapters: Adapters) -> dict[str, LatentNormalization]
     for parts in adapters.values():
         for adapter in parts.values():
             if adapter.modality not in found:
-                found[adapter.modality] = adapter.normalization
+                values = adapter.normalization
+                assert values is not None  # only published ones are left out of a checkpoint
+                found[adapter.modality] = values
     return found
 
 

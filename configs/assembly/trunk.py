@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
-from torch import nn
-
 from configs.assembly.adapters import Adapters
 from configs.assembly.conditions import context_config
 from configs.schema import Config
@@ -15,6 +13,7 @@ from core.trunk.ddt import DDT
 from core.trunk.mmdit import MMDiT, MMDiTConfig
 from core.trunk.projectors import ProjectorSpec
 from core.trunk.sit import SiT
+from modalities.generation import Trunk
 
 # trunk.kind -> trunk of images with class labels
 CLASS_TRUNKS = {"sit": SiT, "ddt": DDT}
@@ -22,7 +21,7 @@ CLASS_TRUNKS = {"sit": SiT, "ddt": DDT}
 
 def build_trunk(
     config: Config, adapters: Adapters, labels: list[str], projectors: Mapping[str, ProjectorSpec]
-) -> nn.Module:
+) -> Trunk:
     """Raises ConfigError for combinations that cannot work."""
     if config.condition.kind == "label" and not labels:
         raise ConfigError("condition.kind: 'label' needs data with class names; these sources have none")
@@ -33,7 +32,7 @@ def build_trunk(
     return trunk
 
 
-def _mmdit(config: Config, adapters: Adapters, labels: list[str], projectors: Mapping[str, ProjectorSpec]) -> nn.Module:
+def _mmdit(config: Config, adapters: Adapters, labels: list[str], projectors: Mapping[str, ProjectorSpec]) -> MMDiT:
     settings = {entry.name: getattr(config.trunk.mmdit, entry.name) for entry in fields(config.trunk.mmdit)}
     channels = {adapter.modality: adapter.channels for parts in adapters.values() for adapter in parts.values()}
     context = context_config(config.condition, len(labels))
@@ -42,7 +41,7 @@ def _mmdit(config: Config, adapters: Adapters, labels: list[str], projectors: Ma
 
 def _class_trunk(
     config: Config, adapters: Adapters, labels: list[str], projectors: Mapping[str, ProjectorSpec]
-) -> nn.Module:
+) -> SiT | DDT:
     """SiT or DDT: images of one size, conditioned on classes. Without conditions the null row alone is used."""
     kind, wanted = config.trunk.kind, getattr(config.trunk, config.trunk.kind)
     found = [adapter for parts in adapters.values() for adapter in parts.values()]

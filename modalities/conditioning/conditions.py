@@ -197,6 +197,7 @@ class Conditions:
         if not rows:
             return Context(dropped)
         encoder = self.config.encoder
+        assert encoder is not None  # stored features are those of a frozen encoder
         longest = min(max(len(row) for row in rows.values()), encoder.length())
         tokens = torch.zeros(len(features), longest, encoder.channels(), dtype=feature_dtype(encoder))
         valid = torch.zeros(tokens.shape[:2], dtype=torch.bool)

@@ -99,6 +99,11 @@ class TextEncoder:
             )
         self._network = network.eval().requires_grad_(False).to(self.device)
 
+    def _loaded(self) -> nn.Module:
+        self.load()
+        assert self._network is not None
+        return self._network
+
     def _check(self, settings: Any, tokenizer: Any) -> None:
         """Raise for settings that the model of config.json does not have, before its weights are read."""
         wrong, depth = [], settings.num_hidden_layers
@@ -129,7 +134,7 @@ class TextEncoder:
                 f"{self.path}, which knows {settings.vocab_size}"
             )
 
-    def _cut(self, network: nn.Module) -> None:
+    def _cut(self, network: Any) -> None:
         """Leave out the blocks after the last one that is taken, and then the final normalisation too."""
         owner = getattr(network, "text_model", network)  # CLIP's, before transformers 5
         blocks = owner.get_submodule(self.kind.blocks)
@@ -141,8 +146,7 @@ class TextEncoder:
 
     def digest(self) -> str:
         """A checksum of the weights that are used, in their precision."""
-        self.load()
-        return digest(self._network.state_dict())
+        return digest(self._loaded().state_dict())
 
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         """Features (S_i, Dc) of every text, S_i <= S, without padding, on the encoder's device.
@@ -169,13 +173,14 @@ class TextEncoder:
         size = (context.dropped.shape[0], self.length)
         tokens = torch.zeros(*size, self.width, dtype=self.dtype, device=self.device)
         valid = torch.zeros(size, dtype=torch.bool, device=self.device)
-        if context.tokens is not None:
+        if context.tokens is not None and context.valid is not None:
             stored = min(context.tokens.shape[1], self.length)
             tokens[:, :stored] = context.tokens[:, :stored].to(tokens)
             valid[:, :stored] = context.valid[:, :stored].to(self.device)
         places = [place for place, text in enumerate(texts) if text is not None]
         if places:
-            for place, features in zip(places, self.encode([texts[place] for place in places]), strict=True):
+            wanted = [text for text in texts if text is not None]
+            for place, features in zip(places, self.encode(wanted), strict=True):
                 tokens[place, : len(features)] = features
                 valid[place, : len(features)] = True
         return replace(context, dropped=context.dropped.to(self.device), tokens=tokens, valid=valid)
@@ -216,7 +221,7 @@ class TextEncoder:
             ids[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
             mask[row, : len(numbers)] = 1
         with torch.autocast(self.device.type, enabled=False):
-            result = self._network(
+            result = self._loaded()(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
                 output_hidden_states=bool(self.layers),

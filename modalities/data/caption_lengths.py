@@ -74,7 +74,7 @@ class CaptionLengths:
                 + f": {shortened(self.longest)!r}."
                 + ("" if self.stored else f" {limit.setting}={self._kept()}")
             )
-        if self.misread:
+        if self.misread and limit.word_limit is not None:
             found.append(
                 f"{self._share(self.misread)} of the captions have a word of which less than {WORD_SHARE:.0%} of the "
                 f"spelling is read, such as {shortened(self.longest_word, 40)!r}; {limit.word_setting}="
@@ -84,6 +84,7 @@ class CaptionLengths:
 
     def _kept(self) -> str:
         most, all_of_them = self.fitting(0.95), int(self.lengths.max())
+        assert self.limit.limit is not None  # something was cut
         if most in (all_of_them, self.limit.limit) or most < self.limit.limit:
             return f"{all_of_them} keeps all"
         return f"{most} keeps 95%, {all_of_them} all"

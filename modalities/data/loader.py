@@ -7,7 +7,7 @@ their speed can change a value. A record that cannot be used is replaced by the 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from core.keys import generator
 from core.noising import NoisingConfig, SampleLevels, draw_levels, stack_levels
 from core.training.loader import Rejected
 from core.training.mixing import StreamMix
-from modalities.base import ModalityAdapter, Record, StoredLatents
+from modalities.base import ModalityAdapter, Record, StoredLatents, is_timed
 from modalities.conditioning.conditions import Conditions, Prompt
 from modalities.data.batches import RawBatch, RawPart
 from modalities.data.decoding import decoded
@@ -96,7 +96,7 @@ class StepDataset(Dataset):
     def sample(self, name: str, position: int, rejected: list[Rejected]) -> _Sample:
         """The sample at a position; unusable records are noted in `rejected` and stepped over."""
         stream = self.streams[name]
-        bad = []
+        bad: list[tuple[str, str, str]] = []  # key, origin, reason
         for taken in range(position, position + MAX_REPLACEMENTS):
             epoch, index = self.orders[name].at(taken)
             record = None
@@ -138,15 +138,11 @@ class StepDataset(Dataset):
         for part, loaded in zip(stream.parts.values(), media, strict=True):
             shape = (len(part.ids), part.adapter.channels)
             drawn = torch.randn(shape, generator=posterior) if part.adapter.posterior_noise else None
-            stored = isinstance(loaded, StoredLatents)
-            parts.append(
-                _PartSample(
-                    torch.randn(shape, generator=noise),
-                    None if stored else loaded,
-                    loaded.sample(drawn) if stored else None,
-                    None if stored else drawn,
-                )
-            )
+            unit = torch.randn(shape, generator=noise)
+            if isinstance(loaded, StoredLatents):
+                parts.append(_PartSample(unit, None, loaded.sample(drawn), None))
+            else:
+                parts.append(_PartSample(unit, loaded, None, drawn))
         return _Sample(record.key, tuple(parts), condition, dropped, conditioning_mask, *levels)
 
     def collate(self, name: str, samples: list[_Sample], rejected: tuple[Rejected, ...]) -> RawBatch:
@@ -155,11 +151,8 @@ class StepDataset(Dataset):
         parts = [
             _collate_part(key, part, rows) for (key, part), rows in zip(stream.parts.items(), columns, strict=True)
         ]
-        conditioning_mask = (
-            None
-            if samples[0].conditioning_mask is None
-            else torch.stack([sample.conditioning_mask for sample in samples])
-        )  # (B, L)
+        given = [sample.conditioning_mask for sample in samples if sample.conditioning_mask is not None]
+        conditioning_mask = torch.stack(given) if given else None  # (B, L); all of a stream's samples have one, or none
         sizes = lengths(stream.parts)
         counts = dict.fromkeys(stream.parts, 0.0)
         shares = [None] * len(sizes) if conditioning_mask is None else conditioning_mask.split(sizes, dim=1)
@@ -188,9 +181,10 @@ def _collate_part(name: str, part: Part, rows: Sequence[_PartSample]) -> RawPart
 
     media, latents = stacked("media"), stacked("latents")
     if latents is None and not part.adapter.has_weights:
+        assert media is not None  # where there are no latents
         latents = part.adapter.encode(media)
     kept = media if latents is None or part.keep_media else None
-    return RawPart(name, stacked("noise"), kept, latents, stacked("posterior"))
+    return RawPart(name, torch.stack([row.noise for row in rows]), kept, latents, stacked("posterior"))
 
 
 class StepLoader:
@@ -199,7 +193,7 @@ class StepLoader:
     def __init__(self, dataset: StepDataset, workers: int, pin: bool = False):
         self.dataset, self.workers, self.pin = dataset, workers, pin
 
-    def steps(self, first: int, last: int) -> Iterator[tuple[int, list[RawBatch]]]:
+    def steps(self, first: int, last: int) -> Generator[tuple[int, list[RawBatch]], None, None]:
         accumulate = self.dataset.accumulate
         loader = DataLoader(
             _ErrorsAsItems(self.dataset),
@@ -262,7 +256,7 @@ def load_record(
         name: item.media for name, item in own.items() if isinstance(item.media, StoredLatents)
     }
     apart = {name: part.adapter for name, part in parts.items() if name not in found}
-    timed = {name: adapter for name, adapter in apart.items() if hasattr(adapter, "windows")}
+    timed = {name: adapter for name, adapter in apart.items() if is_timed(adapter)}
     if len(timed) > 1:
         for name, media in load_together(timed, own, draw("start"), lambda: draw("media")).items():
             found[name] = timed[name].augment(media, draw("augment")) if augment else media
@@ -315,8 +309,12 @@ def measure_normalization(
         except DataError as error:
             first_error = first_error or error
             continue  # met again, and noted, when training reads it
+        assert isinstance(media, Tensor)  # a source of latents has its statistics, above
         # What training takes: samples of the posterior, where it draws noise for them.
-        moments.add(*(adapter.posterior(media[None]) if adapter.posterior_noise else (adapter.encode(media[None]),)))
+        if adapter.posterior_noise:
+            moments.add(*adapter.posterior(media[None]))
+        else:
+            moments.add(adapter.encode(media[None]))
         found += 1
         if found == count:
             break

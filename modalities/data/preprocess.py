@@ -9,7 +9,7 @@ from torch import Tensor
 
 from autoencoders.base import LatentNormalization
 from core.noising import NoiseSample
-from core.training.loader import Microbatch
+from core.training.loader import Microbatch, Raw
 from core.types import TokenBatch
 from modalities.conditioning import TextEncoder
 from modalities.data.batches import RawBatch, RawPart
@@ -36,8 +36,9 @@ class DevicePreprocess:
         self.parts, self.normalization, self.encoders, self.text = parts, normalization, encoders, text
 
     @torch.no_grad()
-    def __call__(self, raw: RawBatch, targets: bool = True) -> Microbatch:
+    def __call__(self, raw: Raw, targets: bool = True) -> Microbatch:
         """The batch, completed; without the features of the encoders unless `targets` are read."""
+        assert isinstance(raw, RawBatch)  # of the loader that goes with it
         parts = self.parts[raw.stream]
         tokens = [self._tokens(parts[part.name], part) for part in raw.parts]  # (B, N, C) each
         batch = TokenBatch(
@@ -49,5 +50,8 @@ class DevicePreprocess:
         return Microbatch(raw.stream, batch, drawn, raw.counts, raw.rejected, features)
 
     def _tokens(self, part: Part, raw: RawPart) -> Tensor:
-        latents = part.adapter.encode(raw.media, raw.posterior) if raw.latents is None else raw.latents
+        latents = raw.latents
+        if latents is None:
+            assert raw.media is not None  # where there are no latents
+            latents = part.adapter.encode(raw.media, raw.posterior)
         return self.normalization[part.adapter.modality].normalize(latents.float())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.errors import DataError
-from modalities.base import ModalityAdapter, Record, Windows
+from modalities.base import Record, TimedAdapter, Windows
 from modalities.data.decoding import finite, guarded
 from modalities.media.opening import WindowError
 
@@ -16,7 +16,7 @@ STARTS = 8  # tried before a record is given up
 
 
 def load_together(
-    adapters: Mapping[str, ModalityAdapter],
+    adapters: Mapping[str, TimedAdapter],
     records: Mapping[str, Record],
     starts: torch.Generator,
     draw: Callable[[], torch.Generator],
@@ -64,7 +64,8 @@ def common_starts(windows: Mapping[str, Windows], origin: str) -> tuple[float, f
         return first, last
     whole = [window for window in windows.values() if window.first <= window.last]
     if not whole:
-        return (min(window.first for window in windows.values()),) * 2
+        start = min(window.first for window in windows.values())
+        return start, start
     rest = [window for window in whole if not window.fills]
     rest = rest or [max(whole, key=lambda window: window.last - window.first)]
     low, high = max(window.first for window in rest), min(window.last for window in rest)

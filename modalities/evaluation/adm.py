@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -88,7 +88,8 @@ def write_samples(path: Path | str, batches: Iterable[Tensor], count: int) -> Pa
 def write_reference(path: Path | str, reference: Reference) -> Path:
     """A reference file that the evaluator reads, without images: FID and sFID only."""
     path = with_suffix(Path(path), ".npz")
-    np.savez(path, **{name: np.asarray(getattr(reference, name), np.float64) for name in STATISTICS})
+    arrays: dict[str, Any] = {name: np.asarray(getattr(reference, name), np.float64) for name in STATISTICS}
+    np.savez(path, **arrays)
     return path
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.errors import ConfigError, DataError, described
 from core.optional import need
+from modalities.base import Source
 from modalities.data.sources.build import SourceConfig, build_source
 from modalities.evaluation.adm import count_samples, read_samples
 from modalities.media.images import read_image
@@ -32,7 +33,7 @@ class Pictures:
 
     def __init__(self, path: Path):
         self.path, self.unusable, self.sizes = path, [], set()
-        self._source = None
+        self._source: Source | None = None
         if is_npz(path):
             self._count = count_samples(path)[0]
         else:
@@ -52,7 +53,7 @@ class Pictures:
             return
         self.unusable = []
         held: list[Tensor] = []
-        for media in self._each():
+        for media in self._each(self._source):
             if held and (len(held) == batch or held[0].shape != media.shape):
                 yield torch.stack(held)
                 held = []
@@ -60,11 +61,11 @@ class Pictures:
         if held:
             yield torch.stack(held)
 
-    def _each(self) -> Iterator[Tensor]:
+    def _each(self, source: Source) -> Iterator[Tensor]:
         for index in range(len(self)):
             try:
-                record = self._source.read(index)
-                pixels = read_image(record.media, record.origin)
+                record = source.read(index)
+                pixels = read_image(record.readable(), record.origin)
             except Exception as error:  # a decoder's; a damaged image must not end the measurement
                 if isinstance(error, ConfigError):
                     raise
@@ -86,7 +87,7 @@ def is_npz(path: Path) -> bool:
     return path.suffix.lower() == ".npz" and not path.is_dir()
 
 
-def open_source(path: Path):
+def open_source(path: Path) -> Source:
     """The records of a folder, of Parquet files or of tars. Raises ConfigError, DataError."""
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
@@ -98,10 +99,10 @@ def open_source(path: Path):
                 kind = other
     if kind is None:
         raise DataError(f"{path}: images come as .npz with arr_0, a folder, .parquet or .tar")
-    settings = {"kind": kind, "path": str(path.absolute()), "captions": "none"}
+    config = SourceConfig(kind=kind, path=str(path.absolute()), captions="none")
     if kind == "parquet":
-        settings["media_field"] = picture_column(path)
-    return build_source(SourceConfig(**settings), "image", path.parent)
+        config.media_field = picture_column(path)
+    return build_source(config, "image", path.parent)
 
 
 def picture_column(path: Path) -> str:

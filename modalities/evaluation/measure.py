@@ -50,7 +50,7 @@ def evaluate(
     settings: EvaluationSettings,
     measures: list[str],
     networks: dict[str, PartNetwork],
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
     found: Measured | None = None,
 ) -> Measured:
     """The measures that are named (see `plan`). One that fails on the way is a note, and the others are made.
@@ -115,19 +115,17 @@ def class_knowledge(subject: Subject, settings: EvaluationSettings, measures: li
         if len(train_y[train_y >= 0].unique()) < 2:
             raise DataError(f"the {len(train_y)} training records that were read are of one class")
         for layer in train:
-            pairs = (train[layer], train_y), (test[layer], test_y)
-            sides[layer] = tuple(
-                part
-                for rows, labels in pairs
-                for part in (rows[labels >= 0].to(subject.model.device), labels[labels >= 0])
-            )
+            sides[layer] = (*known(train[layer], train_y), *known(test[layer], test_y))
         return {}
 
-    def probe(*side: Tensor) -> float:
-        return linear_probe(*side, len(subject.classes), seed=settings.seed).accuracy
+    def known(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return rows[labels >= 0].to(subject.model.device), labels[labels >= 0]
 
-    def neighbours(*side: Tensor) -> float:
-        return knn_accuracy(*side, len(subject.classes))
+    def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
+        return linear_probe(train, train_y, test, test_y, len(subject.classes), seed=settings.seed).accuracy
+
+    def neighbours(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
+        return knn_accuracy(train, train_y, test, test_y, len(subject.classes))
 
     found.attempt(", ".join(measures), look)
     for measure in measures if sides else []:
@@ -176,6 +174,7 @@ def health(subject: Subject, settings: EvaluationSettings) -> dict[str, float]:
 
 
 def alignment(subject: Subject, settings: EvaluationSettings) -> dict[str, float]:
+    assert subject.pair is not None  # asked by `evaluate`
     batches = subject.val.batches(min(settings.val, HEALTH_RECORDS), settings.batch)
     aligned = pair_health(subject.pair, subject.model.trunk, batches, settings.seed)
     return {f"health/align_{name}": value for name, value in aligned.items()}

@@ -137,8 +137,8 @@ class Reader:
 def _stacked(rows: list[Tensor | StoredLatents]) -> Tensor | StoredLatents:
     """The means, of latents."""
     if isinstance(rows[0], StoredLatents):
-        return StoredLatents(torch.stack([row.mean for row in rows]))
-    return torch.stack(rows)
+        return StoredLatents(torch.stack([row.mean for row in rows if isinstance(row, StoredLatents)]))
+    return torch.stack([row for row in rows if isinstance(row, Tensor)])
 
 
 def token_batch(model: Generator, stream: str, records: Records) -> TokenBatch:

@@ -24,7 +24,6 @@ from core.evaluation.statistics import FeatureStatistics
 from modalities.evaluation.adm import Reference, read_reference
 from modalities.evaluation.attempts import Measured
 from modalities.evaluation.image_files import Pictures, is_npz
-from modalities.evaluation.networks.base import FeatureNetwork
 from modalities.evaluation.networks.inception import Inception
 from modalities.evaluation.samples import frechet
 
@@ -63,7 +62,7 @@ def open_comparison(samples: Path, reference: Path) -> Comparison:
     made = Pictures(samples)
     real = Pictures(reference) if known.samples or not is_npz(reference) else None
     left_out, few = {}, f"{len(made)} samples" if len(made) < 2 else ""
-    if not few and known.mu is None and len(real) < 2:
+    if not few and known.mu is None and real is not None and len(real) < 2:
         few = f"{len(real)} images in the reference"
     if few:
         left_out |= dict.fromkeys(("FID", "sFID"), f"{few}; a covariance needs at least 2")
@@ -87,7 +86,7 @@ class _Seen:
 
 
 def measure_samples(
-    files: Comparison, inception: str, device: torch.device, progress: Callable[[int], None] | None = None
+    files: Comparison, inception: str, device: torch.device, progress: Callable[[int], object] | None = None
 ) -> Measured:
     """
     Args:
@@ -105,12 +104,11 @@ def measure_samples(
         ("sFID", made.spatial, real and real.spatial, known.mu_s, known.sigma_s),
     ):
         if name not in files.left_out:
-            side = theirs if mean is None else FeatureStatistics.of(mean, covariance)
+            side = theirs if mean is None or covariance is None else FeatureStatistics.of(mean, covariance)
             found.attempt(name, partial(_frechet, name, side, ours, found.warnings))
     found.attempt("IS", lambda: {"IS": inception_score_of_runs(torch.cat(made.chances)).mean})
-    if "precision, recall" not in files.left_out:
-        sides = (torch.cat(side.rows).to(device) if side.rows else torch.zeros(0, 2048) for side in (real, made))
-        found.attempt("precision, recall", lambda: precision_recall(*sides, NEIGHBOURS)._asdict())
+    if "precision, recall" not in files.left_out and real is not None:
+        found.attempt("precision, recall", partial(_spread, real, made, device))
     for side in (files.samples, files.real):
         found.warnings += side.warnings() if side is not None else []
     if files.real is not None and files.real.sizes != files.samples.sizes:
@@ -121,10 +119,12 @@ def measure_samples(
     return found
 
 
-def _look(pictures: Pictures, network: FeatureNetwork, progress: Callable[[int], None] | None) -> _Seen:
+def _look(pictures: Pictures, network: Inception, progress: Callable[[int], object] | None) -> _Seen:
     seen = _Seen()
     for media in pictures.batches():
         features = network(media)
+        assert features.spatial is not None  # Inception has all three
+        assert features.logits is not None
         seen.pool.update(features.pool)
         seen.spatial.update(features.spatial)
         seen.rows.append(features.pool.cpu())
@@ -134,10 +134,18 @@ def _look(pictures: Pictures, network: FeatureNetwork, progress: Callable[[int],
     return seen
 
 
-def _frechet(name: str, real: FeatureStatistics, made: FeatureStatistics, warnings: list[str]) -> dict[str, float]:
+def _frechet(
+    name: str, real: FeatureStatistics | None, made: FeatureStatistics, warnings: list[str]
+) -> dict[str, float]:
+    assert real is not None  # `left_out` names what there is no reference for
     value, lines = frechet(name, real, made)
     warnings += lines
     return {name: value}
+
+
+def _spread(real: _Seen, made: _Seen, device: torch.device) -> dict[str, float]:
+    theirs, ours = (torch.cat(side.rows).to(device) if side.rows else torch.zeros(0, 2048) for side in (real, made))
+    return precision_recall(theirs, ours, NEIGHBOURS)._asdict()
 
 
 def _sizes(pictures: Pictures) -> str:

@@ -30,6 +30,7 @@ from core.evaluation.manifold import density_coverage, precision_recall
 from core.evaluation.statistics import FeatureStatistics, RankDeficientWarning, frechet_distance
 from core.keys import generator
 from core.sampling.sampler import SamplerConfig
+from modalities.base import StoredLatents
 from modalities.conditioning.conditions import Prompt
 from modalities.evaluation.attempts import Measured
 from modalities.evaluation.networks.base import FeatureNetwork, Features
@@ -45,7 +46,7 @@ def samples(
     settings: EvaluationSettings,
     networks: dict[str, PartNetwork],
     found: Measured,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> None:
     """All values of all networks, by their names. One that fails is noted and left out; the others go on."""
     device, networks = subject.model.device, dict(networks)
@@ -53,10 +54,12 @@ def samples(
     made: dict[str, list[Features]] = {name: [] for name in networks}
     conditions: list[Prompt] = []
 
-    def look(side: dict[str, list[Features]], media: Mapping[str, Tensor]) -> None:
+    def look(side: dict[str, list[Features]], media: Mapping[str, Tensor | StoredLatents]) -> None:
         for name, one in list(networks.items()):
             try:
-                side[name].append(_on_cpu(one.network(media[one.part].to(device))))
+                shown = media[one.part]
+                assert isinstance(shown, Tensor)  # `impossible_measures` says so of latents
+                side[name].append(_on_cpu(one.network(shown.to(device))))
             except Exception as error:  # noqa: BLE001, as `Measured.attempt`
                 found.fail(f"samples/{name}", described(error))
                 del networks[name]
@@ -99,7 +102,7 @@ def generated(
     sampler: SamplerConfig,
     settings: EvaluationSettings,
     conditions: list[Prompt],
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of samples, one for each condition: name of the part -> (B, *media)."""
     media = generate(model, stream, conditions, sampler, settings.seed, None, settings.batch, progress)
@@ -131,9 +134,9 @@ def compare(network: FeatureNetwork, real: Features, made: Features, seed: int) 
     found.attempt("KID", lambda: {"KID": kernel_distance(real.pool, made.pool, subset_size=size, seed=seed).mean})
     found.attempt("precision, recall", lambda: precision_recall(real.pool, made.pool)._asdict())
     found.attempt("density, coverage", lambda: density_coverage(real.pool, made.pool)._asdict())
-    if made.logits is not None:
+    if (logits := made.logits) is not None:
         score = "IS" if network.kind == "inception" else "class score"
-        found.attempt(score, lambda: {score: inception_score_of_runs(made.logits.softmax(1)).mean})
+        found.attempt(score, lambda: {score: inception_score_of_runs(logits.softmax(1)).mean})
     return found
 
 
@@ -159,11 +162,11 @@ def frechet(name: str, real: FeatureStatistics, made: FeatureStatistics) -> tupl
     with python_warnings.catch_warnings():  # the line says it in the result
         python_warnings.simplefilter("ignore", RankDeficientWarning)
         distance = frechet_distance(real, made)
-    poor = [side for side in (real, made) if side.rank_deficient]
-    if not poor:
+    counts = [side.count for side in (real, made) if side.rank_deficient and side.count is not None]
+    if not counts:
         return distance, []
     return distance, [
-        f"{name}: {min(side.count for side in poor)} samples for {len(made.mean)} features: the covariance lacks full "
+        f"{name}: {min(counts)} samples for {len(made.mean)} features: the covariance lacks full "
         "rank, and the value is far too uncertain to compare models by (KID is not)"
     ]
 
@@ -173,5 +176,5 @@ def _on_cpu(features: Features) -> Features:
 
 
 def _moved(features: Features, device: torch.device) -> Features:
-    parts = (features.pool, features.spatial, features.logits)
-    return Features(*(None if part is None else part.to(device) for part in parts))
+    spatial, logits = (None if part is None else part.to(device) for part in (features.spatial, features.logits))
+    return Features(features.pool.to(device), spatial, logits)

@@ -155,7 +155,7 @@ class _Batches(Dataset):
 
 def media_bytes(record: Record, parts: Iterable[str]) -> int:
     """Of the source's media: of files, of encoded bytes, or of arrays. DataError where a file is gone."""
-    media = [record.part(name).media for name in parts]
+    media = [record.part(name).readable() for name in parts]
     total = 0
     for one in {id(one): one for one in media}.values():  # parts may lie in one file
         if isinstance(one, Path):

@@ -150,9 +150,9 @@ class Manifest:
                 f"{origin}: not a manifest of format {FORMAT} (its format: {seen!r}); encode the data again"
             )
         try:
-            text = None if values["text"] is None else TextFeatures(**values["text"])
+            features = None if values["text"] is None else TextFeatures(**values["text"])
             parts = {name: StoredPart(**part | {"grid": tuple(part["grid"])}) for name, part in values["parts"].items()}
-            found = cls(**values | {"parts": parts, "text": text})
+            found = cls(**values | {"parts": parts, "text": features})
             problems = found.problems()
         except (TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"{origin}: damaged: {type(error).__name__}: {error}") from error
@@ -265,12 +265,14 @@ def unpack(row: Mapping[str, Any], manifest: Manifest, origin: str) -> Record:
     origin = f"{origin}: {row['key']}"
     if set(row["about"]) != ABOUT:
         raise DataError(f"{origin}: expected {', '.join(sorted(ABOUT))} in the column 'about', got {row['about']}")
+
+    def stored(column: str, shape: tuple[int, int]) -> Tensor:
+        return _as_tensor(row[column], shape, manifest.dtype, f"{origin}: {column}")
+
     parts = {}
     for name, part in manifest.parts.items():
-        mean, deviation = (
-            _as_tensor(row[column], part.shape, manifest.dtype, f"{origin}: {column}") if there else None
-            for column, there in ((f"mean.{name}", True), (f"deviation.{name}", part.deviation))
-        )
+        mean = stored(f"mean.{name}", part.shape)
+        deviation = stored(f"deviation.{name}", part.shape) if part.deviation else None
         parts[name] = Media(StoredLatents(mean, deviation))
     return Record(
         key=row["key"],

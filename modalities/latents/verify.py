@@ -12,7 +12,7 @@ from modalities.latents.format import FORMAT, Manifest, read_manifest
 from modalities.latents.source import LatentsSource
 
 
-def verify(folder: Path, progress: Callable[[int], None] = lambda samples: None) -> list[str]:
+def verify(folder: Path, progress: Callable[[int], object] = lambda samples: None) -> list[str]:
     """What is wrong, one line each; empty where all is well. Reads everything once.
 
     Args:

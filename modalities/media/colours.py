@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from core.errors import DataError
 
@@ -25,7 +26,7 @@ def to_rgb(picture: Image.Image, origin: str, background: Sequence[int], clear: 
     Raises:
         DataError: values without a defined black and white: floats, signed and 32-bit ones.
     """
-    tags = picture.tag_v2 if picture.format == "TIFF" else {}
+    tags = picture.tag_v2 if picture.format == "TIFF" and isinstance(picture, TiffImageFile) else {}
     if set(tags.get(SAMPLE_FORMAT, ())) - {UNSIGNED} or picture.mode == "F" or (picture.mode == "I" and tags):
         raise DataError(
             f"{origin}: an image of signed, 32-bit or float values has no defined range; whole numbers of 1 to 16 "

@@ -59,7 +59,7 @@ def _opened(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:  # its message holds a memory address
         for name in formats:
             make, accepts = Image.OPEN.get(name, (None, None))
-            if accepts and accepts(data[:16]) is True:
+            if make and accepts and accepts(data[:16]) is True:
                 try:
                     make(io.BytesIO(data), "")
                 except PICTURE_ERRORS as reason:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import mmap
 from pathlib import Path
+from typing import BinaryIO
 
 FIRST, LAST = 2, 4  # flags of a page in its stream
 TAIL = 1 << 16  # a page is no larger
@@ -44,6 +44,6 @@ def _length(page: bytes) -> int:
     return HEADER + page[26] + sum(page[HEADER : HEADER + page[26]])
 
 
-def last_bytes(file: io.BufferedIOBase, size: int) -> bytes:
+def last_bytes(file: BinaryIO, size: int) -> bytes:
     file.seek(max(0, size - TAIL))
     return file.read()

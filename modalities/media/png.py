@@ -67,7 +67,8 @@ def clear_pixels(data: bytes, picture: Image.Image) -> np.ndarray | None:
         key = key * (255 // (2**depth - 1))
     if picture.mode == "RGB" and depth == 16:  # Pillow keeps the upper bytes, and those two that are read as if swapped
         with Image.open(io.BytesIO(data), formats=("PNG",)) as lower:
-            lower.tile = [(*tile[:3], "RGB;16L") for tile in lower.tile]
+            # Plain tuples: named ones are new in Pillow 11.
+            lower.tile = [(*tile[:3], "RGB;16L") for tile in lower.tile]  # pyright: ignore[reportAttributeAccessIssue]
             levels = levels * 256 + np.asarray(lower)
     same = levels == np.asarray(key)
     return same if same.ndim == 2 else same.all(axis=2)

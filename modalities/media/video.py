@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIn
         raise DataError(f"{origin}: the video has no frames")
     if timeless or not has_clock(shown, unit, container_name in BROADCAST):
         return _count(media, origin, 0 if timeless else unit, about)
-    durations = {packet.stamp: packet.duration for packet in shown}
+    durations = {packet.stamp: packet.duration for packet in shown if packet.stamp is not None}  # all have one here
     pts = np.array(sorted(durations), dtype=np.int64)
     times = _seconds(pts, unit)
     last = durations[int(pts[-1])] * unit or 1 / rate
@@ -104,7 +105,7 @@ def _is_444(pixels: str) -> bool:
     return "444" in pixels or pixels.startswith("gbr")
 
 
-def _count(media: Media, origin: str, unit: float, about: dict) -> VideoIndex:
+def _count(media: bytes | Path, origin: str, unit: float, about: dict) -> VideoIndex:
     """Where packets have no display time: the frames in the order in which the decoder returns them.
 
     They come at the times that FFmpeg infers for them where that is possible, else at the file's rate.

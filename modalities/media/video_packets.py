@@ -92,17 +92,18 @@ def has_clock(packets: Sequence[Packet], unit: float, broadcast: bool) -> bool:
         unit: seconds.
         broadcast: the container is one whose clock may be set anew at any place (MPEG-TS and -PS).
     """
-    stamps = [packet.stamp for packet in packets]
-    if None in stamps or len(set(stamps)) < len(stamps):
+    timed = [(packet.stamp, packet.key) for packet in packets if packet.stamp is not None]
+    stamps = [stamp for stamp, _ in timed]
+    if len(stamps) < len(packets) or len(set(stamps)) < len(stamps):
         return False
-    keys = [packet.stamp for packet in packets if packet.key]
+    keys = [stamp for stamp, key in timed if key]
     if any(later < earlier for earlier, later in pairwise(keys)):
         return False
     before = last = None  # key frames
-    for packet in packets:
-        if packet.key:
-            before, last = last, packet.stamp
-        elif before is not None and packet.stamp < before:
+    for stamp, key in timed:
+        if key:
+            before, last = last, stamp
+        elif before is not None and stamp < before:
             return False
     ordered = sorted(stamps)
     return not broadcast or all((later - earlier) * unit <= JUMP for earlier, later in pairwise(ordered))

@@ -224,7 +224,8 @@ def _upright(frame, origin: str, background: Sequence[int] | None) -> np.ndarray
     if background is not None and has_alpha(frame.format.name):
         levels = frame.to_ndarray(format="rgba", threads=1)
         alpha = levels[..., 3:].astype(np.float32) / 255
-        pixels = (levels[..., :3] * alpha + np.float32(background) * (1 - alpha)).round().astype(np.uint8)
+        behind = np.asarray(background, dtype=np.float32)
+        pixels = (levels[..., :3] * alpha + behind * (1 - alpha)).round().astype(np.uint8)
     else:
         pixels = frame.to_ndarray(format="rgb24", threads=1)
     turns = _turns(frame, origin)

@@ -85,7 +85,7 @@ def write_video(video: Tensor, path: Path, fps: float, sound: Tensor | None = No
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-        if track is not None:
+        if track is not None and sound is not None:
             for frame in _sound_frames(av, sound, rate, track.codec_context.frame_size):
                 container.mux(track.encode(frame))
             container.mux(track.encode())

@@ -57,7 +57,7 @@ def score(
     number: int = 96,
     seed: int = 0,
     batch_size: int = 16,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Mode -> colour, shape, timbre, track -> {"right": share, "chance": share}; files of every mode in `folder`.
 

@@ -51,9 +51,10 @@ class Pictures(nn.Module):
         super().__init__()
         self.size, self.antialias = size, antialias
         number = preprocessor.get("resample")
-        self.mode = mode if number is None else PIL_FILTERS.get(number)
-        if self.mode is None:
+        wanted = mode if number is None else PIL_FILTERS.get(number)
+        if wanted is None:
             raise CheckpointError(f"preprocessor_config.json: resample {number!r} is not 2 (bilinear) or 3 (bicubic)")
+        self.mode = wanted
         for name, default in zip(("mean", "std"), statistics, strict=True):
             values = torch.tensor(preprocessor.get(f"image_{name}") or default, dtype=torch.float32)
             if values.shape != (3,) or (name == "std" and not (values > 0).all()):

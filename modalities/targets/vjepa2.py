@@ -51,8 +51,9 @@ def vjepa2(folder: Folder, request: Request, example: str) -> Parts:
     after = -(before + request.length) % tubelet
     steps = (before + request.length + after) // tubelet
     for block in encoder.layer:
-        block.attention.rows_and_columns = request.grid[1:]
-        block.attention.get_position_ids = MethodType(_grid_positions, block.attention)
+        attention: Any = block.attention
+        attention.rows_and_columns = request.grid[1:]
+        attention.get_position_ids = MethodType(_grid_positions, attention)
     spans = (even_spans(steps, tubelet) - before).clamp(0, request.length)
     prepare = Pictures(input_size(config.patch_size, request.grid), folder.preprocessor, IMAGENET, "bilinear")
     return Parts(prepare, VJepa(encoder, request.length, before, after), config.hidden_size, spans)

@@ -144,9 +144,12 @@ def find_file(path: str, name: str) -> str:
         return str(file)
     if not HUB_NAME.fullmatch(path):  # not worth asking the hub, which is retried for half a minute without a network
         raise FileNotFoundError("there is no such folder")
-    from transformers.utils import cached_file
+    # Documented there, and lazily exported, which a type checker does not see.
+    from transformers.utils import cached_file  # pyright: ignore[reportPrivateImportUsage]
 
-    return cached_file(path, name)
+    found = cached_file(path, name)
+    assert found is not None  # it raises instead
+    return found
 
 
 def _import_transformers(kind: str, role: Role) -> Any:

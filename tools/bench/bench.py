@@ -188,7 +188,7 @@ def markdown(rows: list[Row]) -> list[str]:
     """A table with the median and the range of every row."""
     lines = ["| section | what | median | lowest .. highest |", "|---|---|---:|---:|"]
     for row in rows:
-        spread = "" if row.low is None else f"{_shown(row.low)} .. {_shown(row.high)}"
+        spread = "" if row.low is None or row.high is None else f"{_shown(row.low)} .. {_shown(row.high)}"
         lines.append(f"| {row.section} | {row.what} | {_shown(row.value)} {row.unit}".rstrip() + f" | {spread} |")
     return lines
 

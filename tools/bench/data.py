@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from configs.assembly import Assembly
 from configs.schema import Config
@@ -99,7 +100,7 @@ def stage_rows(section: str, dataset: StepDataset, name: str) -> list[Row]:
 class Timed:
     """Another object, of which the time inside some methods is summed in `seconds`; of windows also that of loading."""
 
-    def __init__(self, inner: object, *methods: str):
+    def __init__(self, inner: Any, *methods: str):
         self._inner, self._methods, self.seconds = inner, methods, 0.0
 
     def __len__(self) -> int:

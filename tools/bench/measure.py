@@ -7,7 +7,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,7 @@ class Row:
     times: Times = field(default_factory=dict)
 
 
-def median_row(section: str, what: str, values: list[float], unit: str, times: Times) -> Row:
+def median_row(section: str, what: str, values: Sequence[float], unit: str, times: Times) -> Row:
     """The median of one value per round, with its range."""
     return Row(section, what, statistics.median(values), unit, min(values), max(values), times)
 
@@ -55,7 +55,7 @@ def rate_row(section: str, what: str, times: Times, side: str, amount: float, un
     return median_row(section, what, [amount / seconds for seconds in times[side]], unit, {side: times[side]})
 
 
-def side_by_side(sides: dict[str, Callable[[], object]], rounds: int, warmup: int, device: str) -> Times:
+def side_by_side(sides: Mapping[str, Callable[[], object]], rounds: int, warmup: int, device: str) -> Times:
     """Seconds of every side, interleaved A B C A B C ...; the first `warmup` rounds are run and not counted."""
     times: Times = {name: [] for name in sides}
     for number in range(warmup + rounds):

@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
         print(f"{name}: {count} files, {size / count / 1000:,.0f} kB each")
 
 
-def rng(*parts: object) -> np.random.Generator:
+def rng(*parts: int | str) -> np.random.Generator:
     return np.random.default_rng(key("bench", *parts))
 
 
@@ -75,7 +75,8 @@ def draw_audio(index: int) -> bytes:
     """Chords with a little noise."""
     soundfile, draw, file = need("soundfile", "drawing audio clips", WITHOUT), rng("sound", index), io.BytesIO()
     times = np.arange(RATE * SECONDS) / RATE
-    notes = sum(np.sin(2 * np.pi * pitch * times) for pitch in draw.uniform(100, 2000, 4)) / 10
+    tones = (np.sin(2 * np.pi * pitch * times) for pitch in draw.uniform(100, 2000, 4))
+    notes = sum(tones, start=np.zeros(len(times))) / 10
     soundfile.write(file, notes[:, None] + draw.normal(0, 0.02, (len(times), 2)), RATE, format="FLAC")
     return file.getvalue()
 
@@ -105,7 +106,8 @@ def write_parquet(path: Path, files: dict[str, bytes], column: str) -> None:
 
 def write_mds(folder: Path, files: dict[str, bytes], column: str) -> None:
     try:
-        from streaming import MDSWriter
+        # Only installed for this kind of data, so that a type checker may not see it.
+        from streaming import MDSWriter  # pyright: ignore[reportMissingImports]
     except (ImportError, OSError, RuntimeError):
         return
     size = ROWS * max(map(len, files.values()))

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class Peer:
         self.network = _member(folder, MODEL, CLASS)
         self.denoise_loop = _member(folder, SAMPLING, LOOP)
 
-    def build(self, trunk: SiT, device: str) -> nn.Module:
+    def build(self, trunk: SiT, device: str) -> Any:
         """The official network with the weights of ours, loaded strictly."""
         config = trunk.config
         network = self.network(
@@ -60,7 +61,7 @@ class Peer:
         return network.to(device)
 
     def sampler(
-        self, network: nn.Module, noise: Tensor, label: Tensor, steps: int, guidance: float, high: float, seed: int
+        self, network: Any, noise: Tensor, label: Tensor, steps: int, guidance: float, high: float, seed: int
     ) -> Callable[[], Tensor]:
         """The official SDE loop from `noise` (B, N, C): with guidance both halves run on every step, null half first.
 
@@ -88,10 +89,11 @@ def increments(shape: torch.Size, guided: bool, steps: int, seed: int) -> list[T
     return [torch.randn(batch * (1 + guided), *shape[1:])[-batch:] for _ in range(steps - 1)]
 
 
-def training_step(setup: Setup, network: nn.Module, microbatch: Microbatch) -> Callable[[], float]:
+def training_step(setup: Setup, network: Any, microbatch: Microbatch) -> Callable[[], float]:
     """Self-Flow on the official class as one would write it: one time per token, a full teacher pass (the class has no
     earlier way out), AdamW as torch has it by default, and the EMA as a loop over parameters."""
     alignment, optimizer_config = method_alignment("self_flow").ema_teacher, OptimizerConfig()
+    assert alignment is not None  # of this method
     layer, teacher_layer = alignment.layers(len(network.blocks))
     network.train()
     teacher = copy.deepcopy(network).eval().requires_grad_(False)
@@ -105,6 +107,7 @@ def training_step(setup: Setup, network: nn.Module, microbatch: Microbatch) -> C
     (segment,), (x1,), levels = moved.batch.segments, moved.drawn.noise, moved.drawn.student
     x0, label = segment.x0, moved.batch.context.label
     t, s = levels.values.unbind(1)  # (B,) each
+    assert levels.index is not None  # two levels in every sample
     mask = levels.index.bool()  # (B, N), True where the token has s
 
     def step() -> float:
@@ -147,6 +150,8 @@ def _load(folder: Path, file: Path) -> ModuleType:
     # By file and under a name of its own: the package there is called `src`, which could be anything.
     name = f"official_selfflow_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # of a file in Python
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # its dataclasses look themselves up
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from core.sampling.sampler import SamplerConfig, sample
 from core.training.ema import update_teacher
 from core.training.trainer import Trainer
 from core.trunk.mmdit import MMDiT
+from core.trunk.sit import SiT
 from core.types import NoiseLevels, TrunkOutput
 from tools.bench import measure
 from tools.bench.measure import Row, median_row, rate_row, ratio_row, side_by_side
@@ -29,6 +31,7 @@ from tools.bench.sides import (
     build_trainer,
     class_context,
     make_microbatch,
+    microbatch_of,
     sit_config,
     step_of,
     text_context,
@@ -56,7 +59,7 @@ def step_rows(setup: Setup, peer: Peer | None) -> list[Row]:
         sides = {"self_flow": step_of(ours), "flow_matching": step_of(plain)}
         if peer:
             network = peer.build(build_sit(setup), setup.device)
-            sides["official"] = training_step(setup, network, ours.loader.microbatches[0])
+            sides["official"] = training_step(setup, network, microbatch_of(ours))
         times = side_by_side(sides, setup.rounds, setup.warmup, setup.device)
     names = {"self_flow": "Self-Flow", "flow_matching": "flow matching", "official": "official class, Self-Flow"}
     rows += [rate_row("step", names[side], times, side, setup.batch, "images/s") for side in sides]
@@ -74,7 +77,7 @@ def check_losses(setup: Setup, peer: Peer) -> Row:
     """
     setup = replace(setup, precision="fp32", compile=False)
     with sit_trainer(setup) as trainer:
-        microbatch = trainer.loader.microbatches[0]
+        microbatch = microbatch_of(trainer)
         ours, theirs = step_of(trainer), training_step(setup, peer.build(build_sit(setup), setup.device), microbatch)
         worst = max(abs(ours() - theirs()) for _ in range(2))
     return _agreement("step", "largest difference of the losses of two steps, float32", worst, LOSSES_AGREE)
@@ -120,6 +123,7 @@ def sampling_rows(setup: Setup, peer: Peer | None) -> list[Row]:
             sides["ours, exact"] = our_sampler(guidance, high, batch_invariant=True)
         if peer:
             label = batch.context.label
+            assert label is not None  # of `class_context`
             sides["official"] = peer.sampler(network, noise, label, setup.steps, guidance, high, seed=0)
             official = sides["official"]()
             worst = max(float((sides[side]() - official).abs().max()) for side in sides if side != "official")
@@ -182,14 +186,29 @@ def steps_in_process(setup: Setup, peer_folder: Path | None) -> tuple[list[float
     return seconds, before, measure.peak_memory(setup.device)
 
 
-class Recorder:
+class Recorder(nn.Module):
     """Calls a network and keeps the last arguments and output."""
 
+    arguments: tuple
+    output: TrunkOutput
+
     def __init__(self, network: nn.Module):
+        super().__init__()
         self.network = network
 
-    def __call__(self, *arguments) -> TrunkOutput:
+    def forward(self, *arguments) -> TrunkOutput:
         self.arguments, self.output = arguments, self.network(*arguments)
+        return self.output
+
+
+class Answer(nn.Module):
+    """Gives one output at once, whatever it is asked."""
+
+    def __init__(self, output: TrunkOutput):
+        super().__init__()
+        self.output = output
+
+    def forward(self, *_arguments) -> TrunkOutput:
         return self.output
 
 
@@ -198,11 +217,13 @@ def overhead_rows(setup: Setup) -> list[Row]:
     forward. Measured twice, as the rest beside the passes alone, and as the sum of the other pieces timed directly."""
     with sit_trainer(setup) as trainer:
         student, teacher, objective = trainer.student, trainer.teacher, trainer.objective
-        moved = trainer.loader.microbatches[0].to(trainer.device)
+        moved = microbatch_of(trainer).to(trainer.device)
         seen, target = Recorder(student), Recorder(teacher)
         with setup.autocast():
             total_loss(objective(seen, target, moved.batch, moved.drawn, moved.counts))
+        answered = Answer(target.output)
         (layer,) = seen.output.projected
+        assert seen.output.velocity is not None  # the student runs to its end
         velocity, projected = seen.output.velocity[0].detach(), seen.output.projected[layer].detach()
 
         def losses() -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,10 +231,13 @@ def overhead_rows(setup: Setup) -> list[Row]:
             leaves = velocity.clone().requires_grad_(), projected.clone().requires_grad_()
             output = TrunkOutput((leaves[0],), {}, {layer: leaves[1]})
             with setup.autocast():
-                terms = objective(lambda *_: output, lambda *_: target.output, moved.batch, moved.drawn, moved.counts)
+                terms = objective(Answer(output), answered, moved.batch, moved.drawn, moved.counts)
                 loss = total_loss(terms)
             loss.backward()
-            return leaves[0].grad, leaves[1].grad
+            first, second = (leaf.grad for leaf in leaves)
+            assert first is not None  # of that loss
+            assert second is not None
+            return first, second
 
         gradients = losses()
 
@@ -235,7 +259,7 @@ def overhead_rows(setup: Setup) -> list[Row]:
         sides = {"whole step": step_of(trainer), "network passes": passes, **pieces}
         times = side_by_side(sides, setup.rounds, setup.warmup, setup.device)
 
-    def share(what: str, part: list[float]) -> Row:
+    def share(what: str, part: Sequence[float]) -> Row:
         percent = [100 * a / whole for a, whole in zip(part, times["whole step"], strict=True)]
         return median_row("overhead", what, percent, "% of a step", times)
 
@@ -276,7 +300,7 @@ def trunk_rows(setup: Setup, name: str, text_tokens: int, peak_tflops: float | N
     return rows
 
 
-def step_flops(trainer: Trainer, kind: type[nn.Module], config: object) -> int:
+def step_flops(trainer: Trainer, kind: type[SiT] | type[MMDiT], config: Any) -> int:
     """Matrix products and attention of a Self-Flow step: three times the student's forward pass, the backward pass
     counting twice, and the teacher's forward pass up to its layer.
 
@@ -284,7 +308,7 @@ def step_flops(trainer: Trainer, kind: type[nn.Module], config: object) -> int:
     """
     with torch.device("meta"):
         network = kind(config, projectors=HEADS)
-    batch = trainer.loader.microbatches[0].batch.to("meta")
+    batch = microbatch_of(trainer).batch.to("meta")
     noisy = tuple(segment.x0 for segment in batch.segments)
     levels = NoiseLevels(torch.empty(batch.size, 1, device="meta"))
     (alignment,) = trainer.objective.terms

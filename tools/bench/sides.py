@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,11 +24,13 @@ from core.trunk import mmdit, sit
 from core.trunk.context import ContextConfig
 from core.trunk.projectors import TEACHER, ProjectorSpec
 from core.types import Context, Segment, TokenBatch
+from modalities.generation import Trunk
 
 TINY = sit.Size(width=64, depth=4, heads=4)  # for tests and trials; the published sizes begin at S
 CLASSES = 1000
 MASK_RATIO = 0.25  # of images (paper A.3)
 MMDIT_CHANNELS = 128  # a 2x2 patch of the FLUX.2 autoencoder's 32
+Network = TypeVar("Network", bound=nn.Module)
 HEADS = {TEACHER: ProjectorSpec()}  # that of the released weights
 
 
@@ -89,7 +92,7 @@ def build_sit(setup: Setup) -> sit.SiT:
 
 
 @torch.no_grad()
-def filled(trunk: nn.Module) -> nn.Module:
+def filled(trunk: Network) -> Network:
     """Replace parameters that are all zero by normal ones of deviation 0.02."""
     for name, parameter in trunk.named_parameters():
         if not parameter.any():
@@ -97,7 +100,7 @@ def filled(trunk: nn.Module) -> nn.Module:
     return trunk
 
 
-def trunk_config(name: str, setup: Setup, text_tokens: int) -> tuple[type[nn.Module], object, int]:
+def trunk_config(name: str, setup: Setup, text_tokens: int) -> tuple[type[sit.SiT] | type[mmdit.MMDiT], Any, int]:
     """`kind:size` -> (class of the trunk, its configuration, channels C).
 
     The MMDiT reads features of a frozen encoder, or with `text_tokens` 0 a class like the SiT.
@@ -165,7 +168,7 @@ class Repeat:
             yield step, self.microbatches
 
 
-def build_trainer(setup: Setup, trunk: nn.Module, method: str, microbatch: Microbatch, folder: Path) -> Trainer:
+def build_trainer(setup: Setup, trunk: Trunk, method: str, microbatch: Microbatch, folder: Path) -> Trainer:
     """The trainer of real runs, with its default optimizer, video and EMA; it owns (and trains) the given trunk."""
     config = TrainingConfig(steps=1, device=setup.device, precision=setup.precision, compile=setup.compile)
     objective = Objective(build_alignment(method_alignment(method), trunk.depth))
@@ -173,11 +176,17 @@ def build_trainer(setup: Setup, trunk: nn.Module, method: str, microbatch: Micro
     return Trainer(config, trunk, objective, Repeat(microbatch), run, {"image": 1.0}, {})
 
 
+def microbatch_of(trainer: Trainer) -> Microbatch:
+    """The one that `build_trainer` was given."""
+    assert isinstance(trainer.loader, Repeat)
+    return trainer.loader.microbatches[0]
+
+
 def step_of(trainer: Trainer) -> Callable[[], float]:
     """One whole optimizer step on the feed's microbatch; returns the loss before it."""
 
     def step() -> float:
         number, microbatches = next(trainer.loader.steps(0, 1))
-        return trainer.train_step(number, microbatches)["loss"]
+        return float(trainer.train_step(number, microbatches)["loss"])
 
     return step

@@ -88,7 +88,7 @@ class Run:
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Raises ConfigError with all problems of the file."""
-    return load(Study, path, overrides)
+    return load(Study, path, list(overrides))
 
 
 def plan(study: Study, path: Path, out: Path) -> list[Run]:

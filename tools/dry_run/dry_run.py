@@ -69,9 +69,9 @@ def describe(config: Config, root: Path) -> str:
 
 def stream_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share: float) -> list[str]:
     """Data, tokens and times of a stream."""
-    context = step.microbatch.batch.context
-    words, wide = (1, 0) if context.tokens is None else (context.tokens.shape[1], context.tokens.is_floating_point())
-    channels = f" of {context.tokens.shape[2]:,} channels" if wide else ""
+    text, words, channels = step.microbatch.batch.context.tokens, 1, ""
+    if text is not None:
+        words, channels = text.shape[1], f" of {text.shape[2]:,} channels" if text.is_floating_point() else ""
     source = plan.assembly.streams[name].source
     lines = [f"records   {len(source):,}, drawn in {share:.0%} of the steps"]
     lines += [f"          {line}" for line in data_lines(source)]

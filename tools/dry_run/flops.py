@@ -52,18 +52,22 @@ def network_flops(objective: Objective, trunk: nn.Module, completed: Microbatch)
     empty = without_storage(trunk)
     counters = {name: FlopCounterMode(display=False) for name in ("student", "teacher")}
 
-    def counted(name: str):
-        def forward(*arguments):
-            with counters[name]:
-                return empty(*arguments)
+    student, teacher = (_Counted(empty, counters[name]) for name in ("student", "teacher"))
+    objective(student, teacher, completed.batch, completed.drawn, completed.counts, completed.targets)
+    flops = {name: counter.get_total_flops() for name, counter in counters.items()}
+    return {"student": (1 + BACKWARD) * flops["student"], "teacher": flops["teacher"]}
 
-        return forward
 
-    objective(
-        counted("student"), counted("teacher"), completed.batch, completed.drawn, completed.counts, completed.targets
-    )
-    student, teacher = (counters[name].get_total_flops() for name in ("student", "teacher"))
-    return {"student": (1 + BACKWARD) * student, "teacher": teacher}
+class _Counted(nn.Module):
+    """A network whose work is counted."""
+
+    def __init__(self, network: nn.Module, counter: FlopCounterMode):
+        super().__init__()
+        self.network, self.counter = network, counter
+
+    def forward(self, *arguments):
+        with self.counter:
+            return self.network(*arguments)
 
 
 def complete(raw: RawBatch | Microbatch, preprocess: DevicePreprocess | None) -> tuple[Microbatch, int]:
@@ -73,7 +77,9 @@ def complete(raw: RawBatch | Microbatch, preprocess: DevicePreprocess | None) ->
     themselves run, on fake tensors; an encoder that looks at values, which these lack, really runs.
     """
     if preprocess is None:
+        assert isinstance(raw, Microbatch)
         return raw.to(META), 0
+    assert isinstance(raw, RawBatch)
     for part in raw.parts:
         adapter = preprocess.parts[raw.stream][part.name].adapter
         if part.latents is None and adapter.has_weights:

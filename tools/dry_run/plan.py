@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -31,6 +32,8 @@ from modalities.data.loader import StepDataset
 from tools.dry_run.flops import META, complete
 from tools.dry_run.published import autoencoder_flops, text_flops
 from tools.dry_run.standins import open_data
+
+Item = TypeVar("Item")
 
 # Channels of published encoders, which a projector must know; for others the weights have to be there.
 ENCODER_CHANNELS = {
@@ -90,6 +93,7 @@ class Plan:
             if name in missing:  # nothing encodes, so latents of the right size stand in
                 shown.append(replace(part, latents=torch.zeros_like(part.noise)))
                 entry = entries[part.name]
+                assert part.media is not None  # beside latents of an autoencoder with weights
                 with suppress(ConfigError):  # diffusers is not there either
                     counted[name] = autoencoder_flops(entry.media.autoencoder, entry.modality, tuple(part.media.shape))
             else:
@@ -207,9 +211,9 @@ def not_here(path: str) -> str:
     return f"{path} is not on this machine; training fetches it from the Hugging Face hub"
 
 
-def refuse_to_fetch(path: str) -> None:
+def refuse_to_fetch(path: str | None) -> None:
     """Raises ConfigError."""
-    if reason := not_here(path):
+    if path is not None and (reason := not_here(path)):
         raise ConfigError(reason)
 
 
@@ -249,7 +253,7 @@ def repeated(one: Microbatch, size: int) -> Microbatch:
     )
 
 
-def _repeated(item, size: int):
+def _repeated(item: Item, size: int) -> Item:
     """Every tensor (1, ...) as (size, ...), without memory for the copies."""
     return map_tensors(item, lambda tensor: tensor.expand(size, *tensor.shape[1:]))
 

@@ -79,6 +79,7 @@ def autoencoder_flops(config: AutoencoderConfig, modality: str, media: tuple[int
     if config.kind not in AUTOENCODERS:
         return None
     kind, (name, sizes) = pretrained_kind(config, modality), AUTOENCODERS[config.kind]
+    assert kind is not None  # all of `AUTOENCODERS` have weights
     network_class = diffusers_class(config.kind, name)
     return _count(lambda: network_class(**sizes).eval(), lambda network: kind.encode(network, torch.empty(media)))
 

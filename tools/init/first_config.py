@@ -6,8 +6,11 @@ import json
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import TypeVar
 
 from tools.init.folder_look import CAPTION_FIELDS, CAPTIONED_ENOUGH, Found, Look, held_out
+
+Value = TypeVar("Value", int, float)
 
 WORD_ROUND, MOST_WORDS = 8, 256
 LARGE_VOCABULARY = 2000  # different words, from which on the table is larger
@@ -193,9 +196,15 @@ def _stream(name: str, found: Found, fit: Machine, condition: Condition, share: 
     return lines
 
 
+def _known(value: Value | None) -> Value:
+    """What every file of the modality has."""
+    assert value is not None
+    return value
+
+
 def _side(found: Found, largest: int) -> int:
     """A multiple of 16 up to `largest` that does not enlarge the usual file, but 16 at least."""
-    short = min(found.files.height, found.files.width)
+    short = min(_known(found.files.height), _known(found.files.width))
     return max(16, min(largest, short // 16 * 16))
 
 
@@ -207,9 +216,9 @@ def _image(found: Found, fit: Machine) -> tuple[list[str], str]:
 
 def _video(found: Found, fit: Machine) -> tuple[list[str], str]:
     side, files = _side(found, fit.side["video"]), found.files
-    rate = max(1.0, round(files.rate, 3))
+    rate, shortest = max(1.0, round(_known(files.rate), 3)), _known(files.shortest)
     # As slow as 8 frames a second where videos are long enough, faster for short ones, never faster than the files.
-    fps = round(min(max(8.0, ceil(fit.frames / max(files.shortest, 0.01))), rate), 3)
+    fps = round(min(max(8.0, ceil(fit.frames / max(shortest, 0.01))), rate), 3)
     seconds = fit.frames / fps
     return [
         f"media:                      # videos of {seconds:.2g} s; files shorter than that repeat their last frame",
@@ -220,8 +229,8 @@ def _video(found: Found, fit: Machine) -> tuple[list[str], str]:
 
 def _audio(found: Found, fit: Machine) -> tuple[list[str], str]:
     files = found.files
-    rate = int(min(fit.rate, files.rate))
-    seconds = max(0.1, round(min(fit.seconds, files.seconds), 2))
+    rate = int(min(fit.rate, _known(files.rate)))
+    seconds = max(0.1, round(min(fit.seconds, _known(files.seconds)), 2))
     hop = max(1, rate // 100)
     return [
         f"media:                      # {ceil(round(seconds * rate) / hop) + 1} tokens; shorter files are padded with "

@@ -266,14 +266,16 @@ def probe(source: Source, modality: str) -> tuple[Files, int, int]:
 def measure(record: Record, modality: str) -> dict[str, float]:
     """Size, rate and length of one file. Raises DataError for one that is not of the modality."""
     if modality == "audio":
-        info = probe_audio(record.media, record.origin, record.rate)
+        info = probe_audio(record.readable(), record.origin, record.rate)
         return {"rate": info.rate, "seconds": info.samples / info.rate, "channels": info.channels}
     if modality == "video":
-        index = index_video(record.media, record.origin, record.rate)
-        (frame,) = read_frames(record.media, record.origin, index, np.array([0]))
+        index = index_video(record.readable(), record.origin, record.rate)
+        (frame,) = read_frames(record.readable(), record.origin, index, np.array([0]))
         rate = (len(index.pts) - 1) / index.times[-1] if len(index.pts) > 1 else 1 / index.seconds
         return {"height": frame.shape[0], "width": frame.shape[1], "rate": float(rate), "seconds": index.seconds}
-    source = io.BytesIO(record.media) if isinstance(record.media, bytes) else record.media
+    media = record.readable()
+    assert not isinstance(media, np.ndarray)  # sources of files give no arrays
+    source = io.BytesIO(media) if isinstance(media, bytes) else media
     try:
         with Image.open(source) as picture:  # its header alone
             return {"height": picture.height, "width": picture.width}

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from configs.assembly.latents import stored_adapter
 from core.errors import ConfigError
+from modalities.base import StoredLatents
 from modalities.latents.bad import lines
 from modalities.latents.chunks import QUARANTINE, SETTINGS, read_quarantine
 from modalities.latents.format import MANIFEST, Manifest, StoredPart, read_manifest
@@ -50,7 +51,9 @@ def inspect_encoded(folders: list[Path], options: argparse.Namespace) -> int:
 def describe(folder: Path) -> list[str]:
     """The manifest in words, or how far an unfinished folder has come."""
     if not (folder / MANIFEST).is_file():
-        settings, chunks, count = unfinished(folder)
+        begun = unfinished(folder)
+        assert begun is not None  # or it would not be taken for encoded data
+        settings, chunks, count = begun
         samples, bad = sum(chunk.samples for chunk in chunks), [entry for chunk in chunks for entry in chunk.bad]
         return [
             f"encoding  {folder}: not finished: {len(chunks)} of {count} chunks, {samples:,} samples, {len(bad)} bad; "
@@ -118,7 +121,11 @@ def decode(folder: Path, number: int, out: Path, weights: str | None) -> list[Pa
     number = min(number, len(source))
     for turn in range(number):
         record = source.read(turn * len(source) // number)
-        media = {name: part.adapter.decode(record.part(name).media.mean[None])[0] for name, part in parts.items()}
+        media = {}
+        for name, part in parts.items():
+            latents = record.part(name).media
+            assert isinstance(latents, StoredLatents)  # of this source
+            media[name] = part.adapter.decode(latents.mean[None])[0]
         name = f"{manifest.stream}-{turn:03}-{''.join(c if c.isalnum() else '_' for c in record.key)[-80:]}"
         files += write_parts(parts, media, out / name)
         (out / f"{name}.txt").write_text("".join(f"{caption}\n" for caption in record.captions), "utf-8", "replace")

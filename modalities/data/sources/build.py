@@ -280,7 +280,7 @@ def _synthetic(config: SourceConfig, modalities: tuple[str, ...], root: Path) ->
     if set(modalities) == {"video", "audio"}:
         rate = {} if config.rate is None else {"fps": config.rate}
         return AudiovisualSource(config.size, config.seed, config.count, config.frames, **rate)
-    if len(modalities) > 1:
+    if len(modalities) != 1:
         raise ConfigError(
             f"kind: 'synthetic' draws one of {', '.join(SUFFIXES)}, or a video with its audio; "
             f"not {' with '.join(modalities)}"

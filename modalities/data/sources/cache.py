@@ -30,8 +30,10 @@ def user_cache(name: str) -> Path:
 def parse_size(text: str) -> int:
     """Bytes of "100gb", "1.5 TB" or "4096" (powers of 1024). Raises ConfigError for anything else, and for 0."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b?)\s*", str(text).lower())
-    unit = found and (found[2] if found[2].endswith("b") or not found[2] else found[2] + "b")
-    size = round(float(found[1]) * _UNITS[unit]) if found else 0
+    size = 0
+    if found:
+        unit = found[2] if found[2].endswith("b") or not found[2] else found[2] + "b"
+        size = round(float(found[1]) * _UNITS[unit])
     if size < 1:
         raise ConfigError(f"{text!r} is not a size; write it as 500mb, 100gb or 2tb")
     return size
@@ -72,7 +74,7 @@ class FileCache:
                 if touch(path):
                     return path
                 if self.limit is not None:
-                    self._make_room(lock, size)
+                    self._make_room(lock, size, self.limit)
                 part.unlink(missing_ok=True)  # of a process that was killed
                 try:
                     fetch(part)
@@ -93,7 +95,7 @@ class FileCache:
         """Remove a file that turned out to be damaged."""
         (self.folder / name).unlink(missing_ok=True)
 
-    def _make_room(self, lock, size: int) -> None:
+    def _make_room(self, lock, size: int, limit: int) -> None:
         _lock(lock, 0)
         found = []
         for folder, _, names in os.walk(self.folder):
@@ -105,7 +107,7 @@ class FileCache:
                 found.append((state.st_mtime, state.st_size, Path(folder, name)))
         used = sum(entry[1] for entry in found)
         for last_use, taken, path in sorted(found):
-            if used + size <= self.limit:
+            if used + size <= limit:
                 break
             # What is being fetched may have files of its own beside it, such as NAME.part.zip.
             if path.name == _LOCK or (_PART in path.suffixes and time.time() - last_use < _ABANDONED):

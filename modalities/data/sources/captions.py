@@ -61,8 +61,8 @@ class CaptionRule:
                 unfit = unfit or error  # of no matter beside one that fits
         if found:
             return tuple(found)
-        if problem or unfit:
-            raise problem or unfit
+        if reason := problem or unfit:
+            raise reason
         if self.default:
             return (self.default,)
         looked = "a label" if self.mode == "label" else f"one of the fields {', '.join(self.fields)}"

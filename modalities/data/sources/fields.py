@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from typing import Any, cast
 
 
 def lookup(fields: Mapping[str, object], name: str) -> object:
@@ -48,7 +49,7 @@ def _inside(value: object, parts: list[str]) -> object:
     return [item for item in found if not is_missing(item)]
 
 
-def opened(value: object) -> object:
+def opened(value: Any) -> object:
     """The object or list in a text of JSON, the mapping in pairs (a map of Parquet), anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         return parsed_json(value, value)
@@ -57,7 +58,7 @@ def opened(value: object) -> object:
     return value
 
 
-def json_list(value: object) -> object:
+def json_list(value: Any) -> object:
     """The list in a text such as '["a cat", "a grey cat"]'; anything else as it is."""
     if isinstance(value, str) and value.startswith("["):
         parsed = parsed_json(value, value)
@@ -66,7 +67,7 @@ def json_list(value: object) -> object:
     return value
 
 
-def parsed_json(text: str, otherwise: object) -> object:
+def parsed_json(text: str, otherwise: Any) -> Any:
     """What a text of JSON holds, or something else where it is none."""
     try:
         return json.loads(text)
@@ -88,5 +89,6 @@ def class_name(value: object) -> str | None:
         return None
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    whole = isinstance(value, Real) and not isinstance(value, Integral) and value == value // 1
-    return str(int(value)) if whole else str(value)
+    if isinstance(value, Real) and not isinstance(value, Integral) and value == value // 1:
+        return str(int(cast(float, value)))  # numbers.Real does not say that it has __int__
+    return str(value)

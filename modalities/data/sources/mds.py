@@ -22,6 +22,7 @@ import time
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import numpy as np
@@ -145,10 +146,10 @@ class MdsShards:
         self._reset()
 
     def _reset(self) -> None:
-        self._readers: dict[int, object] = {}
+        self._readers: dict[int, Any] = {}  # of another package, see `_engine`
         self._checked: set[int] = set()  # shards that this process has checked
         self._failed: dict[int, tuple[float, str]] = {}  # when and why
-        self._client: tuple[int, object] = (0, None)  # of the object store, with the process that made it
+        self._client: tuple[int, Any] = (0, None)  # of the object store, with the process that made it
 
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -245,9 +246,12 @@ class MdsShards:
     def _download_remote(self, url: str, to: Path) -> None:
         for attempt in range(ATTEMPTS):
             try:
-                if self._client[0] != os.getpid():  # a client that was carried over a fork must not be used
-                    self._client = (os.getpid(), _engine().CloudDownloader.get(self.path))
-                self._client[1].download(url, str(to), TIMEOUT)
+                client: Any  # of another package
+                owner, client = self._client
+                if owner != os.getpid():  # a client that was carried over a fork must not be used
+                    client = _engine().CloudDownloader.get(self.path)
+                    self._client = (os.getpid(), client)
+                client.download(url, str(to), TIMEOUT)
                 return
             except ConfigError:
                 raise
@@ -268,10 +272,11 @@ _OF_A_PROCESS = ("_readers", "_checked", "_failed", "_client")
 def _engine() -> SimpleNamespace:
     """What is used of mosaicml-streaming, whose import takes seconds and brings torchvision along."""
     need("streaming", "MDS shards (kinds mds and latents)", "Folders, tars and Parquet files are read")
-    from streaming.base.compression import decompress
-    from streaming.base.format import reader_from_json
-    from streaming.base.hashing import get_hash, is_hash
-    from streaming.base.storage import CloudDownloader
+    # Only installed for this kind of data, so that a type checker may not see it.
+    from streaming.base.compression import decompress  # pyright: ignore[reportMissingImports]
+    from streaming.base.format import reader_from_json  # pyright: ignore[reportMissingImports]
+    from streaming.base.hashing import get_hash, is_hash  # pyright: ignore[reportMissingImports]
+    from streaming.base.storage import CloudDownloader  # pyright: ignore[reportMissingImports]
 
     return SimpleNamespace(
         decompress=decompress,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -87,7 +88,7 @@ class ParquetSource:
         self.paths, self.media, self.label, self.shuffle_blocks = paths, media, label, shuffle_blocks
         self._stems = stems(paths)
         self.captions, selection = captions or CaptionRule(), selection or Selection()
-        self._cache: OrderedDict[tuple[int, int], object] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int], Any] = OrderedDict()
         if self.captions.mode == "label" and not label and not self.captions.constant:
             raise ConfigError("captions: 'label' needs label_field, the column of the class names")
         found = self._open_all(selection)
@@ -140,14 +141,16 @@ class ParquetSource:
 
     def _look(self, path: Path, selection: Selection) -> _File:
         """The row groups of one file, and the rows that are taken."""
-        needed = list(dict.fromkeys((*selection.fields, *([self.label] if self.label else []))))
+        wanted: list[str] = [*selection.fields, *([self.label] if self.label else [])]
+        needed = list(dict.fromkeys(wanted))
         with _open(path) as file:
             names = file.schema_arrow.names
             columns = self._columns(names, needed, path)
             self._check_media(file.schema_arrow.field(self.media).type, path)
             sizes, largest = _row_groups(file, columns)
             json = _json_columns(file)
-            outer = list(dict.fromkeys(column_of(name, names) for name in needed))
+            found = (column_of(name, names) for name in needed)  # all there, `_columns` has looked
+            outer = list(dict.fromkeys(column for column in found if column is not None))
             filtered = bool(selection.fields) or selection.split != "all"
             taken, labels, first = [], set(), 0
             for group, size in enumerate(sizes.tolist() if needed or filtered else []):
@@ -159,7 +162,7 @@ class ParquetSource:
                     rows = [row for row, one, key in zip(rows, fields, keys, strict=True) if selection.takes(one, key)]
                     taken.append(np.array(rows, dtype=np.int32))
                 if self.label:
-                    column = column_of(self.label, names)
+                    column = column_of(self.label, names) or self.label
                     values = ({column: _value(table[column][row], column in json)} for row in rows)
                     found = (class_name(lookup(value, self.label)) for value in values)
                     labels.update(name for name in found if name is not None)

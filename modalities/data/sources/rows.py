@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from core.errors import DataError
 from modalities.base import Record
@@ -10,7 +11,7 @@ from modalities.data.sources.captions import CaptionRule
 from modalities.data.sources.fields import class_name, json_list, lookup
 
 
-def row_record(row: dict[str, object], media: str, label: str, captions: CaptionRule, key: str, origin: str) -> Record:
+def row_record(row: dict[str, Any], media: str, label: str, captions: CaptionRule, key: str, origin: str) -> Record:
     """The record of a row.
 
     Args:

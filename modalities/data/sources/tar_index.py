@@ -219,11 +219,12 @@ class TarIndex:
             ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) if many else nullcontext() as pool,
             tqdm(total=len(todo), unit="tar", desc="indexing", disable=len(todo) < _IN_PARALLEL) as bar,
         ):
-            made = pool.map(self._build, tasks, chunksize=4) if many else map(self._build, tasks)
+            made = map(self._build, tasks) if pool is None else pool.map(self._build, tasks, chunksize=4)
+            scanned = {}
             for number, summary in zip(todo, made, strict=True):
-                found[number] = summary
+                scanned[number] = summary
                 bar.update()
-        return found
+        return [scanned[number] if summary is None else summary for number, summary in enumerate(found)]
 
     def load(self, path: Path, content: bytes) -> TarTable:
         """The table of one tar with the digest of its summary, from a file or by another scan.

@@ -55,7 +55,8 @@ def scan(path: Path) -> tuple[list[Member], str, Account]:
                         folder = posixpath.dirname(name) if info.issym() else ""
                         links[len(members)] = posixpath.normpath(posixpath.join(folder, info.linkname))
                         members.append(Member(name, 0, 0))
-                    tar.members.clear()  # or they all stay in memory
+                    # Or they all stay in memory. Not in the stubs, and `getmembers` would read the whole file.
+                    tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
             except tarfile.TarError as error:
                 damage = str(error)
             end = tar.offset

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from core.errors import CheckpointError, ShapeError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -54,13 +56,18 @@ class FeatureNetwork(Protocol):
         distance: what a Frechet distance of its `pool` is called, such as "FID".
     """
 
-    name: str
-    kind: str
-    distance: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def distance(self) -> str: ...
 
     def __call__(self, media: Tensor) -> Features: ...
 
-    def to(self, device: torch.device | str) -> FeatureNetwork: ...
+    def to(self, device: torch.device | str) -> Self: ...
 
 
 SHAPES = {"image": "(B, 3, H, W)", "video": "(B, T, 3, H, W)", "audio": "(B, channels, samples)"}
@@ -78,7 +85,7 @@ def expect(media: Tensor, modality: str, name: str) -> None:
         raise ShapeError(f"{name}: the media hold values that are not finite")
 
 
-def freeze(network: nn.Module) -> nn.Module:
+def freeze(network: Network) -> Network:
     for weight in network.parameters():  # not `network.requires_grad_`, which TorchScript lacks
         weight.requires_grad_(False)
     return network.eval()
@@ -134,7 +141,7 @@ class Framewise(nn.Module):
 
     CHUNK = 32  # frames at once, so that memory does not grow with the length of videos
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: FeatureNetwork):
         super().__init__()
         self.network = network
         self.kind = network.kind

@@ -151,7 +151,9 @@ def _classified(reader: Reader, part: str, batch: int) -> Iterator[tuple[Tensor,
     for records in reader.records(CLASSIFIER_RECORDS, batch):
         known = records.labels >= 0
         if known.any():
-            yield records.media[part][known], records.labels[known]
+            media = records.media[part]
+            assert isinstance(media, Tensor)  # samples are of media, not of stored latents: `impossible_measures`
+            yield media[known], records.labels[known]
 
 
 def _rate(subject: Subject, part: str) -> int | None:

@@ -38,6 +38,7 @@ FORMAT = "selfflow small classifier 1"
 def to_planes(media: Tensor, modality: str, sample_rate: int | None) -> Tensor:
     """Media -> uint8 (B, C, H, W), with H and W multiples of 8."""
     if modality == "audio":
+        assert sample_rate is not None  # of audio, the classifier asks for it
         window = 2 ** round(math.log2(max(16, 0.064 * sample_rate)))
         sound = media.float().mean(dim=1)  # (B, S)
         sound = functional.pad(sound, (0, max(0, window - sound.shape[1])))
@@ -113,6 +114,8 @@ class Classifier(nn.Module):
 
     kind = "classifier"
     distance = "FD (small classifier)"
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, modality: str, classes: Sequence[str], data: str, sample_rate: int | None = None):
         super().__init__()
@@ -225,7 +228,7 @@ def train_classifier(
     net = network.net
     net.reset(generator(seed, "classifier", "weights"))
     network.to(device).train()
-    net.to(memory_format=torch.channels_last)
+    net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # not in torch's stubs
     decayed = [weight for weight in net.parameters() if weight.ndim > 1]
     plain = [weight for weight in net.parameters() if weight.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": plain, "weight_decay": 0.0}]
@@ -246,7 +249,7 @@ def train_classifier(
 
     settle_norms(network, planes[train], batch, seed)
     freeze(network)
-    net.to(memory_format=torch.contiguous_format)
+    net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # not in torch's stubs
     with torch.inference_mode():
         right = sum(
             int((net(network.scale(planes[part].to(device)))[1].argmax(1).cpu() == labels[part]).sum())

@@ -22,6 +22,7 @@ the branch behind spatial) for images of 32 to 350 pixels; the graph alone also 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -92,7 +93,7 @@ class Mixed(nn.Module):
         pooled: channels of the 1 x 1 convolution behind the pooling, 0 in a halving block, which has none.
     """
 
-    def __init__(self, ins: int, branches: list[list[Step | list[Step]]], pool=average, pooled: int = 0):
+    def __init__(self, ins: int, branches: Sequence[Sequence[Step | list[Step]]], pool=average, pooled: int = 0):
         super().__init__()
         self.chains: list[list[list[str]]] = []
         self.pool = pool

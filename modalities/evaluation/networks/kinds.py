@@ -17,6 +17,11 @@ from modalities.evaluation.networks.pretrained import Clap, Clip, DinoV2
 from modalities.evaluation.networks.video import I3D, VideoMAE
 
 
+def _clap(path: str, rate: int | None) -> Clap:
+    assert rate is not None  # `build_network` asks for one
+    return Clap(path, rate)
+
+
 @dataclass(frozen=True)
 class Kind:
     """
@@ -37,7 +42,7 @@ KINDS: dict[str, Kind] = {
     "clip": Kind("image", lambda path, rate: Clip(path), Clip.TAKES),
     "videomae": Kind("video", lambda path, rate: VideoMAE(path), VideoMAE.TAKES),
     "i3d": Kind("video", lambda path, rate: I3D(path), I3D.TAKES),
-    "clap": Kind("audio", lambda path, rate: Clap(path, rate), Clap.TAKES),
+    "clap": Kind("audio", _clap, Clap.TAKES),
     "classifier": Kind("", lambda path, rate: Classifier.load(path), "a file that `Classifier.save` wrote"),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def need_transformers(kind: str) -> ModuleType:
     return need("transformers", f"feature network {kind}", "The networks inception, i3d and classifier work")
 
 
-def from_pretrained(kind: str, name: str, path: str, takes: str):
+def from_pretrained(kind: str, name: str, path: str, takes: str) -> Any:
     """`transformers.<name>.from_pretrained(path)`; a model must find every one of its weights there.
 
     Raises:
@@ -92,10 +93,10 @@ class Clip(nn.Module):
 
     def __init__(self, path: str):
         super().__init__()
-        self.model = from_pretrained(self.kind, "CLIPModel", path, self.TAKES)
-        self.tokenizer = from_pretrained(self.kind, "CLIPTokenizer", path, self.TAKES)
-        self.side = self.model.config.vision_config.image_size
-        self.length = self.model.config.text_config.max_position_embeddings
+        self.model: Any = from_pretrained(self.kind, "CLIPModel", path, self.TAKES)
+        self.tokenizer: Any = from_pretrained(self.kind, "CLIPTokenizer", path, self.TAKES)
+        self.side: int = self.model.config.vision_config.image_size
+        self.length: int = self.model.config.text_config.max_position_embeddings
         self.name = f"CLIP ({label(path)})"
 
     @torch.inference_mode()
@@ -152,7 +153,7 @@ class DinoV2(nn.Module):
 
     def __init__(self, path: str):
         super().__init__()
-        self.model = from_pretrained(self.kind, "Dinov2Model", path, self.TAKES)
+        self.model: Any = from_pretrained(self.kind, "Dinov2Model", path, self.TAKES)
         self.name = f"DINOv2 ({label(path)})"
 
     @torch.inference_mode()
@@ -185,8 +186,8 @@ class Clap(nn.Module):
 
     def __init__(self, path: str, sample_rate: int):
         super().__init__()
-        self.model = from_pretrained(self.kind, "ClapModel", path, self.TAKES)
-        self.extractor = from_pretrained(self.kind, "ClapFeatureExtractor", path, self.TAKES)
+        self.model: Any = from_pretrained(self.kind, "ClapModel", path, self.TAKES)
+        self.extractor: Any = from_pretrained(self.kind, "ClapFeatureExtractor", path, self.TAKES)
         self.sample_rate = sample_rate
         self.name = f"CLAP ({label(path)})"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,16 +77,18 @@ class VideoMAE(nn.Module):
     def __init__(self, path: str):
         super().__init__()
         if Path(path).is_file():
-            self.model, self.fc_norm = load_videomae_v2(path)
+            model, self.fc_norm = load_videomae_v2(path)
             self.mean, self.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
             self.name = "VideoMAEv2 ViT-g (Something-Something v2)"
             self.distance = "FVD (VideoMAEv2)"
         else:
-            self.model = from_pretrained(self.kind, "VideoMAEModel", path, self.TAKES)
+            model = from_pretrained(self.kind, "VideoMAEModel", path, self.TAKES)
             self.fc_norm = nn.Identity()
             self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
             self.name = f"VideoMAE ({label(path)})"
-        self.frames, self.side = self.model.config.num_frames, self.model.config.image_size
+        self.model = model
+        self.frames: int = model.config.num_frames
+        self.side: int = model.config.image_size
 
     @torch.inference_mode()
     def forward(self, media: Tensor) -> Features:
@@ -98,7 +101,7 @@ class VideoMAE(nn.Module):
         return Features(self.fc_norm(hidden.mean(1)).float())
 
 
-def load_videomae_v2(path: str, shape: dict | None = None) -> tuple[nn.Module, nn.LayerNorm]:
+def load_videomae_v2(path: str, shape: dict | None = None) -> tuple[Any, nn.LayerNorm]:
     """The published VideoMAEv2 file as transformers' VideoMAEModel, and its last norm.
 
     Args:
