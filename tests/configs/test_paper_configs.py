@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from core.schedule import sample_timesteps
 from core.training.config import differences, load, to_plain, to_yaml
 from modalities.evaluation.networks.kinds import kinds_for
 from modalities.targets.build import FAMILIES
+from tests.thinned import thinned
 from tools import cli, train
 
 CONFIGS = Path(configs.__file__).parent
@@ -70,8 +72,7 @@ def test_the_common_part_is_not_an_experiment():
         read("common")
 
 
-@pytest.mark.parametrize("name", sorted(set(FILES) - set(REPA)))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("name", "method"), thinned(product(sorted(set(FILES) - set(REPA)), METHODS), 5))
 def test_method_alone_makes_a_baseline_of_an_experiment(name, method):
     if method == "repa":
         with pytest.raises(ConfigError, match="encoders: empty"):

@@ -13,6 +13,7 @@ import pytest
 from core.errors import NotFiniteError
 from core.training.guards import StopRequest, check_finite, write_bad_step
 from core.training.records import RunFolder, read_lines
+from tests.thinned import thinned
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +48,9 @@ def run_program(body: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize(("first", "second"), [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGINT", "SIGTERM")])
+@pytest.mark.parametrize(
+    ("first", "second"), thinned([("SIGINT", "SIGTERM"), ("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT")], 3)
+)
 def test_the_second_signal_ends_the_process_at_once_by_that_signal(first, second):
     done = run_program(f"""
 with StopRequest() as stop:

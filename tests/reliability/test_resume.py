@@ -19,6 +19,7 @@ from core.training.checkpoint import CheckpointStore, digest
 from core.training.config import differences, read_plain, refuse_changes, to_plain
 from core.training.trainer import Trainer
 from tests.modalities.making import numbered, picture_bytes
+from tests.thinned import slow, thinned
 from tests.tools.tiny import CONFIG, STEPS, published, result, train
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def interrupted(folder: Path, seed: int, name: str, times: int, *overrides: str)
 
 
 @FORK
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [slow(0), 1])
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(workers, tmp_path):
     sizes = ("training.steps=16", "training.save_every=2", f"training.workers={workers}")
     outcome = interrupted(tmp_path, workers, "SIGKILL", 4, *sizes)
@@ -88,7 +89,7 @@ def test_many_random_kills(seed, tmp_path):
 
 
 @FORK
-@pytest.mark.parametrize(("name", "workers"), [("SIGTERM", 0), ("SIGINT", 1)])
+@pytest.mark.parametrize(("name", "workers"), [slow(("SIGTERM", 0)), ("SIGINT", 1)])
 def test_a_run_asked_to_stop_publishes_and_leaves_and_continues_with_the_same_bits(name, workers, tmp_path):
     sizes = ("training.steps=40", "training.save_every=7", f"training.workers={workers}")
     outcome = interrupted(tmp_path, 1, name, 2, *sizes)
@@ -226,7 +227,7 @@ def with_leaf(config: dict, name: str, value: object) -> dict:
     return config | {key: with_leaf(config[key], rest, value) if rest else value}
 
 
-@pytest.mark.parametrize("name", leaves(PLAIN))
+@pytest.mark.parametrize("name", thinned(leaves(PLAIN), 8))
 def test_a_change_of_any_setting_that_touches_numbers_is_refused_by_name(name):
     free = free_on_resume(load_config(CONFIG, ["run=folder"]))
     other = with_leaf(PLAIN, name, changed(leaves(PLAIN)[name]))

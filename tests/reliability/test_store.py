@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from core.training import manifest as manifests
 from core.training.checkpoint import CheckpointStore, digest, restore, training_state
 from core.training.manifest import SCHEMA
 from tests.reliability.kill_points import example_state
+from tests.thinned import slow, thinned
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -44,7 +46,7 @@ def test_a_save_killed_at_any_durable_call_leaves_the_old_or_the_new_state(tmp_p
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-@pytest.mark.parametrize("broken", ["prunes_first", "writes_in_place"])
+@pytest.mark.parametrize("broken", [slow("prunes_first"), "writes_in_place"])
 def test_the_kill_test_fails_on_broken_stores(broken, tmp_path):
     *cut, whole = cut_short(broken, "kill", tmp_path)
     assert not all(row["intact"] for row in cut)
@@ -107,8 +109,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("damage", "name"), thinned(product(DAMAGES, FILES), 5))
 def test_damage_is_noticed_named_and_the_older_checkpoint_is_used(name, damage, tmp_path):
     filled(tmp_path)
     DAMAGES[damage](tmp_path / "step-00000020" / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from core.training.records import read_lines
 from modalities.media.audio import probe_audio, read_audio
 from modalities.media.images import read_image
 from modalities.media.video import index_video, read_frames
+from tests.thinned import thinned
 from tests.tools.small_weights import ENCODERS, encoder_settings, save_encoders, save_rae
 from tests.tools.tiny import CONFIG, result, train
 from tools.cli import main
@@ -112,8 +114,7 @@ def check_file(modality: str, folder: Path, shape: tuple[int, ...]) -> None:
     assert media.std() > 0
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "name"), thinned(product(METHODS, CASES), 4))
 def test_train_resume_and_generate(method, name, weights, tmp_path):
     case = CASES[name]
     own = settings(case, method, weights)
