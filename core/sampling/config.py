@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from core.errors import nearest, not_finite
 from core.flow import shift_number
-from core.sampling.ode import Integrate, dopri5, euler_step, heun_step, midpoint_step, on_grid, rk4_step
-from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS, diffusion, euler_maruyama_step, sde_heun_step
+from core.sampling.ode import Integrate, Step, dopri5, euler_step, heun_step, midpoint_step, on_grid, rk4_step
+from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS, Diffusion, diffusion, euler_maruyama_step, sde_heun_step
 
 # Of the SDE: the random steps end here. A step of 250 over [0, 1], whatever the number of steps (SiT, REPA, Self-Flow).
 LAST_SDE_STEP = 0.04
@@ -34,8 +34,8 @@ class SamplerConfig:
         conditioning_noise: noise level at which the other tokens see the given ones; they are returned clean.
         batch_invariant: on a CPU, evaluate the trunk sample by sample, so that a sample has the same bytes in a batch
             of any size; dopri5 then chooses its steps for each sample, too. Without it, and on other devices, whole
-            batches are evaluated, and the steps of dopri5 are those of the batch: a sample then depends on its neighbours,
-            within the tolerances.
+            batches are evaluated, and the steps of dopri5 are those of the batch: a sample then depends on its
+            neighbours, within the tolerances.
         start, end: first and last time, before the shift. The state at `start` is the noise, that at `end` the
             answer, with what noise is left in it (RAE: 0.001).
         correct_last: heun: correct the last step as well, or leave it an Euler step (EDM, arXiv 2206.00364,
@@ -169,7 +169,7 @@ class Solver:
     adaptive: bool = False
 
 
-def _sde(config: SamplerConfig, make_step: Callable) -> Integrate:
+def _sde(config: SamplerConfig, make_step: Callable[[Diffusion], Step]) -> Integrate:
     d, last = diffusion(config.diffusion_form, config.diffusion_norm), LAST_STEPS[config.last_step]
     return on_grid(make_step(d), last and last(d))
 
