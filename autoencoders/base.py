@@ -41,10 +41,8 @@ class Moments:
 
         Raises DataError for values that are not finite.
         """
-        tokens, spread = (
-            None if values is None else values.detach().to("cpu", torch.float64).flatten(0, -2)  # (B N, C)
-            for values in (latents, deviation)
-        )
+        tokens = _rows(latents)
+        spread = None if deviation is None else _rows(deviation)
         if not all(bool(values.isfinite().all()) for values in (tokens, spread) if values is not None):
             raise DataError("normalization: the latents hold values that are not finite")
         count, squares = tokens.shape[0], tokens.var(dim=0, unbiased=False) * tokens.shape[0]
@@ -62,6 +60,11 @@ class Moments:
         self.squares = self.squares + other.squares
         self.squares = self.squares + difference.square() * (self.count * other.count / total)
         self.count = total
+
+
+def _rows(latents: Tensor) -> Tensor:
+    """(..., N, C) -> (B N, C) float64 on the CPU."""
+    return latents.detach().to("cpu", torch.float64).flatten(0, -2)
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,12 @@ class LatentNormalization:
         """The inverse of `normalize`."""
         return latents * self.std.to(latents) + self.mean.to(latents)
 
-    def to_dict(self) -> dict[str, list]:
+    def to_dict(self) -> dict[str, list[Any]]:
         """Plain lists for JSON; `from_dict` gives back the same bits."""
         return {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, list]) -> LatentNormalization:
+    def from_dict(cls, values: dict[str, list[Any]]) -> LatentNormalization:
         return cls(torch.tensor(values["mean"]), torch.tensor(values["std"]))
 
 
@@ -151,31 +154,43 @@ class Autoencoder(Protocol):
         normalization: statistics published with the weights (which may read the weights); None: measure the data.
     """
 
-    spec: LatentSpec
-    has_weights: bool
-    posterior_noise: bool
-    normalization: LatentNormalization | None
+    @property
+    def spec(self) -> LatentSpec: ...
+
+    @property
+    def has_weights(self) -> bool: ...
+
+    @property
+    def posterior_noise(self) -> bool: ...
+
+    @property
+    def normalization(self) -> LatentNormalization | None: ...
 
     def grid(self, size: Size) -> Size:
         """Tokens along (t, h, w) for media of a size; raises ShapeError and names the nearest legal sizes."""
+        ...
 
     def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, *media), and noise (B, N, C) where `posterior_noise` -> raw latents (B, N, C) float32."""
+        ...
 
     def posterior(self, media: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, *media) -> mean and deviation (B, N, C) float32 of the posterior; no deviation where it is a point.
 
         `encode` with noise is mean + deviation * noise.
         """
+        ...
 
     def decode(self, latents: Tensor, size: Size) -> Tensor:
         """Raw latents (B, N, C) -> (B, *media) of that size."""
+        ...
 
     def to(self, device: torch.device | str) -> Any:
         """Work on this device from now on; returns the autoencoder itself."""
 
     def digest(self) -> str:
         """A checksum of the weights, equal for equal weights in files of any layout; "" without weights."""
+        ...
 
     def expect(self, digest: str) -> None:
         """Raise CheckpointError when weights of another digest are read."""
@@ -209,7 +224,8 @@ def media_size(media: Tensor) -> Size:
     """(t, h, w) of image, video or audio media with a batch dimension, see the top of this file."""
     if media.ndim == 3:
         return media.shape[-1], 1, 1
-    return (1 if media.ndim == 4 else media.shape[1]), *media.shape[-2:]
+    height, width = media.shape[-2:]
+    return (1 if media.ndim == 4 else media.shape[1]), height, width
 
 
 def check_media(owner: str, media: Tensor, shape: tuple[int | None, ...]) -> None:

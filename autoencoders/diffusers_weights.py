@@ -80,7 +80,7 @@ def diffusers_class(kind: str, name: str) -> Any:
         ) from error
 
 
-def _find_config(kind: str, path: str, cls: Any, other_layout: str) -> tuple[str | None, dict]:
+def _find_config(kind: str, path: str, cls: Any, other_layout: str) -> tuple[str | None, dict[str, Any]]:
     """Where in `path` the config.json of an autoencoder lies, and what is in it."""
     local = Path(path).is_dir()
     if not path or not (local or HUB_NAME.fullmatch(path)):

@@ -49,15 +49,15 @@ def autoencoder_problems(config: AutoencoderConfig, modality: str) -> list[str]:
         value = getattr(config, name)
         if reads[name] and value is not None and value not in allowed:
             found.append(f"autoencoder.{name}: {value!r} is not one of {', '.join(allowed)}.{nearest(value, allowed)}")
-    if reads["tile"] and config.tile is not None:
-        found += _tile_problems(kind, config.tile)
+    if kind is not None and kind.overlap and config.tile is not None:
+        found += _tile_problems(kind, kind.overlap, config.tile)
     return found
 
 
-def _tile_problems(kind: Kind, tile: int) -> list[str]:
+def _tile_problems(kind: Kind, overlap: int, tile: object) -> list[str]:
     axis = kind.cut_axes[0]
     unit, stride = "samples" if axis == 0 else "pixels", kind.spec.stride[axis]
-    lowest = 2 * kind.overlap * stride
+    lowest = 2 * overlap * stride
     if isinstance(tile, int) and not isinstance(tile, bool) and tile >= lowest and tile % stride == 0:
         return []
     near = ""

@@ -147,17 +147,21 @@ class Pretrained:
 
     def _decode_tile(self, maps: Tensor) -> Tensor:
         """(B, C, t, h, w) -> (B, *media)."""
-        grid = tuple(maps.shape[2:])
-        return self._run(lambda network, part: self.kind.decode(network, part, grid), to_tokens(maps))
+        t, h, w = maps.shape[2:]
+        return self._run(lambda network, part: self.kind.decode(network, part, (t, h, w)), to_tokens(maps))
 
     def _cuts(self, grid: Size, encode: bool) -> list[Cut]:
         """The axes that are longer than a tile."""
-        cuts, ndim = [], len(self.kind.media)
-        for axis in self.kind.cut_axes if self.tile else ():
+        cuts: list[Cut] = []
+        if not self.tile:
+            return cuts
+        ndim = len(self.kind.media)
+        for axis in self.kind.cut_axes:
             stride = self.spec.stride[axis]
             tile = self.tile // stride
             media, maps = (ndim - 1 if axis == 0 else ndim - 3 + axis, stride), (2 + axis, 1)
             if grid[axis] > tile:
+                assert self.kind.overlap is not None  # `autoencoder_problems` refuses a tile without it
                 source, target = (media, maps) if encode else (maps, media)
                 cuts.append(Cut(grid[axis], tile, self.kind.overlap, source, target))
         return cuts

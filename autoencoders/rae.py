@@ -74,10 +74,11 @@ def _read(path: str) -> nn.Module:
     return network
 
 
-def _no_initialisation() -> AbstractContextManager:
+def _no_initialisation() -> AbstractContextManager[Any]:
     """transformers 4 fails to initialise a network that diffusers builds to overwrite: keep it from trying."""
     try:
-        from transformers.modeling_utils import no_init_weights
+        # Only transformers 4 has it.
+        from transformers.modeling_utils import no_init_weights  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError:  # transformers 5, which does not need it, or no transformers
         return nullcontext()
     return no_init_weights()
@@ -118,7 +119,7 @@ def read_published(folder: Path) -> nn.Module:
     return network
 
 
-def _read_encoder(folder: Path) -> nn.Module:
+def _read_encoder(folder: Path) -> Any:
     """DINOv2 with registers, its last layer norm without scale and shift."""
     place = folder / "encoder"
     transformers = need("transformers", "autoencoder.kind: 'rae'", "The kinds pixels, space_time_pixels and mdct work")

@@ -22,7 +22,7 @@ WEIGHTS = "autoencoder_music_dsp1920.ckpt"
 # Where the autoencoder lies in a checkpoint: in its trainer, in a model that was trained on its latents, or alone.
 PREFIXES = ("autoencoder.", "pretransform.model.", "")
 
-_DEFAULTS = {  # of the original, for what its settings leave out
+_DEFAULTS: dict[str, dict[str, Any]] = {  # of the original, for what its settings leave out
     "encoder": {"in_channels": 2, "channels": 128, "latent_dim": 32, "c_mults": [1, 2, 4, 8], "strides": [2, 4, 8, 8]},
     "decoder": {"out_channels": 2, "channels": 128, "latent_dim": 32, "c_mults": [1, 2, 4, 8], "strides": [2, 4, 8, 8]},
 }
@@ -82,7 +82,7 @@ def read_original(kind: str, settings: Path, weights: Path) -> nn.Module:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"autoencoder.path: {str(settings)!r} does not describe an autoencoder: {error!r}") from error
     refuse_others(kind, str(settings), constants)
-    arguments = {
+    arguments: dict[str, Any] = {
         "encoder_hidden_size": encoder["channels"],
         "downsampling_ratios": encoder["strides"],
         "channel_multiples": encoder["c_mults"],
@@ -103,11 +103,14 @@ def read_original(kind: str, settings: Path, weights: Path) -> nn.Module:
     )
     network = network_from(kind, str(weights), state, layout)
     if decoder.get("final_tanh", True):
-        network.decoder.conv2 = nn.Sequential(network.decoder.conv2, nn.Tanh())
+        last = network.get_submodule("decoder")
+        last.conv2 = nn.Sequential(last.get_submodule("conv2"), nn.Tanh())
     return network
 
 
-def _constants(config: dict[str, Any], model: dict[str, Any], encoder: dict, decoder: dict) -> Constants:
+def _constants(
+    config: dict[str, Any], model: dict[str, Any], encoder: dict[str, Any], decoder: dict[str, Any]
+) -> Constants:
     """What diffusers' network and this kind take for granted."""
     strides = encoder["strides"]
     return {

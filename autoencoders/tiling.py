@@ -72,7 +72,7 @@ def tiled(function: Callable[[Tensor], Tensor], source: Tensor, cuts: Sequence[C
     """
     if not cuts:
         return function(source)
-    result = None
+    result: Tensor | None = None
     tiles = [list(zip(cut.starts(), cut.weights(), strict=True)) for cut in cuts]
     for chosen in product(*tiles):
         part = source
@@ -92,4 +92,5 @@ def tiled(function: Callable[[Tensor], Tensor], source: Tensor, cuts: Sequence[C
             part = part * weight.to(part).reshape(-1, *[1] * (part.ndim - 1 - dimension % part.ndim))
             place = place.narrow(dimension, start * unit, cut.tile * unit)
         place += part
+    assert result is not None  # every cut has tiles
     return result

@@ -12,7 +12,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn import functional
 
-from autoencoders.base import LatentSpec, Size, check_latents, check_media, divide
+from autoencoders.base import LatentSpec, Size, check_latents, check_media, divide, media_size
 from core.errors import ShapeError
 
 
@@ -34,6 +34,9 @@ class WeightFree:
 
     def expect(self, digest: str) -> None:
         pass
+
+    def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
 
     def posterior(self, media: Tensor) -> tuple[Tensor, None]:
         return self.encode(media), None
@@ -57,7 +60,7 @@ class Pixels(WeightFree):
     def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
         self.refuse_noise(noise)
         check_media("Pixels", media, (None, 3, None, None))
-        _, h, w = self.grid((1, *media.shape[-2:]))
+        _, h, w = self.grid(media_size(media))
         return rearrange(media, "b c (h p) (w q) -> b (h w) (c p q)", h=h, w=w)
 
     def decode(self, latents: Tensor, size: Size) -> Tensor:
@@ -88,7 +91,7 @@ class SpaceTimePixels(WeightFree):
     def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
         self.refuse_noise(noise)
         check_media("SpaceTimePixels", media, (None, None, 3, None, None))
-        t, h, w = self.grid((media.shape[1], *media.shape[-2:]))
+        t, h, w = self.grid(media_size(media))
         if self.first_frame_alone:
             first = repeat(media[:, :1], "b 1 c h w -> b r c h w", r=self.patch_frames)
             media = torch.cat([first, media[:, 1:]], dim=1)  # (B, t * patch_frames, 3, H, W)

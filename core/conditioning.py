@@ -43,7 +43,8 @@ class Conditioning:
             reached += probability
             if place < reached:
                 return conditioning_mask
-        return torch.zeros_like(conditioning_mask)
+        (_, like), *_ = self.table.values()
+        return torch.zeros_like(like)
 
 
 NOTHING_GIVEN = Conditioning()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from core.errors import DataError
 
 
 @contextmanager
-def writing(path: Path, note: str = "") -> Iterator[None]:
+def writing(path: Path, note: str = "") -> Generator[None, None, None]:
     """Turns a full disk, a read-only folder and the like into a DataError of one line: `path`, the reason, `note`."""
     try:
         yield

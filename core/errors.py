@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
+
+Entry = TypeVar("Entry")
 
 
 class SelfFlowError(Exception):
@@ -78,7 +80,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f" Did you mean: {match[0]!r}?" if match else ""
 
 
-def choose(what: str, name: str, table: dict):
+def choose(what: str, name: object, table: Mapping[str, Entry]) -> Entry:
     """`table[name]`, or a ConfigError that lists the allowed names."""
     if not isinstance(name, str) or name not in table:
         allowed = ", ".join(table)

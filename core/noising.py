@@ -119,11 +119,15 @@ def _exact_mask(ratio: float, length: int, generator: torch.Generator) -> Tensor
 _MASKS = {"bernoulli": _bernoulli_mask, "exact": _exact_mask}
 
 
-def _homogeneous(config, timestep, ratio, length, generator):
+def _homogeneous(
+    config: NoisingConfig, timestep: TimestepConfig, ratio: float, length: int, generator: torch.Generator
+) -> SampleLevels:
     return SampleLevels(sample_timesteps(timestep, 1, generator))
 
 
-def _dual(config, timestep, ratio, length, generator):
+def _dual(
+    config: NoisingConfig, timestep: TimestepConfig, ratio: float, length: int, generator: torch.Generator
+) -> SampleLevels:
     t, s = sample_timesteps(timestep, 2, generator)
     within, same = torch.rand(2, generator=generator)
     if config.s_within > 0:
@@ -136,13 +140,17 @@ def _dual(config, timestep, ratio, length, generator):
     return SampleLevels(torch.stack([t, s]), index, separate)
 
 
-def _full_masking(config, timestep, ratio, length, generator):
+def _full_masking(
+    config: NoisingConfig, timestep: TimestepConfig, ratio: float, length: int, generator: torch.Generator
+) -> SampleLevels:
     t = sample_timesteps(timestep, 1, generator)
     mask = _MASKS[config.mask](ratio, length, generator)
     return SampleLevels(torch.cat([t, torch.ones(1)]), mask.long())
 
 
-def _diffusion_forcing(config, timestep, ratio, length, generator):
+def _diffusion_forcing(
+    config: NoisingConfig, timestep: TimestepConfig, ratio: float, length: int, generator: torch.Generator
+) -> SampleLevels:
     return SampleLevels(sample_timesteps(timestep, length, generator), torch.arange(length))
 
 
@@ -154,11 +162,11 @@ _PLANS = {
 }
 
 
-def _cleanest(config, student, generator):
+def _cleanest(config: NoisingConfig, student: SampleLevels, generator: torch.Generator) -> SampleLevels:
     return SampleLevels(student.values.min()[None])
 
 
-def _earlier(config, student, generator):
+def _earlier(config: NoisingConfig, student: SampleLevels, generator: torch.Generator) -> SampleLevels:
     gap = config.teacher_gap * torch.rand(len(student.values), generator=generator)
     return replace(student, values=(student.values - gap).clamp_min(0))
 
@@ -166,16 +174,21 @@ def _earlier(config, student, generator):
 TEACHERS = {"min": _cleanest, "earlier": _earlier}
 
 
-def _shared(config, timestep, ratio, lengths, generator):
+def _shared(
+    config: NoisingConfig, timestep: TimestepConfig, ratio: float, lengths: Sequence[int], generator: torch.Generator
+) -> tuple[SampleLevels, SampleLevels]:
     student = choose("noising.kind", config.kind, _PLANS)(config, timestep, ratio, sum(lengths), generator)
     return student, choose("noising.teacher", config.teacher, TEACHERS)(config, student, generator)
 
 
-def _per_part(config, timestep, ratio, lengths, generator):
+def _per_part(
+    config: NoisingConfig, timestep: TimestepConfig, ratio: float, lengths: Sequence[int], generator: torch.Generator
+) -> tuple[SampleLevels, SampleLevels]:
     if len(lengths) == 1:
         return _shared(config, timestep, ratio, lengths, generator)
     drawn = [_shared(config, timestep, ratio, [length], generator) for length in lengths]
-    return tuple(_joined(list(side), lengths) for side in zip(*drawn, strict=True))
+    student, teacher = (_joined(list(side), lengths) for side in zip(*drawn, strict=True))
+    return student, teacher
 
 
 def _joined(parts: list[SampleLevels], lengths: Sequence[int]) -> SampleLevels:
@@ -230,5 +243,6 @@ def _with_conditioning(levels: SampleLevels, conditioning_mask: Tensor, level: T
 
 def stack_levels(samples: list[SampleLevels]) -> NoiseLevels:
     """Levels of one plan, sample by sample -> one NoiseLevels for the batch."""
-    index = None if samples[0].index is None else torch.stack([sample.index for sample in samples])
+    indices = [sample.index for sample in samples if sample.index is not None]  # all or none have one
+    index = torch.stack(indices) if indices else None
     return NoiseLevels(torch.stack([sample.values for sample in samples]), index, samples[0].separate)

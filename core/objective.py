@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ class Objective:
         teacher_output = None
         teacher_feature_layers = [term.teacher_feature_layers for term in terms if term.teacher_feature_layers]
         if teacher_feature_layers:
+            assert teacher is not None  # needed by a term
             with torch.no_grad():  # the same noise, at the teacher's own level
                 cleaner = noised(batch, drawn.noise, drawn.teacher)
                 teacher_output = teacher(cleaner, drawn.teacher, batch, merge_feature_layers(teacher_feature_layers))
@@ -84,4 +86,5 @@ def noised(batch: TokenBatch, noise: tuple[Tensor, ...], levels: NoiseLevels) ->
 
 def total_loss(terms: dict[str, LossTerm]) -> Tensor:
     """sum of weight * total / count over the terms that have a weight."""
-    return sum(term.weight * term.mean() for term in terms.values() if term.weight)
+    # A sum of nothing would be the number 0, but a loss without any weight trains nothing.
+    return cast(Tensor, sum(term.weight * term.mean() for term in terms.values() if term.weight))

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from core.errors import ShapeError
+
+Item = TypeVar("Item")
 
 
 def _expect(owner: str, name: str, value: Tensor | None, shape: tuple[int, ...]) -> None:
@@ -26,14 +29,18 @@ def has_values(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def map_tensors(item, function: Callable[[Tensor], Tensor]):
+def map_tensors(item: Item, function: Callable[[Tensor], Tensor]) -> Item:
     """`function` applied to every tensor inside nested frozen dataclasses, tuples and None."""
+    return _mapped(item, function)
+
+
+def _mapped(item: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(item, Tensor):
         return function(item)
     if isinstance(item, tuple):
-        return tuple(map_tensors(value, function) for value in item)
-    if is_dataclass(item):
-        return replace(item, **{f.name: map_tensors(getattr(item, f.name), function) for f in fields(item)})
+        return tuple(_mapped(value, function) for value in item)
+    if is_dataclass(item) and not isinstance(item, type):
+        return replace(item, **{f.name: _mapped(getattr(item, f.name), function) for f in fields(item)})
     return item
 
 
@@ -129,7 +136,7 @@ def join_contexts(first: Context, second: Context) -> Context:
     lacking = [name for name, pair in pairs.items() if (pair[0] is None) != (pair[1] is None)]
     if lacking:
         raise ShapeError(f"Context.{lacking[0]}: of two contexts that are to be joined, one has it")
-    return Context(**{name: None if pair[0] is None else torch.cat(pair) for name, pair in pairs.items()})
+    return replace(first, **{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None})
 
 
 @dataclass(frozen=True)
@@ -205,7 +212,7 @@ class NoiseLevels:
                     f"of tokens, {wanted} in all"
                 )
             # Other counts would separate the wrong tokens. Where levels are drawn, looking costs no wait for a GPU.
-            if has_values(self.index):
+            if self.index is not None and has_values(self.index):
                 counts = torch.stack([(self.index == level).sum(dim=1) for level in range(len(self.separate))], dim=1)
                 wrong = (counts != torch.tensor(self.separate)).any(dim=1).nonzero().flatten().tolist()
                 if wrong:

@@ -35,23 +35,33 @@ class AlignmentInputs:
 class AlignmentTerm(Protocol):
     """A term says which features it needs and turns them into a loss. The objective runs the networks."""
 
-    teacher_feature_layers: FeatureLayers | None  # of the EMA teacher; None leaves it out
-    reads_targets: bool  # of frozen encoders
+    @property
+    def teacher_feature_layers(self) -> FeatureLayers | None:
+        """Of the EMA teacher; None leaves it out."""
+        ...
+
+    @property
+    def reads_targets(self) -> bool:
+        """Of frozen encoders."""
+        ...
 
     def feature_layers(self, targets: Collection[str]) -> FeatureLayers:
         """Of the student, when there are external targets of these names."""
+        ...
 
     def is_over(self, step: int) -> bool:
         """Whether the term has no weight any more after `step` steps; it is then left out, with what it needs."""
+        ...
 
     def __call__(self, inputs: AlignmentInputs) -> dict[str, LossTerm]:
         """Loss terms by name; a term of weight 0 is a diagnostic."""
+        ...
 
 
 def merge_feature_layers(all_layers: Collection[FeatureLayers]) -> FeatureLayers:
     """What several terms need of one network, in one forward; it stops early only if all of them stop."""
     raw = sorted({layer for feature_layers in all_layers for layer in feature_layers.raw})
     projected = {name: layer for feature_layers in all_layers for name, layer in feature_layers.projected.items()}
-    stops = [feature_layers.stop_after for feature_layers in all_layers]
-    stop = max(stops) if stops and None not in stops else None
+    stops = [feature_layers.stop_after for feature_layers in all_layers if feature_layers.stop_after is not None]
+    stop = max(stops) if stops and len(stops) == len(all_layers) else None
     return FeatureLayers(tuple(raw), projected, stop)

@@ -103,6 +103,7 @@ class EmaTeacher:
         return is_over(self.config, step)
 
     def __call__(self, inputs: AlignmentInputs) -> dict[str, LossTerm]:
+        assert inputs.teacher is not None  # `teacher_feature_layers` asks for it
         prediction = inputs.student.projected[TEACHER].float()  # (B, L, D)
         target = inputs.teacher.raw[self.teacher_layer].detach().float()  # (B, L, D)
         total = self.distance(prediction, target, inputs.loss_mask)

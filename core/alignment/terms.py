@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from core.alignment.base import AlignmentTerm
 from core.alignment.dispersive import Dispersive, DispersiveConfig
@@ -35,7 +37,12 @@ class AlignmentConfig:
         return [entry.name for entry in fields(self) if getattr(self, entry.name) is not None]
 
 
-TERMS = {"ema_teacher": EmaTeacher, "external": External, "layer_sync": LayerSync, "dispersive": Dispersive}
+TERMS: dict[str, Callable[[Any, int], AlignmentTerm]] = {
+    "ema_teacher": EmaTeacher,
+    "external": External,
+    "layer_sync": LayerSync,
+    "dispersive": Dispersive,
+}
 
 
 def build_alignment(config: AlignmentConfig, depth: int) -> list[AlignmentTerm]:

@@ -9,11 +9,22 @@ All numbers are sums in float64 until they are asked for, so batches of any size
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from core.errors import DataError, ShapeError
+
+
+@dataclass
+class _Sums:
+    """Over tokens: their features and unit features (D,), and features^T features (D, D)."""
+
+    features: Tensor
+    directions: Tensor
+    gram: Tensor
 
 
 class LayerHealth:
@@ -29,7 +40,7 @@ class LayerHealth:
     def __init__(self) -> None:
         self._tokens = self._samples = 0  # loss_mask tokens, samples with two of them
         self._norms = self._pairs = 0.0
-        self._sum = self._directions = self._gram = None  # (D,), (D,), (D, D)
+        self._sums: _Sums | None = None
 
     @torch.no_grad()
     def update(self, features: Tensor, loss_mask: Tensor) -> None:
@@ -45,25 +56,25 @@ class LayerHealth:
         self._samples += int(several.sum())
 
         tokens = features[loss_mask].double()  # (n, D)
-        if self._gram is None:
+        if self._sums is None:
             width = tokens.shape[1]
-            self._sum, self._directions = tokens.new_zeros(width), tokens.new_zeros(width)
-            self._gram = tokens.new_zeros(width, width)
+            self._sums = _Sums(tokens.new_zeros(width), tokens.new_zeros(width), tokens.new_zeros(width, width))
         self._tokens += len(tokens)
         self._norms += float(tokens.norm(dim=1).sum())
-        self._sum += tokens.sum(dim=0)
-        self._directions += unit.sum(dim=(0, 1))
-        self._gram += tokens.T @ tokens
+        self._sums.features += tokens.sum(dim=0)
+        self._sums.directions += unit.sum(dim=(0, 1))
+        self._sums.gram += tokens.T @ tokens
 
     def result(self) -> dict[str, float]:
         """Raises DataError when no token was loss_mask."""
-        if not self._tokens:
+        if self._sums is None or not self._tokens:
             raise DataError("LayerHealth: no token in the loss mask")
-        found = {"norm": self._norms / self._tokens, "effective_rank": effective_rank(self._gram)}
+        found = {"norm": self._norms / self._tokens, "effective_rank": effective_rank(self._sums.gram)}
         if self._samples:
             found["token_cosine"] = self._pairs / self._samples
         # The mean of u . c over tokens is the mean of u, times c: the centre need not be known in advance.
-        found["mean_cosine"] = float(self._directions @ F.normalize(self._sum, dim=0)) / self._tokens
+        centre = F.normalize(self._sums.features, dim=0)
+        found["mean_cosine"] = float(self._sums.directions @ centre) / self._tokens
         return found
 
 

@@ -140,6 +140,8 @@ def fit_logistic(x: Tensor, y: Tensor, classes: int, l2: float, start: Logistic 
     for _ in range(MAX_ITERATIONS // LOOK_EVERY):
         optimiser.step(loss)
         loss()
+        assert weight.grad is not None
+        assert bias.grad is not None
         gradient = max(float((axes @ (scale * weight.grad)).abs().max()), level * float(bias.grad.abs().max()))
         if gradient < GRADIENT_TOLERANCE:
             break

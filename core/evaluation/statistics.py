@@ -58,12 +58,14 @@ class FeatureStatistics:
         if other._count is None:
             raise DataError("FeatureStatistics.merge: the other statistics came from a file without a count")
         if other._count:
+            assert other._mean is not None
+            assert other._scatter is not None  # a file that tells its count gives it, too
             self._add(other._count, other._mean, other._scatter)
 
     def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         if self._count is None:
             raise DataError("FeatureStatistics: loaded from a file without a count, nothing can be added to it")
-        if self._count == 0:
+        if self._count == 0 or self._mean is None or self._scatter is None:
             self._count, self._mean, self._scatter = count, mean.clone(), scatter.clone()
             return
         mean, scatter = mean.to(self._mean.device), scatter.to(self._mean.device)
@@ -90,7 +92,7 @@ class FeatureStatistics:
         """(D, D) float64, divided by count - 1 as numpy.cov and every published FID."""
         if self._covariance is not None:
             return self._covariance
-        if self._count < 2:
+        if self._count is None or self._scatter is None or self._count < 2:
             raise DataError(f"FeatureStatistics.covariance: needs at least 2 samples, has seen {self._count}")
         return self._scatter / (self._count - 1)
 
@@ -101,11 +103,12 @@ class FeatureStatistics:
 
     def save(self, path: str | Path) -> None:
         """Write `mu` and `sigma`, the keys that other programs read, and `count`, to an .npz file."""
-        arrays = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
-        if self._count is not None:
-            arrays["count"] = np.int64(self._count)
+        mean, covariance = self.mean.cpu().numpy(), self.covariance.cpu().numpy()
         with open(path, "wb") as file:  # given a name, numpy would append .npz to it
-            np.savez(file, **arrays)
+            if self._count is None:
+                np.savez(file, mu=mean, sigma=covariance)
+            else:
+                np.savez(file, mu=mean, sigma=covariance, count=np.int64(self._count))
 
     @classmethod
     def of(cls, mean: Tensor | np.ndarray, covariance: Tensor | np.ndarray) -> FeatureStatistics:

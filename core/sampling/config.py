@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from core.errors import nearest, not_finite
 from core.flow import shift_number
-from core.sampling.ode import Integrate, dopri5, euler_step, heun_step, midpoint_step, on_grid, rk4_step
-from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS, diffusion, euler_maruyama_step, sde_heun_step
+from core.sampling.ode import Integrate, Step, dopri5, euler_step, heun_step, midpoint_step, on_grid, rk4_step
+from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS, Diffusion, diffusion, euler_maruyama_step, sde_heun_step
 
 # Of the SDE: the random steps end here. A step of 250 over [0, 1], whatever the number of steps (SiT, REPA, Self-Flow).
 LAST_SDE_STEP = 0.04
@@ -169,7 +169,7 @@ class Solver:
     adaptive: bool = False
 
 
-def _sde(config: SamplerConfig, make_step: Callable) -> Integrate:
+def _sde(config: SamplerConfig, make_step: Callable[[Diffusion], Step]) -> Integrate:
     d, last = diffusion(config.diffusion_form, config.diffusion_norm), LAST_STEPS[config.last_step]
     return on_grid(make_step(d), last and last(d))
 

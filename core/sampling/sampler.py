@@ -135,8 +135,8 @@ def _adaptive(
     if _one_by_one(config, batch, state):
         runs = []
         for i in range(batch.size):
-            own = [tuple(part[i : i + 1].clone() for part in parts) for parts in (state, held)]
-            runs.append(_adaptive(trunk, guided.one(i), *own, integrate, timesteps, config))
+            own, own_held = (tuple(part[i : i + 1].clone() for part in parts) for parts in (state, held))
+            runs.append(_adaptive(trunk, guided.one(i), own, own_held, integrate, timesteps, config))
         yield from (
             tuple(torch.cat(parts) for parts in zip(*states, strict=True)) for states in zip(*runs, strict=True)
         )

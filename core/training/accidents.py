@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -29,7 +29,7 @@ HINTS = {
 
 
 @contextmanager
-def accidents_named() -> Iterator[None]:
+def accidents_named() -> Generator[None, None, None]:
     """Errors of the world inside become an AccidentError of one line; all others pass. Also a decorator."""
     try:
         yield

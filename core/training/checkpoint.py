@@ -17,19 +17,22 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from core.durable import sync, write_durably
 from core.errors import CheckpointError, NotWrittenError, nearest
@@ -38,10 +41,10 @@ from core.training.optim import AnyOptimizer, optimizers_of
 
 PARTS = ("student", "teacher", "optimizer")
 STATE = "state.json"
-_NO_MORE: Mapping[str, dict] = MappingProxyType({})
+_NO_MORE: Mapping[str, dict[str, Any]] = MappingProxyType({})
 
 
-def flatten(state: dict, prefix: str = "") -> dict[str, Tensor]:
+def flatten(state: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
     """Nested dicts of tensors -> {"student/blocks.0.weight": tensor}; anything else is a CheckpointError."""
     flat = {}
     for name, value in state.items():
@@ -56,13 +59,14 @@ def flatten(state: dict, prefix: str = "") -> dict[str, Tensor]:
     return flat
 
 
-def digest(state: dict) -> dict[str, str]:
+def digest(state: dict[str, Any]) -> dict[str, str]:
     """One blake2b checksum for each part of a state, over name, dtype, shape and bytes in the order of names."""
     found = {}
     for part, tensors in state.items():
         checksum = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(flatten(tensors).items()):
-            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # a sharded one is gathered
+            gather = getattr(tensor, "full_tensor", None)  # of a sharded one
+            whole = tensor if gather is None else gather()
             checksum.update(f"{name}\0{whole.dtype}\0{tuple(whole.shape)}\0".encode())
             checksum.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         found[part] = checksum.hexdigest()
@@ -130,7 +134,7 @@ class CheckpointStore:
         if problem is not None:
             raise CheckpointError(f"checkpoint {self.folder(step)} is damaged: {problem}")
 
-    def publish(self, step: int, state: dict, extra: dict) -> Path:
+    def publish(self, step: int, state: dict[str, Any], extra: dict[str, Any]) -> Path:
         """Write a checkpoint and then remove those that are too old. The caller's tensors may change afterwards.
 
         Args:
@@ -163,7 +167,7 @@ class CheckpointStore:
             self.report(f"old checkpoints in {self.root} could not be removed: {_reason(error)}")
         return final
 
-    def load(self, step: int, into: dict, leave: Callable[[str], bool] = lambda key: False) -> None:
+    def load(self, step: int, into: dict[str, Any], leave: Callable[[str], bool] = lambda key: False) -> None:
         """Read a checkpoint into the tensors of `into`, in place, bit for bit.
 
         Args:
@@ -206,7 +210,7 @@ class CheckpointStore:
         except (OSError, ValueError, AttributeError):  # damaged
             return False
 
-    def extra(self, step: int) -> dict:
+    def extra(self, step: int) -> dict[str, Any]:
         """The plain data that was published with the step."""
         self.require(step, ())
         return json.loads((self.folder(step) / STATE).read_text())["extra"]
@@ -223,8 +227,10 @@ class CheckpointStore:
         found: dict[str, TensorStorageMetadata] = {}
         for part in self.parts(step):
             if parts is None or part in parts:
-                metadata = dcp.FileSystemReader(self.folder(step) / TENSORS / part).read_metadata()
-                found |= {f"{part}/{name}": item for name, item in metadata.state_dict_metadata.items()}
+                metadata = FileSystemReader(self.folder(step) / TENSORS / part).read_metadata()
+                for name, item in metadata.state_dict_metadata.items():
+                    assert isinstance(item, TensorStorageMetadata)  # `flatten` lets nothing else in
+                    found[f"{part}/{name}"] = item
         return found
 
     def _read(self, step: int, tensors: dict[str, Tensor]) -> None:
@@ -233,20 +239,20 @@ class CheckpointStore:
             part, _, name = key.partition("/")
             by_part.setdefault(part, {})[name] = tensor
         for part, own in by_part.items():
-            reader = dcp.FileSystemReader(self.folder(step) / TENSORS / part)
+            reader = FileSystemReader(self.folder(step) / TENSORS / part)
             with _single_process_is_fine():
-                dcp.load(own, storage_reader=reader, no_dist=not _distributed())
+                load(own, storage_reader=reader, no_dist=not _distributed())
 
-    def _write(self, folder: Path, step: int, state: dict, extra: dict) -> None:
+    def _write(self, folder: Path, step: int, state: dict[str, Any], extra: dict[str, Any]) -> None:
         """Every file of a checkpoint, each synced, the manifest last, then the folders themselves."""
         flat = {part: flatten(tensors, f"{part}/") for part, tensors in state.items()}
         os.mkdir(folder)
         os.mkdir(folder / TENSORS)
         for part, tensors in flat.items():
             os.mkdir(folder / TENSORS / part)
-            writer = dcp.FileSystemWriter(folder / TENSORS / part, sync_files=True)
+            writer = FileSystemWriter(folder / TENSORS / part, sync_files=True)
             with _single_process_is_fine():
-                dcp.save(_without(part, tensors), storage_writer=writer, no_dist=not _distributed())
+                save(_without(part, tensors), storage_writer=writer, no_dist=not _distributed())
             sync(folder / TENSORS / part)
         milestone = {"milestone": True} if self.keep_every and step and step % self.keep_every == 0 else {}
         # In the order of the caller: that of streams and of their parts means something.
@@ -285,7 +291,7 @@ class CheckpointStore:
             shutil.rmtree(path)
 
 
-def training_state(student: nn.Module, teacher: nn.Module, optimizer: AnyOptimizer) -> dict[str, dict]:
+def training_state(student: nn.Module, teacher: nn.Module, optimizer: AnyOptimizer) -> dict[str, dict[str, Any]]:
     """{"student": {name: tensor}, "teacher": {name: tensor}, "optimizer": {parameter name: {slot: tensor}}}.
 
     The tensors are the live ones, sharded where the modules are. Hyperparameters are not part of it: they are
@@ -332,7 +338,7 @@ def restore(
     teacher: nn.Module,
     optimizer: AnyOptimizer,
     anew: Anew = NOTHING_ANEW,
-    more: Mapping[str, dict] = _NO_MORE,
+    more: Mapping[str, dict[str, Any]] = _NO_MORE,
 ) -> None:
     """Load what `training_state` gave, strictly but for `anew`.
 
@@ -355,10 +361,10 @@ def restore(
             else:
                 empty = torch.empty(item.size, dtype=dtype, device=parameter.device)
             slots.setdefault(name, {})[slot] = empty
-    state = {"student": get_model_state_dict(student), "teacher": get_model_state_dict(teacher), "optimizer": slots}
-    store.load(step, state | dict(more), anew.leaves)
-    set_model_state_dict(student, state["student"], options=StateDictOptions(strict=True))
-    set_model_state_dict(teacher, state["teacher"], options=StateDictOptions(strict=True))
+    weights, average = get_model_state_dict(student), get_model_state_dict(teacher)
+    store.load(step, {"student": weights, "teacher": average, "optimizer": slots, **more}, anew.leaves)
+    set_model_state_dict(student, weights, options=StateDictOptions(strict=True))
+    set_model_state_dict(teacher, average, options=StateDictOptions(strict=True))
     for part in optimizers_of(optimizer):
         numbered = {
             index: {slot: _from_tensor(slot, value) for slot, value in slots[name].items()}
@@ -397,7 +403,7 @@ def _distributed() -> bool:
 
 
 @contextmanager
-def _single_process_is_fine() -> Iterator[None]:
+def _single_process_is_fine() -> Generator[None, None, None]:
     """Without torch's warning that nothing is distributed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")

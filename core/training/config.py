@@ -15,9 +15,9 @@ import re
 import shlex
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -29,8 +29,11 @@ from core.training.unknown import Unknown, explain_unknown
 
 ABSENT = "(not there)"
 
+Choose = Callable[[dict[str, Any], str], type | None]  # (values of a section, its name) -> schema of a field in it
+Noted = list[tuple[Keys, str | Unknown]]
 
-def section(choose: Callable[[dict, str], type | None]) -> Any:
+
+def section(choose: Choose) -> Any:
     """A field of a dataclass whose own schema depends on its neighbours: annotate it with `Any`.
 
     Args:
@@ -43,11 +46,11 @@ def section(choose: Callable[[dict, str], type | None]) -> Any:
 def load(
     schema: type,
     path: Path,
-    overrides: list[str] | tuple = (),
-    presets: Callable[[dict], dict] | None = None,
+    overrides: Sequence[str] = (),
+    presets: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     anew: dict[str, str] | None = None,
     aliases: Mapping[str, Iterable[str]] | None = None,
-    implied: Iterable[Callable[[dict], Iterable[tuple[Keys, Any, Keys]]]] = (),
+    implied: Iterable[Callable[[dict[str, Any]], Iterable[tuple[Keys, Any, Keys]]]] = (),
 ) -> Any:
     """An instance of the dataclass `schema`.
 
@@ -80,9 +83,10 @@ def load(
             problems += [f"{user.locate(_split(line)[0], path.name)}: {line}" for line in error.problems]
 
     config, values = OmegaConf.structured(schema), merge(preset, user.values)
-    noted: list[tuple[Keys, str | Unknown]] = []
+    noted: Noted = []
     _fill(config, schema, values, (), user.text, noted)
     found = explain_unknown(noted, schema, values, aliases or {})
+    built: Any = None
     try:
         missing = OmegaConf.missing_keys(config)
         found += [(tuple(key.split(".")), "required, but not set") for key in sorted(missing)]
@@ -99,7 +103,7 @@ def load(
     return built
 
 
-def from_plain(schema: type, values: dict) -> Any:
+def from_plain(schema: type, values: dict[str, Any]) -> Any:
     """An instance of the dataclass `schema` from what `to_plain` made of one. Raises ConfigError for other values."""
     config, found = OmegaConf.structured(schema), []
     _fill(config, schema, values, (), {}, found)
@@ -108,9 +112,10 @@ def from_plain(schema: type, values: dict) -> Any:
     return OmegaConf.to_object(config)
 
 
-def to_plain(config: Any) -> dict:
+def to_plain(config: Any) -> dict[str, Any]:
     """Nested dicts, lists, numbers and strings of a configuration."""
-    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    return cast("dict[str, Any]", plain)  # the fields of a dataclass
 
 
 def to_yaml(config: Any) -> str:
@@ -118,7 +123,7 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=120)
 
 
-def read_plain(path: Path) -> dict:
+def read_plain(path: Path) -> dict[str, Any]:
     """Nested plain values of one YAML file, with `base` followed, without a schema."""
     user = read_settings(Path(path))
     if user.problems:
@@ -126,7 +131,7 @@ def read_plain(path: Path) -> dict:
     return user.values
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) wherever two plain configurations differ."""
     found = []
     for key in dict.fromkeys([*old, *new]):
@@ -138,7 +143,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
     return found
 
 
-def refuse_changes(old: dict, new: dict, free: set[str]) -> None:
+def refuse_changes(old: dict[str, Any], new: dict[str, Any], free: set[str]) -> None:
     """Raise a ConfigError that names every changed setting, unless it is in `free` or inside a section in `free`."""
     sections = tuple(f"{name.removesuffix('.')}." for name in free)
     changed = [item for item in differences(old, new) if not f"{item[0]}.".startswith(sections)]
@@ -165,7 +170,7 @@ def as_argument(key: str, value: Any) -> str:
     return shlex.quote(f"{key}={text}")
 
 
-def validated(schema: type, plain: dict) -> Any:
+def validated(schema: type, plain: dict[str, Any]) -> Any:
     """An instance of the dataclass from plain values. Raises ConfigError with what its `problems()` say."""
     config = from_plain(schema, plain)
     if found := [f"{'.'.join(key)}{': ' * bool(key)}{what}" for key, what in _own_problems(config, ())]:
@@ -173,14 +178,7 @@ def validated(schema: type, plain: dict) -> Any:
     return config
 
 
-def _fill(
-    node: DictConfig,
-    schema: type,
-    values: Any,
-    path: Keys,
-    text: dict[Keys, str],
-    found: list[tuple[Keys, str | Unknown]],
-) -> None:
+def _fill(node: DictConfig, schema: type, values: Any, path: Keys, text: dict[Keys, str], found: Noted) -> None:
     """Set `values` in the structured node of a dataclass, noting what does not fit instead of stopping at it."""
     hints = typing.get_type_hints(schema)
     allowed = [field.name for field in dataclasses.fields(schema)]
@@ -202,14 +200,14 @@ def _fill(
         kind, arguments = typing.get_origin(hint), typing.get_args(hint)
         if value is None and optional:
             node[key] = None
-        elif dataclasses.is_dataclass(hint):
+        elif _is_section(hint):
             _fill_section(node, key, hint, value, inner, text, found)
-        elif kind is dict and dataclasses.is_dataclass(arguments[1]) and isinstance(value, dict):
+        elif kind is dict and _is_section(arguments[1]) and isinstance(value, dict):
             for name, entry in value.items():
                 if entry is None:  # of a file below, and left out here
                     continue
                 _fill_section(node[key], name, arguments[1], entry, (*inner, name), text, found)
-        elif kind is list and dataclasses.is_dataclass(arguments[0]) and isinstance(value, list):
+        elif kind is list and _is_section(arguments[0]) and isinstance(value, list):
             node[key] = []
             for index, entry in enumerate(value):
                 node[key].append(OmegaConf.structured(arguments[0]))
@@ -218,7 +216,13 @@ def _fill(
             _fill_value(node, key, hint, value, inner, text, found)
 
 
-def _fill_section(node, key, schema, values, path, text, found) -> None:
+def _is_section(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def _fill_section(
+    node: DictConfig, key: str, schema: type, values: Any, path: Keys, text: dict[Keys, str], found: Noted
+) -> None:
     """A nested dataclass; one that is absent so far is created when the user gives settings for it."""
     absent = key not in node or OmegaConf.is_missing(node, key) or node[key] is None
     if not isinstance(values, dict):
@@ -226,10 +230,20 @@ def _fill_section(node, key, schema, values, path, text, found) -> None:
         return
     if absent:
         node[key] = OmegaConf.structured(schema)
-    _fill(node[key], OmegaConf.get_type(node[key]), values, path, text, found)
+    kind = OmegaConf.get_type(node[key])
+    assert kind is not None  # of a structured node
+    _fill(node[key], kind, values, path, text, found)
 
 
-def _fill_chosen(node, key, choose, values, path, text, found) -> None:
+def _fill_chosen(
+    node: DictConfig,
+    key: str,
+    choose: Choose,
+    values: dict[str, Any],
+    path: Keys,
+    text: dict[Keys, str],
+    found: Noted,
+) -> None:
     """A field made by `section`: there even where the user sets nothing in it, with the defaults of its schema."""
     given = values.get(key)
     try:
@@ -246,7 +260,9 @@ def _fill_chosen(node, key, choose, values, path, text, found) -> None:
         _fill(node[key], schema, given, path, text, found)
 
 
-def _fill_value(node, key, hint, value, path, text, found) -> None:
+def _fill_value(
+    node: DictConfig, key: str, hint: Any, value: Any, path: Keys, text: dict[Keys, str], found: Noted
+) -> None:
     """A number, text, choice, list or dict of them. OmegaConf converts; what it would take silently is refused."""
     if hint is str and not isinstance(value, (str, list, dict)):
         value = text.get(path, value)  # `run=007` and `run=1e3` mean these words
@@ -291,8 +307,9 @@ def _not_finite(value: Any) -> bool:
 def _own_problems(config: Any, path: Keys) -> Iterator[tuple[Keys, str]]:
     """What the `problems()` of every dataclass in the tree says, with the path of the setting it is about."""
     for inner, value in _leaves(config, path):
-        if dataclasses.is_dataclass(value) and hasattr(value, "problems"):
-            for line in value.problems():
+        if dataclasses.is_dataclass(value):
+            problems = getattr(value, "problems", None)
+            for line in problems() if problems else ():
                 key, what = _split(line)
                 yield (*inner, *key), what
 

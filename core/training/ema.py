@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass
@@ -36,12 +37,19 @@ def make_teacher(student: nn.Module) -> nn.Module:
     return teacher.requires_grad_(False)
 
 
+def lerp_(kept: Sequence[Tensor], current: Sequence[Tensor], weight: float) -> None:
+    """kept <- (1 - weight) kept + weight current, in place, for all tensors at once."""
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage] - there is no public one
+        list(kept), list(current), weight
+    )
+
+
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """teacher <- decay teacher + (1 - decay) student, after every optimizer step; buffers are copied.
 
     `lerp` keeps its error near one rounding: 1000 steps differ from exact ones by 5e-7, mul-then-add by 9e-6.
     """
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
+    lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
     for kept, current in zip(teacher.buffers(), student.buffers(), strict=True):
         kept.copy_(current)

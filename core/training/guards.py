@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -83,7 +83,7 @@ class StopRequest:
         os.write(2, f"\n{name}: stopping after this step with a checkpoint; once more to stop at once\n".encode())
 
 
-def check_finite(values: dict[str, float | str], agree: Callable[[bool], bool] = this_process) -> bool:
+def check_finite(values: Mapping[str, float | str], agree: Callable[[bool], bool] = this_process) -> bool:
     """Whether every number of a step, its gradient norm too, is finite in every process.
 
     A gradient with one NaN or infinity has a norm that is not finite, so the norm stands for all gradients.
@@ -92,7 +92,7 @@ def check_finite(values: dict[str, float | str], agree: Callable[[bool], bool] =
 
 
 def write_bad_step(
-    folder: RunFolder, step: int, stream: str, keys: Sequence[str], values: dict[str, float | str]
+    folder: RunFolder, step: int, stream: str, keys: Sequence[str], values: Mapping[str, float | str]
 ) -> NoReturn:
     """Leave RUN/bad_step.json as evidence and raise NotFiniteError.
 

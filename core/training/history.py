@@ -17,7 +17,7 @@ from core.errors import ConfigError
 from core.training.config import ABSENT, differences, read_plain
 
 
-def read_run(path: Path) -> dict:
+def read_run(path: Path) -> dict[str, Any]:
     """Content of run.json in a run's folder; {} where there is none."""
     file = path / "run.json"
     if not file.exists():
@@ -28,7 +28,7 @@ def read_run(path: Path) -> dict:
         raise ConfigError(f"{file}: not valid JSON ({error}); remove it to resume without its history") from error
 
 
-def stored_config(path: Path) -> dict | None:
+def stored_config(path: Path) -> dict[str, Any] | None:
     """The plain settings that a run goes on with; None before its first start.
 
     run.json is written before config.yaml, so after a kill between the two the changes are made once more here.
@@ -61,7 +61,9 @@ class Change:
 NO_CHANGE = Change()
 
 
-def entries_for(old: dict, new: dict, change: Change, step: int, time: str, command: list[str]) -> list[dict]:
+def entries_for(
+    old: dict[str, Any], new: dict[str, Any], change: Change, step: int, time: str, command: list[str]
+) -> list[dict[str, Any]]:
     """The entries of a start that goes on from `old` with `new` after `step` finished steps."""
     found = []
     for key, before, after in differences(old, new):
@@ -76,7 +78,7 @@ def within(key: str, names: Iterable[str]) -> bool:
     return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
-def clamped(entries: list[dict], step: int) -> list[dict]:
+def clamped(entries: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
     """The entries for a run that goes on after `step` steps. Where newer checkpoints are lost, the settings of now hold
     from here on, and not from where they were changed."""
     return [entry | {"step": min(entry["step"], step)} for entry in entries]
@@ -87,10 +89,10 @@ class Past:
     """Plain settings that a run had until `until` steps were finished."""
 
     until: int
-    config: dict
+    config: dict[str, Any]
 
 
-def past(config: dict, entries: list[dict]) -> list[Past]:
+def past(config: dict[str, Any], entries: list[dict[str, Any]]) -> list[Past]:
     """All earlier settings of a run, oldest first, told from those of now."""
     found: list[Past] = []
     for entry in reversed(entries):
@@ -102,7 +104,7 @@ def past(config: dict, entries: list[dict]) -> list[Past]:
     return found[::-1]
 
 
-def value_at(config: dict, key: str) -> Any:
+def value_at(config: dict[str, Any], key: str) -> Any:
     """The value of a dotted key, ABSENT where there is none."""
     value: Any = config
     for part in key.split("."):
@@ -112,7 +114,7 @@ def value_at(config: dict, key: str) -> Any:
     return value
 
 
-def with_value(config: dict, key: str, value: Any) -> dict:
+def with_value(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """A new dict with a dotted key set, or taken out where `value` is ABSENT."""
     name, _, rest = key.partition(".")
     if rest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -72,6 +72,7 @@ class Hook(Protocol):
 
     def is_done(self, step: int) -> bool:
         """Whether this step has been looked at, so that a resume does not do it twice."""
+        ...
 
     def forget(self, step: int) -> None:
         """Remove what was made of the steps after `step`, which a resumed run does again."""
@@ -105,7 +106,7 @@ def attempt(what: str, action: Callable[[], None]) -> str | None:
 
 
 @contextmanager
-def untouched(models: Sequence[nn.Module], compiled: bool) -> Iterator[None]:
+def untouched(models: Sequence[nn.Module], compiled: bool) -> Generator[None, None, None]:
     """Global random states and the modes of all layers are afterwards what they were before; no gradients within.
 
     Args:

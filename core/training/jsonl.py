@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class LineWriter:
@@ -18,7 +19,7 @@ class LineWriter:
         self.path = path
         self._pending, self._descriptor = bytearray(), -1
 
-    def add(self, entry: dict) -> None:
+    def add(self, entry: dict[str, Any]) -> None:
         """Keep a line in memory until `write`."""
         self._pending += json.dumps(entry).encode() + b"\n"
 
@@ -44,14 +45,14 @@ class LineWriter:
             self._descriptor = -1
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The entries of a JSON-lines file; a half-written last line is left out, an absent file is empty."""
     if not path.exists():
         return []
     return [entry for _, entry in _parse(path.read_bytes())]
 
 
-def _parse(data: bytes) -> list[tuple[int, dict]]:
+def _parse(data: bytes) -> list[tuple[int, dict[str, Any]]]:
     """(offset of its end, entry) of every whole line, up to the first that is not a JSON object."""
     found, end = [], 0
     for line in data.splitlines(keepends=True):
@@ -66,7 +67,7 @@ def _parse(data: bytes) -> list[tuple[int, dict]]:
     return found
 
 
-def keep_lines(path: Path, wanted: Callable[[dict], bool] = lambda entry: True) -> None:
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool] = lambda entry: True) -> None:
     """Cut a JSON-lines file behind the last line of its leading run of `wanted` entries. Atomic: one truncation."""
     if not path.exists():
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,10 +28,17 @@ class Rejected:
 class Raw(Protocol):
     """A microbatch as the data side hands it over, to be made into a `Microbatch` on the training device."""
 
-    stream: str
-    keys: tuple[str, ...]
-    counts: dict[str, float]
-    rejected: tuple[Rejected, ...]
+    @property
+    def stream(self) -> str: ...
+
+    @property
+    def keys(self) -> tuple[str, ...]: ...
+
+    @property
+    def counts(self) -> dict[str, float]: ...
+
+    @property
+    def rejected(self) -> tuple[Rejected, ...]: ...
 
     def to(self, device: torch.device) -> Raw: ...
 
@@ -81,5 +88,6 @@ class Preprocess(Protocol):
 class BatchLoader(Protocol):
     """The data side of training: the batches of steps `first`, `first` + 1, ... in order."""
 
-    def steps(self, first: int, last: int) -> Iterator[tuple[int, list[Raw]]]:
-        """(step, its microbatches) for first <= step < last."""
+    def steps(self, first: int, last: int) -> Generator[tuple[int, Sequence[Raw]], None, None]:
+        """(step, its microbatches) for first <= step < last; closed when training ends early."""
+        ...

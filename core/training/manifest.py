@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 from core.durable import write_durably
 
@@ -85,7 +86,7 @@ def describe(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "blake2b": checksum}
 
 
-def encode(content: dict, sort_keys: bool = True) -> str:
+def encode(content: dict[str, Any], sort_keys: bool = True) -> str:
     return json.dumps(content, indent=1, sort_keys=sort_keys) + "\n"
 
 
@@ -97,7 +98,7 @@ def is_of_other_version(folder: Path) -> bool:
         return False
 
 
-def _read(folder: Path) -> tuple[int, int, dict[str, dict]]:
+def _read(folder: Path) -> tuple[int, int, dict[str, dict[str, Any]]]:
     """(schema, step, name -> size and checksum of every file that was written). Raises ValueError where damaged."""
     text = (folder / MANIFEST).read_text()
     manifest = json.loads(text)
@@ -107,7 +108,7 @@ def _read(folder: Path) -> tuple[int, int, dict[str, dict]]:
     return schema, step, files
 
 
-def _text(step: int, files: dict[str, dict], schema: int) -> str:
+def _text(step: int, files: dict[str, dict[str, Any]], schema: int) -> str:
     """The only text that a manifest of these files can have: any other byte in it is damage, and is noticed."""
     content = {"schema": schema, "step": step, "files": files}
     checksum = hashlib.blake2b(encode(content).encode(), digest_size=32).hexdigest()

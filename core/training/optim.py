@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,12 +133,12 @@ class TwoOptimizers:
         self.parts = parts
 
     @property
-    def param_groups(self) -> list[dict]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """The live groups of both."""
         return [group for part in self.parts for group in part.param_groups]
 
     @property
-    def state(self) -> dict[Tensor, dict]:
+    def state(self) -> dict[Tensor, dict[str, Any]]:
         """Parameter -> its live slots."""
         return {parameter: slots for part in self.parts for parameter, slots in part.state.items()}
 
@@ -200,7 +201,7 @@ def _adamw(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.opt
     return torch.optim.AdamW(parameters, **_adamw_settings(config), fused=True)
 
 
-def _adamw_settings(config: OptimizerConfig) -> dict:
+def _adamw_settings(config: OptimizerConfig) -> dict[str, Any]:
     return {
         "lr": config.lr,
         "betas": tuple(config.betas),

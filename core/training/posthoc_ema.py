@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from core.errors import CheckpointError, ConfigError
 from core.training.checkpoint import CheckpointStore
+from core.training.ema import lerp_
 
 FOLDER = "ema"  # of the snapshots, in the run folder
 LONGEST = 0.28  # gamma 0, the plain mean of all steps, has 0.289
@@ -96,7 +97,7 @@ class PosthocEma:
         buffers = {name: tensor for name, tensor in self.model.state_dict().items() if name not in weights}
         for length, average in self._averages.items():
             share = 1 - beta_at(self._gammas[length], step)
-            torch._foreach_lerp_([average[name] for name in weights], list(weights.values()), share)
+            lerp_([average[name] for name in weights], list(weights.values()), share)
             for name, tensor in buffers.items():
                 average[name].copy_(tensor)
 
@@ -163,7 +164,9 @@ def solve(snapshots: list[Snapshot], length: float, step: int) -> Recipe:
     return Recipe(step, dict(zip(snapshots, factors.tolist(), strict=True)), error)
 
 
-def overlap(time_a, gamma_a, time_b, gamma_b) -> np.ndarray:
+def overlap(
+    time_a: float | np.ndarray, gamma_a: float | np.ndarray, time_b: float | np.ndarray, gamma_b: float | np.ndarray
+) -> np.ndarray:
     """Integral of the product of two profiles (gamma + 1) t'^gamma / t^(gamma + 1) over the steps that both have."""
     first_is_shorter = np.less_equal(time_a, time_b)
     shorter, longer = np.minimum(time_a, time_b), np.maximum(time_a, time_b)

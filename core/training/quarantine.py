@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from core.errors import DataError
 from core.training.jsonl import LineWriter, keep_lines, read_lines
@@ -21,7 +22,7 @@ class Quarantine:
 
     def __init__(self, path: Path, limit: int):
         self.path, self.limit = path, limit
-        self._known: dict[tuple[str, str], dict] = {}
+        self._known: dict[tuple[str, str], dict[str, Any]] = {}
         self._lines, self._failing = LineWriter(path), False
         keep_lines(path)  # cuts off the half-written last line of a killed run; that record will be met again
         for entry in read_lines(path):

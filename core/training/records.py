@@ -53,7 +53,7 @@ class RunFolder:
 
     @staticmethod
     def check(
-        path: Path, config: dict, fingerprints: dict[str, str], free: set[str], change: Change = NO_CHANGE
+        path: Path, config: dict[str, Any], fingerprints: dict[str, str], free: set[str], change: Change = NO_CHANGE
     ) -> None:
         """Whether a run may start or go on in this folder; nothing is written.
 
@@ -79,11 +79,11 @@ class RunFolder:
     @staticmethod
     def open(
         path: Path,
-        config: dict,
+        config: dict[str, Any],
         fingerprints: dict[str, str],
         free: set[str],
         change: Change = NO_CHANGE,
-        origin: dict | None = None,
+        origin: dict[str, Any] | None = None,
     ) -> RunFolder:
         """Create the folder, or open that of an existing run to resume it, and hold it until `close`.
 
@@ -100,7 +100,7 @@ class RunFolder:
         try:
             known = read_run(path)
             start = _start()
-            content = {"id": known.get("id", os.urandom(4).hex()), "data": fingerprints}
+            content: dict[str, Any] = {"id": known.get("id", os.urandom(4).hex()), "data": fingerprints}
             if origin := origin or known.get("init"):
                 content["init"] = origin
             stored = stored_config(path) if _has_checkpoint(path) else None
@@ -168,7 +168,7 @@ class RunFolder:
             file.close()
         self._files.clear()
 
-    def _write(self, name: str, entry: dict) -> None:
+    def _write(self, name: str, entry: dict[str, Any]) -> None:
         if name not in self._files:
             self._files[name] = LineWriter(self.path / name)
         self._files[name].add(entry)
@@ -178,14 +178,15 @@ class RunFolder:
 
     def _hand_over(self) -> None:
         """Give the lines to the system. A failure is said once: the next checkpoint decides what it means."""
-        try:
-            for file in self._files.values():
+        for file in self._files.values():
+            try:
                 file.write()
-            self._failing = False
-        except OSError as error:
-            if not self._failing:
-                say(f"warning: {file.path} cannot be written ({error.strerror}); its lines wait in memory")
-            self._failing = True
+            except OSError as error:
+                if not self._failing:
+                    say(f"warning: {file.path} cannot be written ({error.strerror}); its lines wait in memory")
+                self._failing = True
+                return
+        self._failing = False
 
 
 def _has_checkpoint(path: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ Keys = tuple[str, ...]  # from the root to a setting
 class _Loader(yaml.SafeLoader):
     """YAML with the plain types of YAML 1.2: `off` and `no` are text, 1e-4 is a number, dates are text."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
 
-
+_Loader.yaml_implicit_resolvers = {}  # none of those of YAML 1.1
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", "~nN"),
@@ -73,7 +71,7 @@ class UserSettings:
         self.text |= {(*key, *keys[len(source) :]): text for keys, text in below.items()}
 
 
-def merge(under: dict, over: dict, anew: dict[str, str] | None = None) -> dict:
+def merge(under: dict[str, Any], over: dict[str, Any], anew: dict[str, str] | None = None) -> dict[str, Any]:
     """A new dict: `over` on top of `under`, nested dicts key by key.
 
     Args:
@@ -101,19 +99,22 @@ def read_settings(
         raise ConfigError(f"{path.name}: not a text file in UTF-8 (byte {error.start})") from error
     user = UserSettings({}, {}, {}, [])
     loader = _Loader(source)
+    values: Any = {}
     try:
         node = loader.get_single_node()
         if node is not None:
-            user.values = _plain(node, loader, path.name, (), user)
+            values = _plain(node, loader, path.name, (), user)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        assert mark is not None  # the parser gives one of them
         what = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{path.name}:{mark.line + 1}:{mark.column + 1}: not valid YAML: {what}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name}: not valid YAML: {error}") from error
-    if not isinstance(user.values, dict):
-        raise ConfigError(f"{path.name}:1: expected `key: value` lines, got {shown(user.values)}")
-    base = user.values.pop("base", None)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path.name}:1: expected `key: value` lines, got {shown(values)}")
+    user.values = values
+    base = values.pop("base", None)
     if base is None:
         return user
     at = f"{user.where[('base',)]}: base: "
@@ -174,7 +175,7 @@ def parse_override(override: str) -> UserSettings:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        value = None if node is None else _plain(node, loader, at, path, user)
+        value: Any = None if node is None else _plain(node, loader, at, path, user)
     except yaml.YAMLError as error:
         reason = getattr(error, "problem", None) or str(error)
         user.problems.append(f"{at}: the value is not valid YAML ({reason}); quote text that holds : {{ }} [ ] or #")

@@ -6,11 +6,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image
+
+WandbVideo = Literal["gif", "mp4", "webm", "ogg"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def to_wandb(run: Any, step: int, media: Sequence[Media]) -> None:
     kinds = {"image": wandb.Image, "audio": wandb.Audio}
     shown = {
         item.name: (
-            wandb.Video(str(item.path), caption=item.caption, format=item.path.suffix[1:])
+            wandb.Video(str(item.path), caption=item.caption, format=cast(WandbVideo, item.path.suffix[1:]))
             if item.kind == "video"
             else kinds[item.kind](str(item.path), caption=item.caption)
         )
@@ -51,7 +53,8 @@ def to_wandb(run: Any, step: int, media: Sequence[Media]) -> None:
 
 def to_board(board: Any, step: int, media: Sequence[Media]) -> None:
     """TensorBoard plays a video as an animated GIF; its own way to make one needs a further package."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    # Made from a .proto file, without stubs.
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
     for item in media:
         if item.kind == "image":

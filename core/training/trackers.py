@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from core.errors import AccidentError, ConfigError
 from core.optional import missing
@@ -61,7 +61,7 @@ class Trackers:
         AccidentError: wandb refuses the login or cannot be reached, or its files cannot be written.
     """
 
-    def __init__(self, logging: LoggingConfig, path: Path, config: dict, identity: str, step: int = 0):
+    def __init__(self, logging: LoggingConfig, path: Path, config: dict[str, Any], identity: str, step: int = 0):
         problems = logging.problems()
         if problems:
             raise ConfigError([f"logging.{line}" for line in problems])
@@ -74,7 +74,7 @@ class Trackers:
 
     def write(self, metrics: dict[str, float | str]) -> None:
         """Numbers of the step `metrics["step"]`, under the name of its modality where there is one."""
-        step = metrics["step"]
+        step = int(metrics["step"])
         if step % self.every or not self._open:
             return
         prefix = f"{metrics['stream']}/" if "stream" in metrics else ""
@@ -128,7 +128,7 @@ class WandbTracker:
     """One wandb run for all starts of a run. A resumed run makes some steps again; wandb keeps what it was given, and
     offline its files would have them twice, so the last step that it got is kept in `RUN/wandb_step`."""
 
-    def __init__(self, logging: LoggingConfig, path: Path, config: dict, identity: str):
+    def __init__(self, logging: LoggingConfig, path: Path, config: dict[str, Any], identity: str):
         import wandb
 
         self._place = path / "wandb_step"
@@ -140,7 +140,7 @@ class WandbTracker:
                 resume="allow",
                 dir=path,
                 config=config,
-                mode=logging.wandb,
+                mode="online" if logging.wandb == "online" else "offline",
             )
         except Exception as error:
             raise AccidentError(

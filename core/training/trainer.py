@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from core.training.checkpoint import NOTHING_ANEW, Anew, CheckpointStore, restor
 from core.training.ema import EmaConfig, make_teacher, update_teacher
 from core.training.guards import StopRequest, all_finite, check_finite, write_bad_step
 from core.training.hooks import Hook, PreviewConfig, ValidateConfig, attempt, run_hooks
-from core.training.loader import BatchLoader, Preprocess, Raw
+from core.training.loader import BatchLoader, Microbatch, Preprocess, Raw
 from core.training.optim import OptimizerConfig, build_optimizer
 from core.training.posthoc_ema import PosthocEma, PosthocEmaConfig
 from core.training.quarantine import Quarantine
@@ -114,7 +115,7 @@ class Trainer:
         loader: BatchLoader,
         folder: RunFolder,
         loss_weights: dict[str, float],
-        extra: dict,
+        extra: dict[str, Any],
         preprocess: Preprocess | None = None,
         warnings: Sequence[str] = (),
         hooks: Sequence[Hook] = (),
@@ -178,7 +179,7 @@ class Trainer:
                 started = time.perf_counter()
         return "finished"
 
-    def attempt(self, step: int, microbatches: list[Raw]) -> dict[str, float | str]:
+    def attempt(self, step: int, microbatches: Sequence[Raw]) -> dict[str, float | str]:
         """A step, or nothing where it is to be left out. Before a bad one ends the run, the state is published."""
         if step + 1 in self.config.skip_steps:
             return {"stream": microbatches[0].stream, "skipped": True}
@@ -194,7 +195,7 @@ class Trainer:
                     say(f"checkpoint of step {step} could not be saved: {failed}")
             raise
 
-    def train_step(self, step: int, microbatches: list[Raw]) -> dict[str, float | str]:
+    def train_step(self, step: int, microbatches: Sequence[Raw]) -> dict[str, float | str]:
         """One optimizer step: all microbatches, video, guard, AdamW, EMA. Returns the metrics of the step."""
         stream = microbatches[0].stream
         counts: dict[str, float] = defaultdict(float)
@@ -209,8 +210,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for microbatch in microbatches:
-            moved = microbatch.to(self.device)
-            moved = moved if self.preprocess is None else self.preprocess(moved, self.objective.reads_targets(step))
+            moved = self.complete(microbatch.to(self.device), step)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 terms = self.objective(
                     self.student, self.teacher, moved.batch, moved.drawn, counts, moved.targets, step
@@ -230,13 +230,18 @@ class Trainer:
             self.posthoc.update(step + 1)
         return {"stream": stream, "lr": lr, **metrics}
 
-    def guard(self, step: int, microbatches: list[Raw], metrics: dict[str, float]) -> None:
+    def complete(self, raw: Raw, step: int) -> Microbatch:
+        if self.preprocess is None:  # then the loader's are complete
+            return cast(Microbatch, raw)
+        return self.preprocess(raw, self.objective.reads_targets(step))
+
+    def guard(self, step: int, microbatches: Sequence[Raw], metrics: dict[str, float]) -> None:
         """Before the optimizer sees the gradients: a value that is not finite stops the run and leaves evidence."""
         if not check_finite(metrics):
             keys = [key for microbatch in microbatches for key in microbatch.keys]
             write_bad_step(self.folder, step, microbatches[0].stream, keys, metrics)
 
-    def show(self, bar: tqdm, metrics: dict) -> None:
+    def show(self, bar: tqdm[Any], metrics: dict[str, Any]) -> None:
         bar.set_postfix_str(
             f"{metrics['stream']} "
             + (f"loss {metrics['loss']:.3f}" if "loss" in metrics else "left out")

@@ -28,11 +28,12 @@ class Unknown:
 
 
 def explain_unknown(
-    noted: list[tuple[Keys, str | Unknown]], schema: type, values: dict, aliases: Mapping[str, Iterable[str]]
+    noted: list[tuple[Keys, str | Unknown]], schema: type, values: dict[str, Any], aliases: Mapping[str, Iterable[str]]
 ) -> list[tuple[Keys, str]]:
     """The same, in words; `values` are all settings, nested, and `aliases` as of `KnownKeys`."""
-    if not any(isinstance(what, Unknown) for _, what in noted):
-        return noted
+    words = [(key, what) for key, what in noted if not isinstance(what, Unknown)]
+    if len(words) == len(noted):
+        return words
     known = KnownKeys(schema, aliases, values)
     return [
         (key, f"unknown key; allowed: {', '.join(what.allowed)}.{known.meant(key, what.value, what.allowed, values)}")
@@ -125,7 +126,7 @@ class KnownKeys:
 
 def _keys(
     hint: Any, path: Keys, above: tuple[type, ...], absent: tuple[Keys, ...], given: Any
-) -> Iterator[tuple[Keys, tuple]]:
+) -> Iterator[tuple[Keys, tuple[Keys, ...]]]:
     """Keys at and below a place; a section inside a section of its own kind is not entered again."""
     given = given if isinstance(given, Mapping) else {}
     kinds = [argument for argument in typing.get_args(hint) if argument is not type(None)]
@@ -135,7 +136,7 @@ def _keys(
         return
     if path:
         yield path, absent
-    if dataclasses.is_dataclass(hint) and hint not in above:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint not in above:
         hints = typing.get_type_hints(hint)
         for field in dataclasses.fields(hint):
             inner, own = hints[field.name], given.get(field.name)

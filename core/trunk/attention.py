@@ -19,7 +19,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-    from xformers.ops import memory_efficient_attention  # `attention_problem` tells of its absence in time
+    # `attention_problem` tells of its absence in time.
+    from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports] - optional
 
     bias = None
     if key_mask is not None:
@@ -76,7 +77,8 @@ def attend(
     if groups is not None:
         parts = zip(*(x.split(list(groups), dim=1) for x in (q, k, v)), strict=True)
         masks = [None] * len(groups) if key_mask is None else key_mask.split(list(groups), dim=1)
-        return torch.cat([attend(*part, mask, backend) for part, mask in zip(parts, masks, strict=True)], dim=1)
+        runs = [attend(q, k, v, mask, backend) for (q, k, v), mask in zip(parts, masks, strict=True)]
+        return torch.cat(runs, dim=1)
     return BACKENDS[backend](q, k, v, key_mask).flatten(2)
 
 

@@ -59,4 +59,5 @@ def table_rows(trunk: str, ids: Tensor, grid: int) -> Tensor:
 
 def embed_label(table: nn.Embedding, batch: TokenBatch) -> Tensor:
     """(B, D); dropped conditions become the null class, the table's last row."""
+    assert batch.context.label is not None  # `only_segment` refuses such a batch
     return table(batch.context.label.masked_fill(batch.context.dropped, table.num_embeddings - 1))

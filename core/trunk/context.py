@@ -84,15 +84,15 @@ class _Tokens(nn.Module):
         self.null = nn.Parameter(torch.zeros(width))
 
     def forward(self, context: Context) -> tuple[Tensor, Tensor]:
-        bags = _tokens_of(context, "tokens", floating=False)
+        bags, valid = _tokens_of(context, "tokens", floating=False)
         batch, words, _ = bags.shape
         if words > self.words:
             raise ShapeError(f"Context.tokens: {words} words, but this trunk reads at most {self.words}")
         # Row 0 is left out of the sums. Hidden words are emptied as well, so that no content can pass.
-        bags = bags.masked_fill(~context.valid[..., None], 0)
+        bags = bags.masked_fill(~valid[..., None], 0)
         x = F.embedding_bag(bags.flatten(0, 1), self.table.weight, mode="sum", padding_idx=0)
         x = x.view(batch, words, -1) + self.position[:words]  # (B, S, D)
-        valid = _never_empty(context.valid)
+        valid = _never_empty(valid)
         for block in self.blocks:
             x = block(x, valid)
         return _with_null(x, valid, context.dropped, self.null)
@@ -106,12 +106,12 @@ class _Features(nn.Module):
         self.null = nn.Parameter(torch.zeros(width))
 
     def forward(self, context: Context) -> tuple[Tensor, Tensor]:
-        features = _tokens_of(context, "features", floating=True)
+        features, valid = _tokens_of(context, "features", floating=True)
         if features.shape[-1] != self.feature_dim:
             raise ShapeError(f"Context.tokens: {features.shape[-1]} channels, but this trunk reads {self.feature_dim}")
         # Filled, not multiplied by zero: padding may hold anything, even NaN.
-        features = features.to(self.linear.weight.dtype).masked_fill(~context.valid[..., None], 0)
-        return _with_null(self.linear(features), _never_empty(context.valid), context.dropped, self.null)
+        features = features.to(self.linear.weight.dtype).masked_fill(~valid[..., None], 0)
+        return _with_null(self.linear(features), _never_empty(valid), context.dropped, self.null)
 
 
 class _Nothing(nn.Module):
@@ -142,13 +142,15 @@ class EncoderBlock(nn.Module):
         return x + self.mlp(plain_norm(x))
 
 
-def _tokens_of(context: Context, kind: str, floating: bool) -> Tensor:
+def _tokens_of(context: Context, kind: str, floating: bool) -> tuple[Tensor, Tensor]:
+    """The tokens, and which of them are real."""
     tokens = context.tokens
     if tokens is None or tokens.is_floating_point() != floating:
         wanted = "floating-point features" if floating else "integer rows"
         seen = "None" if tokens is None else f"{tokens.dtype}"
         raise ShapeError(f"Context.tokens: a trunk whose context is `{kind}` needs {wanted}, got {seen}")
-    return tokens
+    assert context.valid is not None  # a `Context` has it beside tokens
+    return tokens, context.valid
 
 
 def _never_empty(valid: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,8 @@ class DDT(nn.Module):
         ConfigError: with all problems of the config.
     """
 
+    pos_embed: Tensor  # where `config.pos_embed`
+
     def __init__(self, config: DDTConfig, seed: int = 0, projectors: Mapping[str, ProjectorSpec] = _NO_PROJECTORS):
         super().__init__()
         if problems := config.problems():
@@ -215,7 +217,7 @@ class DDT(nn.Module):
         s = self.s_embedder(tokens)  # (B, N, D)
         if self.config.pos_embed:
             s = s + F.embedding(places, self.pos_embed[0])
-        label = embed_label(self.y_embedder["embedding_table"], batch)  # (B, D)
+        label = embed_label(cast(nn.Embedding, self.y_embedder["embedding_table"]), batch)  # (B, D)
         # The published code applies the SiLU here, and each adaLN layer once more.
         condition = Condition(F.silu(F.silu(time + label[:, None])), rows)
         rotation = self.enc_feat_rope(places)

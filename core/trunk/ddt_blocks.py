@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +145,8 @@ class TokenEmbed(nn.Module):
 class FourierTime(nn.Module):
     """(B, K) levels -> (B, K, D): sines and cosines of random frequencies W ~ N(0, 1), drawn once, and an MLP."""
 
+    W: Tensor
+
     def __init__(self, width: int, frequencies: int = 256):
         super().__init__()
         self.register_buffer("W", torch.empty(frequencies))
@@ -153,7 +155,8 @@ class FourierTime(nn.Module):
     def forward(self, levels: Tensor) -> Tensor:
         precision = torch.promote_types(torch.float32, self.W.dtype)
         angles = levels.to(precision)[..., None] * self.W.to(precision) * (2 * math.pi)
-        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.mlp[0].weight.dtype))
+        features = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return self.mlp(features.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
 
 
 class RotaryTable(nn.Module):
@@ -161,6 +164,9 @@ class RotaryTable(nn.Module):
 
     Neighbouring channels (2i, 2i + 1) form a pair, unlike in core/trunk/rope.py, and have equal entries.
     """
+
+    freqs_cos: Tensor
+    freqs_sin: Tensor
 
     def __init__(self, head_dim: int, grid: int):
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, levels: Tensor) -> Tensor:
         features = sinusoid(levels * self.scale, self.frequencies)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.mlp(features.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
 
 
 def plain_norm(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,25 +47,28 @@ SIZES = {
 }
 
 
-def _mean_embedding(embed, rows, values, weights):
+Embed = Callable[[Tensor], Tensor]
+
+
+def _mean_embedding(embed: Embed, rows: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     return (weights[..., None].to(rows.dtype) * rows).sum(dim=1, keepdim=True)
 
 
-def _first_level(embed, rows, values, weights):
+def _first_level(embed: Embed, rows: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     return rows[:, :1]
 
 
-def _smallest_level(embed, rows, values, weights):
+def _smallest_level(embed: Embed, rows: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     return embed(values.masked_fill(weights == 0, 1.0).amin(dim=1, keepdim=True))
 
 
-def _mean_level(embed, rows, values, weights):
+def _mean_level(embed: Embed, rows: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     return embed((weights * values).sum(dim=1, keepdim=True))
 
 
 # The time that text tokens are modulated with when media tokens have several (the paper does not say):
 # (time embedder, its rows (B, K, D), levels (B, K), share of tokens at each level (B, K)) -> (B, 1, D).
-TEXT_TIMES: dict[str, Callable[..., Tensor]] = {
+TEXT_TIMES: dict[str, Callable[[Embed, Tensor, Tensor, Tensor], Tensor]] = {
     "mean_embedding": _mean_embedding,
     "t": _first_level,
     "min": _smallest_level,
@@ -263,9 +266,9 @@ class MMDiT(nn.Module):
                 return features.output(None)
 
         joint_time, joint_rows = time, rows
-        if text_index is not None:  # text has the levels of media
+        if order.index is not None and text_index is not None:  # text has the levels of media
             joint_rows = token_rows(layout.join(text_index, order.index), time.shape[1])
-        elif rows is not None:  # the time of text is one more level; otherwise text and media share the only one
+        elif order.index is not None:  # the time of text is one more level; otherwise they share the only one
             joint_time = torch.cat([time, text_time], dim=1)  # (B, K + 1, D)
             joint_index = nn.functional.pad(order.index, (layout.text, 0), value=time.shape[1])  # (B, S + L)
             joint_rows = token_rows(joint_index, time.shape[1] + 1)
@@ -293,7 +296,7 @@ class MMDiT(nn.Module):
                 known = list(self.media_in)
                 hint = nearest(segment.modality, known)
                 raise ShapeError(f"modality {segment.modality!r}: this trunk has {', '.join(known)}.{hint}")
-            layer = self.media_in[segment.modality]
+            layer = cast(nn.Linear, self.media_in[segment.modality])
             wanted = (*segment.x0.shape[:2], layer.in_features)
             if tuple(tokens.shape) != wanted:
                 raise ShapeError(f"noisy {segment.modality}: expected {wanted}, got {tuple(tokens.shape)}")

@@ -8,7 +8,7 @@ rows instead, look them up once more in the backward pass, and add their gradien
 from __future__ import annotations
 
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,6 +90,13 @@ def _add_up(values: Tensor, like: Tensor, table: Tensor, one_hot: Tensor | None)
         return (one_hot.to(values.dtype) @ values).to(like.dtype)
 
 
+class _Context(FunctionCtx):
+    """What autograd hands over from forward to backward, as far as it is used here."""
+
+    saved_tensors: tuple[Tensor, ...]
+    x_dtype: torch.dtype
+
+
 class _Modulate(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, shift: Tensor, scale: Tensor, table: Tensor, one_hot: Tensor | None) -> Tensor:
@@ -97,11 +104,13 @@ class _Modulate(torch.autograd.Function):
         return _look_up(shift, table, dtype).addcmul_(x, _look_up(scale, table, dtype))
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - there is one gradient, of the one output
+        ctx: _Context, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, shift, scale, *rows = ctx.saved_tensors
         for_x = _look_up(scale, rows[0], gradient.dtype).mul_(gradient).to(x.dtype)
         return for_x, _add_up(gradient, shift, *rows), _add_up(gradient * x, scale, *rows), None, None
@@ -113,13 +122,15 @@ class _GatedAdd(torch.autograd.Function):
         return _look_up(gate, table, _widest(x, gate, y)).mul_(y).add_(x)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, *saved = inputs
         ctx.save_for_backward(*saved)
         ctx.x_dtype = x.dtype
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - there is one gradient, of the one output
+        ctx: _Context, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
         gate, y, *rows = ctx.saved_tensors
         for_y = _look_up(gate, rows[0], gradient.dtype).mul_(gradient).to(y.dtype)
         return gradient.to(ctx.x_dtype), _add_up(gradient * y, gate, *rows), for_y, None, None

@@ -39,7 +39,7 @@ class TokenOrder:
 
 def token_order(levels: NoiseLevels) -> TokenOrder:
     """Sorted by level if the levels are to be separated."""
-    if levels.separate is None:
+    if levels.separate is None or levels.index is None:  # separate levels have an index
         return TokenOrder(levels.index)
     index, forward = levels.index.sort(dim=1, stable=True)
     return TokenOrder(index, forward, forward.argsort(dim=1))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,8 @@ class SiT(nn.Module):
         ConfigError: with all problems of the config.
     """
 
+    pos_embed: Tensor
+
     def __init__(self, config: SiTConfig, seed: int = 0, projectors: Mapping[str, ProjectorSpec] = _NO_PROJECTORS):
         super().__init__()
         if problems := config.problems():
@@ -209,14 +211,15 @@ class SiT(nn.Module):
         """
         features = Features(feature_layers, self.depth, self.projector, self.projectors)
         tokens, segment = only_segment("SiT", noisy, batch, self.config.channels)
-        weight = self.x_embedder["proj"].weight
+        embedder = cast(nn.Linear, self.x_embedder["proj"])
         positions = F.embedding(table_rows("SiT", segment.ids, self.config.grid), self.pos_embed[0])  # (B or 1, N, D)
         order = token_order(levels)
-        x = order.sort(self.x_embedder["proj"](tokens.to(weight.dtype)) + positions)  # (B, N, D)
+        x = order.sort(embedder(tokens.to(embedder.weight.dtype)) + positions)  # (B, N, D)
 
         # The published weights know time the other way round: they embed 1 - t, and predict data minus noise.
         time = self.t_embedder(1 - levels.values)  # (B, K, D)
-        condition = time + embed_label(self.y_embedder["embedding_table"], batch)[:, None]  # (B, K, D)
+        label_table = cast(nn.Embedding, self.y_embedder["embedding_table"])
+        condition = time + embed_label(label_table, batch)[:, None]  # (B, K, D)
 
         rows = token_rows(order.index, levels.values.shape[1])
         for layer, block in enumerate(self.blocks, start=1):

@@ -133,7 +133,7 @@ def _unwrap(content: object, source: str, arguments: dict[str, object], meaning:
     raise CheckpointError(f"{source}: no tensors by name here or under {', '.join(WRAPPERS)}; found {found}")
 
 
-def _meaning(text: object, path: Path) -> dict[str, Any]:
+def _meaning(text: Any, path: Path) -> dict[str, Any]:
     if text is None:
         return {}
     try:

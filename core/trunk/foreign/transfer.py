@@ -113,4 +113,8 @@ def _check_trunk(kind: str, trunk: nn.Module) -> None:
 
 
 def _names(trunk: nn.Module, projectors: Sequence[str] | None) -> list[str]:
-    return list(trunk.projectors) if projectors is None else list(projectors)
+    if projectors is not None:
+        return list(projectors)
+    own = trunk.get_submodule("projectors")
+    assert isinstance(own, nn.ModuleDict)  # of every trunk, see core/trunk/projectors.py
+    return list(own)
