@@ -22,6 +22,7 @@ test: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
+	.venv/bin/basedpyright --pythonpath .venv/bin/python
 
 setup-full: $(STAMP_FULL)
 
