@@ -51,7 +51,7 @@ class Kind:
 
     @property
     def cut_axes(self) -> tuple[int, ...]:
-        """Which of (t, h, w) `tile` cuts: the time of an audio clip; height and width of an image or a clip."""
+        """Which of (t, h, w) `tile` cuts: the time of an audio clip; height and width of an image or a video."""
         return (0,) if len(self.media) == 3 else (1, 2)
 
 

@@ -228,9 +228,9 @@ class NoiseLevels:
         return self.values.gather(1, self.index)
 
     def mean_weights(self, loss_mask: Tensor | None = None) -> Tensor:
-        """(B, K) share of the tokens at each level, of those in `counted` (B, L) if given; sums to 1.
+        """(B, K) share of the tokens at each level, of those in `loss_mask` (B, L) where there is one; sums to 1.
 
-        A sample without any counted token has weights of zero.
+        A sample without any token in it has weights of zero.
         """
         if self.index is None:
             weights = torch.zeros_like(self.values)

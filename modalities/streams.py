@@ -101,7 +101,7 @@ def whole_part(parts: Parts, name: str) -> Tensor:
 def make_segments(
     parts: Parts, tokens: Sequence[Tensor], conditioning_mask: Tensor | None = None
 ) -> tuple[Segment, ...]:
-    """Normalized tokens (B, N, C) of every part as segments; `given` (B, L) are conditioning."""
+    """Normalized tokens (B, N, C) of every part as segments."""
     rows = [None] * len(parts) if conditioning_mask is None else conditioning_mask.split(lengths(parts), dim=1)
     return tuple(
         Segment(

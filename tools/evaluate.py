@@ -347,8 +347,8 @@ def measure_file(options: argparse.Namespace) -> int:
     files = open_comparison(options.samples, options.reference)
     for line in files.notes:
         print(line, file=sys.stderr)
-    pictures = len(files.samples) + (len(files.real) if files.real is not None else 0)
-    with tqdm(total=pictures, unit="picture", dynamic_ncols=True) as bar:
+    images = len(files.samples) + (len(files.real) if files.real is not None else 0)
+    with tqdm(total=images, unit="picture", dynamic_ncols=True) as bar:
         device = TrainingConfig(device=options.device).torch_device()
         found = measure_samples(files, options.inception, device, bar.update)
     show_values(found.values, found.warnings)

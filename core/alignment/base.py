@@ -19,7 +19,7 @@ class AlignmentInputs:
         student: with the features that the terms tapped.
         teacher: the same of the EMA teacher; None when no term needs it.
         targets: name -> (B, L, D') features of the clean media by a frozen encoder.
-        counted: (B, L) bool, tokens that enter a mean.
+        loss_mask: (B, L) bool, tokens that enter a mean.
         count: how many these are in the whole global batch.
         step: finished optimizer steps, for weights that change.
     """

@@ -1,6 +1,6 @@
-"""Distances of two features (B, L, D), summed over the counted tokens, in float32: late blocks overflow half precision.
+"""Distances of two features (B, L, D), summed over the tokens of the loss mask, in float32: half precision overflows.
 
-Each maps (prediction, target, counted (B, L) bool) to a scalar, the sum over the tokens of a distance whose mean over
+Each maps (prediction, target, loss_mask (B, L) bool) to a scalar, the sum over the tokens of a distance whose mean over
 the channels is one token's.
 """
 

@@ -32,7 +32,7 @@ def keyed_normals(batch: TokenBatch, seed: int, purpose: str, *more: int) -> tup
 def one_level(
     batch: TokenBatch, t: float, conditioning_noise: float = 0.0, dtype: torch.dtype = torch.float32
 ) -> NoiseLevels:
-    """Every token at `t`; given tokens at the level `given`."""
+    """Every token at `t`; conditioning tokens at the level `conditioning_noise`."""
     device = batch.segments[0].x0.device
     if all(segment.conditioning_mask is None for segment in batch.segments):
         return NoiseLevels(torch.full((batch.size, 1), t, dtype=dtype, device=device))

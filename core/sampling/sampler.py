@@ -1,6 +1,6 @@
 """From noise to data: a trunk, its guidance and its given tokens under any solver of core/sampling/config.py.
 
-Works with any trunk and any number of segments. Tokens marked `given` are conditioning: they stay at one small level
+Works with any trunk and any number of segments. Tokens in `conditioning_mask` stay at one small level
 while the others are integrated around them (first frames, inpainting, an observation beside actions).
 """
 
@@ -160,7 +160,7 @@ def _adaptive(
 
 
 def _with_conditioning(batch: TokenBatch, x: State, clean: State) -> State:
-    """`x`, with the given tokens of the batch taken from `given`."""
+    """`x`, with the conditioning tokens of the batch taken from `clean`."""
     return tuple(
         a if segment.conditioning_mask is None else torch.where(segment.conditioning_mask[..., None], b, a)
         for segment, a, b in zip(batch.segments, x, clean, strict=True)

@@ -44,7 +44,7 @@ class _PartSample:
 
 @dataclass(frozen=True)
 class _Sample:
-    """One sample with its randomness; `given` (L,) is None where the stream never gives tokens."""
+    """One sample with its randomness; `conditioning_mask` (L,) is None where the stream never has any."""
 
     key: str
     parts: tuple[_PartSample, ...]

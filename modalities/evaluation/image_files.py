@@ -18,7 +18,7 @@ from modalities.media.images import read_image
 COLUMNS = ("image", "img", "picture", "jpg", "png")  # of images in Parquet files
 
 
-class Pictures:
+class Images:
     """Images of any sizes, in order. Those that cannot be read are stepped over, and named in `unusable`.
 
     Args:

@@ -23,7 +23,7 @@ from core.evaluation.manifold import precision_recall
 from core.evaluation.statistics import FeatureStatistics
 from modalities.evaluation.adm import Reference, read_reference
 from modalities.evaluation.attempts import Measured
-from modalities.evaluation.image_files import Pictures, is_npz
+from modalities.evaluation.image_files import Images, is_npz
 from modalities.evaluation.networks.inception import Inception
 from modalities.evaluation.samples import frechet
 
@@ -40,9 +40,9 @@ class Comparison:
         left_out: measure -> why.
     """
 
-    samples: Pictures
+    samples: Images
     known: Reference
-    real: Pictures | None
+    real: Images | None
     left_out: dict[str, str]
 
     @property
@@ -59,8 +59,8 @@ def open_comparison(samples: Path, reference: Path) -> Comparison:
     Raises DataError, ConfigError for other files.
     """
     known = read_reference(reference) if is_npz(reference) else Reference()
-    made = Pictures(samples)
-    real = Pictures(reference) if known.samples or not is_npz(reference) else None
+    made = Images(samples)
+    real = Images(reference) if known.samples or not is_npz(reference) else None
     left_out, few = {}, f"{len(made)} samples" if len(made) < 2 else ""
     if not few and known.mu is None and real is not None and len(real) < 2:
         few = f"{len(real)} images in the reference"
@@ -119,9 +119,9 @@ def measure_samples(
     return found
 
 
-def _look(pictures: Pictures, network: Inception, progress: Callable[[int], object] | None) -> _Seen:
+def _look(images: Images, network: Inception, progress: Callable[[int], object] | None) -> _Seen:
     seen = _Seen()
-    for media in pictures.batches():
+    for media in images.batches():
         features = network(media)
         assert features.spatial is not None  # Inception has all three
         assert features.logits is not None
@@ -148,6 +148,6 @@ def _spread(real: _Seen, made: _Seen, device: torch.device) -> dict[str, float]:
     return precision_recall(theirs, ours, NEIGHBOURS)._asdict()
 
 
-def _sizes(pictures: Pictures) -> str:
-    found = sorted(pictures.sizes)
+def _sizes(images: Images) -> str:
+    found = sorted(images.sizes)
     return " and ".join(f"{h} x {w}" for h, w in found) + " pixels" if len(found) < 3 else f"{len(found)} sizes"

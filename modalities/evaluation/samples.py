@@ -92,8 +92,8 @@ def samples(
         found.failed += [f"samples/{name}/{measure}" for measure in one.failed]
 
 
-def _clip(network: Clip, pictures: Tensor, texts: list[str]) -> dict[str, float]:
-    return {"CLIP score": clip_score(pictures, network.texts(texts))}
+def _clip(network: Clip, images: Tensor, texts: list[str]) -> dict[str, float]:
+    return {"CLIP score": clip_score(images, network.texts(texts))}
 
 
 def generated(

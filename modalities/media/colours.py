@@ -17,7 +17,7 @@ BITS_PER_SAMPLE, PHOTOMETRIC, COLOUR_MAP, SAMPLE_FORMAT = 258, 262, 320, 339
 WHITE_IS_ZERO, UNSIGNED = 0, 1
 
 
-def to_rgb(picture: Image.Image, origin: str, background: Sequence[int], clear: np.ndarray | None = None) -> np.ndarray:
+def to_rgb(image: Image.Image, origin: str, background: Sequence[int], clear: np.ndarray | None = None) -> np.ndarray:
     """uint8 (H, W, 3) of an image that was loaded, transparency composited on `background`.
 
     Args:
@@ -26,37 +26,37 @@ def to_rgb(picture: Image.Image, origin: str, background: Sequence[int], clear: 
     Raises:
         DataError: values without a defined black and white: floats, signed and 32-bit ones.
     """
-    tags = picture.tag_v2 if picture.format == "TIFF" and isinstance(picture, TiffImageFile) else {}
-    if set(tags.get(SAMPLE_FORMAT, ())) - {UNSIGNED} or picture.mode == "F" or (picture.mode == "I" and tags):
+    tags = image.tag_v2 if image.format == "TIFF" and isinstance(image, TiffImageFile) else {}
+    if set(tags.get(SAMPLE_FORMAT, ())) - {UNSIGNED} or image.mode == "F" or (image.mode == "I" and tags):
         raise DataError(
             f"{origin}: an image of signed, 32-bit or float values has no defined range; whole numbers of 1 to 16 "
             "bits without a sign have one"
         )
-    if picture.mode == "P" and max(tags.get(COLOUR_MAP, (256,))) < 256:  # 8-bit values where 16 bits belong
-        picture.putpalette(bytes(np.reshape(tags[COLOUR_MAP], (3, -1)).T.astype(np.uint8)))
-    if picture.mode.startswith("I"):
-        rgb = np.repeat(_wide_grey(picture, tags, origin)[..., None], 3, axis=2)
-    elif clear is None and _is_transparent(picture):
-        if picture.mode == "La":
-            picture = picture.convert("LA")
-        picture = picture.convert("RGBA")
-        canvas = Image.new("RGBA", picture.size, (*background, 255))
-        rgb = np.array(Image.alpha_composite(canvas, picture).convert("RGB"))
+    if image.mode == "P" and max(tags.get(COLOUR_MAP, (256,))) < 256:  # 8-bit values where 16 bits belong
+        image.putpalette(bytes(np.reshape(tags[COLOUR_MAP], (3, -1)).T.astype(np.uint8)))
+    if image.mode.startswith("I"):
+        rgb = np.repeat(_wide_grey(image, tags, origin)[..., None], 3, axis=2)
+    elif clear is None and _is_transparent(image):
+        if image.mode == "La":
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, (*background, 255))
+        rgb = np.array(Image.alpha_composite(canvas, image).convert("RGB"))
     else:
-        rgb = np.array(picture.convert("RGB"))
+        rgb = np.array(image.convert("RGB"))
     if clear is not None:
         rgb[clear] = background
     return rgb
 
 
-def _is_transparent(picture: Image.Image) -> bool:
-    clear_colours = picture.mode == "P" and picture.palette is not None and picture.palette.mode.endswith("A")
-    return picture.mode in TRANSPARENT or "transparency" in picture.info or clear_colours
+def _is_transparent(image: Image.Image) -> bool:
+    clear_colours = image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+    return image.mode in TRANSPARENT or "transparency" in image.info or clear_colours
 
 
-def _wide_grey(picture: Image.Image, tags: Mapping[int, Any], origin: str) -> np.ndarray:
+def _wide_grey(image: Image.Image, tags: Mapping[int, Any], origin: str) -> np.ndarray:
     """uint8 (H, W) of grey of more than 8 bits."""
-    levels = np.asarray(picture).astype(np.float64)
+    levels = np.asarray(image).astype(np.float64)
     (bits,) = tags.get(BITS_PER_SAMPLE, (16,))[:1]
     top = 2**bits - 1
     if levels.min() < 0 or levels.max() > top:

@@ -46,10 +46,10 @@ def read_image(media: Media, origin: str, background: Sequence[int] = (255, 255,
         png = data.startswith(SIGNATURE)
         if png:
             data = without_text(data)
-        with _opened(data) as picture:
-            picture.load()
-            clear = clear_pixels(data, picture) if png else None
-            return upright(to_rgb(picture, origin, background, clear), orientation(picture))
+        with _opened(data) as image:
+            image.load()
+            clear = clear_pixels(data, image) if png else None
+            return upright(to_rgb(image, origin, background, clear), orientation(image))
 
 
 def _opened(data: bytes) -> Image.Image:

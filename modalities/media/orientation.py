@@ -17,15 +17,15 @@ WHOLE = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
 XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
-def orientation(picture: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """1 to 8 as in EXIF, of an image that was loaded; 1, upright, where nothing or nothing valid is said.
 
     XMP counts where EXIF has no such tag, as in Pillow, which turns TIFF files itself as it loads them.
     """
-    if picture.format == "TIFF":
+    if image.format == "TIFF":
         return 1
-    found = exif_orientation(_exif(picture))
-    if found is None and (match := XMP.search(_xmp(picture))):
+    found = exif_orientation(_exif(image))
+    if found is None and (match := XMP.search(_xmp(image))):
         found = int(match[1])
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
@@ -60,14 +60,14 @@ def upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _exif(picture: Image.Image) -> bytes:
-    exif = picture.info.get("exif")
-    if exif is None and "Raw profile type exif" in picture.info:  # ImageMagick's text: three lines, then hexadecimal
-        digits = "".join(str(picture.info["Raw profile type exif"]).split("\n")[3:])
+def _exif(image: Image.Image) -> bytes:
+    exif = image.info.get("exif")
+    if exif is None and "Raw profile type exif" in image.info:  # ImageMagick's text: three lines, then hexadecimal
+        digits = "".join(str(image.info["Raw profile type exif"]).split("\n")[3:])
         exif = bytes.fromhex(digits) if re.fullmatch(r"(\s*[0-9a-fA-F]{2})*\s*", digits) else b""
     return exif if isinstance(exif, bytes) else b""
 
 
-def _xmp(picture: Image.Image) -> bytes:
-    xmp = picture.info.get("XML:com.adobe.xmp") or picture.info.get("xmp") or b""
+def _xmp(image: Image.Image) -> bytes:
+    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
     return xmp.encode("utf-8", "replace") if isinstance(xmp, str) else bytes(xmp)

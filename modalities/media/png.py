@@ -51,21 +51,21 @@ def _is_kept(name: bytes, content: bytes) -> bool:
         return False
 
 
-def clear_pixels(data: bytes, picture: Image.Image) -> np.ndarray | None:
+def clear_pixels(data: bytes, image: Image.Image) -> np.ndarray | None:
     """(H, W) bool: pixels of the one colour that the file calls transparent; None where it does not.
 
     Args:
         image: of `data`, loaded. Transparent entries of a palette are left to Pillow.
     """
-    key, depth = picture.info.get("transparency"), data[24]
-    if key is None or picture.mode == "P":
+    key, depth = image.info.get("transparency"), data[24]
+    if key is None or image.mode == "P":
         return None
-    if picture.mode == "1":
-        return np.asarray(picture) == bool(key)
-    levels = np.asarray(picture).astype(np.int64)
+    if image.mode == "1":
+        return np.asarray(image) == bool(key)
+    levels = np.asarray(image).astype(np.int64)
     if depth < 8:  # Pillow widens the levels to 8 bits, but not the colour
         key = key * (255 // (2**depth - 1))
-    if picture.mode == "RGB" and depth == 16:  # Pillow keeps the upper bytes, and those two that are read as if swapped
+    if image.mode == "RGB" and depth == 16:  # Pillow keeps the upper bytes, and those two that are read as if swapped
         with Image.open(io.BytesIO(data), formats=("PNG",)) as lower:
             # Plain tuples: named ones are new in Pillow 11.
             lower.tile = [(*tile[:3], "RGB;16L") for tile in lower.tile]  # pyright: ignore[reportAttributeAccessIssue]

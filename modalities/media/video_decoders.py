@@ -44,7 +44,7 @@ def check_backend(backend: str, media: bytes | Path, origin: str, index: VideoIn
     }
     if backend == "decord":
         reasons |= {
-            "does not find all frames of video with open groups of images": not index.closed,
+            "does not find all frames of video with open groups of pictures": not index.closed,
             "does not turn the images of this container": index.container != MP4 and (turns > 0 or tagged),
         }
     for reason, applies in reasons.items():

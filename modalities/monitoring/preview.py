@@ -112,7 +112,7 @@ class Preview:
         wanted, seed, parts = self.streams[stream], self.config.seed, model.parts[stream]
         texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in wanted.prompts]
         made = generate(model, stream, wanted.prompts, wanted.sampler, seed, batch_size=self.config.batch)
-        pictures: dict[str, list[Tensor]] = {}
+        images: dict[str, list[Tensor]] = {}
         for index, (text, media) in enumerate(zip(texts, made, strict=True)):
             files = write_parts(parts, media, folder / f"{stream}-{index:03d}")
             about = {"stream": stream, "prompt": text, "seed": seed, "index": index}
@@ -120,11 +120,11 @@ class Preview:
             own = files if len(files) == len(parts) else files * len(parts)  # one file holds all parts
             for (name, part), path in zip(parts.items(), own, strict=True):
                 if KINDS[media[name].ndim] == "image":
-                    pictures.setdefault(name, []).append(media[name])
+                    images.setdefault(name, []).append(media[name])
                     continue
                 place = f"{_place(stream, name, parts, '/')}/{index}"
                 shown.append(_for_trackers(f"preview/{place}", part, media[name], path, text))
-        for name, held in pictures.items():
+        for name, held in images.items():
             path = write_grid(torch.stack(held), folder / f"{_place(stream, name, parts, '-')}-grid", labels=texts)
             data = np.asarray(Image.open(path).convert("RGB"))
             place = _place(stream, name, parts, "/")

@@ -39,7 +39,7 @@ CHANCE = {"colour": 1 / len(COLOURS), "shape": 1 / len(MOVING_SHAPES), "timbre":
 
 @dataclass(frozen=True)
 class Read:
-    """What one file shows and audio clips like: heights (T,) of both, and the words that fit them."""
+    """What one file shows and sounds like: heights (T,) of both, and the words that fit them."""
 
     frames: np.ndarray
     seen: np.ndarray

@@ -25,7 +25,7 @@ HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 PIL_FILTERS = {2: "bilinear", 3: "bicubic"}
 
 
-class Pictures(nn.Module):
+class Images(nn.Module):
     """(..., 3, H, W) in [-1, 1] -> (n, 3, *size): rescaled to [0, 1], normalised, then resized.
 
     Args:
@@ -88,8 +88,8 @@ class Dino(nn.Module):
         self.encoder.layer = keep_blocks(self.encoder.layer, layer)
         self.prefix = 1 + getattr(model.config, "num_register_tokens", 0)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        tokens = self.encoder(self.embeddings(pictures))[0]
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.encoder(self.embeddings(images))[0]
         return self.layernorm(tokens)[:, self.prefix :]
 
 
@@ -104,7 +104,7 @@ def dinov2(folder: Folder, request: Request, example: str) -> Parts:
     model: Any = load_network("dinov2", folder, class_name, example, unused=("classifier.",))
     size = input_size(model.config.patch_size, request.grid)
     _fix_positions(model.embeddings, request.grid)
-    prepare = Pictures(size, folder.preprocessor, IMAGENET, "bicubic", antialias=False)
+    prepare = Images(size, folder.preprocessor, IMAGENET, "bicubic", antialias=False)
     return Parts(prepare, Dino(model, request.layer), model.config.hidden_size, even_spans(request.length, 1))
 
 
@@ -119,7 +119,7 @@ def depth_anything(folder: Folder, request: Request, example: str) -> Parts:
         raise ConfigError(f"encoder.path: {folder.path!r} has a {backbone!r} backbone; allowed: dinov2")
     model: Any = load_network("depth_anything", folder, "DepthAnythingForDepthEstimation", example)
     config = model.backbone.config
-    prepare = Pictures(input_size(config.patch_size, request.grid), folder.preprocessor, IMAGENET, "bicubic")
+    prepare = Images(input_size(config.patch_size, request.grid), folder.preprocessor, IMAGENET, "bicubic")
     return Parts(prepare, Dino(model.backbone, request.layer), config.hidden_size, even_spans(request.length, 1))
 
 
@@ -136,14 +136,14 @@ class Siglip(nn.Module):
         self.encoder.layers = keep_blocks(self.encoder.layers, layer)
         self.grid, self.naflex = grid[1:], naflex
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         if self.naflex:
             h, w = self.grid
-            patches = rearrange(pictures, "n c (h p) (w q) -> n (h w) (p q c)", h=h, w=w)
+            patches = rearrange(images, "n c (h p) (w q) -> n (h w) (p q c)", h=h, w=w)
             # On the CPU, where the model reads it. One row: the position embeddings of one image serve the batch.
             tokens = self.embeddings(patches, torch.tensor([self.grid]))
         else:
-            tokens = self.embeddings(pictures, interpolate_pos_encoding=True)
+            tokens = self.embeddings(images, interpolate_pos_encoding=True)
         # No attention mask: nothing is padded, since the number of patches is the trunk's.
         return self.norm(self.encoder(inputs_embeds=tokens, attention_mask=None)[0])
 
@@ -159,7 +159,7 @@ def siglip2(folder: Folder, request: Request, example: str) -> Parts:
     others = ("text_model.", "logit_scale", "logit_bias", "classifier.")
     model: Any = load_network("siglip2", folder, class_name, example, unused=others)
     tower = getattr(model, "vision_model", model)  # nested in transformers 4, flat in 5
-    prepare = Pictures(input_size(model.config.patch_size, request.grid), folder.preprocessor, HALF, "bilinear")
+    prepare = Images(input_size(model.config.patch_size, request.grid), folder.preprocessor, HALF, "bilinear")
     network = Siglip(tower, request.grid, request.layer, naflex)
     return Parts(prepare, network, model.config.hidden_size, even_spans(request.length, 1))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modalities.targets.encoder import Parts, Request, keep_blocks
 from modalities.targets.timing import even_spans
-from modalities.targets.vision import IMAGENET, Pictures, input_size
+from modalities.targets.vision import IMAGENET, Images, input_size
 from modalities.targets.weights import Folder, load_network
 
 
@@ -27,8 +27,8 @@ class VJepa(nn.Module):
         self.encoder, self.frames = encoder, frames
         self.before, self.after = before, after
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        clip = pictures.unflatten(0, (-1, self.frames))  # (B, T, 3, H, W)
+    def forward(self, images: Tensor) -> Tensor:
+        clip = images.unflatten(0, (-1, self.frames))  # (B, T, 3, H, W)
         first, last = clip[:, :1].repeat_interleave(self.before, 1), clip[:, -1:].repeat_interleave(self.after, 1)
         return self.encoder(pixel_values_videos=torch.cat([first, clip, last], dim=1))[0]
 
@@ -55,7 +55,7 @@ def vjepa2(folder: Folder, request: Request, example: str) -> Parts:
         attention.rows_and_columns = request.grid[1:]
         attention.get_position_ids = MethodType(_grid_positions, attention)
     spans = (even_spans(steps, tubelet) - before).clamp(0, request.length)
-    prepare = Pictures(input_size(config.patch_size, request.grid), folder.preprocessor, IMAGENET, "bilinear")
+    prepare = Images(input_size(config.patch_size, request.grid), folder.preprocessor, IMAGENET, "bilinear")
     return Parts(prepare, VJepa(encoder, request.length, before, after), config.hidden_size, spans)
 
 

@@ -280,7 +280,7 @@ def generate_files(
         files: name of an option -> the file that was given by it, for the .json.
     """
     texts, known = prompt_lengths(loaded, prompts), known or {}
-    parts, written, pictures = loaded.generator.parts[stream], [], []
+    parts, written, images = loaded.generator.parts[stream], [], []
     number, shared = next_number(out), {"seed": seed, "weights": loaded.weights, "step": loaded.step}
     with tqdm(total=len(prompts) * settings.steps, unit="step", desc=stream, dynamic_ncols=True) as bar:
         made = generate(loaded.generator, stream, prompts, settings, seed, known, batch_size, bar.update, negative)
@@ -305,10 +305,10 @@ def generate_files(
             number += 1
             written.append(paths[0])
             if len(parts) == 1 and paths[0].suffix == ".png":
-                pictures += media.values()
-    if len(pictures) > 1:
+                images += media.values()
+    if len(images) > 1:
         about = {"files": [path.name for path in written], "prompts": prompts, **shared}
-        write_grid_file(out, about, partial(write_grid, torch.stack(pictures), labels=prompts))
+        write_grid_file(out, about, partial(write_grid, torch.stack(images), labels=prompts))
     return written
 
 

@@ -277,8 +277,8 @@ def measure(record: Record, modality: str) -> dict[str, float]:
     assert not isinstance(media, np.ndarray)  # sources of files give no arrays
     source = io.BytesIO(media) if isinstance(media, bytes) else media
     try:
-        with Image.open(source) as picture:  # its header alone
-            return {"height": picture.height, "width": picture.width}
+        with Image.open(source) as image:  # its header alone
+            return {"height": image.height, "width": image.width}
     except PICTURE_ERRORS as error:
         raise DataError(f"{record.origin}: {error}") from error
 
