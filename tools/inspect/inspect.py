@@ -53,7 +53,9 @@ def add_parser(subparsers) -> None:
     encoded.add_argument("--verify", action="store_true", help="check every shard and every sample by its checksum")
     encoded.add_argument("--decode", type=int, metavar="N", help="decode N samples, spread over all, to files in --out")
     encoded.add_argument("--out", type=Path, metavar="FOLDER", help="of the decoded files")
-    encoded.add_argument("--autoencoder", metavar="PATH", help="its weights, where they have moved")
+    encoded.add_argument(
+        "--autoencoder", metavar="PATH", help="its weights, where they have moved; of several parts NAME=PATH,NAME=PATH"
+    )
     parser.set_defaults(run=run)
 
 
