@@ -184,8 +184,8 @@ def test_every_part_must_be_there_by_name_and_modality(clips):
     assert problems(clips, manifest(parts={"picture": picture, "audio": audio, "depth": picture})) == ""
     for parts, there, missing in (
         ({"picture": picture}, "part picture (video)", "audio (audio)"),
-        ({"video": picture, "audio": audio}, "parts video (video), audio (audio)", "image (video)"),
-        ({"picture": audio, "audio": audio}, "parts picture (audio), audio (audio)", "image (video)"),
+        ({"video": picture, "audio": audio}, "parts video (video), audio (audio)", "picture (video)"),
+        ({"picture": audio, "audio": audio}, "parts picture (audio), audio (audio)", "picture (video)"),
     ):
         found = problems(clips, manifest(parts=parts))
         assert f"streams.clips.data: its samples have the {there}, and no {missing}" in found
