@@ -24,7 +24,7 @@ def batch_of(step: int, size: int = 16) -> sf.TokenBatch:
 def main(steps: int = 150) -> None:
     torch.manual_seed(0)
     method = sf.method("self_flow")  # "flow_matching", "sra", "layersync", ... take the same loop
-    config = sf.SiTConfig(width=96, depth=6, heads=4, grid=8, num_classes=3)
+    config = sf.SiTConfig(width=96, depth=4, heads=4, grid=8, num_classes=3)
     student = sf.SiT(config, projectors=method.projectors())
     teacher, objective = sf.make_teacher(student), method.objective(student.depth)
     optimizer = torch.optim.AdamW(student.parameters(), lr=2e-3)

@@ -125,7 +125,7 @@ def test_settings_of_parts_that_are_refused(clips, expected, tmp_path):
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
-        ("{video: {}, sound: {}}", "streams.clips.parts.sound.modality: 'audio' is not one of image, video, audio."),
+        ("{video: {}, sound: {}}", "streams.clips.parts.sound.modality: 'sound' is not one of image, video, audio."),
         ("{sound: {modality: audoi}}", "streams.clips.parts.sound.modality: 'audoi' is not one of image, video, aud"),
         ("{video: {}, none: {modality: audio}}", "streams.clips.parts.none: has a meaning in condition_on"),
         ("{video: {}, a-b: {modality: audio}}", "streams.clips.parts.a-b: the name must be a plain one"),

@@ -55,7 +55,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(workers, tmp_pat
 
 
 @FORK
-@pytest.mark.parametrize("kind", ["muon", "adamw8bit"])
+@pytest.mark.parametrize("kind", [slow("muon"), "adamw8bit"])
 def test_a_killed_run_of_another_optimizer_with_averages_and_previews_ends_with_the_same_bits(kind, tmp_path):
     if kind == "adamw8bit":
         pytest.importorskip("bitsandbytes", reason="8-bit AdamW needs bitsandbytes")

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 import tools.compare.compare
 from core.errors import ConfigError, DataError
 from core.training.records import read_lines
+from tests.thinned import thinned
 from tests.tools.small_weights import encoder_settings, save_encoders
 from tests.tools.tiny import CONFIG, published, result
 from tools.cli import main
@@ -325,10 +327,10 @@ def test_an_arm_that_diverges_is_given_up_and_named_and_the_others_go_on(tmp_pat
     assert published(runs(out)["Self-Flow", 5]) == [2, 4]
 
 
-@pytest.mark.parametrize(
-    "error", [DataError("photo.png: damaged"), RuntimeError("CUDA out of memory"), OSError(28, "")]
-)
-@pytest.mark.parametrize("stage", ["train", "measure"])
+ERRORS = [DataError("photo.png: damaged"), RuntimeError("CUDA out of memory"), OSError(28, "")]
+
+
+@pytest.mark.parametrize(("error", "stage"), thinned(product(ERRORS, ["train", "measure"]), 5))
 def test_a_run_that_fails_in_any_way_is_named_and_the_others_are_reported(error, stage, tmp_path, capsys, monkeypatch):
     real = getattr(tools.compare.compare, stage)
 

@@ -18,7 +18,7 @@ from core.training.records import read_lines
 from modalities.media.audio import probe_audio, read_audio
 from modalities.media.images import read_image
 from modalities.media.video import index_video, read_frames
-from tests.thinned import thinned
+from tests.thinned import slow, thinned
 from tests.tools.small_weights import ENCODERS, encoder_settings, save_encoders, save_rae
 from tests.tools.tiny import CONFIG, result, train
 from tools.cli import main
@@ -145,7 +145,7 @@ def test_terms_add_up(method, section, terms, weights, tmp_path):
     assert {entry["stream"] for entry in check_losses(tmp_path, terms)} == {"image", "video", "audio"}
 
 
-@pytest.mark.parametrize("method", ["self_flow_as", "repa"])
+@pytest.mark.parametrize("method", [slow("self_flow_as"), "repa"])
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(method, weights, tmp_path):
     """A teacher at an earlier level and separate groups; frozen encoders. With and without a loader's worker."""
     own = settings(CASES["joint MMDiT"], method, weights)

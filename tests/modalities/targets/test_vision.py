@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from core.errors import CheckpointError, ConfigError
 from modalities.targets import EncoderConfig, build_encoder
-from modalities.targets.vision import HALF, IMAGENET, Pictures
+from modalities.targets.vision import HALF, IMAGENET, Images
 from tests.modalities.targets.encoder_models import (
     MAKERS,
     make_depth_anything,
@@ -216,11 +216,11 @@ def test_wrong_preprocessors(wrong, tmp_path):
 def test_a_strong_reduction_is_antialiased():
     stripes = torch.ones(1, 3, 64, 64)
     stripes[..., ::2] = -1
-    prepare = Pictures((14, 14), {}, HALF, "bicubic", antialias=False)
+    prepare = Images((14, 14), {}, HALF, "bicubic", antialias=False)
     assert prepare(stripes).abs().max() < 0.1
-    plain = Pictures((56, 56), {}, HALF, "bicubic", antialias=False)
+    plain = Images((56, 56), {}, HALF, "bicubic", antialias=False)
     assert torch.equal(plain(stripes), functional.interpolate(stripes, (56, 56), mode="bicubic"))
-    assert torch.equal(Pictures((64, 64), {}, HALF, "bicubic")(stripes), stripes)
+    assert torch.equal(Images((64, 64), {}, HALF, "bicubic")(stripes), stripes)
 
 
 def test_depth_anything_with_another_backbone(tmp_path):
