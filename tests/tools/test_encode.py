@@ -353,7 +353,7 @@ def test_a_full_disk_when_all_parts_are_there(place, tmp_path, capsys, monkeypat
 
 def test_shares_and_what_is_said_of_them(place, tmp_path, capsys):
     assert encode(place, tmp_path, "--shard", "2/2") == 0
-    assert "this share is done; 2 of 3 chunks of" in capsys.readouterr().out
+    assert "this shard is done; 2 of 3 chunks of" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path)]) == 0
     assert "not finished: 1 of 3 chunks, 8 samples, 0 bad" in capsys.readouterr().out
     assert encode(place, tmp_path, "--shard", "1/2") == 0
@@ -368,7 +368,7 @@ def test_inspect_verifies_and_decodes(place, run, weights, tmp_path, capsys):
         "samples   19 of 20 records; 2 classes",
         "part      image: image",
         "latents   1 x 2 x 2 tokens (t, h, w) of 16 channels, float32, with deviations",
-        "normalization published with the weights",
+        "statistics published with the weights",
         "verified  every shard and every sample is intact",
         "bad data  1 records, listed in",
         "10.png: the file is empty (0 bytes)\n",

@@ -136,7 +136,7 @@ def test_inspect_verifies_and_writes_every_part(place, tmp_path, capsys):
     assert main(["inspect", str(folder), "--verify", "--decode", "2", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     for expected in (
-        f"encoded   {folder / 'videos'}: stream videos",
+        f"encoded   {folder / 'clips'}: stream clips",
         "part      video: video",
         "latents   5 x 4 x 4 tokens (t, h, w) of 96 channels, float32",
         "part      audio: audio",
@@ -172,5 +172,6 @@ def test_a_stream_whose_parts_are_not_there_is_refused(place, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(renamed)
     assert train(tmp_path / "run", latents(place / "latents"), config=tmp_path / "config.yaml") == 2
     error = capsys.readouterr().err
-    assert "streams.clips.data: its samples have the parts video (video), audio (audio), and no image (video)" in error
+    there = "its samples have the parts video (video), audio (audio), and no picture (video)"
+    assert f"streams.clips.data: {there}" in error
     assert not (tmp_path / "run").exists()
