@@ -6,6 +6,7 @@ They make the whole system run, and be judged, without a download. Nothing is co
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from einops import rearrange, repeat
@@ -16,7 +17,7 @@ from autoencoders.base import LatentSpec, Size, check_latents, check_media, divi
 from core.errors import ShapeError
 
 
-class WeightFree:
+class WeightFree(ABC):
     """What an autoencoder without weights says of itself: nothing to load, to move, to sample or to normalize with."""
 
     has_weights = False
@@ -35,8 +36,9 @@ class WeightFree:
     def expect(self, digest: str) -> None:
         pass
 
+    @abstractmethod
     def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
+        """(B, *media) -> (B, N, C)."""
 
     def posterior(self, media: Tensor) -> tuple[Tensor, None]:
         return self.encode(media), None

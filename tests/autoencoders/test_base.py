@@ -33,7 +33,7 @@ def test_moments_of_parts_merge_to_those_of_the_whole():
     torch.testing.assert_close(LatentNormalization.from_moments(merged).std, expected.std, rtol=1e-6, atol=0)
 
 
-def test_whitened_latents_have_mean_zero_and_deviation_one():
+def test_normalized_latents_have_mean_zero_and_deviation_one():
     raw = (latents(8, 16, 4) * 3 + 7).double()
     normalization = LatentNormalization.from_latents([raw])
     white = normalization.normalize(raw).flatten(0, 1)

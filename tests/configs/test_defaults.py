@@ -59,7 +59,7 @@ def test_a_split_without_a_path_is_the_other_side(tmp_path):
     )
 
 
-def test_embedded_data_are_drawn_alike_but_others(tmp_path):
+def test_synthetic_data_are_drawn_alike_but_others(tmp_path):
     found = val(tmp_path, "{size: 8, seed: 4, count: 50}", "{seed: 1, count: 9}")
     assert found == SourceConfig(size=8, seed=1, count=9)
 

@@ -97,7 +97,7 @@ def test_the_first_batch_is_that_of_the_media(place):
         assert torch.equal(seen.ids, wanted.ids)
 
 
-def test_each_part_is_whitened_with_its_own_statistics_and_floor(place):
+def test_each_part_is_normalized_with_its_own_statistics_and_floor(place):
     media, stored = assembly(place).normalization, assembly(place, latents(place / "latents")).normalization
     assert list(stored) == ["video", "audio"]
     for name, own in media.items():

@@ -54,7 +54,7 @@ def only(dataset: StepDataset, name: str) -> StepDataset:
 
 
 def samples_per_second(dataset: StepDataset, workers: int, seconds: float) -> float:
-    """Samples that a StepFeed hands over in a second, once it runs; at least one microbatch is counted."""
+    """Samples that a StepLoader hands over in a second, once it runs; at least one microbatch is counted."""
     count, started = 0, 0.0
     steps = StepLoader(dataset, workers).steps(0, 2**40)
     for step, microbatches in steps:

@@ -78,7 +78,7 @@ def test_shared_records_are_found_by_file_not_by_key():
     assert "4 of the records that were looked at are in both, such as train/0" in shared_records(*part, 10, 10)
 
 
-def test_embedded_records_are_shared_by_seed_also_inside_a_concat():
+def test_synthetic_records_are_shared_by_seed_also_inside_a_concat():
     def synthetic(seed: int, count: int) -> Reader:
         return reader(ConcatSource({"part": SyntheticSource("image", 8, seed, count)}), kind="text")
 

@@ -29,7 +29,7 @@ def problems(**settings) -> str:
     return "\n".join(SourceConfig(**settings).problems())
 
 
-def test_the_default_builds_embedded_records_of_each_modality():
+def test_the_default_builds_synthetic_records_of_each_modality():
     for modality in ("image", "video", "audio"):
         source = build_source(SourceConfig(), modality, Path())
         assert len(source) == 100_000
