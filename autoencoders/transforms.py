@@ -34,7 +34,7 @@ class WeightFree(ABC):
         return ""
 
     def expect(self, digest: str) -> None:
-        pass
+        return None
 
     @abstractmethod
     def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
