@@ -30,7 +30,8 @@ from core.training.records import RunFolder
 from core.training.say import say
 from core.training.trainer import Trainer
 from modalities.data.loader import StepLoader
-from modalities.data.sources.build import SourceConfig
+from modalities.data.sources.build import ConcatConfig
+from modalities.data.sources.config import SourceConfig
 
 # Settings that may change when a run is resumed without --change: they do not touch a number of what was trained.
 FREE_ON_RESUME = {
@@ -61,7 +62,7 @@ def free_on_resume(config: Config) -> set[str]:
 def places(data: SourceConfig, key: str) -> Iterator[str]:
     """Keys of where data lie, which may move: their fingerprint, of names, sizes and order, is compared."""
     yield from (f"{key}.{part}" for part in ("path", "cache", "cache_limit"))
-    for name, part in data.parts.items():
+    for name, part in data.parts.items() if isinstance(data, ConcatConfig) else ():
         yield from places(part, f"{key}.parts.{name}")
 
 

@@ -2,7 +2,7 @@
 
 - A `val` section takes from the stream's `data` what it does not set: kind, captions, fields, filters, and what
   an synthetic source draws. It does not take what names the records themselves (`NAMING`), nor what its own kind does
-  not read. Where it sets any of `CAPTIONS`, it takes none of them.
+  not have. Where it sets any of `CAPTIONS`, it takes none of them.
 - With `split` but no `path`, it is the other side of `data`, and takes the place and the hold-out too.
 - Of a concat it takes what all parts agree on; a part of a held-out concat takes from the part of the same name.
 - With `condition.kind: none`, `captions` is none.
@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from core.training.sections import field_names
 from core.training.settings import Keys
-from modalities.data.sources.build import SourceConfig, settings_read_by
+from modalities.data.sources.build import SOURCES
 
 PLACE = ("path", "cache", "cache_limit", "holdout", "holdout_key")
 NAMING = (*PLACE, "split", "repeat", "count", "seed", "parts")
 CAPTIONS = ("captions", "caption_fields", "caption")
+DEFAULT_KIND = next(iter(SOURCES))
 
 Implied = tuple[Keys, Any, Keys]  # a setting, its value, and the setting that it follows from
 
@@ -46,16 +48,17 @@ def inherited(data: Any, val: Any, source: Keys, target: Keys, part: bool = Fals
     if not isinstance(data, dict) or not isinstance(val, dict):
         return
     known = _common(data, source)
-    default = (SourceConfig().kind, source)
+    default = (DEFAULT_KIND, source)
     kind = val.get("kind", known.get("kind", default)[0])
     if not isinstance(kind, str):
         return
+    has = settings_of(kind)
     other_side = "split" in val and not {"path", "parts"} & set(val)
     own = set(NAMING) - (set(PLACE) if other_side else set())
     own |= set(CAPTIONS) if set(CAPTIONS) & set(val) else set()
     own |= {"caption_choice"} if part else set()
     for name, (value, place) in known.items():
-        if name not in val and name not in own and name in settings_read_by(kind):
+        if name not in val and name not in own and name in has:
             yield (*target, name), value, place
     for name, one in _section(val, "parts").items():
         same = _section(data, "parts").get(name)
@@ -81,11 +84,16 @@ def _common(data: dict, at: Keys) -> dict[str, tuple[Any, Keys]]:
 def _no_captions(source: Any, at: Keys) -> Iterator[Implied]:
     if not isinstance(source, dict):
         return
-    kind = source.get("kind", SourceConfig().kind)
-    if isinstance(kind, str) and "captions" in settings_read_by(kind) and "captions" not in source:
+    kind = source.get("kind", DEFAULT_KIND)
+    if isinstance(kind, str) and "captions" in settings_of(kind) and "captions" not in source:
         yield (*at, "captions"), "none", ("condition", "kind")
     for name, part in _section(source, "parts").items():
         yield from _no_captions(part, (*at, "parts", name))
+
+
+def settings_of(kind: str) -> list[str]:
+    """Of a kind of source; none for an unknown one."""
+    return field_names(SOURCES[kind]) if kind in SOURCES else []
 
 
 def _section(values: dict, name: str) -> dict:

@@ -14,7 +14,7 @@ from configs.schema import Config
 from core.errors import ConfigError, nearest
 from core.training.config import to_plain
 from modalities.base import ModalityAdapter
-from modalities.data.sources.build import SourceConfig
+from modalities.data.sources.config import SourceConfig
 from modalities.latents.encode import CaptionEncoder, Job
 from modalities.latents.format import DTYPES, FORMAT, TextFeatures, stored_manifests
 
@@ -150,7 +150,7 @@ def about(job: Job, media: Mapping[str, Any], data: SourceConfig) -> dict[str, A
             }
             for name, part in job.parts.items()
         },
-        "source": {"kind": data.kind, "path": data.path, "fingerprint": job.source.fingerprint()},
+        "source": {"kind": data.kind, "path": ", ".join(data.paths()), "fingerprint": job.source.fingerprint()},
     }
 
 

@@ -10,7 +10,6 @@ from configs.methods import method_settings
 from configs.schema import Config
 from core.training.config import load
 from core.training.settings import merge
-from modalities.data.sources.build import SourceConfig
 from modalities.table import stream_defaults
 
 
@@ -21,16 +20,13 @@ def _presets(user: dict) -> dict:
 def load_config(path: Path, overrides: list[str]) -> Config:
     """Schema defaults, then the method's row, then the YAML, then `overrides`; all problems in one ConfigError.
 
-    A source of another kind replaces the one that the YAML has: their settings have nothing in common. What
-    follows from other settings where it is left out: configs/defaults.py.
+    What follows from other settings where it is left out: configs/defaults.py.
     """
-    source = SourceConfig().kind
     return load(
         Config,
         path,
         overrides,
         presets=_presets,
-        anew={"data": source, "val": source},
         aliases=ALIASES,
         implied=(val_settings, without_captions),
     )

@@ -150,7 +150,7 @@ def evaluation_subject(assembly: Assembly, name: str, stream: StreamConfig) -> S
         Reader(assembly.generator, name, source, classes, seed, config.caption_choice)
         for source, config in ((val, stream.val), (training, stream.data))
     )
-    data = Path(stream.data.path).name or f"{stream.data.kind} {name} data"
+    data = stream.data.name or f"{stream.data.kind} {name} data"
     return Subject(assembly.generator, name, held_out, trained, stream.sampling, data)
 
 

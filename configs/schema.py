@@ -11,15 +11,17 @@ from core.errors import nearest
 from core.noising import NoisingConfig
 from core.sampling.sampler import SamplerConfig
 from core.schedule import TimestepConfig
-from core.training.config import section
+from core.training.sections import kinds, section
 from core.training.trackers import LoggingConfig
 from core.training.trainer import TrainingConfig
 from core.trunk.ddt import DDTConfig
 from core.trunk.mmdit import MMDiTSettings
 from core.trunk.sit import SiTConfig
 from modalities.conditioning.conditions import ConditionConfig
-from modalities.data.sources.build import SourceConfig
+from modalities.data.sources.build import SOURCES
+from modalities.data.sources.config import SourceConfig
 from modalities.evaluation.settings import EvaluationSettings
+from modalities.synthetic.config import SyntheticConfig
 from modalities.table import media_settings
 from modalities.targets import EncoderConfig
 from modalities.targets.build import FAMILIES
@@ -82,8 +84,8 @@ class StreamConfig:
     batch: int = 1
     loss_weight: float = 1.0
     mask_ratio: float = 0.25
-    data: SourceConfig = field(default_factory=SourceConfig)
-    val: SourceConfig | None = None
+    data: SourceConfig = field(default_factory=SyntheticConfig, metadata=kinds(SOURCES))
+    val: SourceConfig | None = field(default=None, metadata=kinds(SOURCES))
     modality: str = ""
     std_floor: float = 0.01
     media: Any = section(media_settings)  # noqa: RUF009 - makes a field

@@ -7,8 +7,8 @@ from pathlib import Path
 from configs.schema import Config, StreamConfig
 from core.errors import ConfigError
 from modalities.base import Source
-from modalities.data.sources.build import SourceConfig, build_source
-from modalities.data.sources.selection import SUFFIXES
+from modalities.data.sources.build import build_source
+from modalities.data.sources.config import MediaConfig, SourceConfig
 
 
 def open_sources(config: Config, root: Path) -> dict[str, Source]:
@@ -40,17 +40,9 @@ def stream_modalities(name: str, stream: StreamConfig) -> tuple[str, ...]:
 
 def needed(config: SourceConfig, modality: str, key: str) -> str:
     """What a source of files reads, in words; "" for the kinds that read none themselves."""
-    media = " ".join(SUFFIXES.get(modality, ()))
-    column = f"the encoded media in the column {config.media_field or modality!r}"
-    layouts = {
-        "folder": f"files ({media}) at any depth, whose classes are the names of their folders",
-        "parquet": f"Parquet files with {column}",
-        "mds": f"MDS shards and their index.json, with {column}",
-        "webdataset": f"uncompressed .tar files in which each record is NAME ({media}) and NAME.json",
-    }
-    if config.kind not in layouts:
+    layout, texts = config.layout(modality), ""
+    if not layout:
         return ""
-    texts = ""
-    if config.captions == "given" and not config.caption:
+    if isinstance(config, MediaConfig) and config.captions == "given" and not config.caption:
         texts = f", with captions in {' or '.join(config.caption_fields)}"
-    return f"{config.kind} reads {layouts[config.kind]}{texts}. To use another place, set {key}.path=PATH"
+    return f"{config.kind} reads {layout}{texts}. To use another place, set {key}.path=PATH"

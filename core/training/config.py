@@ -13,34 +13,23 @@ import dataclasses
 import math
 import re
 import shlex
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.errors import ConfigError, nearest
+from core.training.sections import Choose, Kinds, Place, field_names, is_section, kinds_of, without_none
 from core.training.settings import Keys, UserSettings, merge, parse_override, read_settings, shown
 from core.training.unknown import Unknown, explain_unknown
 
 ABSENT = "(not there)"
 
-Choose = Callable[[dict[str, Any], str], type | None]  # (values of a section, its name) -> schema of a field in it
 Noted = list[tuple[Keys, str | Unknown]]
-
-
-def section(choose: Choose) -> Any:
-    """A field of a dataclass whose own schema depends on its neighbours: annotate it with `Any`.
-
-    Args:
-        choose: given the settings of the section around it (plain values) and the name of that section, the dataclass
-            of the field, or None for a field that stays None. May raise ConfigError.
-    """
-    return dataclasses.field(default=None, metadata={"section": choose})
 
 
 def load(
@@ -48,7 +37,6 @@ def load(
     path: Path,
     overrides: Sequence[str] = (),
     presets: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-    anew: dict[str, str] | None = None,
     aliases: Mapping[str, Iterable[str]] | None = None,
     implied: Iterable[Callable[[dict[str, Any]], Iterable[tuple[Keys, Any, Keys]]]] = (),
 ) -> Any:
@@ -56,10 +44,9 @@ def load(
 
     Args:
         path: YAML file. Its top-level key `base: other.yaml` names a file, relative to it, that is merged first.
-        overrides: `dotted.key=value`, the value read as YAML.
+        overrides: `dotted.key=value`, the value read as YAML. They count as one file, so that their order does not
+            matter where one of them names another kind of a section (`Kinds`).
         presets: given the user's settings (files and overrides), returns settings that lie under them.
-        anew: sections that replace the one under them when they name another kind, see `settings.merge`. The overrides
-            count as one file, so that their order does not matter.
         aliases: names of other projects -> our keys, see `KnownKeys`.
         implied: each, given the user's settings, names (key, value, key it follows from) of settings that the user has
             left out; the next one sees them too.
@@ -67,10 +54,11 @@ def load(
     numbers that are not finite, and what the `problems()` methods of the dataclasses say.
     """
     path = Path(path)
-    user, given = read_settings(path, anew), UserSettings({}, {}, {}, [])
+    place = Place(schema)
+    user, given = read_settings(path, place), UserSettings({}, {}, {}, [])
     for override in overrides:
         given.add(parse_override(override))
-    user.add(given, anew)
+    user.add(given, place)
     for rule in implied:
         for key, value, source in list(rule(user.values)):
             user.imply(key, value, source)
@@ -178,61 +166,81 @@ def validated(schema: type, plain: dict[str, Any]) -> Any:
     return config
 
 
-def _fill(node: DictConfig, schema: type, values: Any, path: Keys, text: dict[Keys, str], found: Noted) -> None:
+def _fill(
+    node: DictConfig,
+    schema: type,
+    values: Any,
+    path: Keys,
+    text: dict[Keys, str],
+    found: Noted,
+    kinds: Kinds | None = None,
+) -> None:
     """Set `values` in the structured node of a dataclass, noting what does not fit instead of stopping at it."""
-    hints = typing.get_type_hints(schema)
-    allowed = [field.name for field in dataclasses.fields(schema)]
+    hints, entries = typing.get_type_hints(schema), {field.name: field for field in dataclasses.fields(schema)}
     if not isinstance(values, dict):
-        found.append((path, f"expected a section with some of {', '.join(allowed)}; got {shown(values)}"))
+        found.append((path, _expected(schema, values)))
         return
-    chosen = {field.name: field.metadata.get("section") for field in dataclasses.fields(schema)}
-    chosen = {name: choose for name, choose in chosen.items() if choose is not None}
+    chosen = {name: entry.metadata["section"] for name, entry in entries.items() if "section" in entry.metadata}
     for key, choose in chosen.items():
         _fill_chosen(node, key, choose, values, (*path, key), text, found)
     for key, value in values.items():
         inner = (*path, key)
         if key in chosen:
             continue
-        if key not in allowed:
-            found.append((inner, Unknown(value, allowed)))
+        if key not in entries:
+            found.append((inner, Unknown(value, list(entries), kinds and kinds.said(values, key))))
             continue
-        hint, optional = _without_none(hints[key])
-        kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+        hint, optional = without_none(hints[key])
+        kind, arguments, its = typing.get_origin(hint), typing.get_args(hint), kinds_of(entries[key])
         if value is None and optional:
             node[key] = None
-        elif _is_section(hint):
-            _fill_section(node, key, hint, value, inner, text, found)
-        elif kind is dict and _is_section(arguments[1]) and isinstance(value, dict):
+        elif is_section(hint):
+            _fill_section(node, key, hint, value, inner, text, found, its)
+        elif kind is dict and is_section(arguments[1]) and isinstance(value, dict):
             for name, entry in value.items():
                 if entry is None:  # of a file below, and left out here
                     continue
-                _fill_section(node[key], name, arguments[1], entry, (*inner, name), text, found)
-        elif kind is list and _is_section(arguments[0]) and isinstance(value, list):
+                _fill_section(node[key], name, arguments[1], entry, (*inner, name), text, found, its)
+        elif kind is list and is_section(arguments[0]) and isinstance(value, list):
             node[key] = []
             for index, entry in enumerate(value):
-                node[key].append(OmegaConf.structured(arguments[0]))
-                _fill(node[key][index], arguments[0], entry, (*inner, str(index)), text, found)
+                _fill_section(node[key], index, arguments[0], entry, (*inner, str(index)), text, found, its)
         else:
             _fill_value(node, key, hint, value, inner, text, found)
 
 
-def _is_section(hint: Any) -> bool:
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
-
-
 def _fill_section(
-    node: DictConfig, key: str, schema: type, values: Any, path: Keys, text: dict[Keys, str], found: Noted
+    node: DictConfig | ListConfig,
+    key: str | int,
+    schema: type,
+    values: Any,
+    path: Keys,
+    text: dict[Keys, str],
+    found: Noted,
+    kinds: Kinds | None,
 ) -> None:
     """A nested dataclass; one that is absent so far is created when the user gives settings for it."""
-    absent = key not in node or OmegaConf.is_missing(node, key) or node[key] is None
     if not isinstance(values, dict):
-        _fill(node, schema, values, path, text, found)
+        found.append((path, _expected(schema, values)))
         return
-    if absent:
+    if kinds is not None:
+        try:
+            schema = kinds.schema(values)
+        except ConfigError as error:
+            found += [((*path, *name), what) for name, what in map(_split, error.problems)]
+            return
+    if isinstance(node, ListConfig):
+        node.append(OmegaConf.structured(schema))
+        key = len(node) - 1  # entries that are wrong were left out
+    elif key not in node or OmegaConf.is_missing(node, key) or OmegaConf.get_type(node[key]) is not schema:
+        # Absent so far, or there with the defaults of another kind.
         node[key] = OmegaConf.structured(schema)
-    kind = OmegaConf.get_type(node[key])
-    assert kind is not None  # of a structured node
-    _fill(node[key], kind, values, path, text, found)
+    OmegaConf.set_readonly(node[key], False)  # as the nodes of frozen dataclasses are
+    _fill(node[key], schema, values, path, text, found, kinds)
+
+
+def _expected(schema: type, values: Any) -> str:
+    return f"expected a section with some of {', '.join(field_names(schema))}; got {shown(values)}"
 
 
 def _fill_chosen(
@@ -256,6 +264,7 @@ def _fill_chosen(
             found.append((path, "is not read here"))
         return
     node[key] = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(node[key], False)
     if given is not None:
         _fill(node[key], schema, given, path, text, found)
 
@@ -275,15 +284,6 @@ def _fill_value(
         names = getattr(hint, "__members__", ())  # of an enum
         wanted = f"one of {', '.join(names)}" if names else hint.__name__ if type(hint) is type else str(hint)
         found.append((path, f"expected {wanted}, got {shown(value)}{'.' * bool(names)}{nearest(str(value), names)}"))
-
-
-def _without_none(hint: Any) -> tuple[Any, bool]:
-    """Optional[X] -> (X, True)."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        kept = [argument for argument in typing.get_args(hint) if argument is not type(None)]
-        if len(kept) == 1 and len(kept) < len(typing.get_args(hint)):
-            return kept[0], True
-    return hint, False
 
 
 def _leaves(value: Any, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:

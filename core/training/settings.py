@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from core.errors import ConfigError, nearest
+from core.training.sections import Place
 
 Keys = tuple[str, ...]  # from the root to a setting
 
@@ -53,9 +54,9 @@ class UserSettings:
                 return self.where[path[:length]]
         return fallback
 
-    def add(self, over: UserSettings, anew: dict[str, str] | None = None) -> None:
+    def add(self, over: UserSettings, place: Place | None = None) -> None:
         """Merge `over` on top, see `merge`."""
-        self.values = merge(self.values, over.values, anew)
+        self.values = merge(self.values, over.values, place)
         self.where |= over.where
         self.text |= over.text
         self.problems += over.problems
@@ -71,26 +72,28 @@ class UserSettings:
         self.text |= {(*key, *keys[len(source) :]): text for keys, text in below.items()}
 
 
-def merge(under: dict[str, Any], over: dict[str, Any], anew: dict[str, str] | None = None) -> dict[str, Any]:
+def merge(under: dict[str, Any], over: dict[str, Any], place: Place | None = None, name: str = "") -> dict[str, Any]:
     """A new dict: `over` on top of `under`, nested dicts key by key.
 
     Args:
-        anew: name of a section -> the `kind` it has where it names none; such a section replaces the one under it
-            when it names another kind, since what is set for one kind would be refused by the other.
+        place: where the two stand in a schema. A section there of which `over` names another kind begins anew, since
+            what is set for one kind would be refused by the other; see `Kinds`.
+        name: what they are called there.
     """
-    anew, merged = anew or {}, dict(under)
+    merged, together = dict(under), under | over
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        if both and key in anew and "kind" in value and value["kind"] != merged[key].get("kind", anew[key]):
-            both = False
-        merged[key] = merge(merged[key], value, anew) if both else value
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            inner = place and place.inside(key, together, name)
+            value = merge(below if inner is None else inner.kept(below, value), value, inner, key)
+        merged[key] = value
     return merged
 
 
 def read_settings(
-    path: Path, anew: dict[str, str] | None = None, above: tuple[Path, ...] = (), named_at: str = ""
+    path: Path, place: Place | None = None, above: tuple[Path, ...] = (), named_at: str = ""
 ) -> UserSettings:
-    """One file, on top of the file that its `base` names; `anew` as of `merge`."""
+    """One file, on top of the file that its `base` names; `place` as of `merge`."""
     try:
         source = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -123,8 +126,8 @@ def read_settings(
     chain = (*above, path.resolve())
     if (path.parent / base).resolve() in chain:
         raise ConfigError(f"{at}{base} leads back to itself: {' -> '.join(item.name for item in chain)} -> {base}")
-    under = read_settings(path.parent / base, anew, chain, at)
-    under.add(user, anew)
+    under = read_settings(path.parent / base, place, chain, at)
+    under.add(user, place)
     return under
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from core.errors import ConfigError, nearest
+from core.training.sections import Kinds, is_section, kinds_of, without_none
 
 Keys = tuple[str, ...]
 
@@ -21,10 +21,14 @@ SHOWN = 3  # further keys that are named
 
 @dataclasses.dataclass(frozen=True)
 class Unknown:
-    """A key that the schema does not have: what it was set to, and the keys that are allowed in its place."""
+    """A key that the schema does not have: what it was set to, and the keys that are allowed in its place.
+
+    `of` is, where the schema is that of a kind of sections, this kind in words, and the kinds that have the key.
+    """
 
     value: Any
     allowed: list[str]
+    of: tuple[str, list[str]] | None = None
 
 
 def explain_unknown(
@@ -35,12 +39,15 @@ def explain_unknown(
     if len(words) == len(noted):
         return words
     known = KnownKeys(schema, aliases, values)
-    return [
-        (key, f"unknown key; allowed: {', '.join(what.allowed)}.{known.meant(key, what.value, what.allowed, values)}")
-        if isinstance(what, Unknown)
-        else (key, what)
-        for key, what in noted
-    ]
+    return [(key, _explained(known, key, what, values) if isinstance(what, Unknown) else what) for key, what in noted]
+
+
+def _explained(known: KnownKeys, key: Keys, what: Unknown, values: Mapping[str, Any]) -> str:
+    of, having = what.of or ("", [])
+    place = f" of {of}" if of else ""
+    hint = f" It belongs to {of.split()[0]} {', '.join(having)}." if having else ""
+    meant = hint or known.meant(key, what.value, what.allowed, values)
+    return f"unknown key{place}; allowed: {', '.join(what.allowed)}.{meant}"
 
 
 class KnownKeys:
@@ -125,31 +132,37 @@ class KnownKeys:
 
 
 def _keys(
-    hint: Any, path: Keys, above: tuple[type, ...], absent: tuple[Keys, ...], given: Any
+    hint: Any, path: Keys, above: tuple[type, ...], absent: tuple[Keys, ...], given: Any, kinds: Kinds | None = None
 ) -> Iterator[tuple[Keys, tuple[Keys, ...]]]:
-    """Keys at and below a place; a section inside a section of its own kind is not entered again."""
+    """Keys at and below a place, of whichever kind; a section inside a section of its own kind is not entered again."""
     given = given if isinstance(given, Mapping) else {}
-    kinds = [argument for argument in typing.get_args(hint) if argument is not type(None)]
-    if typing.get_origin(hint) in (typing.Union, types.UnionType) and len(kinds) == 1:
-        may_lack = (*absent, path) if dataclasses.is_dataclass(kinds[0]) else absent
-        yield from _keys(kinds[0], path, above, may_lack, given)
-        return
+    hint, optional = without_none(hint)
+    if optional and is_section(hint):
+        absent = (*absent, path)
     if path:
         yield path, absent
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint not in above:
-        hints = typing.get_type_hints(hint)
-        for field in dataclasses.fields(hint):
-            inner, own = hints[field.name], given.get(field.name)
-            if choose := field.metadata.get("section"):
-                try:
-                    inner = choose(given, path[-1])
-                except ConfigError:
-                    continue
-            yield from _keys(inner, (*path, field.name), (*above, hint), absent, own)
-    elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(kinds[1]):
+    if is_section(hint):
+        for schema in (hint,) if kinds is None else kinds.table.values():
+            if schema not in above:
+                yield from _keys_of_fields(schema, path, (*above, schema), absent, given)
+    elif typing.get_origin(hint) is dict and is_section(inner := typing.get_args(hint)[1]):
         named = {name: own for name, own in given.items() if own is not None}  # those that are null are left out
         for name, own in named.items() or [(ENTRY, {})]:
-            yield from _keys(kinds[1], (*path, name), above, (*absent, (*path, name) if own else path), own)
+            yield from _keys(inner, (*path, name), above, (*absent, (*path, name) if own else path), own, kinds)
+
+
+def _keys_of_fields(
+    schema: type, path: Keys, above: tuple[type, ...], absent: tuple[Keys, ...], given: Mapping[str, Any]
+) -> Iterator[tuple[Keys, tuple[Keys, ...]]]:
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        inner = hints[field.name]
+        if choose := field.metadata.get("section"):
+            try:
+                inner = choose(given, path[-1])
+            except ConfigError:
+                continue
+        yield from _keys(inner, (*path, field.name), above, absent, given.get(field.name), kinds_of(field))
 
 
 def _plain(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from core.errors import ConfigError, DataError, described
 from core.optional import need
 from modalities.base import Source
-from modalities.data.sources.build import SourceConfig, build_source
+from modalities.data.sources.build import MEDIA_SOURCES, build_source
+from modalities.data.sources.parquet import ParquetConfig
 from modalities.evaluation.adm import count_samples, read_samples
 from modalities.media.images import read_image
 
@@ -99,9 +101,9 @@ def open_source(path: Path) -> Source:
                 kind = other
     if kind is None:
         raise DataError(f"{path}: images come as .npz with arr_0, a folder, .parquet or .tar")
-    config = SourceConfig(kind=kind, path=str(path.absolute()), captions="none")
-    if kind == "parquet":
-        config.media_field = picture_column(path)
+    config = MEDIA_SOURCES[kind](path=str(path.absolute()), captions="none")
+    if isinstance(config, ParquetConfig):
+        config = replace(config, media_field=picture_column(path))
     return build_source(config, "image", path.parent)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.errors import ConfigError, DataError
@@ -11,9 +11,40 @@ from modalities.base import Record
 from modalities.data.order import Blocks
 from modalities.data.sources.account import Account
 from modalities.data.sources.captions import refuse_unusable
+from modalities.data.sources.config import PathConfig, cache_problems, place_of, shuffle_problems
 from modalities.data.sources.mds import MdsShards
 from modalities.data.sources.selection import digest
 from modalities.latents.format import MANIFEST, Manifest, read_manifest, unpack
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsConfig(PathConfig):
+    """What `selfflow encode` stored, at `path`: one folder, or the URL of one, such as s3://bucket/folder.
+
+    Attributes:
+        shuffle_blocks: shards that are read at a time; records are shuffled within about that many, which also take
+            turns in another order each epoch.
+        cache: folder for copies of remote shards; "" is one of the user's cache directory.
+        cache_limit: what the cache may take, such as 100gb; "" is no limit.
+    """
+
+    kind: str = "latents"
+    shuffle_blocks: int = 16
+    cache: str = ""
+    cache_limit: str = ""
+
+    def problems(self) -> list[str]:
+        return super().problems() + cache_problems(self.cache_limit) + shuffle_problems(self.shuffle_blocks)
+
+    def build(self, modalities: tuple[str, ...], root: Path) -> LatentsSource:
+        cache = root / Path(self.cache).expanduser() if self.cache else None
+        return LatentsSource(
+            place_of(self.path, root), modalities, cache, self.cache_limit or None, self.shuffle_blocks
+        )
+
+    @property
+    def holds_latents(self) -> bool:
+        return True
 
 
 class LatentsSource:
@@ -36,7 +67,7 @@ class LatentsSource:
         self,
         path: str | Path,
         modalities: Collection[str] = (),
-        cache: str | None = None,
+        cache: str | Path | None = None,
         cache_limit: str | None = None,
         shuffle_blocks: int = 16,
     ):

@@ -9,7 +9,11 @@ import pytest
 from configs.load import load_config
 from core.errors import ConfigError
 from core.training.config import to_yaml
-from modalities.data.sources.build import SourceConfig
+from modalities.data.sources.config import SourceConfig
+from modalities.data.sources.folder import FolderConfig
+from modalities.data.sources.parquet import ParquetConfig
+from modalities.data.sources.webdataset import WebdatasetConfig
+from modalities.synthetic.config import SyntheticConfig
 
 IMAGE = "streams: {{image: {{data: {data}, val: {val}}}}}\n"
 
@@ -25,8 +29,7 @@ def test_captions_fields_and_filters_are_taken_and_the_place_is_not(tmp_path):
         "caption_default: x, caption_choice: first, split: train, holdout: 0.1, repeat: 3}"
     )
     found = val(tmp_path, data, "{kind: parquet, path: test}")
-    wanted = SourceConfig(
-        kind="parquet",
+    wanted = ParquetConfig(
         path="test",
         captions="label",
         label_field="kind",
@@ -41,10 +44,10 @@ def test_captions_fields_and_filters_are_taken_and_the_place_is_not(tmp_path):
 
 def test_what_is_set_stays_and_another_kind_takes_only_what_it_reads(tmp_path):
     data = "{kind: parquet, path: a, captions: label, label_field: kind, media_field: jpg, shuffle_blocks: 3}"
-    taken = SourceConfig(kind="folder", path="b", captions="label", label_field="kind")
+    taken = FolderConfig(path="b", captions="label", label_field="kind")
     assert val(tmp_path, data, "{kind: folder, path: b}") == taken
     found = val(tmp_path, data, "{kind: webdataset, path: b, label_field: class}")
-    assert found == SourceConfig(kind="webdataset", path="b", captions="label", label_field="class", shuffle_blocks=3)
+    assert found == WebdatasetConfig(path="b", captions="label", label_field="class", shuffle_blocks=3)
     found = val(tmp_path, data, "{kind: folder, path: b, caption_fields: [text]}")
     assert (found.captions, found.caption_fields) == ("given", ["text"])  # how captions are found is one setting
     found = val(tmp_path, "{kind: folder, path: a, caption: a cat}", "{path: b, captions: label}")
@@ -54,29 +57,25 @@ def test_what_is_set_stays_and_another_kind_takes_only_what_it_reads(tmp_path):
 def test_a_split_without_a_path_is_the_other_side(tmp_path):
     data = "{kind: folder, path: photos, split: train, holdout: 0.1, holdout_key: person, captions: none}"
     found = val(tmp_path, data, "{split: test}")
-    assert found == SourceConfig(
-        kind="folder", path="photos", split="test", holdout=0.1, holdout_key="person", captions="none"
-    )
+    assert found == FolderConfig(path="photos", split="test", holdout=0.1, holdout_key="person", captions="none")
 
 
 def test_synthetic_data_are_drawn_alike_but_others(tmp_path):
     found = val(tmp_path, "{size: 8, seed: 4, count: 50}", "{seed: 1, count: 9}")
-    assert found == SourceConfig(size=8, seed=1, count=9)
+    assert found == SyntheticConfig(size=8, seed=1, count=9)
 
 
 def test_of_a_concat_what_all_parts_agree_on_and_by_name(tmp_path):
     parts = "{a: {kind: folder, path: a, captions: label}, b: {kind: folder, path: b, captions: label, where: {x: y}}}"
     data = f"{{kind: concat, parts: {parts}, caption_choice: middle}}"
-    assert val(tmp_path, data, "{path: c}") == SourceConfig(
-        kind="folder", path="c", captions="label", caption_choice="middle"
-    )
+    assert val(tmp_path, data, "{path: c}") == FolderConfig(path="c", captions="label", caption_choice="middle")
     found = val(tmp_path, data, "{kind: concat, parts: {b: {path: d}, other: {path: e}}}")
     assert found.parts == {
-        "b": SourceConfig(kind="folder", path="d", captions="label", where={"x": "y"}),
-        "other": SourceConfig(kind="folder", path="e", captions="label"),
+        "b": FolderConfig(path="d", captions="label", where={"x": "y"}),
+        "other": FolderConfig(path="e", captions="label"),
     }
     found = val(tmp_path, "{kind: folder, path: a, captions: label}", "{kind: concat, parts: {b: {path: d}}}")
-    assert found.parts == {"b": SourceConfig(kind="folder", path="d", captions="label")}
+    assert found.parts == {"b": FolderConfig(path="d", captions="label")}
 
 
 def test_overrides_count_and_a_resolved_file_reads_back_equal(tmp_path):
@@ -116,5 +115,6 @@ def test_without_conditions_no_source_needs_captions(tmp_path):
         "b: {kind: folder, path: b, captions: label}, c: {}}}, val: {kind: parquet, path: c}}}\n"
     )
     image = load_config(tmp_path / "run.yaml", []).streams["image"]
-    assert [part.captions for part in image.data.parts.values()] == ["none", "label", "given"]
+    assert [image.data.parts[name].captions for name in ("a", "b")] == ["none", "label"]
+    assert image.data.parts["c"] == SyntheticConfig()
     assert image.val.captions == "none"

@@ -9,7 +9,8 @@ import pytest
 from configs.assembly.sources import needed, open_sources
 from configs.load import load_config
 from core.errors import ConfigError
-from modalities.data.sources.build import SourceConfig
+from modalities.data.sources.folder import FolderConfig
+from modalities.synthetic.config import SyntheticConfig
 from tests.modalities.making import numbered, picture_bytes
 
 FILE = """
@@ -45,6 +46,6 @@ def test_what_is_there_is_opened(tmp_path):
     [({"captions": "none"}, False), ({"caption": "a cat"}, False), ({"captions": "label"}, False), ({}, True)],
 )
 def test_captions_are_asked_for_where_they_are_read(settings, captions):
-    text = needed(SourceConfig(kind="folder", path="x", **settings), "image", "streams.image.data")
+    text = needed(FolderConfig(path="x", **settings), "image", "streams.image.data")
     assert ("captions in caption or captions" in text) == captions
-    assert needed(SourceConfig(kind="synthetic"), "image", "streams.image.data") == ""
+    assert needed(SyntheticConfig(), "image", "streams.image.data") == ""

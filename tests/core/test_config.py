@@ -10,7 +10,17 @@ import pytest
 from omegaconf import MISSING
 
 from core.errors import ConfigError, choose
-from core.training.config import ABSENT, differences, load, read_plain, refuse_changes, to_plain, to_yaml
+from core.training.config import (
+    ABSENT,
+    differences,
+    from_plain,
+    load,
+    read_plain,
+    refuse_changes,
+    to_plain,
+    to_yaml,
+)
+from core.training.sections import kinds
 from tests.field_reads import unread_fields
 
 
@@ -295,38 +305,99 @@ def test_fields_that_nothing_reads_are_found():
     assert "seed" in unread_fields(config, lambda config: config.problems())
 
 
-@dataclass
+@dataclass(frozen=True)
 class Part:
+    kind: str
+
+
+@dataclass(frozen=True)
+class Drawn(Part):
     kind: str = "drawn"
+    size: int = 0
+
+    def problems(self) -> list[str]:
+        return [] if self.size >= 0 else [f"size: {self.size} must not be negative"]
+
+
+@dataclass(frozen=True)
+class Folder(Part):
+    kind: str = "folder"
     path: str = ""
     size: int = 0
 
 
+@dataclass(frozen=True)
+class Joined(Part):
+    kind: str = "joined"
+    parts: dict[str, Part] = field(default_factory=dict, metadata=kinds(lambda: KINDS))
+
+
+KINDS = {"drawn": Drawn, "folder": Folder, "joined": Joined}
+
+
 @dataclass
 class Parts:
-    data: Part = field(default_factory=Part)
-    time: Part = field(default_factory=Part)
+    data: Part = field(default_factory=Drawn, metadata=kinds(KINDS))
+    val: Part | None = field(default=None, metadata=kinds(KINDS))
+    lists: list[Part] = field(default_factory=list, metadata=kinds(KINDS))
+
+
+def test_the_kind_of_a_section_chooses_its_dataclass(tmp_path):
+    text = "data: {size: 3}\nval: {kind: joined, parts: {a: {kind: folder, path: p}, b: {size: 2}}}\n"
+    config = load(Parts, write(tmp_path, text + "lists: [{kind: folder, path: q}, {}]\n"))
+    assert config == Parts(
+        Drawn(size=3), Joined(parts={"a": Folder(path="p"), "b": Drawn(size=2)}), [Folder(path="q"), Drawn()]
+    )
+    assert load(Parts, write(tmp_path, to_yaml(config), "printed.yaml")) == config
+    assert from_plain(Parts, to_plain(config)) == config
+    assert load(Parts, write(tmp_path, "")) == Parts()
+
+
+def test_a_setting_of_another_kind_is_unknown_and_its_kinds_are_named(tmp_path):
+    text = (
+        "data:\n  path: p\nval:\n  kind: joined\n  parts:\n    a:\n      kind: folder\n      pth: p\n      parts: {}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(Parts, write(tmp_path, text), ["lists=[{kind: drwn}]"])
+    assert caught.value.problems == [
+        "run.yaml:2: data.path: unknown key of kind 'drawn'; allowed: kind, size. It belongs to kind folder.",
+        "run.yaml:8: val.parts.a.pth: unknown key of kind 'folder'; allowed: kind, path, size. Did you mean: 'path'?",
+        "run.yaml:9: val.parts.a.parts: unknown key of kind 'folder'; allowed: kind, path, size. "
+        "It belongs to kind joined.",
+        "command line 'lists=[{kind: drwn}]': lists.0.kind: 'drwn' is not one of drawn, folder, joined. "
+        "Did you mean: 'drawn'?",
+    ]
+    with pytest.raises(ConfigError, match=r"^run.yaml:2: data.size: -1 must not be negative$"):
+        load(Parts, write(tmp_path, "data:\n  size: -1\n"))
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ([], Part("drawn", "", 8)),
-        (["data.kind=folder", "data.path=p"], Part("folder", "p", 0)),
-        (["data.path=p", "data.kind=folder"], Part("folder", "p", 0)),  # in any order
-        (["data.kind=drawn", "data.path=p"], Part("drawn", "p", 8)),
-        (["data.path=p"], Part("drawn", "p", 8)),
+        ([], Drawn(size=8)),
+        (["data.kind=folder", "data.path=p"], Folder(path="p", size=0)),
+        (["data.path=p", "data.kind=folder"], Folder(path="p", size=0)),  # in any order
+        (["data.kind=drawn", "data.size=9"], Drawn(size=9)),
+        (["data.size=9"], Drawn(size=9)),
+        (["data={kind: joined, parts: {a: {kind: folder, path: p}}}"], Joined(parts={"a": Folder(path="p")})),
     ],
 )
 def test_a_section_begins_anew_when_another_kind_is_named(overrides, expected, tmp_path):
-    (tmp_path / "c.yaml").write_text("data: {size: 8}\ntime: {size: 8}\n")
-    config = load(Parts, tmp_path / "c.yaml", [*overrides, "time.kind=folder"], anew={"data": "drawn"})
-    assert config.data == expected
-    assert config.time == Part("folder", "", 8)  # not among those that begin anew
+    (tmp_path / "c.yaml").write_text("data: {size: 8}\n")
+    assert load(Parts, tmp_path / "c.yaml", overrides).data == expected
+
+
+def test_a_part_begins_anew_too_and_the_others_stay(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "val: {kind: joined, parts: {a: {size: 8}, b: {kind: folder, path: p, size: 7}}}\n"
+    )
+    parts = load(Parts, tmp_path / "c.yaml", ["val.parts.b.kind=drawn"]).val.parts
+    assert parts == {"a": Drawn(size=8), "b": Drawn(size=0)}
 
 
 def test_a_file_begins_a_section_of_its_base_anew(tmp_path):
     (tmp_path / "base.yaml").write_text("data: {kind: folder, path: p, size: 8}\n")
-    (tmp_path / "c.yaml").write_text("base: base.yaml\ndata: {kind: drawn, size: 9}\n")
-    assert load(Parts, tmp_path / "c.yaml", anew={"data": "drawn"}).data == Part("drawn", "", 9)
-    assert load(Parts, tmp_path / "c.yaml").data == Part("drawn", "p", 9)
+    (tmp_path / "c.yaml").write_text("base: base.yaml\ndata: {kind: drawn}\n")
+    assert load(Parts, tmp_path / "c.yaml").data == Drawn(size=0)
+    (tmp_path / "c.yaml").write_text("base: base.yaml\ndata: {kind: folder, path: q}\n")
+    assert load(Parts, tmp_path / "c.yaml").data == Folder(path="q", size=8)

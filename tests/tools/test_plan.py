@@ -94,7 +94,7 @@ def test_the_text_encoder_is_never_read_and_stored_features_spare_its_work(tmp_p
     assert (tuple(context.tokens.shape), context.tokens.dtype) == ((4, 7, 24), torch.bfloat16)
     assert "nobody/nothing is not on this machine" in step.missing["text encoder"]
     assert "text encoder" not in step.frozen
-    latents = "streams.image.data={kind: latents, path: nowhere, size: 16, count: 100000}"
+    latents = "streams.image.data={kind: latents, path: nowhere}"
     step = make_plan(load_config(CONFIG, [encoder, latents]), tmp_path).step("image")
     assert tuple(step.microbatch.batch.context.tokens.shape) == (4, 7, 24)
     assert (step.missing, step.frozen) == ({}, {})

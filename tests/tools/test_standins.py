@@ -14,7 +14,9 @@ from configs.load import load_config
 from configs.schema import Config
 from core.errors import ConfigError, DataError
 from modalities.base import Source, StoredLatents
-from modalities.data.sources.build import SourceConfig
+from modalities.data.sources.build import ConcatConfig
+from modalities.data.sources.webdataset import WebdatasetConfig
+from modalities.synthetic.config import SyntheticConfig
 from tests.modalities.making import picture_bytes
 from tests.tools.tiny import CONFIG
 from tools.dry_run.standins import is_there, open_data, record
@@ -69,7 +71,7 @@ def test_every_adapter_loads_its_stand_in(own, tmp_path):
 
 
 def test_stored_latents_come_with_text_features_where_a_frozen_encoder_is_named(tmp_path):
-    latents = "streams.image.data={kind: latents, path: nowhere, size: 16, count: 100000}"
+    latents = "streams.image.data={kind: latents, path: nowhere}"
     encoder = "condition.encoder={kind: t5, path: nowhere, max_tokens: 7, width: 24}"
     for own, text in (([latents], ()), ([latents, encoder], ((7, 24),))):
         config = load_config(CONFIG, own)
@@ -82,7 +84,7 @@ def test_stored_latents_come_with_text_features_where_a_frozen_encoder_is_named(
 
 @pytest.mark.parametrize("latents", [False, True])
 def test_every_part_of_a_stream_is_in_its_stand_in(latents, tmp_path):
-    data = "streams.clip.data={kind: latents, path: nowhere, size: 16, count: 100000}"
+    data = "streams.clip.data={kind: latents, path: nowhere}"
     config = several(tmp_path, *[data] * latents)
     sources, absent = opened(config, tmp_path)
     assert list(absent) == ["clip"]
@@ -133,11 +135,11 @@ def test_what_counts_as_there(tmp_path):
         str(tmp_path / "shards"): True,
         "s3://bucket/folder": False,
     }
-    assert {path: is_there(SourceConfig("webdataset", path), tmp_path) for path in there} == there
-    both = {name: SourceConfig("webdataset", name) for name in ("shards", "nowhere")}
-    assert not is_there(SourceConfig("concat", parts=both), tmp_path)
-    assert is_there(SourceConfig("concat", parts={"shards": both["shards"]}), tmp_path)
-    assert is_there(SourceConfig(), tmp_path)  # drawn in code
+    assert {path: is_there(WebdatasetConfig(path=path), tmp_path) for path in there} == there
+    both = {name: WebdatasetConfig(path=name) for name in ("shards", "nowhere")}
+    assert not is_there(ConcatConfig(parts=both), tmp_path)
+    assert is_there(ConcatConfig(parts={"shards": both["shards"]}), tmp_path)
+    assert is_there(SyntheticConfig(), tmp_path)  # drawn in code
 
 
 def test_classes_are_those_of_the_data_that_are_there_or_as_many_as_the_trunk_has(tmp_path):

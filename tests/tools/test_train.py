@@ -114,7 +114,7 @@ def test_all_problems_of_a_config_at_once_each_with_its_place(tmp_path, capsys):
         ),
         ("condition.kind=labels", "condition.kind: 'labels' is not one of text, label"),
         ("trunk.kind=sit", "trunk.kind: 'sit' needs one stream of images alone and condition.kind: label"),
-        ("streams.image.data.path=photos", "path: 'photos' is not read by kind 'synthetic'"),
+        ("streams.image.data.path=photos", "path: unknown key of kind 'synthetic'"),
         ("streams.audio.data.octave=9", "notes of octave 9 need at least"),
         ("training.ema.decay=1", "training.ema.decay: 1.0 must lie in [0, 1)"),
     ],

@@ -63,7 +63,7 @@ def cost(run: Run, along: list[str]) -> Cost:
     data = {}
     for name, entry in entries.items():
         subject = check_measures(loaded, name, along)
-        source = Path(entry.data.path).name or entry.data.kind
+        source = entry.data.name or entry.data.kind
         data[name] = f"{source}, {len(subject.training):,} records to train on and {len(subject.val):,} held out"
         batch = first_batch(assembly.dataset, name)
         for part, count in step_flops(assembly.objective, assembly.trunk, batch, assembly.preprocess).items():

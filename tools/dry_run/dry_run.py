@@ -16,7 +16,7 @@ from configs.schema import NONE, Config, StreamConfig
 from configs.warnings import warnings
 from core.errors import ConfigError
 from core.schedule import TimestepConfig
-from modalities.data.sources.build import SourceConfig
+from modalities.data.sources.config import SourceConfig
 from modalities.streams import Parts, lengths
 from tools.data_notes import data_lines
 from tools.dry_run.flops import network_flops
@@ -154,7 +154,7 @@ def caption_lines(plan: Plan, name: str, entry: StreamConfig) -> tuple[list[str]
 
 
 def is_remote(data: SourceConfig) -> bool:
-    return "://" in data.path or any(is_remote(part) for part in data.parts.values())
+    return any("://" in path for path in data.paths())
 
 
 def compute_text(counted: dict[str, int]) -> str:

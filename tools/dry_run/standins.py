@@ -17,7 +17,8 @@ from configs.schema import Config
 from core.errors import ConfigError, DataError
 from modalities.base import Media, ModalityAdapter, Record, Source, StoredLatents
 from modalities.data.sources.account import Account
-from modalities.data.sources.build import SourceConfig, build_source
+from modalities.data.sources.build import build_source
+from modalities.data.sources.config import SourceConfig
 
 
 class StandIn:
@@ -75,11 +76,13 @@ def open_data(assembly: Assembly) -> dict[str, list[str]]:
 
 def is_there(data: SourceConfig, root: Path) -> bool:
     """Whether the place of a source exists: then what is wrong with it is to be told, and not to be passed over."""
-    if data.parts:
-        return all(is_there(part, root) for part in data.parts.values())
-    if "://" in data.path:
+    return all(_is_there(path, root) for path in data.paths())
+
+
+def _is_there(path: str, root: Path) -> bool:
+    if "://" in path:
         return False
-    fixed = [part for part in Path(data.path).expanduser().parts]
+    fixed = Path(path).expanduser().parts
     wild = next((place for place, part in enumerate(fixed) if re.search(r"[*?\[]", part)), len(fixed))
     return root.joinpath(*fixed[:wild]).exists()
 

@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
+from modalities.data.sources.parquet import ParquetConfig
 from tools.init.folder_look import CAPTION_FIELDS, CAPTIONED_ENOUGH, Found, Look, held_out
 
 Value = TypeVar("Value", int, float)
@@ -168,7 +169,8 @@ def _stream(name: str, found: Found, fit: Machine, condition: Condition, share: 
     """The section of one modality."""
     held, data = held_out(found, name), found.data
     place = [f"kind: {data.kind}", f"path: {json.dumps(data.path, ensure_ascii=False)}"]
-    place += [f"media_field: {json.dumps(data.media_field)}"] if data.media_field else []
+    if isinstance(data, ParquetConfig):
+        place.append(f"media_field: {json.dumps(data.media_field)}")
     place += [f"label_field: {data.label_field}"] if data.label_field else []
     if condition.kind == "text" and found.captioned >= CAPTIONED_ENOUGH and found.caption_fields != CAPTION_FIELDS[0]:
         place.append(f"caption_fields: [{', '.join(found.caption_fields)}]")

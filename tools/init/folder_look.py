@@ -16,7 +16,9 @@ from modalities.base import Record, Source
 from modalities.conditioning import split_words, word_limit
 from modalities.data.caption_lengths import CaptionLengths, caption_lengths
 from modalities.data.order import Order
-from modalities.data.sources.build import SourceConfig, build_source
+from modalities.data.sources.build import MEDIA_SOURCES, build_source
+from modalities.data.sources.config import MediaConfig
+from modalities.data.sources.parquet import ParquetConfig
 from modalities.data.sources.selection import SUFFIXES
 from modalities.media.audio import probe_audio
 from modalities.media.images import PICTURE_ERRORS
@@ -66,8 +68,8 @@ class Found:
         bad, probed: files that could not be opened, of those whose size was looked at.
     """
 
-    data: SourceConfig
-    val: SourceConfig | None
+    data: MediaConfig
+    val: MediaConfig | None
     records: int
     classes: list[str]
     captioned: float
@@ -117,7 +119,7 @@ def look_at(path: Path, only: Iterable[str] = ()) -> Look:
     return result
 
 
-def candidates(path: Path, modality: str, notes: list[str]) -> list[tuple[SourceConfig, SourceConfig | None]]:
+def candidates(path: Path, modality: str, notes: list[str]) -> list[tuple[MediaConfig, MediaConfig | None]]:
     """Sources that could read the path, loose files first, each with its held-out records where these lie apart."""
     training, testing = path, None
     if path.is_dir():
@@ -135,9 +137,10 @@ def candidates(path: Path, modality: str, notes: list[str]) -> list[tuple[Source
             continue
         if suffix and training.is_dir() and not any(training.glob(f"*{suffix}")):
             continue
-        fields = media_columns(training, modality) if kind == "parquet" else [""]
-        for name in fields:
-            data = SourceConfig(kind=kind, path=str(training.resolve()), captions="none", media_field=name)
+        plain = MEDIA_SOURCES[kind](path=str(training.resolve()), captions="none")
+        tables = isinstance(plain, ParquetConfig)
+        columns = media_columns(training, modality) if tables else []
+        for data in [replace(plain, media_field=name) for name in columns] if tables else [plain]:
             held = None if testing is None else replace(data, path=str(testing.resolve()))
             found.append((data, held))
     return found
@@ -160,7 +163,7 @@ def media_columns(path: Path, modality: str) -> list[str]:
 
     fitting = []
     for name in (entry.name for entry in schema if holds_bytes(entry.type)):
-        config = SourceConfig(kind="parquet", path=str(path), captions="none", media_field=name)
+        config = ParquetConfig(path=str(path), captions="none", media_field=name)
         try:
             if measure(build_source(config, modality, Path.cwd()).read(0), modality):
                 fitting.append(name)
@@ -169,7 +172,7 @@ def media_columns(path: Path, modality: str) -> list[str]:
     return fitting[:1]
 
 
-def _look(data: SourceConfig, val: SourceConfig | None, modality: str, source: Source) -> Found:
+def _look(data: MediaConfig, val: MediaConfig | None, modality: str, source: Source) -> Found:
     files, bad, probed = probe(source, modality)
     if val is not None:
         try:
@@ -201,7 +204,7 @@ def _look(data: SourceConfig, val: SourceConfig | None, modality: str, source: S
     )
 
 
-def captions_of(data: SourceConfig, modality: str) -> tuple[CaptionLengths | None, float, int]:
+def captions_of(data: MediaConfig, modality: str) -> tuple[CaptionLengths | None, float, int]:
     """(lengths, share of records with a caption, different words) of the records that are looked at."""
     try:
         source = build_source(replace(data, captions="given", caption_default=MISSING), modality, Path.cwd())
@@ -222,7 +225,7 @@ def captions_of(data: SourceConfig, modality: str) -> tuple[CaptionLengths | Non
     return lengths, share, len({word for text in given for word in split_words(text)})
 
 
-def with_classes(data: SourceConfig, source: Source, modality: str) -> tuple[SourceConfig, list[str]]:
+def with_classes(data: MediaConfig, source: Source, modality: str) -> tuple[MediaConfig, list[str]]:
     """(the source with its classes, their names), where there are classes: several, and several records in each.
 
     Folders are classes where no file lies beside them.

@@ -17,7 +17,7 @@ from core.training.jsonl import read_lines
 from modalities.base import Source
 from modalities.conditioning import TextConfig, word_limit
 from modalities.data.caption_lengths import caption_lengths
-from modalities.data.sources.build import SourceConfig, build_source
+from modalities.data.sources.build import MEDIA_SOURCES, build_source
 from modalities.data.sources.folder_scan import scan_folder
 from modalities.data.sources.names import is_hidden
 from modalities.data.sources.selection import SUFFIXES
@@ -130,7 +130,7 @@ def describe_history(path: Path) -> list[str]:
 
 def describe_data(path: Path, modality: str, number: int) -> list[str]:
     """Number of records, the first ones, what is wrong with those that cannot be read, and what is left out."""
-    config = SourceConfig(kind=data_kind(path, modality), path=str(path), caption_default=NO_CAPTION)
+    config = MEDIA_SOURCES[data_kind(path, modality)](path=str(path), caption_default=NO_CAPTION)
     source: Source = build_source(config, modality, Path.cwd())
     row = MODALITIES[modality]
     adapter = row.adapter(row.settings())

@@ -3,18 +3,54 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import ConfigError, DataError
 from modalities.base import Record
 from modalities.data.sources.account import Account
 from modalities.data.sources.captions import CaptionRule, refuse_unusable
+from modalities.data.sources.config import SelectableConfig, not_one_of
 from modalities.data.sources.fields import class_name, lookup
 from modalities.data.sources.folder_scan import scan_folder
 from modalities.data.sources.metadata import Metadata
 from modalities.data.sources.names import composed
 from modalities.data.sources.selection import SUFFIXES, Selection, digest, listing, missing
-from modalities.data.sources.sidecars import SIDECARS, Beside, parse_sidecars
+from modalities.data.sources.sidecars import CAPTION_LINES, SIDECARS, Beside, parse_sidecars
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig(SelectableConfig):
+    """Media files in a folder, at `path`.
+
+    Attributes:
+        label_field: field of the class, or cls for that of a .cls beside the media; "" takes the names of the folders.
+            `captions: label` makes either the caption.
+        caption_lines: split (each line of a .txt is a caption of its own) or join (all are one).
+    """
+
+    kind: str = "folder"
+    caption_lines: str = "split"
+
+    def problems(self) -> list[str]:
+        return super().problems() + not_one_of("caption_lines", self.caption_lines, CAPTION_LINES)
+
+    def knows_labels(self) -> bool:
+        return True
+
+    def build(self, modalities: tuple[str, ...], root: Path) -> FolderSource:
+        return FolderSource(
+            root / Path(self.path).expanduser(),
+            modalities[0],
+            self.caption_rule(),
+            self.selection(),
+            self.label_field,
+            self.caption_lines,
+        )
+
+    def layout(self, modality: str) -> str:
+        media = " ".join(SUFFIXES.get(modality, ()))
+        return f"files ({media}) at any depth, whose classes are the names of their folders"
 
 
 class FolderSource:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,52 @@ from modalities.data.order import Blocks
 from modalities.data.sources.account import Account
 from modalities.data.sources.cache import user_cache
 from modalities.data.sources.captions import CaptionRule, refuse_unusable
+from modalities.data.sources.config import MediaConfig, cache_problems, place_of, shuffle_problems
 from modalities.data.sources.fields import column_of
 from modalities.data.sources.mds import MdsShards
 from modalities.data.sources.rows import row_record
 from modalities.data.sources.selection import Selection, digest, held_out_rows
 
 _ENCODED = ("bytes", "jpeg", "png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MdsConfig(MediaConfig):
+    """Samples of MDS shards, at `path`: one folder, or the URL of one, such as s3://bucket/folder.
+
+    There is no selection by fields, which are known only after reading all records.
+
+    Attributes:
+        media_field: column of the encoded media; "" is the name of the modality.
+        shuffle_blocks: shards that are read at a time; records are shuffled within about that many, which also take
+            turns in another order each epoch.
+        cache: folder for copies of remote shards; "" is one of the user's cache directory.
+        cache_limit: what the cache may take, such as 100gb; "" is no limit.
+    """
+
+    kind: str = "mds"
+    media_field: str = ""
+    shuffle_blocks: int = 16
+    cache: str = ""
+    cache_limit: str = ""
+
+    def problems(self) -> list[str]:
+        return super().problems() + cache_problems(self.cache_limit) + shuffle_problems(self.shuffle_blocks)
+
+    def build(self, modalities: tuple[str, ...], root: Path) -> MdsSource:
+        return MdsSource(
+            place_of(self.path, root),
+            self.media_field or modalities[0],
+            self.label_field,
+            self.caption_rule(),
+            self.selection(),
+            root / Path(self.cache).expanduser() if self.cache else None,
+            self.cache_limit or None,
+            self.shuffle_blocks,
+        )
+
+    def layout(self, modality: str) -> str:
+        return f"MDS shards and their index.json, with the encoded media in the column {self.media_field or modality!r}"
 
 
 class MdsSource:

@@ -20,13 +20,47 @@ from modalities.base import Record
 from modalities.data.order import Blocks
 from modalities.data.sources.account import Account
 from modalities.data.sources.captions import CaptionRule, refuse_unusable
+from modalities.data.sources.config import SelectableConfig, shuffle_problems
 from modalities.data.sources.fields import class_name, column_of, lookup, parsed_json
 from modalities.data.sources.rows import row_record
-from modalities.data.sources.selection import Selection, digest, stems
+from modalities.data.sources.selection import Selection, digest, locate, stems
 
 CACHE_BYTES = 256 * 2**20  # row groups kept by each process, where the order needs no more
 WINDOW_BYTES = 2 * 2**30  # of row groups that the order may need at a time in each process
 _MANY = 64  # files from which on a progress line is shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetConfig(SelectableConfig):
+    """Rows of Parquet files, at `path`: a file, a folder of them, or wildcards (`parts/*.parquet`).
+
+    Attributes:
+        media_field: column of the encoded media; "" is the name of the modality.
+        shuffle_blocks: row groups that are read at a time; records are shuffled within about that many, which also take
+            turns in another order each epoch.
+    """
+
+    kind: str = "parquet"
+    media_field: str = ""
+    shuffle_blocks: int = 16
+
+    def problems(self) -> list[str]:
+        return super().problems() + shuffle_problems(self.shuffle_blocks)
+
+    def build(self, modalities: tuple[str, ...], root: Path) -> ParquetSource:
+        paths, account = locate(self.path, root, ".parquet")
+        return ParquetSource(
+            paths,
+            self.media_field or modalities[0],
+            self.label_field,
+            self.caption_rule(),
+            self.selection(),
+            self.shuffle_blocks,
+            account,
+        )
+
+    def layout(self, modality: str) -> str:
+        return f"Parquet files with the encoded media in the column {self.media_field or modality!r}"
 
 
 @dataclass(frozen=True)

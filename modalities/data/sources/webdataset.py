@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +20,53 @@ from modalities.base import Record
 from modalities.data.order import Blocks
 from modalities.data.sources.account import Account
 from modalities.data.sources.captions import CaptionRule, refuse_unusable
+from modalities.data.sources.config import SelectableConfig, not_one_of, shuffle_problems
 from modalities.data.sources.fields import class_name, lookup
-from modalities.data.sources.selection import SUFFIXES, Selection, digest, stems
-from modalities.data.sources.sidecars import Beside, parse_sidecars
+from modalities.data.sources.selection import SUFFIXES, Selection, digest, locate, stems
+from modalities.data.sources.sidecars import CAPTION_LINES, Beside, parse_sidecars
 from modalities.data.sources.tar_index import TarIndex, TarTable, read_table
 from modalities.data.sources.tar_scan import key_of, scan
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebdatasetConfig(SelectableConfig):
+    """Samples of tars, at `path`: a tar, a folder of them, or wildcards (`shards/*.tar`).
+
+    Attributes:
+        label_field: JSON field of the class, or cls for that of a .cls beside the media; "" for none.
+        caption_lines: split (each line of a .txt is a caption of its own) or join (all are one).
+        members: pattern that the media's path inside the tar must match, such as `videos/*/episode_*.mp4`; "" takes all
+            of the modality's suffixes.
+        shuffle_blocks: tars that are read at a time; records are shuffled within about that many, which also take turns
+            in another order each epoch.
+    """
+
+    kind: str = "webdataset"
+    caption_lines: str = "split"
+    members: str = ""
+    shuffle_blocks: int = 16
+
+    def problems(self) -> list[str]:
+        found = super().problems() + not_one_of("caption_lines", self.caption_lines, CAPTION_LINES)
+        return found + shuffle_problems(self.shuffle_blocks)
+
+    def build(self, modalities: tuple[str, ...], root: Path) -> WebdatasetSource:
+        paths, account = locate(self.path, root, ".tar")
+        return WebdatasetSource(
+            paths,
+            modalities[0],
+            self.members,
+            self.label_field,
+            self.caption_rule(),
+            self.selection(),
+            self.shuffle_blocks,
+            self.caption_lines,
+            account,
+        )
+
+    def layout(self, modality: str) -> str:
+        media = " ".join(SUFFIXES.get(modality, ()))
+        return f"uncompressed .tar files in which each record is NAME ({media}) and NAME.json"
 
 
 class WebdatasetSource:

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from modalities.data.sources.build import SourceConfig
+from modalities.data.sources.build import MEDIA_SOURCES
+from modalities.data.sources.config import SourceConfig
+from modalities.data.sources.folder import FolderConfig
 
 KINDS = ("folder", "webdataset", "parquet", "mds")
 
@@ -19,7 +21,7 @@ KINDS = ("folder", "webdataset", "parquet", "mds")
 def stored(kind: str, files: list[Path], folder: Path) -> SourceConfig:
     """The files, each with its caption in a .txt beside it, in a source of this kind; a new `folder` for it."""
     if kind == "folder":
-        return SourceConfig("folder", str(files[0].parent))
+        return FolderConfig(path=str(files[0].parent))
     rows = [{"video": path.read_bytes(), "caption": path.with_suffix(".txt").read_text()} for path in files]
     folder.mkdir()
     if kind == "parquet":
@@ -37,4 +39,4 @@ def stored(kind: str, files: list[Path], folder: Path) -> SourceConfig:
         with streaming.MDSWriter(out=str(folder), columns={"video": "bytes", "caption": "str"}) as writer:
             for row in rows:
                 writer.write(row)
-    return SourceConfig(kind, str(folder))
+    return MEDIA_SOURCES[kind](path=str(folder))

@@ -14,7 +14,8 @@ import pytest
 from pyarrow import parquet
 
 from modalities.base import Source
-from modalities.data.sources.build import SourceConfig, build_source
+from modalities.data.sources.build import MEDIA_SOURCES, build_source
+from modalities.data.sources.config import SourceConfig
 from tests.modalities.making import picture_bytes
 
 COUNT, BLOCKS = 40, 4
@@ -30,7 +31,8 @@ def write_set(kind: str, folder: Path) -> SourceConfig:
     """The records 0..39 with the caption "number N", and the configuration that reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     _WRITE[kind](folder)
-    return SourceConfig(kind=kind, path=str(folder), shuffle_blocks=3 if kind != "folder" else 16)
+    blocks = {} if kind == "folder" else {"shuffle_blocks": 3}
+    return MEDIA_SOURCES[kind](path=str(folder), **blocks)
 
 
 def open_set(config: SourceConfig) -> Source:

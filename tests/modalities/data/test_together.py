@@ -19,7 +19,8 @@ from modalities.audio import AudioAdapter, AudioConfig
 from modalities.base import Media, Record, Windows
 from modalities.conditioning.conditions import ConditionConfig, Conditions
 from modalities.data.loader import StepDataset, load_media, load_parts
-from modalities.data.sources.build import SourceConfig, build_source
+from modalities.data.sources.build import build_source
+from modalities.data.sources.folder import FolderConfig
 from modalities.data.together import STARTS, common_starts
 from modalities.media.opening import WindowError
 from modalities.media.writing import to_bytes, write_video
@@ -258,7 +259,7 @@ def test_a_file_without_a_sound_track_is_a_bad_record_with_that_reason(files, tm
         (tmp_path / path.name).with_suffix(".txt").write_text("a red circle")
     write_video(clip(numbered(LONG, 16, 16)), tmp_path / "silent", FPS)
     (tmp_path / "silent.txt").write_text("a red circle")
-    source = build_source(SourceConfig("folder", str(tmp_path)), ("video", "audio"), Path())
+    source = build_source(FolderConfig(path=str(tmp_path)), ("video", "audio"), Path())
     batch = dataset(source)[0]
     assert {entry.key for entry in batch.rejected} == {"silent.mp4"}
     assert "no audio track" in batch.rejected[0].reason

@@ -7,7 +7,7 @@ import torch
 
 from core.errors import DataError
 from modalities.conditioning.conditions import Prompt
-from modalities.data.sources.build import ConcatSource
+from modalities.data.sources.concat import ConcatSource
 from modalities.evaluation.records import Reader, shared_records
 from modalities.synthetic.draw import SyntheticSource
 from tests.modalities.evaluation.subjects import CLASSES, Memory, model

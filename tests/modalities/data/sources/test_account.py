@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from modalities.data.sources.account import Account
-from modalities.data.sources.build import ConcatSource, SourceConfig, build_source
+from modalities.data.sources.build import MEDIA_SOURCES, build_source
+from modalities.data.sources.concat import ConcatSource
+from modalities.data.sources.parquet import ParquetConfig
 from modalities.data.sources.selection import Selection
 from modalities.synthetic.draw import SyntheticSource
 from tests.modalities.data.sets import KINDS, open_set, picture, write_set
@@ -59,7 +63,7 @@ def test_hidden_and_system_files_are_no_records_in_any_kind(kind, tmp_path, monk
     wild = {"webdataset": "**/*.tar", "parquet": "**/*.parquet"}.get(kind)
     if wild:
         (tmp_path / "set" / "__MACOSX" / f"part-0{suffix}").write_bytes(b"\0\5\26\7")
-        source = build_source(SourceConfig(kind=kind, path=f"set/{wild}"), "image", tmp_path)
+        source = build_source(MEDIA_SOURCES[kind](path=f"set/{wild}"), "image", tmp_path)
         assert len(source) == 40
         assert source.account().left_out == {"hidden or system file|": 3}
 
@@ -68,7 +72,7 @@ def test_hidden_and_system_files_are_no_records_in_any_kind(kind, tmp_path, monk
 def test_records_outside_a_selection_are_counted(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     config = write_set(kind, tmp_path / "set")
-    config.split, config.holdout = "test", 0.3
+    config = replace(config, split="test", holdout=0.3)
     source = open_set(config)
     assert source.account().left_out.total() == 40 - len(source) > 0
     assert "(outside split test of a hold-out of 0.3)" in source.account().line()
@@ -104,13 +108,13 @@ def test_a_wildcard_under_a_folder_with_brackets(tmp_path):
             (f"{tmp_path}/in [x]/{name}/part-?.parquet", tmp_path),
             ("part-[01].parquet", tmp_path / "in [x]" / name),
         ):
-            assert len(build_source(SourceConfig(kind="parquet", path=path), "image", root)) == 40
+            assert len(build_source(ParquetConfig(path=path), "image", root)) == 40
 
 
 def test_a_wildcard_takes_hidden_files_only_where_it_says_so(tmp_path):
     write_set("parquet", tmp_path / ".cache" / "set")
     for path, count in ((".cache/*/*.parquet", 40), (".*/set/*.parquet", 40), (".cache/**/part-1.parquet", 20)):
-        assert len(build_source(SourceConfig(kind="parquet", path=path), "image", tmp_path)) == count
+        assert len(build_source(ParquetConfig(path=path), "image", tmp_path)) == count
 
 
 def test_the_suffix_of_a_table_may_be_written_in_capitals(tmp_path):
@@ -122,7 +126,7 @@ def test_the_suffix_of_a_table_may_be_written_in_capitals(tmp_path):
 def test_records_of_shards_outside_the_split(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     config = write_set("mds", tmp_path / "set")
-    config.split, config.holdout = "train", 0.5
+    config = replace(config, split="train", holdout=0.5)
     source = open_set(config)
     assert source.account().left_out == {"record| (outside split train of a hold-out of 0.5)": 40 - len(source)}
     assert Selection().describe() == "everything"

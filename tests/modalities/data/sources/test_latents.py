@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from core.errors import ConfigError, DataError
-from modalities.data.sources.build import SourceConfig, build_source
+from modalities.data.sources.build import ConcatConfig, build_source
 from modalities.latents.format import stored_manifests
-from modalities.latents.source import LatentsSource
+from modalities.latents.source import LatentsConfig, LatentsSource
+from modalities.synthetic.config import SyntheticConfig
 from tests.modalities.data.sets import flip
 from tests.modalities.data.sources.shards import change_index
 from tests.modalities.latents.jobs import Pictures, make, pictures_job
@@ -137,7 +138,7 @@ def test_the_fingerprint_is_of_the_content(encoded, copy, tmp_path):
 
 
 def test_a_url_is_read_through_a_cache(copy, tmp_path):
-    config = SourceConfig(kind="latents", path=f"file://{copy}", cache=str(tmp_path / "cache"))
+    config = LatentsConfig(path=f"file://{copy}", cache=str(tmp_path / "cache"))
     source = build_source(config, "image", tmp_path)
     assert usable(source)[0] == {f"k{index}" for index in range(21)}
     assert len(list((tmp_path / "cache").rglob("*.mds"))) == 3
@@ -146,17 +147,17 @@ def test_a_url_is_read_through_a_cache(copy, tmp_path):
 def test_several_folders_are_joined_and_media_are_not_mixed_in(encoded, tmp_path):
     make(pictures_job(source=Pictures(5)), tmp_path / "more")
     parts = {
-        "a": SourceConfig(kind="latents", path=str(encoded), repeat=2),
-        "b": SourceConfig(kind="latents", path="more"),
+        "a": LatentsConfig(path=str(encoded), repeat=2),
+        "b": LatentsConfig(path="more"),
     }
-    config = SourceConfig(kind="concat", parts=parts)
+    config = ConcatConfig(parts=parts)
     assert config.problems() == []
     assert config.holds_latents
     source = build_source(config, "image", tmp_path)
     assert len(source) == 47
     assert source.read(46).key == "b/k4"
     assert [manifest.samples for manifest in stored_manifests(source)] == [21, 5]
-    mixed = SourceConfig(kind="concat", parts=parts | {"c": SourceConfig()})
+    mixed = ConcatConfig(parts=parts | {"c": SyntheticConfig()})
     assert mixed.problems() == ["parts: a, b hold latents and the others media; one source has one of the two"]
-    wrong = SourceConfig(kind="latents", path="x", cache_limit="much", captions="none")
-    assert [line.partition(":")[0] for line in wrong.problems()] == ["captions", "cache_limit"]
+    wrong = LatentsConfig(path="x", cache_limit="much", shuffle_blocks=0)
+    assert [line.partition(":")[0] for line in wrong.problems()] == ["cache_limit", "shuffle_blocks"]

@@ -10,9 +10,9 @@ import pytest
 
 from core.errors import ConfigError, DataError
 from modalities.data.order import Order
-from modalities.data.sources.build import SourceConfig, build_source
+from modalities.data.sources.build import build_source
 from modalities.data.sources.captions import CaptionRule
-from modalities.data.sources.mds_source import MdsSource
+from modalities.data.sources.mds_source import MdsConfig, MdsSource
 from modalities.data.sources.selection import Selection, held_out_rows
 from tests.modalities.data.sets import picture
 from tests.modalities.data.sources.shards import streaming, write_mds
@@ -116,14 +116,13 @@ def test_wrong_columns_name_those_there_are(tmp_path):
 
 def test_a_configuration_builds_it(tmp_path):
     write_mds(tmp_path / "data")
-    settings = {"kind": "mds", "path": "data", "label_field": "label", "cache": "cache", "cache_limit": "1mb"}
-    source = build_source(SourceConfig(**settings, shuffle_blocks=2), "image", tmp_path)
+    settings = {"path": "data", "label_field": "label", "cache": "cache", "cache_limit": "1mb"}
+    source = build_source(MdsConfig(**settings, shuffle_blocks=2), "image", tmp_path)
     assert (len(source), source.read(7).label, source.blocks().window) == (40, "1", 2)
     assert (tmp_path / "cache" / ".lock").exists()
-    url = build_source(SourceConfig(kind="mds", path=(tmp_path / "data").as_uri(), cache="cache"), "image", tmp_path)
+    url = build_source(MdsConfig(path=(tmp_path / "data").as_uri(), cache="cache"), "image", tmp_path)
     assert url.read(7).captions == ("number 7",)
-    assert "where" in "".join(SourceConfig(kind="mds", path="x", where={"a": "b"}).problems())
-    assert "is not a size" in "".join(SourceConfig(kind="mds", path="x", cache_limit="big").problems())
+    assert "is not a size" in "".join(MdsConfig(path="x", cache_limit="big").problems())
 
 
 def test_a_set_of_which_nothing_can_be_read_is_refused(tmp_path):

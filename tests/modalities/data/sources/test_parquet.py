@@ -5,9 +5,9 @@ import pytest
 
 from core.errors import ConfigError, DataError
 from modalities.data.order import Order
-from modalities.data.sources.build import SourceConfig, build_source
+from modalities.data.sources.build import build_source
 from modalities.data.sources.captions import CaptionRule
-from modalities.data.sources.parquet import ParquetSource
+from modalities.data.sources.parquet import ParquetConfig, ParquetSource
 from modalities.data.sources.selection import Selection
 
 pa = pytest.importorskip("pyarrow")
@@ -174,7 +174,7 @@ def test_row_groups_are_the_blocks_of_the_order(table, tmp_path):
 
 
 def test_a_configuration_says_how_many_row_groups_are_read_at_a_time(table):
-    config = SourceConfig(kind="parquet", path=str(table), media_field="image", captions="none", shuffle_blocks=2)
+    config = ParquetConfig(path=str(table), media_field="image", captions="none", shuffle_blocks=2)
     assert build_source(config, "image", table.parent).blocks().window == 2
 
 

@@ -1,15 +1,22 @@
 import tarfile
-from dataclasses import fields
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from core.errors import ConfigError
+from core.training.config import to_plain, validated
+from core.training.sections import kinds
 from modalities.data.order import Order
-from modalities.data.sources.build import ConcatSource, SourceConfig, build_source
+from modalities.data.sources.build import SOURCES, ConcatConfig, build_source
+from modalities.data.sources.concat import ConcatSource
+from modalities.data.sources.config import SourceConfig
+from modalities.data.sources.folder import FolderConfig
+from modalities.data.sources.parquet import ParquetConfig
+from modalities.data.sources.webdataset import WebdatasetConfig
+from modalities.synthetic.config import SyntheticConfig
 from modalities.synthetic.draw import SyntheticSource
 
 
@@ -25,34 +32,49 @@ def media(tmp_path):
     return tmp_path
 
 
+@dataclass
+class Stream:
+    data: SourceConfig = field(default_factory=SyntheticConfig, metadata=kinds(SOURCES))
+
+
+def made(settings: dict) -> SourceConfig:
+    """The source of a section of a file."""
+    return validated(Stream, {"data": settings}).data
+
+
 def problems(**settings) -> str:
-    return "\n".join(SourceConfig(**settings).problems())
+    """What is said of the settings of a source in a file."""
+    try:
+        made(settings)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def test_the_default_builds_synthetic_records_of_each_modality():
     for modality in ("image", "video", "audio"):
-        source = build_source(SourceConfig(), modality, Path())
+        source = build_source(SyntheticConfig(), modality, Path())
         assert len(source) == 100_000
         assert source.read(0).captions
 
 
 def test_paths_are_relative_to_the_root_and_may_hold_wildcards(media):
-    assert len(build_source(SourceConfig(kind="folder", path="."), "image", media)) == 3
-    assert len(build_source(SourceConfig(kind="folder", path=str(media)), "image", Path("elsewhere"))) == 3
+    assert len(build_source(FolderConfig(path="."), "image", media)) == 3
+    assert len(build_source(FolderConfig(path=str(media)), "image", Path("elsewhere"))) == 3
     for path, count in (("shard-*.tar", 2), ("shard-1.tar", 1), (".", 2)):
-        assert len(build_source(SourceConfig(kind="webdataset", path=path), "image", media)) == count
+        assert len(build_source(WebdatasetConfig(path=path), "image", media)) == count
     with pytest.raises(ConfigError, match=r"does not exist .*holds: a\.png.*Did you mean: 'shard-1\.tar'"):
-        build_source(SourceConfig(kind="webdataset", path="shard_1.tar"), "image", media)
+        build_source(WebdatasetConfig(path="shard_1.tar"), "image", media)
     with pytest.raises(ConfigError, match=r"holds no \.parquet file \(found: a\.png"):
-        build_source(SourceConfig(kind="parquet", path="."), "image", media)
+        build_source(ParquetConfig(path="."), "image", media)
 
 
 def test_concat_repeats_and_keeps_keys_unique(media):
     parts = {
-        "files": SourceConfig(kind="folder", path="."),
-        "shards": SourceConfig(kind="webdataset", path="shard-0.tar", repeat=3),
+        "files": FolderConfig(path="."),
+        "shards": WebdatasetConfig(path="shard-0.tar", repeat=3),
     }
-    source = build_source(SourceConfig(kind="concat", parts=parts), "image", media)
+    source = build_source(ConcatConfig(parts=parts), "image", media)
     records = [source.read(index) for index in range(len(source))]
     assert [record.key for record in records] == [
         "files/a.png",
@@ -66,8 +88,8 @@ def test_concat_repeats_and_keeps_keys_unique(media):
     assert source.labels() == [media.name]
     with pytest.raises(IndexError):
         source.read(6)
-    parts["shards"].repeat = 2
-    fewer = build_source(SourceConfig(kind="concat", parts=parts), "image", media)
+    parts["shards"] = replace(parts["shards"], repeat=2)
+    fewer = build_source(ConcatConfig(parts=parts), "image", media)
     assert fewer.fingerprint() != source.fingerprint()
 
 
@@ -75,10 +97,10 @@ def test_concat_passes_blocks_through_and_scatters_the_parts_that_have_none(medi
     for number in range(2, 6):
         (media / f"shard-{number}.tar").write_bytes((media / "shard-0.tar").read_bytes())
     parts = {
-        "drawn": SourceConfig(count=50),
-        "shards": SourceConfig(kind="webdataset", path="shard-*.tar", repeat=2, shuffle_blocks=3),
+        "drawn": SyntheticConfig(count=50),
+        "shards": WebdatasetConfig(path="shard-*.tar", repeat=2, shuffle_blocks=3),
     }
-    source = build_source(SourceConfig(kind="concat", parts=parts), "image", media)
+    source = build_source(ConcatConfig(parts=parts), "image", media)
     blocks = source.blocks()
     assert blocks.sizes[-12:].tolist() == [1] * 12  # six tars of one sample, twice
     assert (blocks.sizes.sum(), blocks.window, blocks.scattered) == (len(source), 3, ((0, 50),))
@@ -90,17 +112,18 @@ def test_concat_passes_blocks_through_and_scatters_the_parts_that_have_none(medi
 
 
 def test_repeat_without_concat(media):
-    source = build_source(SourceConfig(kind="folder", path=".", repeat=2), "image", media)
+    source = build_source(FolderConfig(path=".", repeat=2), "image", media)
     assert [source.read(index).key for index in (0, 2, 3, 5)] == ["a.png", "c.png", "a.png#2", "c.png#2"]
 
 
-def test_a_configuration_goes_through_omegaconf(media):
+def test_a_configuration_goes_through_omegaconf():
     settings = {"kind": "concat", "parts": {"one": {"kind": "folder", "path": ".", "where": {"size": 3}}}}
-    merged = OmegaConf.merge(OmegaConf.structured(SourceConfig), settings)
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config.parts["one"], SourceConfig)
+    config = made(settings)
+    assert isinstance(config, ConcatConfig)
+    assert isinstance(config.parts["one"], FolderConfig)
     assert config.parts["one"].where == {"size": "3"}
     assert config.problems() == []
+    assert made(to_plain(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -108,8 +131,14 @@ def test_a_configuration_goes_through_omegaconf(media):
     [
         ({"kind": "foldr", "path": "x"}, "kind: 'foldr' is not one of .* Did you mean: 'folder'"),
         ({"kind": "folder"}, "path: empty"),
-        ({"kind": "folder", "path": "x", "members": "*.png"}, "members: .* is not read by kind 'folder'"),
-        ({"kind": "synthetic", "path": "x"}, "path: 'x' is not read by kind 'synthetic'"),
+        (
+            {"kind": "folder", "path": "x", "members": "*.png"},
+            "members: unknown key of kind 'folder'; .* It belongs to kind webdataset",
+        ),
+        (
+            {"kind": "synthetic", "path": "x"},
+            "path: unknown key of kind 'synthetic'; .* It belongs to kind folder, parquet",
+        ),
         ({"kind": "folder", "path": "x", "captions": "lable"}, "captions: 'lable' .* Did you mean: 'label'"),
         ({"kind": "folder", "path": "x", "caption_fields": []}, "caption_fields: empty"),
         ({"kind": "parquet", "path": "x", "captions": "label"}, "label_field: empty"),
@@ -120,15 +149,15 @@ def test_a_configuration_goes_through_omegaconf(media):
         ({"kind": "folder", "path": "x", "holdout_key": "base"}, "holdout_key: 'base' without a split"),
         ({"repeat": 0}, "repeat: 0"),
         ({"kind": "parquet", "path": "x", "shuffle_blocks": 0}, "shuffle_blocks: 0 must be at least 1"),
-        ({"kind": "folder", "path": "x", "shuffle_blocks": 4}, "shuffle_blocks: 4 is not read by kind 'folder'"),
-        ({"kind": "mds", "path": "x", "where": {"a": "b"}}, "where: .* is not read by kind 'mds'"),
+        ({"kind": "folder", "path": "x", "shuffle_blocks": 4}, "shuffle_blocks: unknown key of kind 'folder'"),
+        ({"kind": "mds", "path": "x", "where": {"a": "b"}}, "where: unknown key of kind 'mds'"),
         ({"kind": "concat"}, "parts: empty"),
-        ({"kind": "concat", "parts": {"a": SourceConfig(kind="folder")}}, "parts.a.path: empty"),
+        ({"kind": "concat", "parts": {"a": {"kind": "folder"}}}, "parts.a.path: empty"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
-        build_source(SourceConfig(**settings), "image", Path())
+        made(settings)
 
 
 def test_settings_without_fault_have_no_problems():
@@ -138,8 +167,15 @@ def test_settings_without_fault_have_no_problems():
 
 
 def test_every_setting_is_documented():
-    for entry in fields(SourceConfig):
-        assert f"{entry.name}:" in SourceConfig.__doc__ or f"{entry.name}," in SourceConfig.__doc__, entry.name
+    for config in SOURCES.values():
+        told = "".join(base.__doc__ for base in config.__mro__ if is_dataclass(base))
+        for entry in fields(config):
+            assert f"{entry.name}:" in told or f"{entry.name}," in told, (config, entry.name)
+
+
+def test_each_kind_is_called_as_in_the_table():
+    for kind, config in SOURCES.items():
+        assert config().kind == kind
 
 
 class _Reads(torch.utils.data.Dataset):
@@ -158,12 +194,12 @@ def test_sources_travel_to_the_workers_of_a_loader(media):
     pq = pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({"image": [b"1"] * 20, "caption": ["x"] * 20}), media / "t.parquet", row_group_size=5)
     parts = {
-        "synthetic": SourceConfig(count=7),
-        "folder": SourceConfig(kind="folder", path="."),
-        "parquet": SourceConfig(kind="parquet", path="t.parquet"),
-        "tar": SourceConfig(kind="webdataset", path="*.tar"),
+        "synthetic": SyntheticConfig(count=7),
+        "folder": FolderConfig(path="."),
+        "parquet": ParquetConfig(path="t.parquet"),
+        "tar": WebdatasetConfig(path="*.tar"),
     }
-    source = build_source(SourceConfig(kind="concat", parts=parts), "image", media)
+    source = build_source(ConcatConfig(parts=parts), "image", media)
     here = [source.read(index).key for index in range(len(source))]
     loader = torch.utils.data.DataLoader(_Reads(source), batch_size=None, num_workers=2)
     assert list(loader) == here
@@ -176,6 +212,6 @@ def test_the_choice_among_captions_is_checked():
         caption_choice="long"
     )
     assert problems(caption_choice="middle") == ""
-    part = SourceConfig(caption_choice="first")
+    part = {"caption_choice": "first"}
     text = problems(kind="concat", caption_choice="longest", parts={"a": part})
-    assert text == "parts.a.caption_choice: is not read there; set the one of the concat"
+    assert text == "data.parts.a.caption_choice: is not read there; set the one of the concat"

@@ -9,9 +9,9 @@ import pytest
 
 from core.errors import ConfigError, DataError
 from modalities.base import Record
-from modalities.data.sources.build import SourceConfig, build_source
+from modalities.data.sources.build import build_source
 from modalities.data.sources.captions import CaptionRule
-from modalities.data.sources.parquet import ParquetSource
+from modalities.data.sources.parquet import ParquetConfig, ParquetSource
 from modalities.data.sources.selection import Selection
 
 pa = pytest.importorskip("pyarrow")
@@ -59,7 +59,7 @@ def test_a_damaged_file_costs_its_own_place_wherever_it_stands(tmp_path, place):
     paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
     write(paths[1 - place], captions=None, alt=["a", "b", "c"], label=["x", "y", "x"])
     paths[place].write_bytes(b"PAR1PAR1")
-    config = SourceConfig(kind="parquet", path=str(tmp_path), caption_fields=["caption", "alt"], label_field="label")
+    config = ParquetConfig(path=str(tmp_path), caption_fields=["caption", "alt"], label_field="label")
     source = build_source(config, "image", tmp_path)
     assert (len(source), source.labels()) == (4, ["x", "y"])
     bad = 0 if place == 0 else 3
