@@ -204,14 +204,14 @@ def _fill(
         elif kind is list and is_section(arguments[0]) and isinstance(value, list):
             node[key] = []
             for index, entry in enumerate(value):
-                _fill_section(node[key], index, arguments[0], entry, (*inner, str(index)), text, found, its)
+                _fill_section(node[key], "", arguments[0], entry, (*inner, str(index)), text, found, its)
         else:
             _fill_value(node, key, hint, value, inner, text, found)
 
 
 def _fill_section(
     node: DictConfig | ListConfig,
-    key: str | int,
+    key: str,
     schema: type,
     values: Any,
     path: Keys,
@@ -219,7 +219,10 @@ def _fill_section(
     found: Noted,
     kinds: Kinds | None,
 ) -> None:
-    """A nested dataclass; one that is absent so far is created when the user gives settings for it."""
+    """A nested dataclass; one that is absent so far is created when the user gives settings for it.
+
+    In a list it is put at the end.
+    """
     if not isinstance(values, dict):
         found.append((path, _expected(schema, values)))
         return
@@ -231,12 +234,14 @@ def _fill_section(
             return
     if isinstance(node, ListConfig):
         node.append(OmegaConf.structured(schema))
-        key = len(node) - 1  # entries that are wrong were left out
-    elif key not in node or OmegaConf.is_missing(node, key) or OmegaConf.get_type(node[key]) is not schema:
+        inner = node[-1]
+    else:
         # Absent so far, or there with the defaults of another kind.
-        node[key] = OmegaConf.structured(schema)
-    OmegaConf.set_readonly(node[key], False)  # as the nodes of frozen dataclasses are
-    _fill(node[key], schema, values, path, text, found, kinds)
+        if key not in node or OmegaConf.is_missing(node, key) or OmegaConf.get_type(node[key]) is not schema:
+            node[key] = OmegaConf.structured(schema)
+        inner = node[key]
+    OmegaConf.set_readonly(inner, False)  # as the nodes of frozen dataclasses are
+    _fill(inner, schema, values, path, text, found, kinds)
 
 
 def _expected(schema: type, values: Any) -> str:

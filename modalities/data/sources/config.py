@@ -29,7 +29,7 @@ class SourceConfig(ABC):
             Where a field holds it, name that one in `caption_fields` instead. Of a concat, not of its parts.
     """
 
-    kind: str
+    kind: str = ""
     repeat: int = 1
     caption_choice: str | None = None
 
