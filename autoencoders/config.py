@@ -1,32 +1,34 @@
-"""Which autoencoder a modality uses, and where its weights are."""
+"""The section `autoencoder` of a modality's settings: which autoencoder it uses, and where its weights are.
+
+Each kind is a dataclass of its own, beside its autoencoder; autoencoders/kinds.py has the table.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from core.errors import nearest
+
 PRECISIONS = ("fp32", "bf16")
 POSTERIORS = ("mean", "sample")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """A setting that is left out (null) takes the kind's own value; one that the kind does not read is refused.
+    """What every kind has. Kinds without weights have nothing else; for the others see `PretrainedConfig`.
 
     Attributes:
-        kind: pixels, sd_vae, flux2 or rae for images; space_time_pixels or wan22 for video; mdct or songbloom for
-            audio. pixels, space_time_pixels and mdct have no weights and read nothing of this section.
-        path: folder with the weights (~ is the home folder), a file as their authors publish it, or their name
-            (owner/name) on the Hugging Face hub.
-        precision: of weights and arithmetic, fp32 (default) or bf16. Latents and media are float32 in either.
-        posterior: what training takes of an encoder that predicts a distribution, its mean or a sample of it.
-            Default as the publishers do: sample for sd_vae and songbloom, mean for flux2 and wan22.
-        tile: length of the tiles, in pixels of a side or in samples, that long media are cut into, so that the
-            network's memory is that of one tile; see `autoencoders/tiling.py` and docs/fidelity.md for what is exact.
-            Default: media are not cut.
+        kind: a name in kinds.KINDS.
     """
 
-    kind: str
-    path: str | None = None
-    precision: str | None = None
-    posterior: str | None = None
-    tile: int | None = None
+    kind: str = ""
+
+    def problems(self) -> list[str]:
+        return []
+
+
+def not_one_of(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:
+    """A line for a setting that is none of the allowed words."""
+    if value in allowed:
+        return []
+    return [f"{name}: {value!r} is not one of {', '.join(allowed)}.{nearest(value, allowed)}"]

@@ -6,6 +6,7 @@ Cells are normalized with the running statistics of a batch norm that is stored 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from autoencoders.base import LatentNormalization, LatentSpec, Size, image_grid
 from autoencoders.diffusers_weights import Constants
 from autoencoders.ldm_layout import ldm_name, ldm_settings
 from autoencoders.patches import patchify, to_maps, to_tokens, unpatchify
-from autoencoders.pretrained import Kind
+from autoencoders.pretrained import Pretrained, VariationalConfig
 from autoencoders.published import Layout, State, count, read_network
 
 SPEC = LatentSpec(channels=128, stride=(1, 16, 16))
@@ -42,10 +43,6 @@ def _name(name: str, settings: dict[str, Any]) -> str:
 LAYOUT = Layout(("ae.safetensors",), "AutoencoderKLFlux2", _settings, _name)
 
 
-def _grid(size: Size) -> Size:
-    return image_grid(size, SPEC.stride[1])
-
-
 def _constants(config: Any) -> Constants:
     return {
         "image channels": ((config.in_channels, config.out_channels), (3, 3)),
@@ -56,34 +53,37 @@ def _constants(config: Any) -> Constants:
     }
 
 
-def _read(path: str) -> nn.Module:
-    return read_network("flux2", path, LAYOUT, _constants)
+class Flux2(Pretrained):
+    name = "flux2"
+    spec = SPEC
+    media = (None, 3, None, None)
+    overlap = 16
+
+    def grid(self, size: Size) -> Size:
+        return image_grid(size, SPEC.stride[1])
+
+    @staticmethod
+    def read(path: str) -> nn.Module:
+        return read_network("flux2", path, LAYOUT, _constants)
+
+    @staticmethod
+    def run_encoder(network: Any, media: Tensor) -> Tensor:
+        posterior = network.encode(media).latent_dist
+        grid = 1, *posterior.mean.shape[-2:]
+        return torch.cat([patchify(to_tokens(maps), grid, SIDE) for maps in (posterior.mean, posterior.std)], dim=-1)
+
+    @staticmethod
+    def run_decoder(network: Any, latents: Tensor, grid: Size) -> Tensor:
+        inner = 1, grid[1] * SIDE, grid[2] * SIDE
+        return network.decode(to_maps(unpatchify(latents, inner, SIDE), inner[1:])).sample
+
+    @staticmethod
+    def published_normalization(network: Any) -> LatentNormalization:
+        return LatentNormalization(network.bn.running_mean.clone(), (network.bn.running_var + EPSILON).sqrt())
 
 
-def _encode(network: Any, media: Tensor) -> Tensor:
-    posterior = network.encode(media).latent_dist
-    grid = 1, *posterior.mean.shape[-2:]
-    return torch.cat([patchify(to_tokens(maps), grid, SIDE) for maps in (posterior.mean, posterior.std)], dim=-1)
+@dataclass(frozen=True, kw_only=True)
+class Flux2Config(VariationalConfig):
+    autoencoder = Flux2
 
-
-def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
-    inner = 1, grid[1] * SIDE, grid[2] * SIDE
-    return network.decode(to_maps(unpatchify(latents, inner, SIDE), inner[1:])).sample
-
-
-def _normalization(network: Any) -> LatentNormalization:
-    return LatentNormalization(network.bn.running_mean.clone(), (network.bn.running_var + EPSILON).sqrt())
-
-
-FLUX2 = Kind(
-    name="flux2",
-    spec=SPEC,
-    media=(None, 3, None, None),
-    grid=_grid,
-    read=_read,
-    encode=_encode,
-    decode=_decode,
-    normalization=_normalization,
-    posterior="mean",
-    overlap=16,
-)
+    kind: str = "flux2"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import pickle
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch.nn import functional
 
 from autoencoders.base import LatentNormalization, LatentSpec, Size
 from autoencoders.diffusers_weights import Constants, diffusers_class, first_line, read_diffusers, refuse_others
-from autoencoders.pretrained import Kind
+from autoencoders.pretrained import Pretrained, PretrainedConfig
 from core.errors import CheckpointError, ConfigError, ShapeError
 from core.optional import need
 
@@ -48,12 +49,6 @@ RENAMED = {
 }
 
 
-def _grid(size: Size) -> Size:
-    if size != (1, SIDE, SIDE):
-        raise ShapeError(f"{size[1]} x {size[2]}: rae was trained for images of one size; legal: {SIDE} x {SIDE}")
-    return 1, SIDE // SPEC.stride[1], SIDE // SPEC.stride[2]
-
-
 def _constants(config: Any) -> Constants:
     return {
         "encoder_type": (config.encoder_type, "dinov2"),
@@ -63,15 +58,6 @@ def _constants(config: Any) -> Constants:
         "patch_size": (config.patch_size, SPEC.stride[1]),
         "num_channels": (config.num_channels, 3),
     }
-
-
-def _read(path: str) -> nn.Module:
-    if not (Path(path) / "model.pt").is_file():
-        with _no_initialisation():
-            return read_diffusers("rae", path, "AutoencoderRAE", _constants, LAYOUT)
-    network = read_published(Path(path))
-    refuse_others("rae", path, _constants(network.config))
-    return network
 
 
 def _no_initialisation() -> AbstractContextManager[Any]:
@@ -153,37 +139,51 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _encode(network: Any, media: Tensor) -> Tensor:
-    side = network.config.encoder_input_size
-    pixels = functional.interpolate((media + 1) / 2, (side, side), mode="bicubic", align_corners=False)
-    hidden = network.encoder((pixels - network.encoder_mean) / network.encoder_std).last_hidden_state
-    return hidden[:, 1 + REGISTERS :]
+class RAE(Pretrained):
+    name = "rae"
+    spec = SPEC
+    media = (None, 3, None, None)
+
+    def grid(self, size: Size) -> Size:
+        if size != (1, SIDE, SIDE):
+            raise ShapeError(f"{size[1]} x {size[2]}: rae was trained for images of one size; legal: {SIDE} x {SIDE}")
+        return 1, SIDE // SPEC.stride[1], SIDE // SPEC.stride[2]
+
+    @staticmethod
+    def read(path: str) -> nn.Module:
+        if not (Path(path) / "model.pt").is_file():
+            with _no_initialisation():
+                return read_diffusers("rae", path, "AutoencoderRAE", _constants, LAYOUT)
+        network = read_published(Path(path))
+        refuse_others("rae", path, _constants(network.config))
+        return network
+
+    @staticmethod
+    def run_encoder(network: Any, media: Tensor) -> Tensor:
+        side = network.config.encoder_input_size
+        pixels = functional.interpolate((media + 1) / 2, (side, side), mode="bicubic", align_corners=False)
+        hidden = network.encoder((pixels - network.encoder_mean) / network.encoder_std).last_hidden_state
+        return hidden[:, 1 + REGISTERS :]
+
+    @staticmethod
+    def run_decoder(network: Any, latents: Tensor, grid: Size) -> Tensor:
+        patches = network.decoder(latents).logits  # (B, N, p p 3)
+        p = network.config.patch_size
+        pixels = rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[1], w=grid[2], p=p, q=p)
+        return (pixels * network.encoder_std + network.encoder_mean) * 2 - 1
+
+    @staticmethod
+    def published_normalization(network: Any) -> LatentNormalization | None:
+        mean, std = network.get_buffer("_latents_mean"), network.get_buffer("_latents_std") + EPSILON
+        if mean.numel() == 1:
+            return None  # saved without statistics
+        channels = network.config.encoder_hidden_size
+        # (C, h, w) or (1, C, h, w) -> (N, C); (C,) or (C, 1, 1) -> (C,)
+        return LatentNormalization(*(value.reshape(channels, -1).T.squeeze(0).contiguous() for value in (mean, std)))
 
 
-def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
-    patches = network.decoder(latents).logits  # (B, N, p p 3)
-    p = network.config.patch_size
-    pixels = rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[1], w=grid[2], p=p, q=p)
-    return (pixels * network.encoder_std + network.encoder_mean) * 2 - 1
+@dataclass(frozen=True, kw_only=True)
+class RAEConfig(PretrainedConfig):
+    autoencoder = RAE
 
-
-def _normalization(network: Any) -> LatentNormalization | None:
-    mean, std = network.get_buffer("_latents_mean"), network.get_buffer("_latents_std") + EPSILON
-    if mean.numel() == 1:
-        return None  # saved without statistics
-    channels = network.config.encoder_hidden_size
-    # (C, h, w) or (1, C, h, w) -> (N, C); (C,) or (C, 1, 1) -> (C,)
-    return LatentNormalization(*(value.reshape(channels, -1).T.squeeze(0).contiguous() for value in (mean, std)))
-
-
-RAE = Kind(
-    name="rae",
-    spec=SPEC,
-    media=(None, 3, None, None),
-    grid=_grid,
-    read=_read,
-    encode=_encode,
-    decode=_decode,
-    normalization=_normalization,
-    posterior=None,
-)
+    kind: str = "rae"

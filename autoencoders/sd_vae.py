@@ -6,6 +6,7 @@ The authors' files (CompVis) do not hold that number: those of SDXL, which has a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from autoencoders.base import LatentNormalization, LatentSpec, Size, image_grid
 from autoencoders.diffusers_weights import Constants
 from autoencoders.ldm_layout import ldm_name, ldm_settings
 from autoencoders.patches import to_maps, to_tokens
-from autoencoders.pretrained import Kind
+from autoencoders.pretrained import Pretrained, VariationalConfig
 from autoencoders.published import Layout, read_network
 
 SPEC = LatentSpec(channels=4, stride=(1, 8, 8))
@@ -35,10 +36,6 @@ LAYOUT = Layout(
 )
 
 
-def _grid(size: Size) -> Size:
-    return image_grid(size, SPEC.stride[1])
-
-
 def _constants(config: Any) -> Constants:
     return {
         "image channels": ((config.in_channels, config.out_channels), (3, 3)),
@@ -48,33 +45,37 @@ def _constants(config: Any) -> Constants:
     }
 
 
-def _read(path: str) -> nn.Module:
-    return read_network("sd_vae", path, LAYOUT, _constants)
+class SDVAE(Pretrained):
+    name = "sd_vae"
+    spec = SPEC
+    media = (None, 3, None, None)
+    patch = 2
+    overlap = 32
+
+    def grid(self, size: Size) -> Size:
+        return image_grid(size, SPEC.stride[1])
+
+    @staticmethod
+    def read(path: str) -> nn.Module:
+        return read_network("sd_vae", path, LAYOUT, _constants)
+
+    @staticmethod
+    def run_encoder(network: Any, media: Tensor) -> Tensor:
+        posterior = network.encode(media).latent_dist
+        return to_tokens(torch.cat([posterior.mean, posterior.std], dim=1))  # (B, N, 2 C)
+
+    @staticmethod
+    def run_decoder(network: Any, latents: Tensor, grid: Size) -> Tensor:
+        return network.decode(to_maps(latents, grid[1:])).sample
+
+    @staticmethod
+    def published_normalization(network: Any) -> LatentNormalization:
+        return LatentNormalization(torch.zeros(SPEC.channels), torch.full((SPEC.channels,), 1 / SCALE))
 
 
-def _encode(network: Any, media: Tensor) -> Tensor:
-    posterior = network.encode(media).latent_dist
-    return to_tokens(torch.cat([posterior.mean, posterior.std], dim=1))  # (B, N, 2 C)
+@dataclass(frozen=True, kw_only=True)
+class SDVAEConfig(VariationalConfig):
+    autoencoder = SDVAE
 
-
-def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
-    return network.decode(to_maps(latents, grid[1:])).sample
-
-
-def _normalization(network: Any) -> LatentNormalization:
-    return LatentNormalization(torch.zeros(SPEC.channels), torch.full((SPEC.channels,), 1 / SCALE))
-
-
-SD_VAE = Kind(
-    name="sd_vae",
-    spec=SPEC,
-    media=(None, 3, None, None),
-    grid=_grid,
-    read=_read,
-    encode=_encode,
-    decode=_decode,
-    normalization=_normalization,
-    posterior="sample",
-    patch=2,
-    overlap=32,
-)
+    kind: str = "sd_vae"
+    posterior: str = "sample"

@@ -6,6 +6,7 @@ of the posterior, whose deviation is softplus(scale) + 1e-4 (SongBloom/models/va
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -15,17 +16,13 @@ from torch import Tensor, nn
 from autoencoders.base import LatentSpec, Size, divide
 from autoencoders.diffusers_weights import Constants, read_diffusers
 from autoencoders.patches import to_maps, to_tokens
-from autoencoders.pretrained import Kind
+from autoencoders.pretrained import Pretrained, VariationalConfig
 from autoencoders.songbloom_original import SETTINGS, WEIGHTS, find_original, read_original
 
 SPEC = LatentSpec(channels=64, stride=(1920, 1, 1))
 SAMPLE_RATE = 48_000
 CHANNELS = 2
 REACH = 9  # cells that a cell of the result depends on at each side: 6.3 in the encoder, 8.3 in the decoder
-
-
-def _grid(size: Size) -> Size:
-    return divide("samples", size[0], SPEC.stride[0]), 1, 1
 
 
 def _constants(config: Any) -> Constants:
@@ -39,35 +36,40 @@ def _constants(config: Any) -> Constants:
     }
 
 
-def _read(path: str) -> nn.Module:
-    if original := find_original(path):
-        return read_original("songbloom", *original)
-    layout = f"or a folder with {SETTINGS} and {WEIGHTS}, as SongBloom publishes them"
-    return read_diffusers("songbloom", path, "AutoencoderOobleck", _constants, layout)
+class SongBloom(Pretrained):
+    name = "songbloom"
+    spec = SPEC
+    media = (None, CHANNELS, None)
+    cut_axes = (0,)
+    overlap = 4 * REACH  # a quarter of it is thrown away at each side
+
+    def grid(self, size: Size) -> Size:
+        return divide("samples", size[0], SPEC.stride[0]), 1, 1
+
+    @staticmethod
+    def read(path: str) -> nn.Module:
+        if original := find_original(path):
+            return read_original("songbloom", *original)
+        layout = f"or a folder with {SETTINGS} and {WEIGHTS}, as SongBloom publishes them"
+        return read_diffusers("songbloom", path, "AutoencoderOobleck", _constants, layout)
+
+    @staticmethod
+    def run_encoder(network: Any, media: Tensor) -> Tensor:
+        posterior = network.encode(media).latent_dist
+        return to_tokens(torch.cat([posterior.mean, posterior.std], dim=1))  # (B, N, 2 C)
+
+    @staticmethod
+    def run_decoder(network: Any, latents: Tensor, grid: Size) -> Tensor:
+        return network.decode(to_maps(latents, grid[:1])).sample
+
+    @staticmethod
+    def published_normalization(network: Any) -> None:
+        return None
 
 
-def _encode(network: Any, media: Tensor) -> Tensor:
-    posterior = network.encode(media).latent_dist
-    return to_tokens(torch.cat([posterior.mean, posterior.std], dim=1))  # (B, N, 2 C)
+@dataclass(frozen=True, kw_only=True)
+class SongBloomConfig(VariationalConfig):
+    autoencoder = SongBloom
 
-
-def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
-    return network.decode(to_maps(latents, grid[:1])).sample
-
-
-def _normalization(network: Any) -> None:
-    return None
-
-
-SONGBLOOM = Kind(
-    name="songbloom",
-    spec=SPEC,
-    media=(None, CHANNELS, None),
-    grid=_grid,
-    read=_read,
-    encode=_encode,
-    decode=_decode,
-    normalization=_normalization,
-    posterior="sample",
-    overlap=4 * REACH,  # a quarter of it is thrown away at each side
-)
+    kind: str = "songbloom"
+    posterior: str = "sample"

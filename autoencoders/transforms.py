@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange, repeat
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoencoders.base import LatentSpec, Size, check_latents, check_media, divide, media_size
+from autoencoders.config import AutoencoderConfig
 from core.errors import ShapeError
 
 
@@ -48,6 +50,11 @@ class WeightFree(ABC):
             raise ShapeError(f"{type(self).__name__} predicts no distribution, so it takes no noise")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PixelsConfig(AutoencoderConfig):
+    kind: str = "pixels"
+
+
 class Pixels(WeightFree):
     """An image as its patches: (B, 3, H, W) <-> (B, (H/p)(W/p), 3 p p), bit for bit."""
 
@@ -71,6 +78,11 @@ class Pixels(WeightFree):
         return rearrange(
             latents, "b (h w) (c p q) -> b c (h p) (w q)", h=grid[1], w=grid[2], p=self.patch, q=self.patch
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceTimePixelsConfig(AutoencoderConfig):
+    kind: str = "space_time_pixels"
 
 
 class SpaceTimePixels(WeightFree):
@@ -133,6 +145,11 @@ def mdct_basis(hop: int) -> Tensor:
 def compress(x: Tensor, exponent: float) -> Tensor:
     """sign(x) |x|^exponent: with an exponent below 1 quiet coefficients count more, as they do for the ear."""
     return x.sign() * x.abs() ** exponent
+
+
+@dataclass(frozen=True, kw_only=True)
+class MdctConfig(AutoencoderConfig):
+    kind: str = "mdct"
 
 
 class Mdct(WeightFree):

@@ -8,6 +8,7 @@ given. Normalized with the mean and deviation of every channel that are publishe
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from autoencoders.base import LatentNormalization, LatentSpec, Size, divide
 from autoencoders.diffusers_weights import Constants
 from autoencoders.patches import to_maps, to_tokens
-from autoencoders.pretrained import Kind
+from autoencoders.pretrained import Pretrained, VariationalConfig
 from autoencoders.published import Layout, State, count, read_network
 
 SPEC = LatentSpec(channels=48, stride=(4, 16, 16))
@@ -93,12 +94,6 @@ def _settings(state: State) -> dict[str, Any]:
 LAYOUT = Layout(("Wan2.2_VAE.pth",), "AutoencoderKLWan", _settings, _name)
 
 
-def _grid(size: Size) -> Size:
-    frames, rows, columns = SPEC.stride
-    t = 1 + divide("frames", size[0], frames, alone=1)
-    return t, divide("height", size[1], rows), divide("width", size[2], columns)
-
-
 def _constants(config: Any) -> Constants:
     return {
         "video channels": ((config.in_channels, config.out_channels), (12, 12)),  # 3 times patch_size squared
@@ -112,32 +107,37 @@ def _constants(config: Any) -> Constants:
     }
 
 
-def _read(path: str) -> nn.Module:
-    return read_network("wan22", path, LAYOUT, _constants)
+class Wan22(Pretrained):
+    name = "wan22"
+    spec = SPEC
+    media = (None, None, 3, None, None)
+    overlap = 16
+
+    def grid(self, size: Size) -> Size:
+        frames, rows, columns = SPEC.stride
+        t = 1 + divide("frames", size[0], frames, alone=1)
+        return t, divide("height", size[1], rows), divide("width", size[2], columns)
+
+    @staticmethod
+    def read(path: str) -> nn.Module:
+        return read_network("wan22", path, LAYOUT, _constants)
+
+    @staticmethod
+    def run_encoder(network: Any, media: Tensor) -> Tensor:
+        posterior = network.encode(media.transpose(1, 2)).latent_dist  # from (B, 3, T, H, W)
+        return to_tokens(torch.cat([posterior.mean, posterior.std], dim=1))  # (B, N, 2 C)
+
+    @staticmethod
+    def run_decoder(network: Any, latents: Tensor, grid: Size) -> Tensor:
+        return network.decode(to_maps(latents, grid)).sample.transpose(1, 2)  # (B, T, 3, H, W)
+
+    @staticmethod
+    def published_normalization(network: Any) -> LatentNormalization:
+        return LatentNormalization(torch.tensor(network.config.latents_mean), torch.tensor(network.config.latents_std))
 
 
-def _encode(network: Any, media: Tensor) -> Tensor:
-    posterior = network.encode(media.transpose(1, 2)).latent_dist  # from (B, 3, T, H, W)
-    return to_tokens(torch.cat([posterior.mean, posterior.std], dim=1))  # (B, N, 2 C)
+@dataclass(frozen=True, kw_only=True)
+class Wan22Config(VariationalConfig):
+    autoencoder = Wan22
 
-
-def _decode(network: Any, latents: Tensor, grid: Size) -> Tensor:
-    return network.decode(to_maps(latents, grid)).sample.transpose(1, 2)  # (B, T, 3, H, W)
-
-
-def _normalization(network: Any) -> LatentNormalization:
-    return LatentNormalization(torch.tensor(network.config.latents_mean), torch.tensor(network.config.latents_std))
-
-
-WAN22 = Kind(
-    name="wan22",
-    spec=SPEC,
-    media=(None, None, 3, None, None),
-    grid=_grid,
-    read=_read,
-    encode=_encode,
-    decode=_decode,
-    normalization=_normalization,
-    posterior="mean",
-    overlap=16,
-)
+    kind: str = "wan22"

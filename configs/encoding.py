@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autoencoders.pretrained import weights_path
 from configs.assembly import Assembly
 from configs.assembly.adapters import load_autoencoders
 from configs.assembly.latents import media_settings, text_settings
@@ -156,15 +157,12 @@ def about(job: Job, media: Mapping[str, Any], data: SourceConfig) -> dict[str, A
 
 def local_path(adapter: ModalityAdapter) -> str | None:
     """Where the weights are: an absolute path, or their name on the hub."""
-    path = adapter.config.autoencoder.path
+    path = weights_path(adapter.config.autoencoder)
     return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
 
 def autoencoder_settings(media: Any, adapter: ModalityAdapter) -> dict[str, Any]:
-    """The section of the configuration with what was left out, and the digest of the weights ("" without weights)."""
+    """The section of the configuration, and the digest of the weights ("" without weights)."""
     found = to_plain(media.autoencoder)
     found["path"] = local_path(adapter)
-    if adapter.has_weights:
-        found["precision"] = found["precision"] or "fp32"
-        found["posterior"] = "sample" if adapter.posterior_noise else "mean"
     return found | {"digest": adapter.autoencoder.digest()}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from autoencoders.base import LatentNormalization
+from autoencoders.pretrained import weights_path
 from configs.assembly.adapters import Adapters, build_adapters, media_key, named
 from configs.assembly.latents import MEANING, media_settings, text_settings
 from configs.schema import Config
@@ -75,7 +76,7 @@ def autoencoder_digests(config: Config, known: Mapping[str, Mapping[str, str]], 
     found: dict[str, str] = {}
     for stream, adapters in build_adapters(config, root).items():  # others than the run's: these are forgotten again
         for part, adapter in adapters.items():
-            path = adapter.config.autoencoder.path
+            path = weights_path(adapter.config.autoencoder)
             if digest := known.get(stream, {}).get(part):
                 found[adapter.modality] = digest
             elif adapter.modality not in found and path and Path(path).expanduser().exists():

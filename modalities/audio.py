@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoencoders.config import AutoencoderConfig
-from autoencoders.kinds import autoencoder_problems, build_pretrained, pretrained_kind
-from autoencoders.pretrained import Kind
+from autoencoders.kinds import KINDS, autoencoder_problems, build_pretrained
+from autoencoders.pretrained import PretrainedConfig
 from autoencoders.songbloom import CHANNELS, SAMPLE_RATE
-from autoencoders.transforms import Mdct
+from autoencoders.transforms import Mdct, MdctConfig
 from core.errors import ConfigError, DataError, ShapeError, nearest
+from core.training.sections import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
 from modalities.media.audio import (
     RESAMPLERS,
@@ -57,7 +58,7 @@ class AudioConfig:
     sample_rate: int = 4000
     seconds: float = 1.0
     channels: int = 1
-    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig("mdct"))
+    autoencoder: AutoencoderConfig = field(default_factory=MdctConfig, metadata=kinds(KINDS["audio"]))
     hop: int | None = None
     exponent: float | None = None
     short: str = "pad"
@@ -72,8 +73,8 @@ class AudioConfig:
         if self.channels not in (1, 2):
             found.append(f"channels: {self.channels} is not one of 1 (mono), 2 (stereo)")
         hop, exponent = self.frames()
-        if kind := pretrained_kind(self.autoencoder, "audio"):
-            found += self._pretrained_problems(kind)
+        if isinstance(self.autoencoder, PretrainedConfig):
+            found += self._pretrained_problems(self.autoencoder)
         else:
             if hop < 1:
                 found.append(f"hop: {hop} must be at least 1 sample")
@@ -86,9 +87,9 @@ class AudioConfig:
             found.append(f"resampler: {self.resampler!r} is not one of {', '.join(RESAMPLERS)}.{close}")
         return found
 
-    def _pretrained_problems(self, kind: Kind) -> list[str]:
+    def _pretrained_problems(self, config: PretrainedConfig) -> list[str]:
         found = [
-            f"{name}: not read by autoencoder.kind {kind.name!r}; leave it out"
+            f"{name}: not read by autoencoder.kind {config.kind!r}; leave it out"
             for name in ("hop", "exponent")
             if getattr(self, name) is not None
         ]
@@ -97,10 +98,10 @@ class AudioConfig:
             ("channels", self.channels, CHANNELS),
         ):
             if seen != wanted:
-                found.append(f"{name}: {seen} must be {wanted} for autoencoder.kind {kind.name!r}")
+                found.append(f"{name}: {seen} must be {wanted} for autoencoder.kind {config.kind!r}")
         if not found:
             try:
-                kind.grid((self.samples(), 1, 1))
+                config.build().grid((self.samples(), 1, 1))
             except ShapeError as error:
                 found.append(f"seconds: {self.seconds} at {self.sample_rate} Hz: {error}")
         return found
@@ -134,8 +135,8 @@ class AudioAdapter(AutoencoderAdapter):
         self.config = config
         self.samples = config.samples()
         size = self.samples, 1, 1
-        if kind := pretrained_kind(config.autoencoder, self.modality):
-            super().__init__(build_pretrained(kind, config.autoencoder, size), size)
+        if isinstance(config.autoencoder, PretrainedConfig):
+            super().__init__(build_pretrained(config.autoencoder, size), size)
         else:
             hop, exponent = config.frames()
             super().__init__(Mdct(hop, config.channels, exponent), size)

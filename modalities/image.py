@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoencoders.config import AutoencoderConfig
-from autoencoders.kinds import autoencoder_problems, build_pretrained, pretrained_kind
-from autoencoders.transforms import Pixels
+from autoencoders.kinds import KINDS, autoencoder_problems, build_pretrained
+from autoencoders.pretrained import PretrainedConfig
+from autoencoders.transforms import Pixels, PixelsConfig
 from core.errors import ConfigError, DataError, ShapeError, nearest
+from core.training.sections import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record
 from modalities.media.images import read_image
 from modalities.media.opening import decoding
@@ -42,7 +44,7 @@ class ImageConfig:
     """
 
     size: list[int] = field(default_factory=lambda: [16, 16])
-    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig("pixels"))
+    autoencoder: AutoencoderConfig = field(default_factory=PixelsConfig, metadata=kinds(KINDS["image"]))
     patch: int | None = None
     crop: str = "center"
     background: list[int] = field(default_factory=lambda: [255, 255, 255])
@@ -64,19 +66,19 @@ def frame_problems(config, modality: str, frames: int) -> list[str]:
         frames: 1, or those of the video, whose number an autoencoder with weights limits.
     """
     found = autoencoder_problems(config.autoencoder, modality)
-    kind = pretrained_kind(config.autoencoder, modality)
+    weights = config.autoencoder if isinstance(config.autoencoder, PretrainedConfig) else None
     patch = config.patch
     if patch is not None and patch < 1:
         found.append(f"patch: {patch} must be at least 1")
     if len(config.size) not in (1, 2) or min(config.size, default=0) < 1:
         found.append(f"size: {list(config.size)} must be [H, W] or [side], in pixels above 0")
-    elif kind is not None and (patch is None or patch >= 1):
+    elif weights is not None and (patch is None or patch >= 1):
         size = frames, *height_and_width(config.size)
         try:
-            build_pretrained(kind, config.autoencoder, size, patch).grid(size)
+            build_pretrained(weights, size, patch).grid(size)
         except ShapeError as error:
             found.append(str(error) if str(error).startswith("frames:") else f"size: {error}")
-    elif kind is None and (patch := PIXEL_PATCH if patch is None else patch) >= 1:
+    elif weights is None and (patch := PIXEL_PATCH if patch is None else patch) >= 1:
         for side in sorted({side for side in config.size if side % patch}):
             lower = side // patch * patch
             legal = f"{lower} or {lower + patch}" if lower else f"{patch}"
@@ -175,8 +177,8 @@ class ImageAdapter(AutoencoderAdapter):
             raise ConfigError(found)
         self.config = config
         size = 1, *height_and_width(config.size)
-        if kind := pretrained_kind(config.autoencoder, self.modality):
-            super().__init__(build_pretrained(kind, config.autoencoder, size, config.patch), size)
+        if isinstance(config.autoencoder, PretrainedConfig):
+            super().__init__(build_pretrained(config.autoencoder, size, config.patch), size)
         else:
             super().__init__(Pixels(PIXEL_PATCH if config.patch is None else config.patch), size)
 

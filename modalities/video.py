@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from autoencoders.config import AutoencoderConfig
-from autoencoders.kinds import build_pretrained, pretrained_kind
-from autoencoders.transforms import SpaceTimePixels
+from autoencoders.kinds import KINDS, build_pretrained
+from autoencoders.pretrained import PretrainedConfig
+from autoencoders.transforms import SpaceTimePixels, SpaceTimePixelsConfig
 from core.errors import ConfigError, DataError, nearest
+from core.training.sections import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
 from modalities.image import PIXEL_PATCH, fit_frames, flip_at_random, frame_problems, grey_ramp, height_and_width
 from modalities.media.images import read_image
@@ -47,7 +49,7 @@ class VideoConfig:
     size: list[int] = field(default_factory=lambda: [16, 16])
     frames: int = 9
     fps: float = 8.0
-    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig("space_time_pixels"))
+    autoencoder: AutoencoderConfig = field(default_factory=SpaceTimePixelsConfig, metadata=kinds(KINDS["video"]))
     patch: int | None = None
     patch_frames: int | None = None
     first_frame_alone: bool | None = None
@@ -63,7 +65,7 @@ class VideoConfig:
         if not 0 < self.fps < 500:
             found.append(f"fps: {self.fps} must be above 0 and below 500")
         patch_frames, first_alone = self.blocks()
-        if pretrained_kind(self.autoencoder, "video"):
+        if isinstance(self.autoencoder, PretrainedConfig):
             for name in ("patch_frames", "first_frame_alone"):
                 if getattr(self, name) is not None:
                     found.append(f"{name}: not read by autoencoder.kind {self.autoencoder.kind!r}; leave it out")
@@ -108,8 +110,8 @@ class VideoAdapter(AutoencoderAdapter):
             raise ConfigError(found)
         self.config = config
         size = config.frames, *height_and_width(config.size)
-        if kind := pretrained_kind(config.autoencoder, self.modality):
-            super().__init__(build_pretrained(kind, config.autoencoder, size, config.patch), size)
+        if isinstance(config.autoencoder, PretrainedConfig):
+            super().__init__(build_pretrained(config.autoencoder, size, config.patch), size)
         else:
             patch = PIXEL_PATCH if config.patch is None else config.patch
             super().__init__(SpaceTimePixels(patch, *config.blocks()), size)

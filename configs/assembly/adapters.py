@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from autoencoders.pretrained import PretrainedConfig
 from configs.schema import Config, StreamConfig
 from core.errors import CheckpointError, ConfigError
 from modalities.base import ModalityAdapter
@@ -24,8 +25,11 @@ def build_adapters(config: Config, root: Path) -> Adapters:
     adapters: Adapters = {}
     widths: dict[str, tuple[int, str]] = {}
     for stream, name, part in config.parts():
-        autoencoder = replace(part.media.autoencoder, path=located(part.media.autoencoder.path, root))
-        adapter = modality(part.modality).adapter(replace(part.media, autoencoder=autoencoder))
+        media = part.media
+        if isinstance(media.autoencoder, PretrainedConfig):
+            path = located(media.autoencoder.path, root)
+            media = replace(media, autoencoder=replace(media.autoencoder, path=path))
+        adapter = modality(part.modality).adapter(media)
         adapters.setdefault(stream, {})[name] = adapter
         key = media_key(config.streams[stream], stream, name)
         channels, first = widths.setdefault(part.modality, (adapter.channels, key))
@@ -42,7 +46,7 @@ def media_key(entry: StreamConfig, stream: str, part: str) -> str:
     return f"streams.{stream}.parts.{part}.media" if entry.parts else f"streams.{stream}.media"
 
 
-def located(path: str | None, root: Path) -> str | None:
+def located(path: str, root: Path) -> str:
     """A path of weights: below `root` where it exists there, else unchanged."""
     return str(root / path) if path and (root / path).exists() else path
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from autoencoders.pretrained import weights_path
 from configs.assembly.adapters import Adapters, build_adapters, media_key, named
 from configs.schema import Config
 from core.errors import ConfigError
-from core.training.config import to_plain
+from core.training.config import from_plain, to_plain
 from modalities.base import ModalityAdapter, Source
 from modalities.conditioning import TextEncoderConfig
 from modalities.latents.format import Manifest, StoredPart, stored_manifests
@@ -25,7 +24,7 @@ def media_settings(media: Any) -> dict[str, Any]:
     """The section `media` without its autoencoder, with what was left out of an MDCT, or of blocks of pixels."""
     found = to_plain(media)
     del found["autoencoder"]
-    return found | (media.implied() if media.autoencoder.path is None else {})
+    return found | (media.implied() if weights_path(media.autoencoder) is None else {})
 
 
 def text_settings(config: TextEncoderConfig) -> dict[str, Any]:
@@ -145,7 +144,7 @@ def other_weights(config: Config, digests: dict[str, dict[str, str]], root: Path
     problems = []
     for stream, adapters in build_adapters(config, root).items():  # others than the run's: these are forgotten again
         for part, adapter in adapters.items():
-            path, known = adapter.config.autoencoder.path, digests.get(stream, {}).get(part)
+            path, known = weights_path(adapter.config.autoencoder), digests.get(stream, {}).get(part)
             if not known or not path or not Path(path).expanduser().exists():
                 continue
             key = f"{media_key(config.streams[stream], stream, part)}.autoencoder"
@@ -166,11 +165,10 @@ def stored_adapter(name: str, part: StoredPart, weights: str | None = None) -> M
         weights: path of the autoencoder's weights, in place of where they were.
     """
     kind = modality(part.modality)
-    autoencoder = {key: value for key, value in part.autoencoder.items() if key != "digest"}
+    autoencoder = {key: value for key, value in part.autoencoder.items() if key != "digest" and value is not None}
     if weights is not None:
         autoencoder["path"] = weights
-    plain = OmegaConf.merge(OmegaConf.structured(kind.settings), {**part.media, "autoencoder": autoencoder})
-    adapter = kind.adapter(OmegaConf.to_object(plain))
+    adapter = kind.adapter(from_plain(kind.settings, {**part.media, "autoencoder": autoencoder}))
     with named("autoencoder", f"manifest.json: parts.{name}.autoencoder"):
         adapter.autoencoder.expect(part.autoencoder["digest"])
         adapter.load_weights()

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoencoders.config import AutoencoderConfig
 from autoencoders.kinds import KINDS
-from autoencoders.pretrained import Pretrained
+from autoencoders.pretrained import Pretrained, PretrainedConfig
 
 diffusers = pytest.importorskip("diffusers", reason="the autoencoders with weights need diffusers")
 
@@ -96,4 +95,6 @@ def save(kind: str, folder: Path) -> Path:
 
 
 def pretrained(kind: str, folder: Path | str, **settings) -> Pretrained:
-    return Pretrained(KINDS[SMALL[kind][0]][kind], AutoencoderConfig(kind, str(folder), **settings))
+    config = KINDS[SMALL[kind][0]][kind](path=str(folder), **settings)
+    assert isinstance(config, PretrainedConfig)
+    return config.build()

@@ -1,25 +1,34 @@
 import pytest
 
-from autoencoders.config import AutoencoderConfig
 from autoencoders.kinds import KINDS, autoencoder_problems, build_pretrained
+from autoencoders.pretrained import PretrainedConfig, VariationalConfig
+from core.errors import ConfigError
+from core.training.config import validated
+from modalities.table import MODALITIES
 
 
 def problems(modality: str, **settings) -> list[str]:
-    return autoencoder_problems(AutoencoderConfig(**settings), modality)
+    """What is said of the section `autoencoder` of a file."""
+    config = KINDS[modality].get(settings["kind"])
+    try:
+        validated(MODALITIES[modality].settings, {"autoencoder": settings})
+    except ConfigError as error:
+        return [line for line in error.problems if line.startswith("autoencoder.")]
+    assert config is not None
+    return autoencoder_problems(config(**settings), modality)
 
 
 @pytest.mark.parametrize(("modality", "kind"), [(m, kind) for m, kinds in KINDS.items() for kind in kinds])
 def test_every_kind_is_accepted_with_what_it_reads(modality, kind):
     known = KINDS[modality][kind]
-    if known is None:
+    assert known().kind == kind
+    if not issubclass(known, PretrainedConfig):
         assert problems(modality, kind=kind) == []
         return
-    assert known.name == kind
+    assert known.autoencoder.name == kind
     assert problems(modality, kind=kind, path="weights", precision="bf16") == []
-    posterior = problems(modality, kind=kind, path="weights", posterior="mean")
-    assert posterior == (
-        [] if known.posterior else [f"autoencoder.posterior: 'mean' is not read by kind {kind!r}; leave it out"]
-    )
+    posterior = "".join(problems(modality, kind=kind, path="weights", posterior="mean"))
+    assert ("posterior: unknown key of kind 'rae'" in posterior) != issubclass(known, VariationalConfig)
     assert problems(modality, kind=kind) == [
         f"autoencoder.path: kind {kind!r} has weights: set their folder or their name on the hub"
     ]
@@ -30,7 +39,7 @@ def test_a_kind_belongs_to_its_modality():
     assert problems("video", kind="wan21")[0].endswith("Did you mean: 'wan22'?")
 
 
-def test_settings_that_are_not_read_are_refused():
+def test_settings_of_other_kinds_are_unknown():
     found = problems("image", kind="pixels", path="weights", precision="fp32", posterior="mean")
     assert [line.split(":")[0] for line in found] == [
         "autoencoder.path",
@@ -47,9 +56,7 @@ def test_wrong_values_are_named_with_the_nearest():
 
 def test_the_posterior_is_the_publishers_unless_set():
     def drawn(kind: str, **settings) -> bool:
-        return build_pretrained(
-            KINDS["image"][kind], AutoencoderConfig(kind, "x", **settings), (1, 64, 64)
-        ).posterior_noise
+        return build_pretrained(KINDS["image"][kind](path="x", **settings), (1, 64, 64)).posterior_noise
 
     assert drawn("sd_vae")
     assert not drawn("sd_vae", posterior="mean")
@@ -70,13 +77,16 @@ def test_tiles_are_whole_cells_and_longer_than_their_overlaps(kind, stride, lowe
         f"autoencoder.tile: 700 is not a multiple of {stride} pixels from {lowest} up; the nearest: "
         f"{700 // stride * stride} or {(700 // stride + 1) * stride}"
     ]
-    for wrong in (lowest - stride, 0, True, 512.0):
+    for wrong in (lowest - stride, 0):
         assert found(wrong) == [f"autoencoder.tile: {wrong!r} is not a multiple of {stride} pixels from {lowest} up"]
+    for wrong in (True, 512.0):
+        config = KINDS[modality][kind](path="weights", tile=wrong)
+        assert config.problems() == [f"tile: {wrong!r} is not a multiple of {stride} pixels from {lowest} up"]
 
 
-def test_a_kind_without_tiles_refuses_them():
+def test_a_kind_without_tiles_has_no_such_setting():
     for kind in ("pixels", "rae"):
-        path = None if kind == "pixels" else "weights"
-        assert problems("image", kind=kind, path=path, tile=512) == [
-            f"autoencoder.tile: 512 is not read by kind {kind!r}; leave it out"
-        ]
+        weights = {} if kind == "pixels" else {"path": "weights"}
+        (line,) = problems("image", kind=kind, tile=512, **weights)
+        assert line.startswith(f"autoencoder.tile: unknown key of kind {kind!r}; allowed: kind")
+        assert line.endswith("It belongs to kind sd_vae, flux2.")

@@ -48,8 +48,8 @@ def test_encoding_normalization_and_decoding_are_those_of_the_authors_code(kind,
         (mean, std), decoded = autoencoder.posterior(media), autoencoder.decode(raw, media_size(media))
     else:  # the same functions, without the rounding that hides small differences
         network = autoencoder.load().double()
-        mean, std = autoencoder.kind.encode(network, media).chunk(2, dim=-1)
-        decoded = autoencoder.kind.decode(network, raw, grid)
+        mean, std = autoencoder.run_encoder(network, media).chunk(2, dim=-1)
+        decoded = autoencoder.run_decoder(network, raw, grid)
     if kind == "wan22":
         decoded = decoded.transpose(1, 2)
     normalized = autoencoder.normalization.normalize(mean)

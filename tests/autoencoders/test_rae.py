@@ -32,10 +32,10 @@ def real_width(tmp_path_factory):
 def test_latents_and_pictures_equal_those_of_the_published_code(published):
     network, expected = read_published(published).eval(), golden("rae_stage1")
     picture = torch.rand(1, 3, 64, 64, generator=generator("rae", "picture"))
-    normalization = RAE.normalization(network)
+    normalization = RAE.published_normalization(network)
     with torch.no_grad():
-        raw = RAE.encode(network, picture * 2 - 1)
-        decoded = RAE.decode(network, normalization.denormalize(expected["normalized"]), (1, 4, 4))
+        raw = RAE.run_encoder(network, picture * 2 - 1)
+        decoded = RAE.run_decoder(network, normalization.denormalize(expected["normalized"]), (1, 4, 4))
     torch.testing.assert_close(raw, expected["raw"], rtol=0, atol=2e-5)
     torch.testing.assert_close(normalization.normalize(raw), expected["normalized"], rtol=0, atol=2e-5)
     torch.testing.assert_close((decoded + 1) / 2, expected["decoded"], rtol=0, atol=5e-6)
@@ -43,7 +43,7 @@ def test_latents_and_pictures_equal_those_of_the_published_code(published):
 
 def test_normalization_is_published_for_every_channel_and_position(published):
     statistics = torch.load(published / "stat.pt", weights_only=True)
-    normalization = RAE.normalization(read_published(published))
+    normalization = RAE.published_normalization(read_published(published))
     assert normalization.mean.shape == (16, 64)
     torch.testing.assert_close(normalization.mean[6], statistics["mean"][:, 1, 2])
     torch.testing.assert_close(normalization.std[6], (statistics["var"][:, 1, 2] + 1e-5).sqrt())

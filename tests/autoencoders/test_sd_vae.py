@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from autoencoders.config import AutoencoderConfig
 from autoencoders.kinds import build_pretrained
-from autoencoders.sd_vae import SD_VAE
+from autoencoders.sd_vae import SDVAEConfig
 from core.errors import ConfigError
 from core.keys import generator
 from tests.autoencoders.small import pretrained, save, sd_vae
@@ -44,10 +43,10 @@ def test_normalization_is_the_published_scale(folder):
 
 
 def test_two_by_two_cells_are_a_token_unless_set(folder):
-    config = AutoencoderConfig("sd_vae", str(folder))
-    assert build_pretrained(SD_VAE, config, (1, 256, 256)).grid((1, 256, 256)) == (1, 16, 16)
-    assert build_pretrained(SD_VAE, config, (1, 256, 256)).spec.channels == 16
-    assert build_pretrained(SD_VAE, config, (1, 256, 256), patch=1).grid((1, 256, 256)) == (1, 32, 32)
+    config = SDVAEConfig(path=str(folder))
+    assert build_pretrained(config, (1, 256, 256)).grid((1, 256, 256)) == (1, 16, 16)
+    assert build_pretrained(config, (1, 256, 256)).spec.channels == 16
+    assert build_pretrained(config, (1, 256, 256), patch=1).grid((1, 256, 256)) == (1, 32, 32)
 
 
 def test_the_autoencoder_of_another_model_is_refused(tmp_path):

@@ -1,12 +1,9 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
 from autoencoders.base import LatentSpec
-from autoencoders.config import AutoencoderConfig
 from autoencoders.pretrained import Pretrained
-from autoencoders.songbloom import REACH, SONGBLOOM, SPEC
+from autoencoders.songbloom import REACH, SPEC, SongBloom, SongBloomConfig
 from core.errors import ConfigError, ShapeError
 from core.keys import generator
 from tests.autoencoders.recipe import uniform
@@ -68,8 +65,15 @@ def narrow(tile: int | None = None) -> Pretrained:
             decoder_input_channels=4,
             sampling_rate=48_000,
         )
-    kind = replace(SONGBLOOM, spec=LatentSpec(4, SPEC.stride), read=lambda path: network)
-    return Pretrained(kind, AutoencoderConfig("songbloom", "anywhere", tile=tile))
+
+    class Narrow(SongBloom):
+        spec = LatentSpec(4, SPEC.stride)
+
+        @staticmethod
+        def read(path: str) -> torch.nn.Module:
+            return network
+
+    return Narrow(SongBloomConfig(path="anywhere", tile=tile))
 
 
 def test_a_cell_depends_on_its_neighbours_within_the_reach():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from autoencoders.transforms import PixelsConfig
 from configs.load import load_config
 from core.errors import ConfigError
 from core.training.config import to_yaml
@@ -107,6 +108,21 @@ def test_wrong_sections_are_refused_as_ever(tmp_path, wrong):
     for data, held in ((wrong, "{path: b}"), ("{kind: folder, path: a}", wrong)):
         with pytest.raises(ConfigError, match=r"streams.image\.(data|val)"):
             val(tmp_path, data, held, "condition.kind=none")
+
+
+def test_another_kind_on_the_command_line_begins_its_section_anew(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "streams: {image: {data: {kind: parquet, path: a, media_field: jpg}, media: {size: [32], autoencoder: "
+        "{kind: sd_vae, path: weights, precision: bf16}}}}\n"
+    )
+    image = load_config(
+        tmp_path / "run.yaml",
+        ["streams.image.data.path=b", "streams.image.data.kind=folder", "streams.image.media.autoencoder.kind=pixels"],
+    ).streams["image"]
+    assert image.data == FolderConfig(path="b")
+    assert (image.media.size, image.media.autoencoder) == ([32], PixelsConfig())
+    with pytest.raises(ConfigError, match=r"image.data.path: empty, kind 'folder' needs one"):
+        load_config(tmp_path / "run.yaml", ["streams.image.data.kind=folder"])
 
 
 def test_without_conditions_no_source_needs_captions(tmp_path):

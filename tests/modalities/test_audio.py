@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoencoders.config import AutoencoderConfig
+from autoencoders.songbloom import SongBloomConfig
 from core.errors import ConfigError, DataError
 from core.keys import generator
 from modalities.audio import AudioAdapter, AudioConfig
@@ -292,7 +292,7 @@ def test_the_resampler_of_the_config_does_the_work():
 
 
 def songbloom(path="nowhere", **settings) -> AudioConfig:
-    config = {"sample_rate": 48_000, "channels": 2, "autoencoder": AutoencoderConfig("songbloom", str(path))}
+    config = {"sample_rate": 48_000, "channels": 2, "autoencoder": SongBloomConfig(path=str(path))}
     return AudioConfig(**{**config, **settings})
 
 

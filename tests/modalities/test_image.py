@@ -4,9 +4,13 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from autoencoders.config import AutoencoderConfig
+from autoencoders.flux2 import Flux2Config
+from autoencoders.kinds import KINDS
+from autoencoders.sd_vae import SDVAEConfig
+from autoencoders.transforms import MdctConfig
 from core.errors import ConfigError, DataError, ShapeError
 from core.keys import generator
+from core.training.config import from_plain
 from modalities.image import ImageAdapter, ImageConfig, fit_frames
 from modalities.media.images import read_image
 from modalities.streams import make_parts, make_segments
@@ -216,7 +220,7 @@ def test_pixels_need_no_weights():
     ],
 )
 def test_tokens_of_an_autoencoder_are_known_without_its_weights(kind, settings, grid, channels):
-    adapter = ImageAdapter(ImageConfig(size=[256], autoencoder=AutoencoderConfig(kind, "nowhere"), **settings))
+    adapter = ImageAdapter(ImageConfig(size=[256], autoencoder=KINDS["image"][kind](path="nowhere"), **settings))
     assert adapter.has_weights
     assert (adapter.grid(), adapter.channels) == (grid, channels)
     assert adapter.ids().shape == (grid[1] * grid[2], 3)
@@ -227,7 +231,7 @@ def test_tokens_of_an_autoencoder_are_known_without_its_weights(kind, settings, 
 
 def test_a_picture_goes_through_an_autoencoder_to_a_file(tmp_path):
     small = pytest.importorskip("tests.autoencoders.small")
-    config = AutoencoderConfig("sd_vae", str(small.save("sd_vae", tmp_path / "weights")))
+    config = SDVAEConfig(path=str(small.save("sd_vae", tmp_path / "weights")))
     adapter = ImageAdapter(ImageConfig(size=[32, 48], autoencoder=config)).to("cpu")
     media = adapter.load(record(picture_bytes(noise(50, 60))), generator("a"))
     tokens = adapter.encode(media[None], torch.zeros(1, 6, 16))
@@ -240,21 +244,20 @@ def test_a_picture_goes_through_an_autoencoder_to_a_file(tmp_path):
 
 def test_problems_of_an_autoencoder_are_named():
     def problems(size: int, kind: str = "sd_vae", patch: int | None = None) -> list[str]:
-        return ImageConfig(size=[size], autoencoder=AutoencoderConfig(kind, "nowhere"), patch=patch).problems()
+        return ImageConfig(size=[size], autoencoder=KINDS["image"][kind](path="nowhere"), patch=patch).problems()
 
     assert problems(250) == ["size: height: 250 is not a multiple of 16; the nearest legal sizes: 240 or 256"]
     assert problems(248, patch=1) == []
     assert problems(128, "rae") == ["size: 128 x 128: rae was trained for images of one size; legal: 256 x 256"]
     assert problems(256, patch=0) == ["patch: 0 must be at least 1"]
-    assert ImageConfig(autoencoder=AutoencoderConfig("mdct")).problems() == [
+    assert ImageConfig(autoencoder=MdctConfig()).problems() == [
         "autoencoder.kind: 'mdct' is not one of pixels, sd_vae, flux2, rae."
     ]
 
 
 def test_the_section_of_the_autoencoder_is_a_structured_config():
-    conditioning_mask = {"autoencoder": {"kind": "flux2", "path": "x"}}
-    merged = OmegaConf.merge(OmegaConf.structured(ImageConfig), OmegaConf.create(conditioning_mask))
-    assert OmegaConf.to_object(merged) == ImageConfig(autoencoder=AutoencoderConfig("flux2", "x"))
+    config = from_plain(ImageConfig, {"autoencoder": {"kind": "flux2", "path": "x"}})
+    assert config == ImageConfig(autoencoder=Flux2Config(path="x"))
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), AttributeError("y"), MemoryError("z"), OverflowError("w")])

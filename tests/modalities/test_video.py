@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoencoders.config import AutoencoderConfig
+from autoencoders.wan22 import Wan22Config
 from core.errors import ConfigError, DataError
 from core.keys import generator
 from modalities.media.video import index_video
@@ -257,7 +257,7 @@ def test_every_problem_of_a_config_is_named():
 
 
 def test_tokens_of_an_autoencoder_are_known_without_its_weights():
-    adapter = VideoAdapter(VideoConfig(size=[192, 336], frames=45, autoencoder=AutoencoderConfig("wan22", "nowhere")))
+    adapter = VideoAdapter(VideoConfig(size=[192, 336], frames=45, autoencoder=Wan22Config(path="nowhere")))
     assert adapter.has_weights
     assert (adapter.grid(), adapter.channels) == ((12, 12, 21), 48)  # about 3k tokens of a video (paper, App. A.2)
     assert adapter.first_frame_mask().sum() == 12 * 21
@@ -265,7 +265,7 @@ def test_tokens_of_an_autoencoder_are_known_without_its_weights():
 
 def test_a_clip_goes_through_an_autoencoder_to_a_file(clip, tmp_path):
     small = pytest.importorskip("tests.autoencoders.small")
-    config = AutoencoderConfig("wan22", str(small.save("wan22", tmp_path / "weights")))
+    config = Wan22Config(path=str(small.save("wan22", tmp_path / "weights")))
     adapter = VideoAdapter(VideoConfig(size=[32], frames=5, autoencoder=config))
     media = adapter.load(record(clip), generator("a"))
     tokens = adapter.encode(media[None])
@@ -283,7 +283,7 @@ def test_a_clip_goes_through_an_autoencoder_to_a_file(clip, tmp_path):
 
 
 def test_problems_of_an_autoencoder_are_named():
-    wan = AutoencoderConfig("wan22", "nowhere")
+    wan = Wan22Config(path="nowhere")
     problems = VideoConfig(size=[32], frames=8, patch_frames=2, first_frame_alone=True, autoencoder=wan).problems()
     assert problems == [
         "frames: 8 is not 1 plus a multiple of 4; the nearest legal sizes: 5 or 9",

@@ -31,7 +31,7 @@ STEPS, WIDTH = 6, 3  # an action is a sequence of vectors
 @dataclass
 class ActionConfig:
     steps: int = STEPS
-    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig("vectors"))
+    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(kind="vectors"))
 
     def problems(self) -> list[str]:
         return [] if self.steps > 0 else [f"steps: {self.steps} must be at least 1"]

@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoencoders.config import AutoencoderConfig
+from autoencoders.songbloom import SongBloomConfig
 from core.errors import ConfigError
 from modalities.conditioning import TextEncoder, TextEncoderConfig
 from tools.dry_run import published
@@ -50,13 +50,13 @@ def test_an_autoencoder_counts_as_the_real_one_does(kind, monkeypatch):
     sizes = {name: value for name, value in network.config.items() if not name.startswith("_")}
     monkeypatch.setitem(published.AUTOENCODERS, kind, (type(network).__name__, sizes))
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        KINDS[MODALITY[kind]][kind].encode(network, torch.zeros(MEDIA[kind]))
-    found = autoencoder_flops(AutoencoderConfig(kind, "nowhere"), MODALITY[kind], MEDIA[kind])
+        KINDS[MODALITY[kind]][kind].autoencoder.run_encoder(network, torch.zeros(MEDIA[kind]))
+    found = autoencoder_flops(KINDS[MODALITY[kind]][kind](path="nowhere"), MEDIA[kind])
     assert found == counter.get_total_flops() > 0
 
 
 def test_kinds_without_known_sizes_count_nothing():
-    assert autoencoder_flops(AutoencoderConfig("songbloom", "nowhere"), "audio", (1, 2, 1920)) is None
+    assert autoencoder_flops(SongBloomConfig(path="nowhere"), (1, 2, 1920)) is None
     assert (
         text_flops(TextEncoder(TextEncoderConfig("qwen3", "nobody/nothing"), "nobody/nothing"), readable=False) is None
     )

@@ -16,6 +16,7 @@ import torch
 
 from autoencoders.base import LatentNormalization
 from autoencoders.diffusers_weights import HUB_NAME
+from autoencoders.pretrained import weights_path
 from configs.assembly import Assembly
 from configs.assembly import normalization as normalization
 from configs.assembly.adapters import located
@@ -95,7 +96,7 @@ class Plan:
                 entry = entries[part.name]
                 assert part.media is not None  # beside latents of an autoencoder with weights
                 with suppress(ConfigError):  # diffusers is not there either
-                    counted[name] = autoencoder_flops(entry.media.autoencoder, entry.modality, tuple(part.media.shape))
+                    counted[name] = autoencoder_flops(entry.media.autoencoder, tuple(part.media.shape))
             else:
                 shown.append(part)
         one, flops = complete(replace(sample, parts=tuple(shown)), assembly.preprocess)
@@ -175,7 +176,7 @@ def open_frozen(assembly: Assembly) -> tuple[dict[str, dict[str, int]], dict[str
         for part, adapter in assembly.adapters[name].items():
             if adapter.has_weights and not stream.data.holds_latents:
                 try:
-                    refuse_to_fetch(located(entries[part].media.autoencoder.path, root))
+                    refuse_to_fetch(located(weights_path(entries[part].media.autoencoder) or "", root))
                     adapter.load_weights()
                 except ConfigError as error:
                     missing[name][autoencoder_of(entries, part)] = one_line(error)

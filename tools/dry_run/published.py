@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoders.config import AutoencoderConfig
 from autoencoders.diffusers_weights import diffusers_class
-from autoencoders.kinds import pretrained_kind
+from autoencoders.pretrained import PretrainedConfig
 from core.errors import ConfigError
 from core.optional import need
 from modalities.conditioning import TextEncoder
@@ -71,17 +71,19 @@ TEXT_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def autoencoder_flops(config: AutoencoderConfig, modality: str, media: tuple[int, ...]) -> int | None:
+def autoencoder_flops(config: AutoencoderConfig, media: tuple[int, ...]) -> int | None:
     """FLOPs of encoding media of a shape (B, *media); None for a kind whose published sizes are not known here.
 
     Raises ConfigError without diffusers. Tiles, which overlap, are not looked at.
     """
-    if config.kind not in AUTOENCODERS:
+    if config.kind not in AUTOENCODERS or not isinstance(config, PretrainedConfig):
         return None
-    kind, (name, sizes) = pretrained_kind(config, modality), AUTOENCODERS[config.kind]
-    assert kind is not None  # all of `AUTOENCODERS` have weights
+    name, sizes = AUTOENCODERS[config.kind]
     network_class = diffusers_class(config.kind, name)
-    return _count(lambda: network_class(**sizes).eval(), lambda network: kind.encode(network, torch.empty(media)))
+    return _count(
+        lambda: network_class(**sizes).eval(),
+        lambda network: config.autoencoder.run_encoder(network, torch.empty(media)),
+    )
 
 
 def text_flops(encoder: TextEncoder, readable: bool) -> int | None:
