@@ -1,4 +1,4 @@
-# The commands of the README. PYTHON may name any Python from 3.11 to 3.13, PYTEST adds options to pytest.
+# The commands of the README. PYTHON may name any Python from 3.11 to 3.14, PYTEST adds options to pytest.
 PYTHON ?= python3
 PYTEST ?=
 RUN ?= runs/quickstart

@@ -1,11 +1,12 @@
 """Create .venv with selfflow, its development tools and the `selfflow` command. Standard library only.
 
-A torch that is already there is kept: one in .venv, or one in the Python that runs this script, from 2.11 to 2.13 (the
+A torch that is already there is kept: one in .venv, or one in the Python that runs this script, from 2.11 to 2.15 (the
 range of pyproject.toml). Otherwise pip takes the version of constraints.txt, which is a CPU build wherever pip's
 configuration offers one.
 
 With --full it creates .venv-full instead, with every optional package at the versions of constraints-full.txt. That
-environment stands alone: torchvision and torchaudio need the torch they were built against.
+environment stands alone: torchvision and torchaudio need the torch they were built against. mosaicml-streaming wants
+numpy < 2.2, which has no wheels for Python 3.14.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OLDEST, NEWEST = (3, 11), (3, 13)
+OLDEST, NEWEST, NEWEST_FULL = (3, 11), (3, 14), (3, 13)
 EXTRAS = "media,data,models,ode,plots,log,dev"
-TORCH = ((2, 11), (2, 13))
+TORCH = ((2, 11), (2, 15))
 VERSION_OF_TORCH = "import importlib.metadata as m; print(m.version('torch'))"
 
 
@@ -35,6 +36,16 @@ def torch_version(python: Path) -> str | None:
 def fits(version: str | None) -> bool:
     numbers = re.match(r"(\d+)\.(\d+)", version or "")
     return bool(numbers) and TORCH[0] <= tuple(map(int, numbers.groups())) <= TORCH[1]
+
+
+def unfit_python(seen: tuple[int, int], full: bool) -> str:
+    """What to say to a Python that cannot be used; "" to one that can."""
+    newest = NEWEST_FULL if full else NEWEST
+    if OLDEST <= seen <= newest:
+        return ""
+    what, command = ("the full set of selfflow", "make setup-full") if full else ("selfflow", "make setup")
+    bounds = [".".join(map(str, version)) for version in (OLDEST, newest, seen)]
+    return f"{what} needs Python {bounds[0]} to {bounds[1]}; this is {bounds[2]}. Try: {command} PYTHON=python3.12"
 
 
 def constraints(version: str | None) -> str:
@@ -66,9 +77,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="create .venv-full with every optional package")
     full = parser.parse_args().full
-    if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        seen, command = sysconfig.get_python_version(), "make setup-full" if full else "make setup"
-        sys.exit(f"selfflow needs Python 3.11 to 3.13; this is {seen}. Try: {command} PYTHON=python3.12")
+    if problem := unfit_python(sys.version_info[:2], full):
+        sys.exit(problem)
     folder = ROOT / (".venv-full" if full else ".venv")
     windows = sys.platform == "win32"
     bin_ = folder / ("Scripts" if windows else "bin")

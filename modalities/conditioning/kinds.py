@@ -24,6 +24,8 @@ class TextKind:
         unused: beginnings of tensor names that a published file holds beside this network.
         chat: the caption is put into the tokenizer's chat template, as one message of a user.
         arguments: of the network's forward, beside ids and mask.
+        sizes: what the example's config.json says of sizes; () where it is not recorded here. The dry run counts FLOPs
+            with it.
     """
 
     network: str
@@ -37,6 +39,7 @@ class TextKind:
     unused: tuple[str, ...]
     chat: bool = False
     arguments: tuple[tuple[str, object], ...] = ()
+    sizes: tuple[tuple[str, int], ...] = ()
 
 
 _T5 = {"max_tokens": 512, "layers": (), "blocks": "encoder.block", "norm": "encoder.final_layer_norm"}
@@ -70,6 +73,15 @@ KINDS = {
         unused=("lm_head.",),
         chat=True,
         arguments=(("use_cache", False),),
+        sizes=(
+            ("hidden_size", 2560),
+            ("num_hidden_layers", 36),
+            ("intermediate_size", 9728),
+            ("num_attention_heads", 32),
+            ("num_key_value_heads", 8),
+            ("head_dim", 128),
+            ("vocab_size", 151936),
+        ),
     ),
 }
 
@@ -79,10 +91,10 @@ class TextEncoderConfig:
     """A frozen text encoder. Where all records carry stored features, it is never loaded.
 
     Attributes:
-        kind: t5, umt5, video or qwen3.
+        kind: t5, umt5, clip or qwen3.
         path: a folder with config.json, model.safetensors and the tokenizer's files, or a name on the hub.
         tokenizer: the tokenizer's folder or name, where it is not at `path`; "" is `path`.
-        max_tokens: S of every context; what a caption has beyond is cut off. null: 77 for video, 512 for the others.
+        max_tokens: S of every context; what a caption has beyond is cut off. null: 77 for clip, 512 for the others.
         layers: 1-based blocks whose outputs stand side by side in a feature, before the network's final
             normalisation; the last block's output is taken after it. Empty: 9, 18, 27 for qwen3 (FLUX.2 klein), the
             last for the others.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from core.errors import ConfigError, ShapeError, nearest
@@ -26,23 +26,62 @@ class Family:
         modalities: what it encodes.
         types: `model_type` of the config.json files that it reads.
         example: a published model.
+        channels: of published models, by their names on the hub; what a projector must know where the weights are not
+            at hand.
     """
 
     build: Callable[[Folder, Request, str], Parts]
     modalities: tuple[str, ...]
     types: tuple[str, ...]
     example: str
+    channels: Mapping[str, int]
 
 
-SIGLIP_TYPES = ("siglip2", "siglip2_vision_model", "siglip", "siglip_vision_model")
 FAMILIES = {
-    "dinov2": Family(dinov2, PICTURES, ("dinov2", "dinov2_with_registers"), "facebook/dinov2-base"),
-    "siglip2": Family(siglip2, PICTURES, SIGLIP_TYPES, "google/siglip2-base-patch16-256"),
-    "vjepa2": Family(vjepa2, PICTURES, ("vjepa2",), "facebook/vjepa2-vitl-fpc64-256"),
-    "depth_anything": Family(
-        depth_anything, PICTURES, ("depth_anything",), "depth-anything/Depth-Anything-V2-Small-hf"
+    "dinov2": Family(
+        dinov2,
+        PICTURES,
+        ("dinov2", "dinov2_with_registers"),
+        "facebook/dinov2-base",
+        {
+            "facebook/dinov2-small": 384,
+            "facebook/dinov2-base": 768,
+            "facebook/dinov2-large": 1024,
+            "facebook/dinov2-giant": 1536,
+        },
     ),
-    "mert": Family(mert, ("audio",), ("mert_model",), "m-a-p/MERT-v1-95M"),
+    "siglip2": Family(
+        siglip2,
+        PICTURES,
+        ("siglip2", "siglip2_vision_model", "siglip", "siglip_vision_model"),
+        "google/siglip2-base-patch16-256",
+        {"google/siglip2-base-patch16-256": 768},
+    ),
+    "vjepa2": Family(
+        vjepa2,
+        PICTURES,
+        ("vjepa2",),
+        "facebook/vjepa2-vitl-fpc64-256",
+        {"facebook/vjepa2-vitl-fpc64-256": 1024},
+    ),
+    "depth_anything": Family(
+        depth_anything,
+        PICTURES,
+        ("depth_anything",),
+        "depth-anything/Depth-Anything-V2-Small-hf",
+        {
+            "depth-anything/Depth-Anything-V2-Small-hf": 384,
+            "depth-anything/Depth-Anything-V2-Base-hf": 768,
+            "depth-anything/Depth-Anything-V2-Large-hf": 1024,
+        },
+    ),
+    "mert": Family(
+        mert,
+        ("audio",),
+        ("mert_model",),
+        "m-a-p/MERT-v1-95M",
+        {"m-a-p/MERT-v1-95M": 768, "m-a-p/MERT-v1-330M": 1024},
+    ),
 }
 DEPTH_ANYTHING_3 = "Depth Anything 3 has no class in transformers; kind depth_anything reads V1 and V2"
 

@@ -5,21 +5,53 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
-from tools.setup_env import constraints, fits, link_ffmpeg
+from tools.setup_env import constraints, fits, link_ffmpeg, unfit_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
     ("version", "kept"),
-    [("2.11.0", True), ("2.13.0+cpu", True), ("2.10.1", False), ("2.14.0", False), ("3.0", False), (None, False)],
+    [
+        ("2.11.0", True),
+        ("2.13.0+cpu", True),
+        ("2.15.0+cu132", True),
+        ("2.10.1", False),
+        ("2.16.0", False),
+        (None, False),
+    ],
 )
 def test_an_installed_torch_is_kept_when_it_fits(version, kept):
     assert fits(version) == kept
     line = f"torch=={version}" if kept else "torch==2.13.0"
     assert line in constraints(version).splitlines()
     assert "torchvision==0.28.0" in constraints(version)
+
+
+def test_the_bounds_are_those_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    torch = next(one for one in map(Requirement, project["dependencies"]) if one.name == "torch").specifier
+    for minor in range(9, 18):
+        assert fits(f"2.{minor}.0") == torch.contains(f"2.{minor}.0"), minor
+    python = SpecifierSet(project["requires-python"])
+    for minor in range(9, 17):
+        assert (not unfit_python((3, minor), full=False)) == python.contains(f"3.{minor}"), minor
+
+
+@pytest.mark.parametrize(
+    ("full", "expected"),
+    [
+        (False, ""),
+        (
+            True,
+            "the full set of selfflow needs Python 3.11 to 3.13; this is 3.14. Try: make setup-full PYTHON=python3.12",
+        ),
+    ],
+)
+def test_python_3_14_has_the_light_set_alone(full, expected):
+    assert unfit_python((3, 14), full) == expected
 
 
 @pytest.fixture(scope="module")

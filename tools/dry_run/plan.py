@@ -30,26 +30,12 @@ from core.types import TokenBatch, map_tensors
 from modalities.conditioning.conditions import RawCondition
 from modalities.data.batches import RawBatch
 from modalities.data.loader import StepDataset
+from modalities.targets.build import FAMILIES
 from tools.dry_run.flops import META, complete
 from tools.dry_run.published import autoencoder_flops, text_flops
 from tools.dry_run.standins import open_data
 
 Item = TypeVar("Item")
-
-# Channels of published encoders, which a projector must know; for others the weights have to be there.
-ENCODER_CHANNELS = {
-    "facebook/dinov2-small": 384,
-    "facebook/dinov2-base": 768,
-    "facebook/dinov2-large": 1024,
-    "facebook/dinov2-giant": 1536,
-    "google/siglip2-base-patch16-256": 768,
-    "facebook/vjepa2-vitl-fpc64-256": 1024,
-    "depth-anything/Depth-Anything-V2-Small-hf": 384,
-    "depth-anything/Depth-Anything-V2-Base-hf": 768,
-    "depth-anything/Depth-Anything-V2-Large-hf": 1024,
-    "m-a-p/MERT-v1-95M": 768,
-    "m-a-p/MERT-v1-330M": 1024,
-}
 
 
 @dataclass(frozen=True)
@@ -186,9 +172,10 @@ def open_frozen(assembly: Assembly) -> tuple[dict[str, dict[str, int]], dict[str
                 refuse_to_fetch(located(entry.path, root))
                 encoders[name] |= build_encoders(alone, assembly.adapters, root)[name]
             except ConfigError as error:
-                if entry.path not in ENCODER_CHANNELS:
+                known = FAMILIES[entry.kind].channels
+                if entry.path not in known:
                     raise
-                channels[name][f"{name}_{target}"] = ENCODER_CHANNELS[entry.path]
+                channels[name][f"{name}_{target}"] = known[entry.path]
                 missing[name][f"encoder {target}"] = one_line(error)
     assembly.encoders = encoders
     return channels, missing

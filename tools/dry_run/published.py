@@ -54,22 +54,6 @@ AUTOENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-# Path of a text encoder -> (configuration class of transformers, what its published config.json says of sizes).
-TEXT_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Qwen/Qwen3-4B": (
-        "Qwen3Config",
-        {
-            "hidden_size": 2560,
-            "num_hidden_layers": 36,
-            "intermediate_size": 9728,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "vocab_size": 151936,
-        },
-    ),
-}
-
 
 def autoencoder_flops(config: AutoencoderConfig, media: tuple[int, ...]) -> int | None:
     """FLOPs of encoding media of a shape (B, *media); None for a kind whose published sizes are not known here.
@@ -90,7 +74,7 @@ def text_flops(encoder: TextEncoder, readable: bool) -> int | None:
     """FLOPs of one caption of the greatest length; None for an encoder whose published sizes are not known here.
 
     Args:
-        readable: its config.json is at hand, and says more than the table.
+        readable: its config.json is at hand, and says more than the kind.
 
     Raises ConfigError without transformers, or for a config.json that cannot be read.
     """
@@ -100,9 +84,8 @@ def text_flops(encoder: TextEncoder, readable: bool) -> int | None:
             settings = transformers.AutoConfig.from_pretrained(encoder.path).get_text_config()
         except (OSError, ValueError) as error:
             raise ConfigError(f"{encoder.path}: {str(error).strip().splitlines()[0]}") from error
-    elif encoder.path in TEXT_ENCODERS:
-        name, sizes = TEXT_ENCODERS[encoder.path]
-        settings = getattr(transformers, name)(**sizes)
+    elif encoder.path == encoder.kind.example and encoder.kind.sizes:
+        settings = getattr(transformers, encoder.kind.network).config_class(**dict(encoder.kind.sizes))
     else:
         return None
     settings.num_hidden_layers = max(encoder.layers, default=settings.num_hidden_layers)  # those behind are left out
