@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.errors import CheckpointError, ConfigError
+from core.errors import CheckpointError, ConfigError, first_line
 from core.optional import need
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
@@ -104,7 +104,3 @@ def _missing(kind: str, path: str, found: str, other_layout: str) -> str:
         "diffusion_pytorch_model.safetensors (or one with such a folder named vae), as diffusers saves it, or its name "
         f"on the Hugging Face hub{', ' * bool(other_layout)}{other_layout}"
     )
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

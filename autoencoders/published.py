@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoencoders.diffusers_weights import Constants, diffusers_class, first_line, read_diffusers, refuse_others
-from core.errors import CheckpointError
+from autoencoders.diffusers_weights import Constants, diffusers_class, read_diffusers, refuse_others
+from core.errors import CheckpointError, first_line
 
 State = dict[str, Tensor]
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoencoders.base import LatentNormalization, LatentSpec, Size
-from autoencoders.diffusers_weights import Constants, diffusers_class, first_line, read_diffusers, refuse_others
+from autoencoders.diffusers_weights import Constants, diffusers_class, read_diffusers, refuse_others
 from autoencoders.pretrained import Pretrained, PretrainedConfig
-from core.errors import CheckpointError, ConfigError, ShapeError
+from core.errors import CheckpointError, ConfigError, ShapeError, first_line
 from core.optional import need
 
 SPEC = LatentSpec(channels=768, stride=(1, 16, 16))

@@ -96,3 +96,8 @@ def not_finite(settings: Any) -> list[str]:
         for name, value in values.items()
         if isinstance(value, float) and not math.isfinite(value)
     ]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough to be quoted in a message; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

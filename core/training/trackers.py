@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from core.errors import AccidentError, ConfigError
+from core.errors import AccidentError, ConfigError, first_line
 from core.optional import missing
 from core.training.say import say
 from core.training.tracker_media import Media, to_board, to_wandb
@@ -197,7 +197,3 @@ class BoardTracker:
         """TensorBoard's thread hands its errors to `write` as well, which says them in one line."""
         if "AsyncWriter" not in type(failure.thread).__name__:
             self._shown(failure)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoencoders.diffusers_weights import HUB_NAME, first_line
-from core.errors import CheckpointError, ConfigError
+from autoencoders.diffusers_weights import HUB_NAME
+from core.errors import CheckpointError, ConfigError, first_line
 from core.optional import need
 
 

@@ -6,16 +6,17 @@ networks first round media to these levels, and a file that is written and read 
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.errors import CheckpointError, ShapeError
+from core.errors import CheckpointError, ShapeError, first_line
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -134,6 +135,14 @@ def no_weights(kind: str, path: str, takes: str, reason: object = "") -> Checkpo
     return CheckpointError(
         f"feature network {kind}: no usable weights at {path!r}{shown}.\nIt takes {takes}.\n{WITHOUT}."
     )
+
+
+def read_weights(kind: str, path: str, takes: str) -> Any:
+    """What a file written by `torch.save` holds, on the CPU. Raises CheckpointError for anything but plain tensors."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise no_weights(kind, path, takes, f"not a file of weights: {first_line(error)}") from error
 
 
 class Framewise(nn.Module):

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from modalities.evaluation.networks.base import (
     no_weights,
     normalise,
     pick_frames,
+    read_weights,
     to_levels,
 )
 from modalities.evaluation.networks.pretrained import from_pretrained, label, need_transformers
@@ -108,12 +108,7 @@ def load_videomae_v2(path: str, shape: dict | None = None) -> tuple[Any, nn.Laye
         shape: VideoMAEConfig fields; `GIANT` unless given (tests use a small one).
     """
     transformers = need_transformers("videomae")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise no_weights(
-            "videomae", path, VideoMAE.TAKES, f"not a file of weights: {str(error).splitlines()[0]}"
-        ) from error
+    state = read_weights("videomae", path, VideoMAE.TAKES)
     state = next((state[key] for key in ("model", "module") if key in state), state)
     renamed = {}
     for name, value in state.items():
