@@ -48,6 +48,12 @@ class Blocks:
     scattered: tuple[tuple[int, int], ...] = ()
 
 
+def place_in_blocks(ends: np.ndarray, index: int) -> tuple[int, int]:
+    """(block, place in it) of a sample; the samples of block b end before number `ends[b]`."""
+    block = int(np.searchsorted(ends, index, side="right"))
+    return block, index - int(ends[block - 1] if block else 0)
+
+
 def blocks_of(source: Source) -> Blocks | None:
     """The optional protocol method `blocks() -> Blocks | None`; None: any sample is read at equal cost."""
     ask = getattr(source, "blocks", None)

@@ -34,6 +34,11 @@ class CaptionRule:
     def reads_fields(self) -> bool:
         return self.mode == "given" and not self.constant
 
+    def check_label(self, label: str, what: str) -> None:
+        """Raise ConfigError where class names are the captions and `label` names no field of them, which is `what`."""
+        if self.mode == "label" and not label and not self.constant:
+            raise ConfigError(f"captions: 'label' needs label_field, {what}")
+
     def texts(
         self, fields: Mapping[str, object], label: str | None, origin: str, problem: DataError | None = None
     ) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ import numpy as np
 
 from core.errors import ConfigError, DataError
 from core.optional import need
-from modalities.data.order import Blocks
+from modalities.data.order import Blocks, place_in_blocks
 from modalities.data.sources.cache import FileCache, is_full, parse_size, touch, user_cache
 from modalities.data.sources.mds_index import MdsIndex, shard_bytes
 from modalities.data.sources.selection import digest, listing, missing
@@ -154,8 +154,7 @@ class MdsShards:
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise DataError(f"{self.path}: sample {index} of {len(self)}")
-        shard = int(np.searchsorted(self._index.ends, index, side="right"))
-        return shard, index - int(self._index.ends[shard - 1] if shard else 0)
+        return place_in_blocks(self._index.ends, index)
 
     def _read_index(self) -> bytes:
         if not self._remote:

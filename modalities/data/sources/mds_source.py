@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from core.errors import ConfigError, DataError, nearest
+from core.errors import ConfigError, DataError
 from modalities.base import Record
-from modalities.data.order import Blocks
+from modalities.data.order import Blocks, place_in_blocks
 from modalities.data.sources.account import Account
 from modalities.data.sources.cache import user_cache
 from modalities.data.sources.captions import CaptionRule, refuse_unusable
 from modalities.data.sources.config import MediaConfig, cache_problems, place_of, shuffle_problems
-from modalities.data.sources.fields import column_of
 from modalities.data.sources.mds import MdsShards
-from modalities.data.sources.rows import row_record
+from modalities.data.sources.rows import read_columns, row_record
 from modalities.data.sources.selection import Selection, digest, held_out_rows
 
 _ENCODED = ("bytes", "jpeg", "png")
@@ -98,8 +97,7 @@ class MdsSource:
                 f"where, holdout_key: {', '.join(self.selection.fields)}; records of MDS shards are selected only by "
                 "split and holdout of their own keys, since their fields are known only after reading all of them"
             )
-        if self.captions.mode == "label" and not label and not self.captions.constant:
-            raise ConfigError("captions: 'label' needs label_field, the column of the class names")
+        self.captions.check_label(label, "the column of the class names")
         self.shards = MdsShards(path, cache, cache_limit, encoded=(media,))
         self._check_columns()
         self.shards.in_order(shuffle_blocks)
@@ -117,20 +115,7 @@ class MdsSource:
 
     def _check_columns(self) -> None:
         columns, path = self.shards.columns, self.shards.path
-        captions = (
-            [name for name in self.captions.fields if column_of(name, columns)] if self.captions.reads_fields else []
-        )
-        if self.captions.reads_fields and not captions and not self.captions.default:
-            guess = nearest(self.captions.fields[0], columns)
-            raise ConfigError(
-                f"caption_fields: {path} has none of the columns {', '.join(self.captions.fields)}; it has "
-                f"{', '.join(columns)}.{guess}"
-            )
-        for name in (self.media, *([self.label] if self.label else [])):
-            if (column_of(name, columns) if name == self.label else name) not in columns:
-                raise ConfigError(
-                    f"column {name!r}: {path} has no such column; it has {', '.join(columns)}.{nearest(name, columns)}"
-                )
+        read_columns(list(columns), self.media, self.label, self.captions, path)
         if columns[self.media] not in _ENCODED:
             raise ConfigError(
                 f"media_field: column {self.media!r} of {path} is stored as {columns[self.media]}; encoded media are "
@@ -148,8 +133,8 @@ class MdsSource:
         """The number among all samples of the one that is `index` among those taken."""
         if self.selection.split == "all":
             return index
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return int(self._starts[shard] + self._rows(shard)[index - (self._ends[shard - 1] if shard else 0)])
+        shard, place = place_in_blocks(self._ends, index)
+        return int(self._starts[shard] + self._rows(shard)[place])
 
     def __len__(self) -> int:
         return int(self._ends[-1])

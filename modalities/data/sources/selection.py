@@ -151,6 +151,11 @@ def listing(folder: Path, limit: int = 8) -> str:
     return (", ".join(names[:limit]) or "nothing") + more
 
 
+def several(paths: list[Path]) -> str:
+    """Files, for messages."""
+    return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
 def stems(paths: list[Path]) -> list[str]:
     """The file names without suffix, each with its number where two are equal, so that keys stay unique."""
     names = [path.stem for path in paths]

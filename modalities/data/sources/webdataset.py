@@ -17,12 +17,12 @@ import numpy as np
 
 from core.errors import ConfigError, DataError
 from modalities.base import Record
-from modalities.data.order import Blocks
+from modalities.data.order import Blocks, place_in_blocks
 from modalities.data.sources.account import Account
 from modalities.data.sources.captions import CaptionRule, refuse_unusable
 from modalities.data.sources.config import SelectableConfig, not_one_of, shuffle_problems
 from modalities.data.sources.fields import class_name, lookup
-from modalities.data.sources.selection import SUFFIXES, Selection, digest, locate, stems
+from modalities.data.sources.selection import SUFFIXES, Selection, digest, locate, several, stems
 from modalities.data.sources.sidecars import CAPTION_LINES, Beside, parse_sidecars
 from modalities.data.sources.tar_index import TarIndex, TarTable, read_table
 from modalities.data.sources.tar_scan import key_of, scan
@@ -108,15 +108,14 @@ class WebdatasetSource:
         self.paths, self.modality, self.label, self.shuffle_blocks = paths, modality, label, shuffle_blocks
         self._stems, self._lines = stems(paths), lines
         self.captions, selection = captions or CaptionRule(), selection or Selection()
-        if self.captions.mode == "label" and not label and not self.captions.constant:
-            raise ConfigError("captions: 'label' needs label_field, the field of the JSON members with the class name")
+        self.captions.check_label(label, "the field of the JSON members with the class name")
         suffixes = SUFFIXES[modality]
         make = partial(_table, modality=modality, suffixes=suffixes, pattern=members, label=label, selection=selection)
         self._index = TarIndex(make, *suffixes, members, label, repr(selection))
         summaries = self._index.summaries(paths)
         if len(paths) == 1 and summaries[0].damage:
             raise DataError(summaries[0].damage)
-        where = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+        where = several(paths)
         found = sum(summary.found for summary in summaries)
         if not found and all(summary.damage for summary in summaries):
             raise DataError(summaries[0].damage)
@@ -146,8 +145,7 @@ class WebdatasetSource:
     def read(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise DataError(f"record {index} of {len(self)}")
-        tar = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - int(self._ends[tar - 1] if tar else 0)
+        tar, row = place_in_blocks(self._ends, index)
         table, path = self._table(tar), self.paths[tar]
         if row == len(table.samples):
             raise DataError(table.damage)
