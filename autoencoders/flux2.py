@@ -58,6 +58,7 @@ class Flux2(Pretrained):
     spec = SPEC
     media = (None, 3, None, None)
     overlap = 16
+    published = ("AutoencoderKLFlux2", {})  # black-forest-labs/FLUX.2-dev, vae: the class's own sizes
 
     def grid(self, size: Size) -> Size:
         return image_grid(size, SPEC.stride[1])

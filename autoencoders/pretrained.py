@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,6 +29,8 @@ class Pretrained(ABC):
         cut_axes: which of (t, h, w) `tile` cuts: the time of an audio clip; height and width of an image or a video.
         patch: side of the square of cells that usually becomes one token.
         overlap: cells that neighbouring tiles share at least where `tile` cuts media.
+        published: class of diffusers, and what the published config.json says of sizes; None where it is not recorded.
+            The dry run counts FLOPs with it.
     """
 
     name: ClassVar[str]
@@ -37,6 +39,7 @@ class Pretrained(ABC):
     cut_axes: ClassVar[tuple[int, ...]] = (1, 2)
     patch: ClassVar[int] = 1
     overlap: ClassVar[int] = 0
+    published: ClassVar[tuple[str, Mapping[str, Any]] | None] = None
     has_weights = True
 
     @staticmethod

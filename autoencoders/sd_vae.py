@@ -51,6 +51,16 @@ class SDVAE(Pretrained):
     media = (None, 3, None, None)
     patch = 2
     overlap = 32
+    published = (
+        "AutoencoderKL",  # stabilityai/sd-vae-ft-ema
+        {
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "latent_channels": 4,
+        },
+    )
 
     def grid(self, size: Size) -> Size:
         return image_grid(size, SPEC.stride[1])

@@ -112,6 +112,25 @@ class Wan22(Pretrained):
     spec = SPEC
     media = (None, None, 3, None, None)
     overlap = 16
+    published = (
+        "AutoencoderKLWan",  # Wan-AI/Wan2.2-TI2V-5B-Diffusers, vae
+        {
+            "base_dim": 160,
+            "decoder_base_dim": 256,
+            "z_dim": 48,
+            "dim_mult": [1, 2, 4, 4],
+            "num_res_blocks": 2,
+            "temperal_downsample": [False, True, True],
+            "is_residual": True,
+            "in_channels": 12,
+            "out_channels": 12,
+            "patch_size": 2,
+            "scale_factor_temporal": 4,
+            "scale_factor_spatial": 16,
+            "latents_mean": [0.0] * 48,
+            "latents_std": [1.0] * 48,
+        },
+    )
 
     def grid(self, size: Size) -> Size:
         frames, rows, columns = SPEC.stride

@@ -9,12 +9,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from autoencoders.kinds import KINDS
 from autoencoders.songbloom import SongBloomConfig
 from core.errors import ConfigError
 from modalities.conditioning import TextEncoder, TextEncoderConfig
 from modalities.conditioning.kinds import KINDS as TEXT_KINDS
-from tools.dry_run import published
-from tools.dry_run.published import AUTOENCODERS, autoencoder_flops, text_flops
+from tools.dry_run.published import autoencoder_flops, text_flops
 
 MEDIA = {"sd_vae": (2, 3, 32, 32), "flux2": (2, 3, 32, 32), "wan22": (2, 5, 3, 32, 48)}
 MODALITY = {"sd_vae": "image", "flux2": "image", "wan22": "video"}
@@ -24,7 +24,9 @@ MODALITY = {"sd_vae": "image", "flux2": "image", "wan22": "video"}
 @pytest.mark.parametrize(("kind", "millions"), [("sd_vae", 83.65), ("flux2", 84.05), ("wan22", 704.69)])
 def test_autoencoders_have_the_published_size(kind, millions):
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
-    name, sizes = AUTOENCODERS[kind]
+    published = KINDS[MODALITY[kind]][kind].autoencoder.published
+    assert published is not None
+    name, sizes = published
     with torch.device("meta"):
         network = getattr(diffusers, name)(**sizes)
     assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
@@ -43,15 +45,15 @@ def test_the_text_encoder_has_the_published_size():
 @pytest.mark.parametrize("kind", MEDIA)
 def test_an_autoencoder_counts_as_the_real_one_does(kind, monkeypatch):
     pytest.importorskip("diffusers", reason="diffusers is not installed")
-    from autoencoders.kinds import KINDS
     from tests.autoencoders import small
 
     network = getattr(small, kind)().eval()
     sizes = {name: value for name, value in network.config.items() if not name.startswith("_")}
-    monkeypatch.setitem(published.AUTOENCODERS, kind, (type(network).__name__, sizes))
+    config = KINDS[MODALITY[kind]][kind](path="nowhere")
+    monkeypatch.setattr(config.autoencoder, "published", (type(network).__name__, sizes))
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        KINDS[MODALITY[kind]][kind].autoencoder.run_encoder(network, torch.zeros(MEDIA[kind]))
-    found = autoencoder_flops(KINDS[MODALITY[kind]][kind](path="nowhere"), MEDIA[kind])
+        config.autoencoder.run_encoder(network, torch.zeros(MEDIA[kind]))
+    found = autoencoder_flops(config, MEDIA[kind])
     assert found == counter.get_total_flops() > 0
 
 

@@ -17,52 +17,15 @@ from core.errors import ConfigError
 from core.optional import need
 from modalities.conditioning import TextEncoder
 
-# Kind of autoencoder -> (class of diffusers, what its published config.json says of sizes).
-AUTOENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
-    # stabilityai/sd-vae-ft-ema
-    "sd_vae": (
-        "AutoencoderKL",
-        {
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "block_out_channels": (128, 256, 512, 512),
-            "layers_per_block": 2,
-            "latent_channels": 4,
-        },
-    ),
-    # black-forest-labs/FLUX.2-dev, vae; these are the class's own.
-    "flux2": ("AutoencoderKLFlux2", {}),
-    # Wan-AI/Wan2.2-TI2V-5B-Diffusers, vae
-    "wan22": (
-        "AutoencoderKLWan",
-        {
-            "base_dim": 160,
-            "decoder_base_dim": 256,
-            "z_dim": 48,
-            "dim_mult": [1, 2, 4, 4],
-            "num_res_blocks": 2,
-            "temperal_downsample": [False, True, True],
-            "is_residual": True,
-            "in_channels": 12,
-            "out_channels": 12,
-            "patch_size": 2,
-            "scale_factor_temporal": 4,
-            "scale_factor_spatial": 16,
-            "latents_mean": [0.0] * 48,
-            "latents_std": [1.0] * 48,
-        },
-    ),
-}
-
 
 def autoencoder_flops(config: AutoencoderConfig, media: tuple[int, ...]) -> int | None:
     """FLOPs of encoding media of a shape (B, *media); None for a kind whose published sizes are not known here.
 
     Raises ConfigError without diffusers. Tiles, which overlap, are not looked at.
     """
-    if config.kind not in AUTOENCODERS or not isinstance(config, PretrainedConfig):
+    if not isinstance(config, PretrainedConfig) or config.autoencoder.published is None:
         return None
-    name, sizes = AUTOENCODERS[config.kind]
+    name, sizes = config.autoencoder.published
     network_class = diffusers_class(config.kind, name)
     return _count(
         lambda: network_class(**sizes).eval(),
