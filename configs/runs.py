@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,11 @@ class LoadedRun:
         Images are (3, H, W) and videos (T, 3, H, W) in [-1, 1], audio is (channels, samples).
 
         Args:
-            settings: of `SamplerConfig`, in place of the run's own, such as `steps` and `cfg_scale`.
+            settings: of the sampler, in place of the run's own, such as `steps` and `cfg_scale`.
 
         Raises ConfigError for an unknown stream, and for sampler settings out of range.
         """
-        sampling = replace(choose("stream", stream, self.config.streams).sampling, **settings)
-        if found := sampling.problems():
-            raise ConfigError(found)
+        sampling = choose("stream", stream, self.config.streams).sampling.changed(**settings)
         return list(generate(self.generator, stream, prompts, sampling, seed, batch_size=batch_size))
 
 

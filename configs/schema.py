@@ -9,7 +9,7 @@ from typing import Any
 from core.alignment.terms import AlignmentConfig
 from core.errors import nearest
 from core.noising import NoisingConfig
-from core.sampling.sampler import SamplerConfig
+from core.sampling.config import SOLVERS, SamplerConfig
 from core.schedule import TimestepConfig
 from core.training.sections import kinds, section
 from core.training.trackers import LoggingConfig
@@ -95,7 +95,7 @@ class StreamConfig:
     condition_noise: float = 0.2
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     timestep: TimestepConfig = field(default_factory=TimestepConfig)
-    sampling: SamplerConfig = field(default_factory=SamplerConfig)
+    sampling: SamplerConfig = field(default_factory=SamplerConfig, metadata=kinds(SOLVERS, "solver", keeps=True))
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def problems(self) -> list[str]:

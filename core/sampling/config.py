@@ -1,12 +1,12 @@
-"""The sampler's settings, the table of solvers that they choose from, and the grid of times."""
+"""The sampler's settings, one dataclass for each solver, and the grid of times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from typing import Any, ClassVar, Self
 
-from core.errors import nearest, not_finite
+from core.errors import ConfigError, choose, nearest, not_finite
 from core.flow import shift_number
 from core.sampling.ode import Integrate, Step, dopri5, euler_step, heun_step, midpoint_step, on_grid, rk4_step
 from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS, Diffusion, diffusion, euler_maruyama_step, sde_heun_step
@@ -21,7 +21,10 @@ MOST_STEPS = 100_000
 
 @dataclass
 class SamplerConfig:
-    """How to integrate from noise to data.
+    """How to integrate from noise to data: what all solvers have, and Euler's, which has nothing else.
+
+    `SamplerConfig("heun", correct_last=False)` makes the dataclass of that solver, a row of SOLVERS, and raises
+    ConfigError for a solver that does not exist.
 
     Attributes:
         solver: a name in SOLVERS. ODE: euler, midpoint, heun, rk4 (1, 2, 2 and 4 evaluations a step), and dopri5, which
@@ -38,15 +41,10 @@ class SamplerConfig:
             neighbours, within the tolerances.
         start, end: first and last time, before the shift. The state at `start` is the noise, that at `end` the
             answer, with what noise is left in it (RAE: 0.001).
-        correct_last: heun: correct the last step as well, or leave it an Euler step (EDM, arXiv 2206.00364,
-            Algorithm 1, and REPA's sampler).
-        atol, rtol: dopri5: tolerances of the error (defaults of SiT).
-        land_on_end: dopri5: end the last step at `end`. Off as in SiT, where that step reaches far past the data and
-            is interpolated back: the trunk is asked for levels below 0, and the error is larger.
-        diffusion_form, diffusion_norm: SDE: the diffusion, a name in core.sampling.sde.DIFFUSION_FORMS, and its scale.
-        last_step: SDE: how the last step reaches 0, a name in core.sampling.sde.LAST_STEPS.
-        last_step_size: SDE: time at which the last step begins, after the shift.
+        adaptive: the solver chooses its own steps, from the state of all the samples that it is given.
     """
+
+    adaptive: ClassVar[bool] = False
 
     solver: str = "euler"
     steps: int = 50
@@ -57,21 +55,21 @@ class SamplerConfig:
     batch_invariant: bool = True
     start: float = 1.0
     end: float = 0.0
-    correct_last: bool = True
-    atol: float = 1e-6
-    rtol: float = 1e-3
-    land_on_end: bool = True
-    diffusion_form: str = "sigma"
-    diffusion_norm: float = 1.0
-    last_step: str = "mean"
-    last_step_size: float = LAST_SDE_STEP
+
+    def __new__(cls, solver: str = "euler", *_args: Any, **_settings: Any) -> Self:
+        row: Any = choose("solver", solver, SOLVERS) if cls is SamplerConfig else cls
+        return super().__new__(row)
+
+    def build(self) -> Integrate:
+        """The solver."""
+        return on_grid(euler_step)
 
     def problems(self) -> list[str]:
         if found := not_finite(self):
             return found
-        if self.solver not in SOLVERS:
-            found.append(f"solver: {self.solver!r} is not one of {', '.join(SOLVERS)}.{nearest(self.solver, SOLVERS)}")
-        least = 2 if self._ends_in_one_step() else 1
+        if SOLVERS.get(self.solver) is not type(self):
+            found.append(f"solver: {self.solver!r} is not that of {type(self).__name__}; `changed` chooses another")
+        least = 1 if self.last_step_length() is None else 2
         if self.steps < least:
             found.append(f"steps: {self.steps} must be at least {least}")
         if self.steps > MOST_STEPS:
@@ -85,14 +83,12 @@ class SamplerConfig:
             found.append(f"conditioning_noise: {self.conditioning_noise} must lie in [0, 1)")
         if not 0 <= self.end < self.start <= 1:
             found.append(f"start, end: {self.start}, {self.end} must lie in [0, 1], the end below the start")
-        for name in ("atol", "rtol"):
-            if not getattr(self, name) > 0:
-                found.append(f"{name}: {getattr(self, name)} must be above 0")
-        found += self._unread() + self._sde_problems()
+        found += self._own_problems()
         return found or self._grid_problems()
 
-    def _ends_in_one_step(self) -> bool:
-        return self.solver in ("sde", "sde_heun") and self.last_step != "none"
+    def _own_problems(self) -> list[str]:
+        """Of the settings that other solvers do not have."""
+        return []
 
     def _grid_problems(self) -> list[str]:
         """Of a grid whose settings are in range, each by itself."""
@@ -103,17 +99,118 @@ class SamplerConfig:
             "start and end apart"
         ]
 
-    def _unread(self) -> list[str]:
-        """Settings of other solvers, away from their defaults."""
-        found = []
-        for name in sorted({name for solver in SOLVERS.values() for name in solver.reads}):
-            value, default = getattr(self, name), getattr(SamplerConfig, name)
-            if self.solver in SOLVERS and name not in SOLVERS[self.solver].reads and value != default:
-                readers = " and ".join(other for other, solver in SOLVERS.items() if name in solver.reads)
-                found.append(f"{name}: {value!r} is read by {readers}, not by {self.solver}; leave it at {default!r}")
-        return found
+    def changed(self, **settings: Any) -> SamplerConfig:
+        """With other settings. Of another solver, what both have stays as it is.
 
-    def _sde_problems(self) -> list[str]:
+        Raises ConfigError for settings that the solver does not have, and for values out of range.
+        """
+        row = choose("solver", settings.pop("solver", self.solver), SOLVERS)
+        names = _names(row)
+        found = []
+        for name in settings:
+            if name not in names:
+                having = [solver for solver, other in SOLVERS.items() if name in _names(other)]
+                hint = f"; it belongs to {' and '.join(having)}" if having else f".{nearest(name, names)}"
+                found.append(f"{name}: no setting of solver {row.solver!r}{hint}")
+        if found:
+            raise ConfigError(found)
+        shared = {name: getattr(self, name) for name in names if name != "solver" and hasattr(self, name)}
+        merged: dict[str, Any] = {**shared, "solver": row.solver, **settings}
+        config = row(**merged)
+        if found := config.problems():
+            raise ConfigError(found)
+        return config
+
+    def last_step_length(self) -> float | None:
+        """Of a last step of its own; None where the last step is as long as the grid makes it."""
+        return None
+
+    def timesteps(self) -> list[float]:
+        """steps + 1 decreasing times, after the shift."""
+        return time_grid(self.steps, self.shift, self.last_step_length(), self.start, self.end)
+
+
+@dataclass
+class MidpointConfig(SamplerConfig):
+    solver: str = "midpoint"
+
+    def build(self) -> Integrate:
+        return on_grid(midpoint_step)
+
+
+@dataclass
+class HeunConfig(SamplerConfig):
+    """
+    Attributes:
+        correct_last: correct the last step as well, or leave it an Euler step (EDM, arXiv 2206.00364, Algorithm 1, and
+            REPA's sampler).
+    """
+
+    solver: str = "heun"
+    correct_last: bool = True
+
+    def build(self) -> Integrate:
+        return on_grid(heun_step, None if self.correct_last else euler_step)
+
+
+@dataclass
+class RK4Config(SamplerConfig):
+    solver: str = "rk4"
+
+    def build(self) -> Integrate:
+        return on_grid(rk4_step)
+
+
+@dataclass
+class Dopri5Config(SamplerConfig):
+    """
+    Attributes:
+        atol, rtol: tolerances of the error (defaults of SiT).
+        land_on_end: end the last step at `end`. Off as in SiT, where that step reaches far past the data and is
+            interpolated back: the trunk is asked for levels below 0, and the error is larger.
+    """
+
+    adaptive: ClassVar[bool] = True
+
+    solver: str = "dopri5"
+    atol: float = 1e-6
+    rtol: float = 1e-3
+    land_on_end: bool = True
+
+    def build(self) -> Integrate:
+        return dopri5(self.atol, self.rtol, self.land_on_end)
+
+    def _own_problems(self) -> list[str]:
+        values = {"atol": self.atol, "rtol": self.rtol}
+        return [f"{name}: {value} must be above 0" for name, value in values.items() if not value > 0]
+
+
+@dataclass
+class SDEConfig(SamplerConfig):
+    """
+    Attributes:
+        diffusion_form, diffusion_norm: the diffusion, a name in core.sampling.sde.DIFFUSION_FORMS, and its scale.
+        last_step: how the last step reaches 0, a name in core.sampling.sde.LAST_STEPS.
+        last_step_size: time at which the last step begins, after the shift.
+    """
+
+    solver: str = "sde"
+    diffusion_form: str = "sigma"
+    diffusion_norm: float = 1.0
+    last_step: str = "mean"
+    last_step_size: float = LAST_SDE_STEP
+
+    def build(self) -> Integrate:
+        d, last = diffusion(self.diffusion_form, self.diffusion_norm), LAST_STEPS[self.last_step]
+        return on_grid(self.make_step(d), last and last(d))
+
+    def make_step(self, d: Diffusion) -> Step:
+        return euler_maruyama_step(d)
+
+    def last_step_length(self) -> float | None:
+        return None if self.last_step == "none" else self.last_step_size
+
+    def _own_problems(self) -> list[str]:
         found = []
         for name, table in (("diffusion_form", DIFFUSION_FORMS), ("last_step", LAST_STEPS)):
             value = getattr(self, name)
@@ -122,72 +219,56 @@ class SamplerConfig:
         found += _out_of_range("diffusion_norm", self.diffusion_norm, MOST_DIFFUSION)
         if not 0 < self.last_step_size < 1:
             found.append(f"last_step_size: {self.last_step_size} must lie between 0 and 1")
-        if self.solver not in ("sde", "sde_heun"):
-            return found
         if self.diffusion_form == "sbdm" and self.start == 1:
             found.append("start: 1.0 must be below 1 (0.999, say): diffusion_form sbdm is infinite at 1")
-        if self._ends_in_one_step() and self.end != 0:
-            found.append(f"end: {self.end} must be 0, where last_step {self.last_step} ends; or set last_step to none")
-        if self._ends_in_one_step() and self.shift > 0 and self.last_step_size >= shift_number(self.start, self.shift):
-            found.append(f"last_step_size: {self.last_step_size} must be below the start")
-        if self.last_step == "none" and self.last_step_size != LAST_SDE_STEP:
-            found.append(f"last_step_size: {self.last_step_size} is not read with last_step none; leave it at 0.04")
-        if self.last_step == "none" and self.solver == "sde_heun" and self.end == 0:
+        if self.last_step == "none":
+            if self.last_step_size != LAST_SDE_STEP:
+                found.append(f"last_step_size: {self.last_step_size} is not read with last_step none; leave it at 0.04")
+        else:
+            if self.end != 0:
+                found.append(
+                    f"end: {self.end} must be 0, where last_step {self.last_step} ends; or set last_step to none"
+                )
+            if self.shift > 0 and self.last_step_size >= shift_number(self.start, self.shift):
+                found.append(f"last_step_size: {self.last_step_size} must be below the start")
+        return found
+
+
+@dataclass
+class SDEHeunConfig(SDEConfig):
+    solver: str = "sde_heun"
+
+    def make_step(self, d: Diffusion) -> Step:
+        return sde_heun_step(d)
+
+    def _own_problems(self) -> list[str]:
+        found = super()._own_problems()
+        if self.last_step == "none" and self.end == 0:
             found.append(
                 f"end: {self.end} must be above 0 (0.001, say): sde_heun with last_step none needs the score there"
             )
         return found
 
-    def for_solver(self, solver: str) -> SamplerConfig:
-        """With another solver, and with settings that it does not read at their defaults."""
-        unread = [name for other in SOLVERS.values() for name in other.reads if name not in SOLVERS[solver].reads]
-        return replace(self, solver=solver, **{name: getattr(SamplerConfig, name) for name in unread})
 
-    def timesteps(self) -> list[float]:
-        """steps + 1 decreasing times, after the shift."""
-        last_step = self.last_step_size if self._ends_in_one_step() else None
-        return time_grid(self.steps, self.shift, last_step, self.start, self.end)
+SOLVERS: dict[str, type[SamplerConfig]] = {
+    "euler": SamplerConfig,
+    "midpoint": MidpointConfig,
+    "heun": HeunConfig,
+    "rk4": RK4Config,
+    "dopri5": Dopri5Config,
+    "sde": SDEConfig,
+    "sde_heun": SDEHeunConfig,
+}
+
+
+def _names(row: type[SamplerConfig]) -> list[str]:
+    return [entry.name for entry in fields(row)]
 
 
 def _out_of_range(name: str, value: float, most: float) -> list[str]:
     if value < 0:
         return [f"{name}: {value} must not be negative"]
     return [f"{name}: {value} must be at most {most:g}"] if value > most else []
-
-
-@dataclass(frozen=True)
-class Solver:
-    """
-    Attributes:
-        build: config -> the solver.
-        reads: the settings that some solvers do not read, and this one does.
-        adaptive: it chooses its own steps, from the state of all the samples that it is given.
-    """
-
-    build: Callable[[SamplerConfig], Integrate]
-    reads: tuple[str, ...] = ()
-    adaptive: bool = False
-
-
-def _sde(config: SamplerConfig, make_step: Callable[[Diffusion], Step]) -> Integrate:
-    d, last = diffusion(config.diffusion_form, config.diffusion_norm), LAST_STEPS[config.last_step]
-    return on_grid(make_step(d), last and last(d))
-
-
-SDE_SETTINGS = ("diffusion_form", "diffusion_norm", "last_step", "last_step_size")
-SOLVERS = {
-    "euler": Solver(lambda config: on_grid(euler_step)),
-    "midpoint": Solver(lambda config: on_grid(midpoint_step)),
-    "heun": Solver(lambda config: on_grid(heun_step, None if config.correct_last else euler_step), ("correct_last",)),
-    "rk4": Solver(lambda config: on_grid(rk4_step)),
-    "dopri5": Solver(
-        lambda config: dopri5(config.atol, config.rtol, config.land_on_end),
-        ("atol", "rtol", "land_on_end"),
-        adaptive=True,
-    ),
-    "sde": Solver(lambda config: _sde(config, euler_maruyama_step), SDE_SETTINGS),
-    "sde_heun": Solver(lambda config: _sde(config, sde_heun_step), SDE_SETTINGS),
-}
 
 
 def time_grid(

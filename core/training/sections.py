@@ -31,16 +31,19 @@ class Kinds:
 
         source: SourceConfig = field(default_factory=FolderConfig, metadata=kinds(SOURCES))
 
-    A section that names another kind than the one under it replaces it: nothing stays of what was set for that kind.
+    A section that names another kind than the one under it replaces it: nothing stays of what was set for that kind,
+    unless `keeps`.
 
     Attributes:
         rows: kind -> dataclass, all with one base class; or a function that returns this, where the table is not yet
             complete. The first kind is that of a section that names none.
         key: the setting that names the kind.
+        keeps: what was set for the former kind stays where the new one has such a setting, too.
     """
 
     rows: Mapping[str, type] | Callable[[], Mapping[str, type]]
     key: str = "kind"
+    keeps: bool = False
 
     @property
     def table(self) -> Mapping[str, type]:
@@ -61,12 +64,18 @@ class Kinds:
 
     def kept(self, under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         """What stays of a section when `over` is laid on top of it."""
-        return under if self.named({self.key: self.named(under)} | over) == self.named(under) else {}
+        kind = over.get(self.key, self.named(under))
+        if kind == self.named(under):
+            return under
+        names = field_names(self.table[kind]) if self.keeps and isinstance(kind, str) and kind in self.table else []
+        return {name: value for name, value in under.items() if name in names}
 
 
-def kinds(rows: Mapping[str, type] | Callable[[], Mapping[str, type]], key: str = "kind") -> dict[str, Kinds]:
+def kinds(
+    rows: Mapping[str, type] | Callable[[], Mapping[str, type]], key: str = "kind", keeps: bool = False
+) -> dict[str, Kinds]:
     """Metadata of a field that holds such a section, or a dict or list of them; see `Kinds`."""
-    return {"kinds": Kinds(rows, key)}
+    return {"kinds": Kinds(rows, key, keeps)}
 
 
 def kinds_of(field: dataclasses.Field[Any]) -> Kinds | None:

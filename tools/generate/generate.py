@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from core.errors import ConfigError, nearest
 from core.keys import generator
 from core.sampling.sampler import SOLVERS, SamplerConfig
 from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS
+from core.training.sections import field_names
 from modalities.base import Known, Record
 from modalities.conditioning import describe_cut
 from modalities.generation import generate, guidance_problem
@@ -183,15 +184,14 @@ def warnings(loaded: LoadedRun, prompt: str, settings: SamplerConfig, negative: 
 def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> SamplerConfig:
     """The run's defaults with what the command line sets; raises ConfigError for values out of range.
 
-    With another solver than the run's, settings that only the run's solver reads fall back to their defaults.
+    With another solver than the run's, settings that only the run's solver has are left behind.
     """
-    if options.solver is not None and options.solver != defaults.solver:
-        defaults = defaults.for_solver(options.solver)
-    given = {entry.name: getattr(options, entry.name, None) for entry in fields(SamplerConfig)}
-    settings = replace(defaults, **{name: value for name, value in given.items() if value is not None})
-    if found := settings.problems():
-        raise ConfigError(map(_as_option, found))
-    return settings
+    names = dict.fromkeys(name for solver in SOLVERS.values() for name in field_names(solver))
+    given = {name: getattr(options, name, None) for name in names}
+    try:
+        return defaults.changed(**{name: value for name, value in given.items() if value is not None})
+    except ConfigError as error:
+        raise ConfigError(map(_as_option, error.problems)) from error
 
 
 def _as_option(problem: str) -> str:
