@@ -9,6 +9,7 @@ from typing import Any
 from core.alignment.terms import AlignmentConfig
 from core.errors import nearest
 from core.noising import NoisingConfig
+from core.sampling.plan import part_name_problems
 from core.sampling.sampler import SamplerConfig
 from core.schedule import TimestepConfig
 from core.training.config import section
@@ -242,6 +243,7 @@ class Config:
             found.append(f"batch: {stream.batch} is not divisible by training.accumulate {accumulate}")
         elif self.alignment.dispersive is not None and stream.batch // accumulate < 2:
             found.append("batch: alignment.dispersive needs 2 or more samples in a microbatch (batch / accumulate)")
+        found += [f"sampling.{line}" for line in part_name_problems(stream.sampling, list(stream.named_parts(name)))]
         if self.noising.kind == "dual" and stream.timestep.buckets:
             found.append(
                 f"timestep.buckets: {stream.timestep.buckets} makes t and s agree; not with noising.kind dual, only 0"

@@ -9,6 +9,7 @@ from itertools import pairwise
 from core.errors import nearest, not_finite
 from core.flow import shift_number
 from core.sampling.ode import Integrate, Step, dopri5, euler_step, heun_step, midpoint_step, on_grid, rk4_step
+from core.sampling.parts import PartSampling, waiting_problems
 from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS, Diffusion, diffusion, euler_maruyama_step, sde_heun_step
 
 # Of the SDE: the random steps end here. A step of 250 over [0, 1], whatever the number of steps (SiT, REPA, Self-Flow).
@@ -46,6 +47,7 @@ class SamplerConfig:
         diffusion_form, diffusion_norm: SDE: the diffusion, a name in core.sampling.sde.DIFFUSION_FORMS, and its scale.
         last_step: SDE: how the last step reaches 0, a name in core.sampling.sde.LAST_STEPS.
         last_step_size: SDE: time at which the last step begins, after the shift.
+        parts: name of a part -> what it does differently from the others.
     """
 
     solver: str = "euler"
@@ -65,6 +67,7 @@ class SamplerConfig:
     diffusion_norm: float = 1.0
     last_step: str = "mean"
     last_step_size: float = LAST_SDE_STEP
+    parts: dict[str, PartSampling] = field(default_factory=dict)
 
     def problems(self) -> list[str]:
         if found := not_finite(self):
@@ -89,7 +92,7 @@ class SamplerConfig:
             if not getattr(self, name) > 0:
                 found.append(f"{name}: {getattr(self, name)} must be above 0")
         found += self._unread() + self._sde_problems()
-        return found or self._grid_problems()
+        return found or self._grid_problems() or self._part_problems()
 
     def _ends_in_one_step(self) -> bool:
         return self.solver in ("sde", "sde_heun") and self.last_step != "none"
@@ -102,6 +105,25 @@ class SamplerConfig:
             f"shift: {self.shift} puts several of the {self.steps} steps at one time; bring it nearer to 1, or move "
             "start and end apart"
         ]
+
+    def _part_problems(self) -> list[str]:
+        """Of parts, where the settings for all of them are right."""
+        found = waiting_problems(self.parts)
+        for name, part in self.parts.items():
+            lines = part.problems() or self.of_part(part).problems()
+            if part.stop_at and not lines:
+                first, *_, last = self.of_part(part).timesteps()
+                if not last < part.stop_at < first:
+                    lines.append(
+                        f"stop_at: {part.stop_at} must lie between the end and the start, {last:g} and {first:g}"
+                    )
+            if part.movement() and self.solver in SOLVERS and SOLVERS[self.solver].adaptive:
+                lines.append(
+                    f"{', '.join(part.movement())}: not with {self.solver}, which chooses its steps for all parts at "
+                    "once; use a solver with a fixed grid, such as euler"
+                )
+            found += [f"parts.{name}.{line}" for line in lines]
+        return found
 
     def _unread(self) -> list[str]:
         """Settings of other solvers, away from their defaults."""
@@ -147,6 +169,25 @@ class SamplerConfig:
         """steps + 1 decreasing times, after the shift."""
         last_step = self.last_step_size if self._ends_in_one_step() else None
         return time_grid(self.steps, self.shift, last_step, self.start, self.end)
+
+    def of_part(self, part: PartSampling) -> SamplerConfig:
+        """The settings of one part, as if it was alone; where it ends is left to `path`."""
+        return replace(self, parts={}, **part.own())
+
+    def path(self, part: PartSampling) -> list[float]:
+        """The levels of a part that has the run to itself."""
+        own = self.of_part(part)
+        if not part.stop_at:
+            return own.timesteps()
+        if part.steps is None:
+            return [max(t, part.stop_at) for t in own.timesteps()]
+        end = shift_number(part.stop_at, 1 / own.shift)
+        return [*time_grid(part.steps, own.shift, None, own.start, end)[:-1], part.stop_at]
+
+    def guidance(self) -> float:
+        """The scale that is farthest from 1, of all parts; 1 is no guidance of any."""
+        own = [part.cfg_scale for part in self.parts.values() if part.cfg_scale is not None]
+        return max((self.cfg_scale, *own), key=lambda scale: abs(scale - 1))
 
 
 def _out_of_range(name: str, value: float, most: float) -> list[str]:

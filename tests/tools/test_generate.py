@@ -80,6 +80,7 @@ def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
             "diffusion_norm": 1.0,
             "last_step": "mean",
             "last_step_size": 0.04,
+            "parts": {},
         },
     }
 
