@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoencoders.base import LatentNormalization
-from core.errors import NotFiniteError
+from core.errors import ConfigError, NotFiniteError
 from core.sampling.plan import level_schedule
 from core.sampling.sampler import SamplerConfig, initial_noise, sample
 from core.trunk.ddt import DDT
@@ -80,10 +80,17 @@ def generate(
         progress: called after every sampler step with the number of samples that took it.
         negative: text or class name that guidance leads away from, in place of the null condition.
 
-    Raises NotFiniteError for a sample that holds NaN or infinite numbers.
+    Raises NotFiniteError for a sample that holds NaN or infinite numbers, and ConfigError where a part that was given
+    in every sample of the training is not given.
     """
     parts, known = model.parts[stream], known or {}
     each = [known] * len(prompts) if isinstance(known, Mapping) else list(known)
+    for name, part in made_parts(parts, config).items():
+        if part.given and not all(name in row for row in each):
+            raise ConfigError(
+                f"{name}: is given in every sample of the training (parts.{name}.given), and not here; the model has "
+                "not learned to make it"
+            )
     # Most often one for all, which is encoded once.
     encode = lru_cache(1)(lambda place: _known_tokens(model, parts, each[place]))
 

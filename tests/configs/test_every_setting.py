@@ -119,7 +119,7 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
     "layersync": (CONFIG, ["method=layersync", ONE_STEP], trains),
     "dispersive": (CONFIG, ["method=dispersive", ONE_STEP], trains),
     "hinge": (CONFIG, ["method=dispersive", "alignment.dispersive.variant=hinge", ONE_STEP], trains),
-    "separation": (CONFIG, ["method=self_flow_as", "streams.video.condition_on={first_frame: 0}", ONE_STEP], trains),
+    "separation": (CONFIG, ["method=self_flow_as", "streams.video.modes={first_frame: 0}", ONE_STEP], trains),
     "evaluation": (
         SIT,
         [f"streams.image.evaluation={EVALUATION}", "streams.image.val={size: 8, count: 60, seed: 1}"],
