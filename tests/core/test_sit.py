@@ -123,8 +123,6 @@ def test_batches_of_another_kind_are_refused():
     trunk = random_trunk()
     noisy, levels, batch = example()
     segment = batch.segments[0]
-    with pytest.raises(ShapeError, match="padding is not supported"):
-        trunk(*example(valid=torch.ones(2, 16, dtype=torch.bool)))
     with pytest.raises(ShapeError, match="exactly one segment"):
         trunk(noisy * 2, levels, TokenBatch((segment, replace(segment, part="other")), batch.context))
     with pytest.raises(ShapeError, match=r"expected \(2, 16, 16\), got \(2, 16, 8\)"):
@@ -150,6 +148,7 @@ def test_taps_are_checked():
         ({"width": 30, "heads": 4}, "not a multiple of heads"),
         ({"width": 30, "heads": 2}, "multiple of 4"),
         ({"channels": 6}, "patch"),
+        ({"width": 96, "heads": 3, "channels": 100}, "channels: 100 are more than the width, 96"),
         ({"num_classes": 1}, "null class"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),
         ({"depth": 0}, "depth: 0"),
