@@ -148,5 +148,5 @@ def part_name_problems(config: SamplerConfig, names: Sequence[str]) -> list[str]
             hint = nearest(part.after, names)
             found.append(f"parts.{name}.after: {part.after!r} is not one of {', '.join(names)}.{hint}")
     if all(name in config.parts and not config.parts[name].sampled for name in names):
-        found.append(f"parts: {', '.join(names)} are all absent or omitted, so that nothing is left to make")
+        found.append(f"parts: nothing is left to make; absent or omitted: {', '.join(names)}")
     return found

@@ -112,11 +112,6 @@ class DDTConfig:
                 found.append(
                     f"{name}: {width} gives heads of {width // heads} channels, not a multiple of 4 (two axes)"
                 )
-        if self.channels > shape.head_width:
-            found.append(
-                f"channels: {self.channels} are more than the head's width, {shape.head_width}; it could not carry the "
-                "noise that it has to return. Use a wider head_width"
-            )
         if self.num_classes < 2:
             found.append(f"num_classes: {self.num_classes} must be at least 2, one class and the null class")
         if not self.mlp_ratio > 0:

@@ -86,11 +86,6 @@ class SiTConfig:
             found.append(f"width: {shape.width} must be a multiple of 4 (sine and cosine for two axes)")
         if self.channels % self.patch**2:
             found.append(f"channels: {self.channels} is not a multiple of patch^2, {self.patch**2}")
-        if self.channels > shape.width:
-            found.append(
-                f"channels: {self.channels} are more than the width, {shape.width}; the trunk could not carry the "
-                "noise that it has to return. Use a wider one, or ddt, whose head is wide"
-            )
         if self.num_classes < 2:
             found.append(f"num_classes: {self.num_classes} must be at least 2, one class and the null class")
         if not self.mlp_ratio > 0:

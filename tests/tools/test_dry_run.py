@@ -89,10 +89,12 @@ def test_every_part_of_a_stream_is_listed_with_its_tokens_channels_and_positions
     assert "            what is given has noise levels up to 0.05" in lines
     assert any(line.startswith("  activations audiovisual ") for line in lines)
     assert sum(" GFLOP a step" in line for line in lines) == 1
-    own += ["streams.audiovisual.modes={independent: 1}", "streams.audiovisual.positions_per_second=8"]
+    own += ["streams.audiovisual.modes={independent: 0.9, video_given: 0, audio_given: 0.1}"]
+    own += ["streams.audiovisual.positions_per_second=8", "streams.audiovisual.parts.audio.timestep={shift: 2}"]
     own += ["streams.audiovisual.parts.audio.loss_weight=0.5"]
     lines = shown(capsys, *own, config=AUDIOVISUAL)
-    assert "  modes     independent in 100% of the samples" in lines
+    assert "  modes     audio given in 10%, independent in 90% of the samples" in lines
+    assert "            audio alone: uniform, shift 2" in lines
     assert any("37 tokens at t 0 to 9 (0.25 apart); loss weight 0.5" in line for line in lines)
 
 

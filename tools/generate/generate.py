@@ -19,6 +19,7 @@ from configs.runs import WEIGHTS, LoadedRun, load_run
 from core.errors import ConfigError, nearest
 from core.keys import generator
 from core.sampling.parts import PartSampling
+from core.sampling.plan import part_name_problems
 from core.sampling.sampler import SOLVERS, SamplerConfig
 from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS
 from core.training.config import from_plain, to_plain
@@ -123,6 +124,8 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.folder} was not trained on {options.stream}; it has {', '.join(streams)}.{hint}")
     prompts = [prompt for prompt in asked(options, loaded) for _ in range(options.number)]
     settings = sampler_settings(options, streams[options.stream].sampling)
+    if found := part_name_problems(settings, list(loaded.generator.parts[options.stream])):
+        raise ConfigError(map(_as_option, found))
     check_negative(options, loaded, settings)
     for line in dict.fromkeys(
         line for prompt in prompts for line in warnings(loaded, prompt, settings, options.negative)
@@ -222,8 +225,10 @@ def with_parts(settings: SamplerConfig, wanted: Sequence[str]) -> SamplerConfig:
 
 def _as_option(problem: str) -> str:
     """A line of `problems` under the names of the command line."""
+    if problem.startswith("parts: "):
+        return problem.replace("parts", "--part", 1)
     if problem.startswith("parts."):
-        return f"--part {problem.removeprefix('parts.')}"
+        return problem.replace("parts.", "--part ", 1)
     names, rest = problem.split(":", 1)
     return f"{', '.join(f'--{name}' for name in names.split(', ')).replace('_', '-')}:{rest}"
 

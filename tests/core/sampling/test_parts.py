@@ -366,7 +366,7 @@ def test_parts_that_wait_for_each_other_or_start_below_their_stop():
         ),
         (
             {"video": {"absent": True}, "action": {"omit": True}},
-            "parts: video, action are all absent or omitted, so that nothing is left to make",
+            "parts: nothing is left to make; absent or omitted: video, action",
         ),
     ],
 )
