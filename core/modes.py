@@ -1,8 +1,8 @@
 """How the parts of a sample are trained: at levels of one draw or of several, and which of them are given or absent.
 
 The mode of a sample is drawn from a small table of shares. What is given has one small level, and what is absent has
-level 1, pure noise; neither carries loss. A generated sample uses the same (core/sampling/parts.py): one model learns
-to make every part from every other.
+level 1, pure noise; neither carries loss. So one model learns to make every part with or without every other; how it
+is then sampled is up to core/sampling/parts.py.
 """
 
 from __future__ import annotations
@@ -41,12 +41,10 @@ class Mode:
 
     def conditioning_mask(self, length: int) -> Tensor:
         """(L,) bool, tokens without loss."""
-        nothing = torch.zeros(length, dtype=torch.bool)
-        return _or(self.given, nothing) | _or(self.absent, nothing)
-
-
-def _or(mask: Tensor | None, otherwise: Tensor) -> Tensor:
-    return otherwise if mask is None else mask
+        held = torch.zeros(length, dtype=torch.bool)
+        for mask in (self.given, self.absent):
+            held = held if mask is None else held | mask
+        return held
 
 
 SHARED = Mode(own_timestep=False)

@@ -201,8 +201,8 @@ def draw_levels(
     Args:
         mask_ratio: R_M, share of tokens that the mask picks.
         lengths: tokens of each part; their sum is L.
-        given: (L,) bool, conditioning tokens; student and teacher both see them at one level drawn uniformly
-            in [0, given_noise], whatever the plan says.
+        conditioning_mask: (L,) bool, conditioning tokens; student and teacher both see them at one level drawn
+            uniformly in [0, conditioning_noise], whatever the plan says.
 
     Raises:
         ConfigError: given tokens under attention separation.
