@@ -4,7 +4,7 @@
     methods      method(NAME): noising and alignment of every row of the method table; METHODS has the names
     training     token_batch, draw, Objective, total_loss, make_teacher, update_teacher, CheckpointStore
     your own     AlignmentInputs and LossTerm: what an alignment term gets and returns
-    sampling     sample, initial_noise, SamplerConfig
+    sampling     sample, initial_noise, SamplerConfig, PartSampling
     runs         from_pretrained(RUN).generate(STREAM, PROMPTS)
 
 t = 0 is data and t = 1 is noise; velocity is noise minus data. Layers are 1-based: "layer 8" is the
@@ -21,6 +21,7 @@ from core.draw import draw, token_batch
 from core.errors import SelfFlowError
 from core.noising import NoiseSample, NoisingConfig
 from core.objective import Objective, total_loss
+from core.sampling.parts import PartSampling
 from core.sampling.sampler import SamplerConfig, initial_noise, sample
 from core.schedule import TimestepConfig
 from core.training.checkpoint import CheckpointStore
@@ -50,6 +51,7 @@ __all__ = [
     "NoiseSample",
     "NoisingConfig",
     "Objective",
+    "PartSampling",
     "SamplerConfig",
     "Segment",
     "SelfFlowError",

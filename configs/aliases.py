@@ -119,6 +119,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("masking_ratio", "mask_prob"), ("streams.*.mask_ratio",)),
     # What they were called here before.
     "modalities": ("streams",),
-    "first_frame_share": ("streams.*.condition_on",),
+    "first_frame_share": ("streams.*.modes",),
+    "condition_on": ("streams.*.modes",),
     "first_frame_noise": ("streams.*.condition_noise",),
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 from configs.assembly import Assembly
 from configs.assembly.latents import check_latents
 from configs.assembly.sources import stream_modalities
-from configs.assembly.streams import build_conditioning
+from configs.assembly.streams import build_modes
 from configs.schema import Config, StreamConfig
 from core.errors import CheckpointError, ConfigError, choose
 from core.evaluation.pair import PairPlan
@@ -169,5 +169,5 @@ def pair_plan(assembly: Assembly, student: Trunk, name: str) -> PairPlan | None:
         return None
     stream = config.streams[name]
     layer, teacher_layer = config.alignment.ema_teacher.layers(student.depth)
-    given = build_conditioning(name, stream, assembly.parts[name])
-    return PairPlan(student, layer, teacher_layer, config.noising, stream.timestep, stream.mask_ratio, given)
+    modes = build_modes(name, stream, assembly.parts[name])
+    return PairPlan(student, layer, teacher_layer, config.noising, stream.timestep, stream.mask_ratio, modes)

@@ -10,6 +10,7 @@ from core.alignment.terms import AlignmentConfig
 from core.errors import nearest
 from core.noising import NoisingConfig
 from core.sampling.config import SOLVERS, SamplerConfig
+from core.sampling.plan import part_name_problems
 from core.schedule import TimestepConfig
 from core.training.sections import kinds, section
 from core.training.trackers import LoggingConfig
@@ -26,8 +27,8 @@ from modalities.table import media_settings
 from modalities.targets import EncoderConfig
 from modalities.targets.build import FAMILIES
 
-# Rows of `condition_on` that are no names of parts.
-NONE, FIRST_FRAME = "none", "first_frame"
+# Rows of `modes` that name no part.
+SHARED, INDEPENDENT, FIRST_FRAME = "shared", "independent", "first_frame"
 
 
 @dataclass
@@ -39,12 +40,18 @@ class PartConfig:
         loss_weight: factor of its mean velocity error.
         std_floor: a channel of its latents counts as varying at least this much, as a share of all channels' root mean
             square, where statistics are measured. Higher for audio clips whose high frequencies are nearly silent.
+        given: in every sample and whatever the mode: the frame that a robot sees now, its state.
+        condition_noise: where it is given, its level is uniform in [0, condition_noise]; null is the stream's.
+        timestep: p(t) where its levels are drawn alone, in other modes than shared; null is the stream's.
         media: size and autoencoder; the settings of its modality.
     """
 
     modality: str = ""
     loss_weight: float = 1.0
     std_floor: float = 0.01
+    given: bool = False
+    condition_noise: float | None = None
+    timestep: TimestepConfig | None = None
     media: Any = section(media_settings)  # noqa: RUF009 - makes a field
 
     def problems(self) -> list[str]:
@@ -53,6 +60,8 @@ class PartConfig:
             found.append(f"loss_weight: {self.loss_weight} must be above 0")
         if not 0 < self.std_floor <= 1:
             found.append(f"std_floor: {self.std_floor} must lie in (0, 1]")
+        if self.condition_noise is not None and not 0 <= self.condition_noise <= 1:
+            found.append(f"condition_noise: {self.condition_noise} must lie in [0, 1]")
         return found
 
 
@@ -70,9 +79,12 @@ class StreamConfig:
         modality, std_floor, media: of the only part, as of PartConfig; modality "" is the name of the stream.
         parts: name -> part, in the order in which their tokens lie; empty for one part.
         positions_per_second: of the axis of time that all `parts` share; null is the token rate of the finest part.
-        condition_on: what is given, and in which share of the samples: the name of a part, or first_frame (of a video).
-            What is missing to 1 is `none`. Given tokens carry no loss.
-        condition_noise: their noise level is uniform in [0, condition_noise] (paper App. F: 0.2).
+        modes: in which shares of the samples parts are trained in which way; what is missing to 1 is `shared`.
+            shared (one pair of timesteps and one mask for all parts: the paper's), independent (a pair and a mask of
+            its own for each), A_leads_B (part B is noisier than A, as far as Beta(1.5, 1) says), X_given (part X is
+            there with hardly any noise), X_absent (it is pure noise), first_frame (that of a video is given). What is
+            given or absent carries no loss.
+        condition_noise: the noise level of what is given is uniform in [0, condition_noise] (paper App. F: 0.2).
         encoders: name -> frozen network whose features of the clean media `alignment.external` aligns with; of a stream
             of one part.
         timestep: p(t).
@@ -91,7 +103,7 @@ class StreamConfig:
     media: Any = section(media_settings)  # noqa: RUF009 - makes a field
     parts: dict[str, PartConfig] = field(default_factory=dict)
     positions_per_second: float | None = None
-    condition_on: dict[str, float] = field(default_factory=dict)
+    modes: dict[str, float] = field(default_factory=lambda: {SHARED: 1.0})
     condition_noise: float = 0.2
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     timestep: TimestepConfig = field(default_factory=TimestepConfig)
@@ -106,11 +118,13 @@ class StreamConfig:
             found.append(f"mask_ratio: {self.mask_ratio} must lie in (0, 0.5]")
         found += [f"encoders.{name}: the name must be a plain one" for name in self.encoders if not name.isidentifier()]
         found += [f"encoders.{name}.{line}" for name, e in self.encoders.items() for line in e.problems()]
-        return found + self._part_problems() + self._condition_problems()
+        return found + self._part_problems() + self._mode_problems()
 
     def named_parts(self, name: str) -> dict[str, PartConfig]:
         """The parts with their modalities spelled out; `name` is the stream's."""
-        parts = self.parts or {self.modality or name: PartConfig(self.modality, 1.0, self.std_floor, self.media)}
+        parts = self.parts or {
+            self.modality or name: PartConfig(self.modality, std_floor=self.std_floor, media=self.media)
+        }
         return {key: replace(part, modality=part.modality or key) for key, part in parts.items()}
 
     def _part_problems(self) -> list[str]:
@@ -122,26 +136,34 @@ class StreamConfig:
         if self.std_floor != StreamConfig.std_floor:
             found.append("std_floor: belongs to each of the parts, parts.NAME.std_floor")
         found += [f"parts.{name}: the name must be a plain one" for name in self.parts if not name.isidentifier()]
-        found += [f"parts.{name}: has a meaning in condition_on" for name in self.parts if name in (NONE, FIRST_FRAME)]
         if self.encoders:
             found.append("encoders: look at the media of one part; not with several `parts`")
         if self.positions_per_second is not None and not self.positions_per_second > 0:
             found.append(f"positions_per_second: {self.positions_per_second} must be above 0")
         return found
 
-    def _condition_problems(self) -> list[str]:
-        found = []
-        allowed = (NONE, FIRST_FRAME, *self.parts)
-        for name, share in self.condition_on.items():
+    def drawn_modes(self) -> dict[str, float]:
+        """The modes but `shared`, which is the rest."""
+        return {name: share for name, share in self.modes.items() if name != SHARED and share > 0}
+
+    def _mode_problems(self) -> list[str]:
+        found, allowed = [], [SHARED, FIRST_FRAME]
+        if self.parts:
+            pairs = [f"{a}_leads_{b}" for a in self.parts for b in self.parts if a != b]
+            allowed += [INDEPENDENT, *(f"{x}_{how}" for x in self.parts for how in ("given", "absent")), *pairs]
+        for name, share in self.modes.items():
             if name not in allowed:
-                found.append(f"condition_on.{name}: is not one of {', '.join(allowed)}.{nearest(name, allowed)}")
+                found.append(f"modes.{name}: is not one of {', '.join(allowed)}.{nearest(name, allowed)}")
             if not 0 <= share <= 1:
-                found.append(f"condition_on.{name}: {share} must lie in [0, 1]")
-        total = sum(self.condition_on.values())
-        if total > 1 + 1e-6 or (NONE in self.condition_on and abs(total - 1) > 1e-6):
-            found.append(f"condition_on: sums to {total:g}; must be 1, or less without {NONE}, which is the rest")
+                found.append(f"modes.{name}: {share} must lie in [0, 1]")
+        total = sum(self.modes.values())
+        if total > 1 + 1e-6 or (SHARED in self.modes and abs(total - 1) > 1e-6):
+            found.append(f"modes: sums to {total:g}; must be 1, or less without {SHARED}, which is the rest")
         if not 0 <= self.condition_noise <= 1:
             found.append(f"condition_noise: {self.condition_noise} must lie in [0, 1]")
+        for name, part in self.parts.items():
+            if part.timestep is not None and not set(self.drawn_modes()) - {FIRST_FRAME}:
+                found.append(f"parts.{name}.timestep: is read in modes that draw its levels alone, not in {SHARED}")
         return found
 
 
@@ -195,8 +217,6 @@ class Config:
             found.append(
                 "training.ema.decay: 0 makes the teacher the student itself; alignment.ema_teacher needs an average"
             )
-        if self.noising.timesteps == "per_part" and not any(stream.parts for stream in self.streams.values()):
-            found.append("noising.timesteps: 'per_part' is read for streams of several parts alone, and there is none")
         return found + self._watching_problems()
 
     def parts(self) -> Iterator[tuple[str, str, PartConfig]]:
@@ -244,14 +264,25 @@ class Config:
             found.append(f"batch: {stream.batch} is not divisible by training.accumulate {accumulate}")
         elif self.alignment.dispersive is not None and stream.batch // accumulate < 2:
             found.append("batch: alignment.dispersive needs 2 or more samples in a microbatch (batch / accumulate)")
-        if self.noising.kind == "dual" and stream.timestep.buckets:
+        found += [f"sampling.{line}" for line in part_name_problems(stream.sampling, list(stream.named_parts(name)))]
+        own = {f"parts.{part}.timestep": entry.timestep for part, entry in stream.parts.items()}
+        for place, timestep in {"timestep": stream.timestep, **own}.items():
+            if self.noising.kind == "dual" and timestep is not None and timestep.buckets:
+                found.append(
+                    f"{place}.buckets: {timestep.buckets} makes t and s agree; not with noising.kind dual, only 0"
+                )
+        given = [part for part, entry in stream.parts.items() if entry.given]
+        if self.noising.attention_separation and (stream.drawn_modes() or given):
             found.append(
-                f"timestep.buckets: {stream.timestep.buckets} makes t and s agree; not with noising.kind dual, only 0"
+                f"modes: tokens of {', '.join([*stream.drawn_modes(), *given])} would belong to no group; only shared "
+                "with attention_separation"
             )
-        if self.noising.attention_separation and any(
-            share > 0 for row, share in stream.condition_on.items() if row != NONE
-        ):
-            found.append("condition_on: given tokens would belong to no group; not with attention_separation")
+        if self.noising.kind == "diffusion_forcing":
+            found += [
+                f"modes.{mode}: not with noising.kind diffusion_forcing, where no part has a level as a whole"
+                for mode in stream.drawn_modes()
+                if "_leads_" in mode
+            ]
         if self.alignment.external is not None and stream.parts:
             found.append("parts: alignment.external looks at the media of one part; not with several `parts`")
         elif self.alignment.external is not None and not stream.encoders:

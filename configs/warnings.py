@@ -44,13 +44,14 @@ def schedule_warning(training: TrainingConfig) -> str | None:
 
 def guidance_warning(sampling: SamplerConfig, condition: ConditionConfig) -> str | None:
     """For a guidance scale whose null condition, or whose condition, the model has not learned."""
-    if sampling.cfg_scale == 1:
+    scale = sampling.guidance()
+    if scale == 1:
         return None
     if condition.kind == "none":
-        return f"cfg_scale: {sampling.cfg_scale:g} changes nothing with condition.kind none; leave it at 1"
+        return f"cfg_scale: {scale:g} changes nothing with condition.kind none; leave it at 1"
     if condition.cfg_dropout == 0:
         return (
-            f"cfg_scale: {sampling.cfg_scale:g} needs the null condition, which the model never learns with "
+            f"cfg_scale: {scale:g} needs the null condition, which the model never learns with "
             "condition.cfg_dropout 0; train with 0.1, or leave it at 1"
         )
     return None

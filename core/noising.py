@@ -36,8 +36,6 @@ class NoisingConfig:
         teacher: min (Self-Flow: all tokens at the cleanest level) or earlier (SRA: each level t becomes
             max(0, t - teacher_gap u), u uniform in [0, 1], drawn for each level).
         teacher_gap: of `earlier`; SRA and arXiv 2607.02508 have 0.2.
-        timesteps: of samples with several parts: shared (one draw of the plan, and one mask, over all tokens) or
-            per_part (a draw for each part; the teacher sees each part by its own draw).
     """
 
     kind: str = "homogeneous"
@@ -47,11 +45,10 @@ class NoisingConfig:
     attention_separation: bool = False
     teacher: str = "min"
     teacher_gap: float = 0.2
-    timesteps: str = "shared"
 
     def problems(self) -> list[str]:
         found = []
-        tables = {"kind": _PLANS, "mask": _MASKS, "teacher": TEACHERS, "timesteps": TIMESTEPS}
+        tables = {"kind": _PLANS, "mask": _MASKS, "teacher": TEACHERS}
         for name, table in tables.items():
             value = getattr(self, name)
             if value not in table:
@@ -72,8 +69,6 @@ class NoisingConfig:
                     f"homogeneous_prob: {self.homogeneous_prob} would put samples of one group among samples of "
                     "two; not with attention_separation"
                 )
-            if self.timesteps == "per_part":
-                found.append("timesteps: 'per_part' gives every part groups of its own; not with attention_separation")
         for name in ("s_within", "homogeneous_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 found.append(f"{name}: {getattr(self, name)} must lie in [0, 1]")
@@ -174,34 +169,22 @@ def _earlier(config: NoisingConfig, student: SampleLevels, generator: torch.Gene
 TEACHERS = {"min": _cleanest, "earlier": _earlier}
 
 
-def _shared(
-    config: NoisingConfig, timestep: TimestepConfig, ratio: float, lengths: Sequence[int], generator: torch.Generator
-) -> tuple[SampleLevels, SampleLevels]:
-    student = choose("noising.kind", config.kind, _PLANS)(config, timestep, ratio, sum(lengths), generator)
-    return student, choose("noising.teacher", config.teacher, TEACHERS)(config, student, generator)
+def student_levels(
+    config: NoisingConfig, timestep: TimestepConfig, mask_ratio: float, length: int, generator: torch.Generator
+) -> SampleLevels:
+    """Levels that the plan draws for a sample of `length` tokens."""
+    return choose("noising.kind", config.kind, _PLANS)(config, timestep, mask_ratio, length, generator)
 
 
-def _per_part(
-    config: NoisingConfig, timestep: TimestepConfig, ratio: float, lengths: Sequence[int], generator: torch.Generator
-) -> tuple[SampleLevels, SampleLevels]:
-    if len(lengths) == 1:
-        return _shared(config, timestep, ratio, lengths, generator)
-    drawn = [_shared(config, timestep, ratio, [length], generator) for length in lengths]
-    student, teacher = (_joined(list(side), lengths) for side in zip(*drawn, strict=True))
-    return student, teacher
+def teacher_levels(config: NoisingConfig, student: SampleLevels, generator: torch.Generator) -> SampleLevels:
+    """What the teacher sees in place of the student's levels."""
+    return choose("noising.teacher", config.teacher, TEACHERS)(config, student, generator)
 
 
-def _joined(parts: list[SampleLevels], lengths: Sequence[int]) -> SampleLevels:
-    """The levels of the parts of one sample, side by side."""
-    rows, first = [], 0
-    for part, length in zip(parts, lengths, strict=True):
-        index = torch.zeros(length, dtype=torch.long) if part.index is None else part.index
-        rows.append(index + first)
-        first += len(part.values)
-    return SampleLevels(torch.cat([part.values for part in parts]), torch.cat(rows))
-
-
-TIMESTEPS = {"shared": _shared, "per_part": _per_part}
+def level_counts(config: NoisingConfig, length: int) -> tuple[int, int]:
+    """How many levels these two have, for a sample of `length` tokens."""
+    student = {"homogeneous": 1, "diffusion_forcing": length}.get(config.kind, 2)
+    return student, 1 if config.teacher == "min" else student
 
 
 def draw_levels(
@@ -213,20 +196,19 @@ def draw_levels(
     conditioning_mask: Tensor | None = None,
     conditioning_noise: float = 0.0,
 ) -> tuple[SampleLevels, SampleLevels]:
-    """Student and teacher levels of one sample.
+    """Student and teacher levels of one sample: one draw for all of its tokens (core/modes.py has others).
 
     Args:
         mask_ratio: R_M, share of tokens that the mask picks.
         lengths: tokens of each part; their sum is L.
-        given: (L,) bool, conditioning tokens; student and teacher both see them at one level drawn uniformly
-            in [0, given_noise], whatever the plan says.
+        conditioning_mask: (L,) bool, conditioning tokens; student and teacher both see them at one level drawn
+            uniformly in [0, conditioning_noise], whatever the plan says.
 
     Raises:
         ConfigError: given tokens under attention separation.
     """
-    student, teacher = choose("noising.timesteps", config.timesteps, TIMESTEPS)(
-        config, timestep, mask_ratio, lengths, generator
-    )
+    student = student_levels(config, timestep, mask_ratio, sum(lengths), generator)
+    teacher = teacher_levels(config, student, generator)
     if conditioning_mask is None:
         return student, teacher
     if student.separate is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.alignment.base import AlignmentInputs, AlignmentTerm, merge_feature_layers
+from core.errors import DataError
 from core.flow import interpolate, velocity
 from core.noising import NoiseSample
 from core.types import LossTerm, NoiseLevels, TokenBatch
@@ -45,12 +46,20 @@ class Objective:
 
         Args:
             counts: tokens in the loss masks of the whole global batch, by the name of the segment; None where this
-                batch is the whole. A segment all of whose tokens are conditioning in all samples has none, and no loss.
+                batch is the whole. A segment without any, all of whose tokens are padding, given or absent in all
+                samples, has no loss.
             targets: name -> (B, L, D') features of frozen encoders.
             step: finished optimizer steps.
+
+        Raises DataError where no token of the whole batch carries loss.
         """
         if counts is None:
             counts = {segment.name: float(segment.loss_mask().sum()) for segment in batch.segments}
+        if not any(counts.values()):
+            raise DataError(
+                f"no token of {', '.join(counts)} carries loss in any sample of the batch: all are padding, given or "
+                "absent"
+            )
         terms = self.terms_at(step)
         feature_layers = merge_feature_layers([term.feature_layers(targets) for term in terms])
         output = student(noised(batch, drawn.noise, drawn.student), drawn.student, batch, feature_layers)
@@ -59,7 +68,8 @@ class Objective:
         for segment, noise, predicted in zip(batch.segments, drawn.noise, output.velocity, strict=True):
             if not counts[segment.name]:
                 continue
-            error = (predicted.float() - velocity(segment.x0, noise)).square().mean(-1)  # (B, N, C) -> (B, N)
+            # (B, N, C) -> (B, N); of padding before it is squared, since 0 times NaN would be NaN
+            error = _without_padding(predicted.float() - velocity(segment.x0, noise), segment.valid).square().mean(-1)
             total = (error * segment.loss_mask()).sum()
             losses[f"flow/{segment.name}"] = LossTerm(total, counts[segment.name], segment.weight)
 
@@ -77,11 +87,16 @@ class Objective:
 
 
 def noised(batch: TokenBatch, noise: tuple[Tensor, ...], levels: NoiseLevels) -> tuple[Tensor, ...]:
-    """x_t of every segment, each token at its own level."""
+    """x_t of every segment, each token at its own level; 0 at padding, whatever stands there."""
     per_segment = levels.per_token(sum(batch.lengths)).split(batch.lengths, dim=1)
     return tuple(
-        interpolate(segment.x0, x1, t) for segment, x1, t in zip(batch.segments, noise, per_segment, strict=True)
+        _without_padding(interpolate(segment.x0, x1, t), segment.valid)
+        for segment, x1, t in zip(batch.segments, noise, per_segment, strict=True)
     )
+
+
+def _without_padding(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    return tokens if valid is None else tokens.masked_fill(~valid[..., None], 0.0)
 
 
 def total_loss(terms: dict[str, LossTerm]) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from autoencoders.base import LatentNormalization
-from core.errors import NotFiniteError
+from core.errors import ConfigError, NotFiniteError
+from core.sampling.plan import level_schedule
 from core.sampling.sampler import SamplerConfig, initial_noise, sample
 from core.trunk.ddt import DDT
 from core.trunk.mmdit import MMDiT
@@ -70,7 +71,7 @@ def generate(
     progress: Callable[[int], object] | None = None,
     negative: str | None = None,
 ) -> Iterator[dict[str, Tensor]]:
-    """Media of every part by its name, for each prompt, in order.
+    """Media of every part by its name, for each prompt, in order; not of parts of which `config` makes nothing.
 
     Sample i draws its noise from (seed, stream, i) alone.
 
@@ -79,10 +80,17 @@ def generate(
         progress: called after every sampler step with the number of samples that took it.
         negative: text or class name that guidance leads away from, in place of the null condition.
 
-    Raises NotFiniteError for a sample that holds NaN or infinite numbers.
+    Raises NotFiniteError for a sample that holds NaN or infinite numbers, and ConfigError where a part that was given
+    in every sample of the training is not given.
     """
     parts, known = model.parts[stream], known or {}
     each = [known] * len(prompts) if isinstance(known, Mapping) else list(known)
+    for name, part in made_parts(parts, config).items():
+        if part.given and not all(name in row for row in each):
+            raise ConfigError(
+                f"{name}: is given in every sample of the training (parts.{name}.given), and not here; the model has "
+                "not learned to make it"
+            )
     # Most often one for all, which is encoded once.
     encode = lru_cache(1)(lambda place: _known_tokens(model, parts, each[place]))
 
@@ -102,9 +110,21 @@ def generate(
         null = None if negative is None else map_tensors(model.context([negative] * len(chunk)), moved)
         made = sample(model.trunk, batch.to(model.device), noise, config, seed=seed, progress=tick, null=null)
         _check_finite(made, keys)
-        media = {name: model.decode(part, row) for (name, part), row in zip(parts.items(), made, strict=True)}
+        rows = dict(zip(parts, made, strict=True))
+        media = {name: model.decode(part, rows[name]) for name, part in made_parts(parts, config).items()}
         for index in range(len(chunk)):
             yield {name: _kept(each[first + index].get(name), row[index]) for name, row in media.items()}
+
+
+def made_parts(parts: Parts, config: SamplerConfig) -> dict[str, Part]:
+    """Those of which something is made: neither absent nor omitted."""
+    unmade = {name for name, part in config.parts.items() if not part.sampled}
+    return {name: part for name, part in parts.items() if name not in unmade}
+
+
+def sampler_steps(parts: Parts, config: SamplerConfig) -> int:
+    """How often `generate` tells its progress for one sample: the steps of all parts, those together counted once."""
+    return level_schedule(config, list(parts)).steps
 
 
 def _known_tokens(model: Generator, parts: Parts, known: Mapping[str, Known]) -> tuple[list[Tensor], Tensor]:
@@ -138,16 +158,17 @@ def _check_finite(tokens: Sequence[Tensor], keys: tuple[str, ...]) -> None:
 
 def guidance_problem(condition: ConditionConfig, config: SamplerConfig) -> str | None:
     """Why this run's condition gives guidance nothing to work with; None where it does, or where there is none."""
-    if config.cfg_scale == 1:
+    scale = config.guidance()
+    if scale == 1:
         return None
     if condition.kind == "none":
         return (
-            f"cfg_scale: {config.cfg_scale:g}, and this run was trained without a condition (condition.kind: none), so "
+            f"cfg_scale: {scale:g}, and this run was trained without a condition (condition.kind: none), so "
             "that it changes nothing; set it to 1"
         )
     if condition.cfg_dropout == 0:
         return (
-            f"cfg_scale: {config.cfg_scale:g}, and the condition of this run was never dropped in training "
+            f"cfg_scale: {scale:g}, and the condition of this run was never dropped in training "
             "(condition.cfg_dropout: 0): its null condition was never trained, and guidance away from it means nothing"
         )
     return None

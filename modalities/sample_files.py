@@ -17,13 +17,14 @@ def write_sample(parts: Parts, media: Mapping[str, Tensor], path: Path) -> Path:
 
 
 def write_parts(parts: Parts, media: Mapping[str, Tensor], path: Path) -> list[Path]:
-    """Write one sample to `path`, whose suffix is added.
+    """Write one sample to `path`, whose suffix is added. Parts that there are no media of are left out.
 
     One part: the file of its adapter. A video and an audio clip: one MP4 with both. Others: `PATH-PART` for every part.
 
     Args:
         media: name of the part -> media as its adapter has them.
     """
+    parts = {name: part for name, part in parts.items() if name in media}
     if len(parts) == 1:
         ((name, part),) = parts.items()
         return [part.adapter.write(media[name], path)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.conditioning import NOTHING_GIVEN, Conditioning
+from core.modes import ALL_SHARED, Modes
 from core.schedule import TimestepConfig
 from core.types import Segment
 from modalities.base import ModalityAdapter, Source
@@ -25,12 +25,14 @@ class Part:
         ids: (N, 3) positions of its tokens.
         weight: factor of its mean velocity error in the loss.
         keep_media: the media travel to the training device, for what is computed from them there.
+        given: in every sample, so that nothing ever makes it.
     """
 
     adapter: ModalityAdapter
     ids: Tensor
     weight: float = 1.0
     keep_media: bool = False
+    given: bool = False
 
 
 Parts = Mapping[str, Part]  # by name, in the order of the segments
@@ -41,7 +43,7 @@ class Stream:
     """Data of a run and how its samples are noised.
 
     Attributes:
-        conditioning: which tokens are given.
+        modes: how the levels of the parts are drawn, and which tokens are given or absent.
         caption_choice: which of several captions, a name of `CAPTION_CHOICES`; None draws one.
     """
 
@@ -49,7 +51,7 @@ class Stream:
     parts: Parts
     timestep: TimestepConfig
     mask_ratio: float
-    conditioning: Conditioning = NOTHING_GIVEN
+    modes: Modes = ALL_SHARED
     caption_choice: str | None = None
 
 
@@ -96,6 +98,12 @@ def lengths(parts: Parts) -> tuple[int, ...]:
 def whole_part(parts: Parts, name: str) -> Tensor:
     """(L,) bool: all tokens of one part."""
     return torch.cat([torch.full((len(part.ids),), key == name) for key, part in parts.items()])
+
+
+def given_tokens(parts: Parts) -> Tensor | None:
+    """(L,) bool: the tokens of parts that are given in every sample; None where there are none."""
+    given = [whole_part(parts, name) for name, part in parts.items() if part.given]
+    return torch.stack(given).any(dim=0) if given else None
 
 
 def make_segments(

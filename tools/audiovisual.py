@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from configs.runs import load_run
 from core.errors import SelfFlowError
+from modalities.generation import sampler_steps
 from modalities.synthetic.audiovisual_score import MODES, score
 
 
@@ -44,7 +45,8 @@ def report(options: argparse.Namespace) -> int:
         False  # shares need no bytes that are independent of the batch, which cost twice the time
     )
     out = options.out or options.run / "audiovisual" / f"step-{loaded.step}"
-    with tqdm(total=options.number * settings.steps * len(MODES), unit="step", dynamic_ncols=True) as bar:
+    steps = sampler_steps(loaded.generator.parts[options.stream], settings)
+    with tqdm(total=options.number * steps * len(MODES), unit="step", dynamic_ncols=True) as bar:
         found = score(
             loaded.generator, options.stream, settings, out, options.number, options.seed, progress=bar.update
         )

@@ -26,7 +26,7 @@ from modalities.evaluation.networks.chosen import PartNetwork, own_networks, res
 from modalities.evaluation.sample_files import measure_samples, open_comparison
 from modalities.evaluation.samples import generated, random_classes
 from modalities.evaluation.subject import Subject, plan
-from modalities.generation import guidance_problem
+from modalities.generation import guidance_problem, sampler_steps
 from modalities.media.opening import with_suffix
 from tools.outputs import output_folder
 
@@ -237,7 +237,8 @@ def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
         networks = {name: known[name].to(subject.model.device) for name in names}
         if not networks:
             measures.remove("samples")
-    steps = min(settings.generated, len(subject.val)) * job.stream.sampling.steps if networks else 0
+    each = sampler_steps(subject.model.parts[stream], job.stream.sampling)
+    steps = min(settings.generated, len(subject.val)) * each if networks else 0
     with tqdm(total=steps, unit="step", desc=f"{stream} samples", dynamic_ncols=True, disable=not steps) as bar:
         try:
             evaluate(subject, settings, measures, networks, bar.update, found)
@@ -313,7 +314,8 @@ def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfi
     if unfit := guidance_problem(loaded.config.condition, sampler):
         print(f"warning: streams.{name}.sampling.{unfit}", file=sys.stderr)
     conditions = random_classes(loaded.generator, settings.seed, settings.generated)
-    with tqdm(total=settings.generated * sampler.steps, unit="step", dynamic_ncols=True) as bar:
+    steps = sampler_steps(loaded.generator.parts[name], sampler)
+    with tqdm(total=settings.generated * steps, unit="step", dynamic_ncols=True) as bar:
         samples = generated(loaded.generator, name, sampler, settings, conditions, bar.update)
         with writing(path):
             written = write_samples(path, (media[part] for media in samples), settings.generated)

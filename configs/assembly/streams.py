@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from configs.assembly.adapters import Adapters
-from configs.schema import FIRST_FRAME, NONE, Config, StreamConfig
-from core.conditioning import Conditioning
+from configs.schema import FIRST_FRAME, INDEPENDENT, Config, StreamConfig
 from core.errors import ConfigError
+from core.modes import Mode, Modes
 from modalities.base import Source
-from modalities.streams import Parts, Stream, make_parts, whole_part
+from modalities.streams import Parts, Stream, given_tokens, make_parts, whole_part
 
 
 def build_parts(config: Config, adapters: Adapters) -> dict[str, Parts]:
@@ -21,7 +22,10 @@ def build_parts(config: Config, adapters: Adapters) -> dict[str, Parts]:
         own = entry.named_parts(stream)
         weight = {name: part.loss_weight for name, part in own.items()}
         keep_media = dict.fromkeys(own, bool(entry.encoders))
-        found[stream] = make_parts(adapters[stream], entry.positions_per_second, weight=weight, keep_media=keep_media)
+        given = {name: part.given for name, part in own.items()}
+        found[stream] = make_parts(
+            adapters[stream], entry.positions_per_second, weight=weight, keep_media=keep_media, given=given
+        )
     return found
 
 
@@ -33,27 +37,44 @@ def build_streams(config: Config, parts: Mapping[str, Parts], sources: Mapping[s
             parts[name],
             entry.timestep,
             entry.mask_ratio,
-            build_conditioning(name, entry, parts[name]),
+            build_modes(name, entry, parts[name]),
             entry.data.caption_choice,
         )
         for name, entry in config.streams.items()
     }
 
 
-def build_conditioning(stream: str, entry: StreamConfig, parts: Parts) -> Conditioning:
-    """Which tokens are given in training, in how many samples and at which level."""
-    table = {}
-    for name, share in entry.condition_on.items():
-        if name == NONE or share == 0:
-            continue
-        try:
-            table[name] = (share, _first_frame(parts) if name == FIRST_FRAME else whole_part(parts, name))
-        except ConfigError as error:
-            raise ConfigError(f"streams.{stream}.{line}" for line in error.problems) from error
+def build_modes(stream: str, entry: StreamConfig, parts: Parts) -> Modes:
+    """How the samples of a stream are trained, in which shares, and at which levels parts are given."""
+    own, given = entry.named_parts(stream), given_tokens(parts)
+    noise = [entry.condition_noise if part.condition_noise is None else part.condition_noise for part in own.values()]
     try:
-        return Conditioning(table, entry.condition_noise)
+        table = {name: (share, _mode(name, parts, given)) for name, share in entry.drawn_modes().items()}
+        rest = Mode(given, own_timestep=False)
+        return Modes(table, rest, tuple(noise), tuple(part.timestep for part in own.values()))
     except ConfigError as error:
         raise ConfigError(f"streams.{stream}.{line}" for line in error.problems) from error
+
+
+def _mode(name: str, parts: Parts, given: torch.Tensor | None) -> Mode:
+    """A row of `modes`; `given` (L,) bool are the tokens that are given in every sample."""
+    places, plain = list(parts), Mode(given)
+    rows = {INDEPENDENT: lambda: replace(plain, independent=True)}
+    rows[FIRST_FRAME] = lambda: _with_given(plain, _first_frame(parts))
+    for x, part in enumerate(places):
+        rows[f"{part}_given"] = lambda part=part: _with_given(plain, whole_part(parts, part))
+        rows[f"{part}_absent"] = lambda part=part: _with_absent(plain, whole_part(parts, part))
+        for y, other in enumerate(places):
+            rows[f"{part}_leads_{other}"] = lambda x=x, y=y: replace(plain, leads=(x, y))
+    return rows[name]()
+
+
+def _with_given(mode: Mode, tokens: torch.Tensor) -> Mode:
+    return replace(mode, given=tokens if mode.given is None else mode.given | tokens)
+
+
+def _with_absent(mode: Mode, tokens: torch.Tensor) -> Mode:
+    return replace(mode, absent=tokens, given=None if mode.given is None else mode.given & ~tokens)
 
 
 def _first_frame(parts: Parts) -> torch.Tensor:
@@ -64,5 +85,5 @@ def _first_frame(parts: Parts) -> torch.Tensor:
         found.append(ask() if ask else torch.zeros(len(part.ids), dtype=torch.bool))
     conditioning_mask = torch.cat(found)
     if not conditioning_mask.any():
-        raise ConfigError(f"condition_on.{FIRST_FRAME}: the stream has no video, but {', '.join(parts)}")
+        raise ConfigError(f"modes.{FIRST_FRAME}: the stream has no video, but {', '.join(parts)}")
     return conditioning_mask

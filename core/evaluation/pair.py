@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from core.conditioning import NOTHING_GIVEN, Conditioning
 from core.evaluation.health import PairHealth
 from core.evaluation.inputs import keyed_noise
 from core.keys import generator
-from core.noising import NoisingConfig, SampleLevels, draw_levels, stack_levels
+from core.modes import ALL_SHARED, Modes, draw_mode_levels
+from core.noising import NoisingConfig, SampleLevels, stack_levels
 from core.objective import noised
 from core.schedule import TimestepConfig
 from core.trunk.projectors import TEACHER
@@ -27,7 +27,7 @@ class PairPlan:
         student: its trunk, in eval mode on the teacher's device.
         student_layer, teacher_layer: 1-based.
         noising, time, mask_ratio: what draws the levels.
-        conditioning: which tokens are given in how many samples, at which level.
+        modes: how the levels of the parts are drawn, and which tokens are given or absent.
     """
 
     student: nn.Module
@@ -36,7 +36,7 @@ class PairPlan:
     noising: NoisingConfig
     timestep: TimestepConfig
     mask_ratio: float
-    conditioning: Conditioning = NOTHING_GIVEN
+    modes: Modes = ALL_SHARED
 
 
 @torch.no_grad()
@@ -61,7 +61,8 @@ def pair_health(plan: PairPlan, teacher: nn.Module, batches: Iterable[TokenBatch
         health.update(inputs.projected[TEACHER], wanted.raw[plan.teacher_layer], batch.loss_mask(), *levels)
         if plan.noising.kind == "dual":
             gaps.append((student_levels.values[:, 0] - student_levels.values[:, 1]).abs().cpu())
-            masked.append((student_levels.index == 1)[batch.loss_mask()].cpu())
+            assert student_levels.index is not None  # pairs (t, s) one after the other, of the tokens with loss
+            masked.append((student_levels.index % 2 == 1)[batch.loss_mask()].cpu())
     found = health.result()
     if gaps:
         found["level_gap"] = float(torch.cat(gaps).double().mean())
@@ -76,19 +77,11 @@ def _as_in_training(plan: PairPlan, batch: TokenBatch, seed: int) -> tuple[Token
     rows: list[Tensor] = []
     for key in batch.keys:
         draw = generator(seed, "evaluation", "levels", place, key)
-        conditioning_mask = plan.conditioning.draw(draw)
-        if conditioning_mask is not None:
-            rows.append(conditioning_mask)
+        mode = plan.modes.draw(draw)
+        if plan.modes.conditions():
+            rows.append(mode.conditioning_mask(sum(batch.lengths)))
         sides.append(
-            draw_levels(
-                plan.noising,
-                plan.timestep,
-                plan.mask_ratio,
-                batch.lengths,
-                draw,
-                conditioning_mask,
-                plan.conditioning.noise,
-            )
+            draw_mode_levels(plan.noising, plan.timestep, plan.mask_ratio, batch.lengths, draw, plan.modes, mode)
         )
     device = batch.segments[0].x0.device
     if rows:

@@ -51,7 +51,7 @@ def velocity_loss_curve(
         timesteps: in [0, 1]; 0 is data.
 
     Raises:
-        DataError: no time, a time outside [0, 1], no batch, or a segment without a counted token.
+        DataError: no time, a time outside [0, 1], or no counted token in any batch. A segment without one is left out.
     """
     if not timesteps:
         raise DataError("velocity_loss_curve: the grid of times is empty")
@@ -67,7 +67,10 @@ def velocity_loss_curve(
             for segment, x1, v in zip(batch.segments, noise, predicted, strict=True):
                 error = (v.float() - velocity(segment.x0, x1)).square().mean(-1)  # (B, N, C) -> (B, N)
                 totals[segment.name][index] += float(error[segment.loss_mask()].double().sum())
-    if not tokens or not all(tokens.values()):
-        raise DataError(f"velocity_loss_curve: no tokens in the loss masks of the batches: {tokens}")
-    losses = {name: tuple(total / tokens[name] for total in row) for name, row in totals.items()}
+    tokens = {name: count for name, count in tokens.items() if count}
+    if not tokens:
+        raise DataError(
+            f"velocity_loss_curve: no tokens in the loss masks of the batches: {', '.join(totals) or 'none'}"
+        )
+    losses = {name: tuple(total / count for total in totals[name]) for name, count in tokens.items()}
     return VelocityCurve(tuple(timesteps), losses, tokens)

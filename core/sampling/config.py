@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 from core.errors import ConfigError, choose, nearest, not_finite
 from core.flow import shift_number
 from core.sampling.ode import Integrate, Step, dopri5, euler_step, heun_step, midpoint_step, on_grid, rk4_step
+from core.sampling.parts import PartSampling, waiting_problems
 from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS, Diffusion, diffusion, euler_maruyama_step, sde_heun_step
 
 # Of the SDE: the random steps end here. A step of 250 over [0, 1], whatever the number of steps (SiT, REPA, Self-Flow).
@@ -41,6 +42,7 @@ class SamplerConfig:
             neighbours, within the tolerances.
         start, end: first and last time, before the shift. The state at `start` is the noise, that at `end` the
             answer, with what noise is left in it (RAE: 0.001).
+        parts: name of a part -> what it does differently from the others.
         adaptive: the solver chooses its own steps, from the state of all the samples that it is given.
     """
 
@@ -55,6 +57,7 @@ class SamplerConfig:
     batch_invariant: bool = True
     start: float = 1.0
     end: float = 0.0
+    parts: dict[str, PartSampling] = field(default_factory=dict)
 
     def __new__(cls, solver: str = "euler", *_args: Any, **_settings: Any) -> Self:
         row: Any = choose("solver", solver, SOLVERS) if cls is SamplerConfig else cls
@@ -84,7 +87,7 @@ class SamplerConfig:
         if not 0 <= self.end < self.start <= 1:
             found.append(f"start, end: {self.start}, {self.end} must lie in [0, 1], the end below the start")
         found += self._own_problems()
-        return found or self._grid_problems()
+        return found or self._grid_problems() or self._part_problems()
 
     def _own_problems(self) -> list[str]:
         """Of the settings that other solvers do not have."""
@@ -98,6 +101,25 @@ class SamplerConfig:
             f"shift: {self.shift} puts several of the {self.steps} steps at one time; bring it nearer to 1, or move "
             "start and end apart"
         ]
+
+    def _part_problems(self) -> list[str]:
+        """Of parts, where the settings for all of them are right."""
+        found = waiting_problems(self.parts)
+        for name, part in self.parts.items():
+            lines = part.problems() or self.of_part(part).problems()
+            if part.stop_at and not lines:
+                first, *_, last = self.of_part(part).timesteps()
+                if not last < part.stop_at < first:
+                    lines.append(
+                        f"stop_at: {part.stop_at} must lie between the end and the start, {last:g} and {first:g}"
+                    )
+            if part.movement() and self.adaptive:
+                lines.append(
+                    f"{', '.join(part.movement())}: not with {self.solver}, which chooses its steps for all parts at "
+                    "once; use a solver with a fixed grid, such as euler"
+                )
+            found += [f"parts.{name}.{line}" for line in lines]
+        return found
 
     def changed(self, **settings: Any) -> SamplerConfig:
         """With other settings. Of another solver, what both have stays as it is.
@@ -128,6 +150,25 @@ class SamplerConfig:
     def timesteps(self) -> list[float]:
         """steps + 1 decreasing times, after the shift."""
         return time_grid(self.steps, self.shift, self.last_step_length(), self.start, self.end)
+
+    def of_part(self, part: PartSampling) -> SamplerConfig:
+        """The settings of one part, as if it was alone; where it ends is left to `path`."""
+        return replace(self, parts={}, **part.own())
+
+    def path(self, part: PartSampling) -> list[float]:
+        """The levels of a part that has the run to itself."""
+        own = self.of_part(part)
+        if not part.stop_at:
+            return own.timesteps()
+        if part.steps is None:
+            return [max(t, part.stop_at) for t in own.timesteps()]
+        end = shift_number(part.stop_at, 1 / own.shift)
+        return [*time_grid(part.steps, own.shift, None, own.start, end)[:-1], part.stop_at]
+
+    def guidance(self) -> float:
+        """The scale that is farthest from 1, of all parts; 1 is no guidance of any."""
+        own = [part.cfg_scale for part in self.parts.values() if part.cfg_scale is not None]
+        return max((self.cfg_scale, *own), key=lambda scale: abs(scale - 1))
 
 
 @dataclass

@@ -1,6 +1,8 @@
-"""What a trunk is given at inference: unit normals keyed by sample, and one noise level for all tokens."""
+"""What a trunk is given at inference: unit normals keyed by sample, and one noise level for the tokens of each part."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,13 +35,31 @@ def one_level(
     batch: TokenBatch, t: float, conditioning_noise: float = 0.0, dtype: torch.dtype = torch.float32
 ) -> NoiseLevels:
     """Every token at `t`; conditioning tokens at the level `conditioning_noise`."""
+    parts = len(batch.segments)
+    return part_levels(batch, (t,) * parts, (conditioning_noise,) * parts, dtype)
+
+
+def part_levels(
+    batch: TokenBatch,
+    free: Sequence[float | None],
+    conditioning: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> NoiseLevels:
+    """Every token at the level of its part.
+
+    Args:
+        free: one for each part; None for a part all of whose tokens are conditioning.
+        conditioning: that of the conditioning tokens of each part.
+    """
     device = batch.segments[0].x0.device
-    if all(segment.conditioning_mask is None for segment in batch.segments):
-        return NoiseLevels(torch.full((batch.size, 1), t, dtype=dtype, device=device))
-    values = torch.tensor([t, conditioning_noise], dtype=dtype, device=device).expand(batch.size, -1)
-    nothing = torch.zeros(batch.size, max(batch.lengths), dtype=torch.bool, device=device)
-    masks = [
-        nothing[:, :length] if segment.conditioning_mask is None else segment.conditioning_mask
-        for segment, length in zip(batch.segments, batch.lengths, strict=True)
-    ]
-    return NoiseLevels(values, torch.cat(masks, dim=1).long())
+    masks = [segment.conditioning_mask for segment in batch.segments]
+    ts = list(dict.fromkeys(t for t in free if t is not None))
+    held = list(dict.fromkeys(t for t, mask in zip(conditioning, masks, strict=True) if mask is not None))
+    if len(ts) == 1 and not held:
+        return NoiseLevels(torch.full((batch.size, 1), ts[0], dtype=dtype, device=device))
+    values = torch.tensor([*ts, *held], dtype=dtype, device=device).expand(batch.size, -1)
+    rows = []
+    for length, mask, t, level in zip(batch.lengths, masks, free, conditioning, strict=True):
+        row = torch.full((batch.size, length), 0 if t is None else ts.index(t), device=device)
+        rows.append(row if mask is None else row.masked_fill(mask, len(ts) + held.index(level)))
+    return NoiseLevels(values, torch.cat(rows, dim=1))

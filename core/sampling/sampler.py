@@ -1,7 +1,8 @@
 """From noise to data: a trunk, its guidance and its given tokens under any solver of core/sampling/config.py.
 
-Works with any trunk and any number of segments. Tokens in `conditioning_mask` stay at one small level
-while the others are integrated around them (first frames, inpainting, an observation beside actions).
+Works with any trunk and any number of segments, each of which may have levels of its own (core/sampling/parts.py).
+Tokens in `conditioning_mask` stay at one small level while the others are integrated around them (first frames,
+inpainting, an observation beside actions).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import ConfigError, ShapeError
-from core.flow import interpolate
+from core.flow import data_from_velocity, interpolate
 from core.sampling.config import LAST_SDE_STEP, SOLVERS, SamplerConfig, time_grid
-from core.sampling.noise import keyed_normals, one_level
-from core.sampling.ode import Integrate, State, VelocityAt
+from core.sampling.levels import Levels, LevelSchedule
+from core.sampling.noise import keyed_normals
+from core.sampling.ode import Integrate, MovingVelocity, State
+from core.sampling.plan import Plan, make_plan
 from core.types import Context, TokenBatch, join_contexts, map_tensors
 
 __all__ = ["LAST_SDE_STEP", "SOLVERS", "SamplerConfig", "initial_noise", "sample", "sde_increments", "time_grid"]
@@ -51,15 +54,17 @@ def sample(
         noise: (B, N, C) per segment, the state at the start. The state is float32, or float64 if the noise is.
         seed: of the SDE's default increments; not looked at otherwise.
         increments: step (from 0) -> unit normals (B, N, C) per segment; default `sde_increments(seed, batch)`.
-        progress: called after every step with the number of finished steps and the state; under dopri5 only when
-            all is done, with the state at each time of the grid.
+        progress: called after every step with the number of finished steps and the state of the parts that are not
+            omitted; under dopri5 only when all is done, with the state at each time of the grid.
         null: what guidance leads away from, in place of the null condition: a negative prompt for each sample.
 
     Returns:
-        (B, N, C) per segment: generated tokens, and the given ones as they are in x0.
+        (B, N, C) per segment: generated tokens, and the given ones as they are in x0. Of absent and omitted parts their
+        noise.
 
     Raises:
-        ConfigError: with all problems of the config; or dopri5 cannot run (no torchdiffeq, tolerances too small).
+        ConfigError: with all problems of the config, and of its parts for this batch; or dopri5 cannot run (no
+            torchdiffeq, tolerances too small).
         ShapeError: noise or `null` does not fit the batch, or random numbers are needed and the batch has no keys.
     """
     if problems := config.problems():
@@ -68,23 +73,56 @@ def sample(
     if null is not None and null.dropped.shape[0] != batch.size:
         raise ShapeError(f"sample: null: {null.dropped.shape[0]} contexts for {batch.size} samples")
     state = tuple(part.to(torch.promote_types(part.dtype, torch.float32)) for part in noise)
+    plan = make_plan(config, batch)
+    drawn = increments or sde_increments(seed, batch)
+    made = _run(trunk, plan, state, drawn, progress, null)
+    found = dict(zip(plan.kept, made, strict=True))
+    return tuple(found.get(place, part) for place, part in enumerate(state))
+
+
+def _run(
+    trunk: nn.Module,
+    plan: Plan,
+    noise: State,
+    increments: Callable[[int], State],
+    progress: Callable[[int, State], None] | None,
+    null: Context | None,
+) -> State:
+    """The parts that are not omitted, from their noise."""
+    batch, config, state = plan.batch, plan.config, plan.pick(noise)
     clean = tuple(segment.x0.to(part.dtype) for segment, part in zip(batch.segments, state, strict=True))
-    level = torch.full((1, 1), config.conditioning_noise, dtype=state[0].dtype, device=state[0].device)
-    held = tuple(interpolate(x0, x1, level) for x0, x1 in zip(clean, state, strict=True))
+    clean = tuple(x1 if part.absent else x0 for x0, x1, part in zip(clean, state, plan.parts, strict=True))
+    held = tuple(
+        interpolate(x0, x1, torch.full((1, 1), part.conditioning_noise, dtype=x1.dtype, device=x1.device))
+        for x0, x1, part in zip(clean, state, plan.parts, strict=True)
+    )
     guided = Guided(batch, batch.context.drop_all() if null is None else null)
 
     solver = SOLVERS[config.solver]
     if solver.adaptive:
-        timesteps = config.timesteps() if progress is not None else [config.timesteps()[0], config.timesteps()[-1]]
-        states = _adaptive(trunk, guided, state, held, solver.build(config), timesteps, config)
+        schedule = plan.schedule if progress is not None else plan.schedule.ends()
+        states = _adaptive(trunk, guided, state, held, solver.build(config), schedule, plan)
     else:
-        drawn = increments or sde_increments(seed, batch)
-        states = solver.build(config)(_velocity_at(trunk, guided, held, config), state, config.timesteps(), drawn)
+        velocity_at = _velocity_at(trunk, guided, held, plan)
+        states = solver.build(config)(velocity_at, state, plan.schedule, lambda step: plan.pick(increments(step)))
     for step, reached in enumerate(states, 1):
         state = _with_conditioning(batch, reached, held)
         if progress is not None:
             progress(step, state)
+    if any(part.tweedie for part in plan.parts):
+        state = _tweedie(trunk, guided, state, held, plan)
     return _with_conditioning(batch, state, clean)
+
+
+def _tweedie(trunk: nn.Module, guided: Guided, state: State, held: State, plan: Plan) -> State:
+    """The expected data of parts that stopped early, given where all parts are now."""
+    levels, wanted = plan.schedule.rows[-1], tuple(part.tweedie for part in plan.parts)
+    v = _velocity_at(trunk, guided, held, plan)(state, levels, wanted)
+    times = [torch.full((1, 1), t, dtype=x.dtype, device=x.device) for x, t in zip(state, levels, strict=True)]
+    return tuple(
+        data_from_velocity(x, u, t) if part.tweedie else x
+        for x, u, t, part in zip(state, v, times, plan.parts, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -114,8 +152,8 @@ class Guided:
         return TokenBatch(map_tensors(self.batch.segments, twice), context, self.batch.keys * 2)
 
 
-def _velocity_at(trunk: nn.Module, guided: Guided, held: State, config: SamplerConfig) -> VelocityAt:
-    return lambda x, t: _velocity(trunk, guided, _with_conditioning(guided.batch, x, held), t, config)
+def _velocity_at(trunk: nn.Module, guided: Guided, held: State, plan: Plan) -> MovingVelocity:
+    return lambda x, t, moving: _velocity(trunk, guided, _with_conditioning(guided.batch, x, held), t, moving, plan)
 
 
 def _adaptive(
@@ -124,19 +162,19 @@ def _adaptive(
     state: State,
     held: State,
     integrate: Integrate,
-    timesteps: list[float],
-    config: SamplerConfig,
+    schedule: LevelSchedule,
+    plan: Plan,
 ) -> Iterator[State]:
     """The states of a solver that chooses its steps: for each sample alone where the bytes shall not depend on others.
 
     It sees only the numbers that it has to integrate, in one row: given tokens and padding would dilute its error.
     """
     batch = guided.batch
-    if _one_by_one(config, batch, state):
+    if _one_by_one(plan.config, batch, state):
         runs = []
         for i in range(batch.size):
             own, own_held = (tuple(part[i : i + 1].clone() for part in parts) for parts in (state, held))
-            runs.append(_adaptive(trunk, guided.one(i), own, own_held, integrate, timesteps, config))
+            runs.append(_adaptive(trunk, guided.one(i), own, own_held, integrate, schedule, plan))
         yield from (
             tuple(torch.cat(parts) for parts in zip(*states, strict=True)) for states in zip(*runs, strict=True)
         )
@@ -152,10 +190,12 @@ def _adaptive(
         return tuple(part.masked_scatter(mask, new) for part, mask, new in zip(state, free, numbers, strict=True))
 
     if sum(sizes) == 0:
-        yield from [state] * (len(timesteps) - 1)
+        yield from [state] * schedule.steps
         return
-    velocity_at = _velocity_at(trunk, guided, held, config)
-    rows = integrate(lambda row, t: pack(velocity_at(unpack(row), t)), pack(state), timesteps, lambda step: ())
+    velocity_at = _velocity_at(trunk, guided, held, plan)
+    rows = integrate(
+        lambda row, t, moving: pack(velocity_at(unpack(row), t, moving)), pack(state), schedule, lambda step: ()
+    )
     yield from map(unpack, rows)
 
 
@@ -174,15 +214,15 @@ def _check_noise(noise: State, batch: TokenBatch) -> None:
         raise ShapeError(f"sample: noise: expected shapes {wanted}, got {seen}")
 
 
-def _velocity(trunk: nn.Module, guided: Guided, x: State, t: float, config: SamplerConfig) -> State:
+def _velocity(trunk: nn.Module, guided: Guided, x: State, t: Levels, moving: tuple[bool, ...], plan: Plan) -> State:
     """Guided velocity (B, N, C) per segment, in the dtype of the state."""
-    if not _one_by_one(config, guided.batch, x):
-        return _guided(trunk, guided, x, t, config)
+    if not _one_by_one(plan.config, guided.batch, x):
+        return _guided(trunk, guided, x, t, moving, plan)
     # Matrix products of other sizes run other kernels with other rounding: one row per sample (the modulation) goes
     # through a matrix-vector kernel in a batch of one and through a matrix-matrix kernel in a larger one.
     parts = []
     for i in range(guided.batch.size):
-        parts.append(_guided(trunk, guided.one(i), tuple(part[i : i + 1].clone() for part in x), t, config))
+        parts.append(_guided(trunk, guided.one(i), tuple(part[i : i + 1].clone() for part in x), t, moving, plan))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
@@ -190,15 +230,18 @@ def _one_by_one(config: SamplerConfig, batch: TokenBatch, x: State) -> bool:
     return config.batch_invariant and x[0].device.type == "cpu" and batch.size > 1
 
 
-def _guided(trunk: nn.Module, guided: Guided, x: State, t: float, config: SamplerConfig) -> State:
+def _guided(trunk: nn.Module, guided: Guided, x: State, t: Levels, moving: tuple[bool, ...], plan: Plan) -> State:
     dtypes = [part.dtype for part in x]
-    low, high = config.cfg_interval
-    inside = low <= min(max(t, 0.0), 1.0) <= high  # dopri5 may look past the end
-    if config.cfg_scale == 1 or not inside:
-        v = trunk(x, one_level(guided.batch, t, config.conditioning_noise, dtypes[0]), guided.batch).velocity
+    # Guidance costs the null half, so it is not asked for a part whose velocity nobody looks at.
+    scales = [part.scale(level) if moves else 1.0 for part, level, moves in zip(plan.parts, t, moving, strict=True)]
+    if all(scale == 1 for scale in scales):
+        v = trunk(x, plan.levels(guided.batch, t, dtypes[0]), guided.batch).velocity
         return tuple(part.to(dtype) for part, dtype in zip(v, dtypes, strict=True))
     both = guided.both()
     twice = tuple(torch.cat([part, part]) for part in x)
-    v = trunk(twice, one_level(both, t, config.conditioning_noise, dtypes[0]), both).velocity
+    v = trunk(twice, plan.levels(both, t, dtypes[0]), both).velocity
     halves = [part.to(dtype).chunk(2) for part, dtype in zip(v, dtypes, strict=True)]
-    return tuple(null + config.cfg_scale * (condition - null) for null, condition in halves)
+    return tuple(
+        condition if scale == 1 else null + scale * (condition - null)
+        for (null, condition), scale in zip(halves, scales, strict=True)
+    )

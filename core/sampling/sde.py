@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from core.flow import noise_from_velocity
-from core.sampling.ode import Draw, State, Step, VelocityAt, add, euler_step
+from core.sampling.levels import Levels
+from core.sampling.ode import Draw, State, Step, VelocityAt, add, between, euler_step
 
 Diffusion = Callable[[float], float]
 
@@ -37,8 +39,9 @@ def diffusion(form: str, norm: float) -> Diffusion:
 def euler_maruyama_step(d: Diffusion) -> Step:
     """One evaluation; the noise is added after the drift (SiT's "Euler", and REPA's sampler)."""
 
-    def step(velocity_at: VelocityAt, x: State, t: float, after: float, draw: Draw) -> State:
-        return _add_noise(add(x, _drift(velocity_at, x, t, d), after - t), t, after, d, draw)
+    def step(velocity_at: VelocityAt, x: State, t: Levels, after: Levels, draw: Draw) -> State:
+        dt = between(t, after)
+        return _add_noise(add(x, _drift(velocity_at, x, t, dt, d), dt), t, after, d, draw)
 
     return step
 
@@ -46,11 +49,12 @@ def euler_maruyama_step(d: Diffusion) -> Step:
 def sde_heun_step(d: Diffusion) -> Step:
     """Two evaluations; the noise is added first, then both ends of the step share the drift (SiT's "Heun")."""
 
-    def step(velocity_at: VelocityAt, x: State, t: float, after: float, draw: Draw) -> State:
+    def step(velocity_at: VelocityAt, x: State, t: Levels, after: Levels, draw: Draw) -> State:
+        dt = between(t, after)
         x = _add_noise(x, t, after, d, draw)
-        first = _drift(velocity_at, x, t, d)
-        second = _drift(velocity_at, add(x, first, after - t), after, d)
-        return add(x, tuple(0.5 * (a + b) for a, b in zip(first, second, strict=True)), after - t)
+        first = _drift(velocity_at, x, t, dt, d)
+        second = _drift(velocity_at, add(x, first, dt), after, dt, d)
+        return add(x, tuple(0.5 * (a + b) for a, b in zip(first, second, strict=True)), dt)
 
     return step
 
@@ -58,8 +62,9 @@ def sde_heun_step(d: Diffusion) -> Step:
 def mean_step(d: Diffusion) -> Step:
     """The drift of Euler-Maruyama without its noise."""
 
-    def step(velocity_at: VelocityAt, x: State, t: float, after: float, draw: Draw) -> State:
-        return add(x, _drift(velocity_at, x, t, d), after - t)
+    def step(velocity_at: VelocityAt, x: State, t: Levels, after: Levels, draw: Draw) -> State:
+        dt = between(t, after)
+        return add(x, _drift(velocity_at, x, t, dt, d), dt)
 
     return step
 
@@ -74,14 +79,22 @@ LAST_STEPS: dict[str, Callable[[Diffusion], Step] | None] = {
 }
 
 
-def _drift(velocity_at: VelocityAt, x: State, t: float, d: Diffusion) -> State:
-    """v - D score, where the score is -E[x1 | x_t] / t."""
-    v = velocity_at(x, t)
-    time = torch.full((1, 1), t, dtype=x[0].dtype, device=x[0].device)
-    share = d(t) / t
-    return tuple(b + share * noise_from_velocity(a, b, time) for a, b in zip(x, v, strict=True))
+def _drift(velocity_at: VelocityAt, x: State, t: Levels, dt: Levels, d: Diffusion) -> State:
+    """v - D score of the parts that move, where the score is -E[x1 | x_t] / t."""
+
+    def drift(x: Tensor, v: Tensor, t: float, dt: float) -> Tensor:
+        if not dt or not t:  # it stays, or it has landed, and what comes of it is not looked at
+            return v
+        time = torch.full((1, 1), t, dtype=x.dtype, device=x.device)
+        return v + d(t) / t * noise_from_velocity(x, v, time)
+
+    return tuple(map(drift, x, velocity_at(x, t), t, dt))
 
 
-def _add_noise(x: State, t: float, after: float, d: Diffusion, draw: Draw) -> State:
-    deviation = math.sqrt(2 * d(t) * (t - after))
-    return tuple(a + deviation * w.to(a) for a, w in zip(x, draw(), strict=True))
+def _add_noise(x: State, t: Levels, after: Levels, d: Diffusion, draw: Draw) -> State:
+    """Of the parts that move."""
+
+    def noisy(x: Tensor, w: Tensor, t: float, after: float) -> Tensor:
+        return x if t == after else x + math.sqrt(2 * d(t) * (t - after)) * w.to(x)
+
+    return tuple(map(noisy, x, draw(), t, after))

@@ -86,7 +86,7 @@ class KnownKeys:
             given: all settings, nested; keys of sections that are absent are named only where there are no others.
         """
         own = path[-1]
-        if difflib.get_close_matches(own, siblings, n=1, cutoff=CLOSER):
+        if _plain(own) not in self.aliases and difflib.get_close_matches(own, siblings, n=1, cutoff=CLOSER):
             return nearest(own, siblings)
         found = self._sections(path) if isinstance(value, dict) else []
         while not found and isinstance(value, dict) and len(value) == 1:
@@ -101,10 +101,11 @@ class KnownKeys:
         return f" Did you mean: {first}?{also}"
 
     def _sections(self, path: Keys) -> list[Keys]:
-        """Sections that others call by just this name."""
+        """Sections that others call by just this name, and what has no other meaning by it."""
         found = self._aliased(path) if not any(_plain(key[-1]) == _plain(path[-1]) for key in self.keys) else []
         inner = {key[:-1] for key in self.keys}
-        return [key for key in found if key in inner]
+        alone = len(self.aliases.get(_plain(path[-1]), ())) == 1
+        return [key for key in found if alone or key in inner]
 
     def _aliased(self, path: Keys) -> list[Keys]:
         """Keys that others call by the last name of a path."""

@@ -82,6 +82,12 @@ def attend(
     return BACKENDS[backend](q, k, v, key_mask).flatten(2)
 
 
+def real_keys(valid: Tensor | None) -> Tensor | None:
+    """The `key_mask` (B, T) of sequences with padding. A sample of nothing else looks at all of it: no key at all would
+    give NaN, which spreads to the gradients of other samples."""
+    return None if valid is None else valid | ~valid.any(dim=1, keepdim=True)
+
+
 class QKNorm(nn.Module):
     """RMSNorm over the channels of each head, with one scale for queries and one for keys, as in FLUX.2."""
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.errors import ShapeError
-from core.types import Segment, TokenBatch, has_values
+from core.types import NoiseLevels, Segment, TokenBatch, has_values
 
 
 def sincos_table(width: int, grid: int) -> Tensor:
@@ -33,7 +33,9 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
-def only_segment(trunk: str, noisy: tuple[Tensor, ...], batch: TokenBatch, channels: int) -> tuple[Tensor, Segment]:
+def only_segment(
+    trunk: str, noisy: tuple[Tensor, ...], levels: NoiseLevels, batch: TokenBatch, channels: int
+) -> tuple[Tensor, Segment]:
     """(noisy tokens (B, N, C), the segment they belong to). Raises ShapeError for a batch of another kind."""
     if len(noisy) != 1 or len(batch.segments) != 1:
         raise ShapeError(f"{trunk}: takes exactly one segment, got {len(batch.segments)} and {len(noisy)} noisy ones")
@@ -41,8 +43,8 @@ def only_segment(trunk: str, noisy: tuple[Tensor, ...], batch: TokenBatch, chann
     wanted = (*segment.x0.shape[:2], channels)
     if tuple(tokens.shape) != wanted:
         raise ShapeError(f"{trunk}: noisy {segment.modality}: expected {wanted}, got {tuple(tokens.shape)}")
-    if segment.valid is not None:
-        raise ShapeError(f"{trunk}: Segment.valid: padding is not supported; make all samples of one length")
+    if segment.valid is not None and levels.separate is not None:
+        raise ShapeError(f"{trunk}: Segment.valid: padding belongs to no group; not with attention separation")
     if batch.context.label is None:
         raise ShapeError(f"{trunk}: Context.label: needed; this trunk is conditioned on classes only")
     return tokens, segment

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from core.errors import ConfigError, choose, nearest
 from core.keys import generator
+from core.trunk.attention import real_keys
 from core.trunk.class_conditional import embed_label, only_segment, sincos_table, table_rows
 from core.trunk.ddt_blocks import Block, Condition, FinalLayer, FourierTime, RotaryTable, TokenEmbed
 from core.trunk.features import Features
@@ -200,7 +201,7 @@ class DDT(nn.Module):
         Args:
             noisy: one tensor (B, N, C), the noisy tokens; the segment's own x0 is not looked at.
             levels: of the N tokens; 0 is data and 1 is noise.
-            batch: one segment without padding, whose ids (h, w) lie in the grid, and class labels.
+            batch: one segment, whose ids (h, w) lie in the grid, and class labels.
             taps: features to return, of layers of the encoder.
 
         Raises:
@@ -208,11 +209,11 @@ class DDT(nn.Module):
             ConfigError: a tapped layer does not exist.
         """
         features = Features(feature_layers, self.depth, self.projector, self.projectors)
-        tokens, segment = only_segment("DDT", noisy, batch, self.config.channels)
+        tokens, segment = only_segment("DDT", noisy, levels, batch, self.config.channels)
         order = token_order(levels)
         tokens, places = order.sort(tokens), order.sort(table_rows("DDT", segment.ids, self.config.grid))
 
-        rows = token_rows(order.index, levels.values.shape[1])
+        rows, key_mask = token_rows(order.index, levels.values.shape[1]), real_keys(segment.valid)
         time = self.t_embedder(levels.values)  # (B, K, D)
         s = self.s_embedder(tokens)  # (B, N, D)
         if self.config.pos_embed:
@@ -222,7 +223,7 @@ class DDT(nn.Module):
         condition = Condition(F.silu(F.silu(time + label[:, None])), rows)
         rotation = self.enc_feat_rope(places)
         for layer, block in enumerate(self.blocks[: self.depth], start=1):
-            s = block(s, condition, rotation, levels.separate)
+            s = block(s, condition, rotation, levels.separate, key_mask)
             if features.last(layer, s, order.restore):
                 return features.output(None)
 
@@ -231,7 +232,7 @@ class DDT(nn.Module):
         x = self.x_embedder(tokens)
         rotation = self.dec_feat_rope(places)
         for block in self.blocks[self.depth :]:
-            x = block(x, condition, rotation, levels.separate)
+            x = block(x, condition, rotation, levels.separate, key_mask)
         velocity = self.final_layer(x, condition)  # (B, N, C)
         velocity = velocity.to(torch.promote_types(velocity.dtype, torch.float32))
         return features.output((order.restore(velocity),))

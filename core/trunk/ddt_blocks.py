@@ -71,11 +71,13 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = norm(width // heads), norm(width // heads)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotation: Rotation, groups: tuple[int, ...] | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotation, groups: tuple[int, ...] | None, key_mask: Tensor | None = None
+    ) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, L, H, head_dim) each
         # Rotated in the precision of the tables, then back to the dtype of the values.
         q, k = (rotate_pairs(part, rotation).to(v.dtype) for part in (self.q_norm(q), self.k_norm(k)))
-        return self.proj(attend(q, k, v, groups=groups))
+        return self.proj(attend(q, k, v, key_mask, groups=groups))
 
 
 class SwiGLU(nn.Module):
@@ -107,11 +109,19 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, int(2 / 3 * hidden)) if swiglu else MLP(width, hidden)
         self.adaLN_modulation = _adaln(width, parts=6)
 
-    def forward(self, x: Tensor, condition: Condition, rotation: Rotation, groups: tuple[int, ...] | None) -> Tensor:
-        """x (B, L, D), what modulates it, positions, runs of tokens that attend within -> (B, L, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        condition: Condition,
+        rotation: Rotation,
+        groups: tuple[int, ...] | None,
+        key_mask: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, L, D), what modulates it, positions, runs of tokens that attend within, (B, L) bool tokens that may be
+        looked at -> (B, L, D)."""
         parts = self.adaLN_modulation["1"](condition.values).chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        attended = self.attn(condition.modulate(self.norm1(x), shift1, scale1), rotation, groups)
+        attended = self.attn(condition.modulate(self.norm1(x), shift1, scale1), rotation, groups, key_mask)
         x = condition.gated_add(x, gate1, attended)
         return condition.gated_add(x, gate2, self.mlp(condition.modulate(self.norm2(x), shift2, scale2)))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.errors import ConfigError, choose, nearest
-from core.trunk.attention import attend
+from core.trunk.attention import attend, real_keys
 from core.trunk.class_conditional import MLP, embed_label, only_segment, sincos_table, table_rows
 from core.trunk.features import Features
 from core.trunk.layers import TimestepEmbedder, initialise, plain_norm
@@ -102,9 +102,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, groups: tuple[int, ...] | None) -> Tensor:
+    def forward(self, x: Tensor, groups: tuple[int, ...] | None, key_mask: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, L, H, head_dim) each
-        return self.proj(attend(q, k, v, groups=groups))
+        return self.proj(attend(q, k, v, key_mask, groups=groups))
 
 
 def _adaln(width: int, parts: int) -> nn.Sequential:
@@ -127,10 +127,18 @@ class Block(nn.Module):
         self.mlp = MLP(width, hidden)
         self.adaLN_modulation = _adaln(width, parts=6)
 
-    def forward(self, x: Tensor, condition: Tensor, rows: TokenRows | None, groups: tuple[int, ...] | None) -> Tensor:
-        """x (B, L, D), condition (B, K, D), row of each token, runs of tokens that attend within -> (B, L, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        rows: TokenRows | None,
+        groups: tuple[int, ...] | None,
+        key_mask: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, L, D), condition (B, K, D), row of each token, runs of tokens that attend within, (B, L) bool tokens
+        that may be looked at -> (B, L, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(self.adaLN_modulation, condition, count=6)
-        x = gated_add(x, gate1, self.attn(modulate(plain_norm(x), shift1, scale1, rows), groups), rows)
+        x = gated_add(x, gate1, self.attn(modulate(plain_norm(x), shift1, scale1, rows), groups, key_mask), rows)
         return gated_add(x, gate2, self.mlp(modulate(plain_norm(x), shift2, scale2, rows)), rows)
 
 
@@ -202,7 +210,7 @@ class SiT(nn.Module):
         Args:
             noisy: one tensor (B, N, C), the noisy tokens; the segment's own x0 is not looked at.
             levels: of the N tokens; 0 is data and 1 is noise.
-            batch: one segment without padding, whose ids (h, w) lie in the grid, and class labels.
+            batch: one segment, whose ids (h, w) lie in the grid, and class labels.
             taps: features to return.
 
         Raises:
@@ -210,7 +218,7 @@ class SiT(nn.Module):
             ConfigError: a tapped layer does not exist.
         """
         features = Features(feature_layers, self.depth, self.projector, self.projectors)
-        tokens, segment = only_segment("SiT", noisy, batch, self.config.channels)
+        tokens, segment = only_segment("SiT", noisy, levels, batch, self.config.channels)
         embedder = cast(nn.Linear, self.x_embedder["proj"])
         positions = F.embedding(table_rows("SiT", segment.ids, self.config.grid), self.pos_embed[0])  # (B or 1, N, D)
         order = token_order(levels)
@@ -221,9 +229,9 @@ class SiT(nn.Module):
         label_table = cast(nn.Embedding, self.y_embedder["embedding_table"])
         condition = time + embed_label(label_table, batch)[:, None]  # (B, K, D)
 
-        rows = token_rows(order.index, levels.values.shape[1])
+        rows, key_mask = token_rows(order.index, levels.values.shape[1]), real_keys(segment.valid)
         for layer, block in enumerate(self.blocks, start=1):
-            x = block(x, condition, rows, levels.separate)
+            x = block(x, condition, rows, levels.separate, key_mask)
             if features.last(layer, x, order.restore):
                 return features.output(None)
 

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from autoencoders.base import LatentNormalization, Moments
 from core.errors import DataError
 from core.keys import generator
-from core.noising import NoisingConfig, SampleLevels, draw_levels, stack_levels
+from core.modes import draw_mode_levels
+from core.noising import NoisingConfig, SampleLevels, stack_levels
 from core.training.loader import Rejected
 from core.training.mixing import StreamMix
 from modalities.base import ModalityAdapter, Record, StoredLatents, is_timed
@@ -123,16 +124,11 @@ class StepDataset(Dataset):
 
         media = load_parts(name, stream.parts, record, epoch, self.seed)
         condition, dropped = self.conditions.draw(record, rng("condition"), stream.caption_choice)
-        conditioning_mask = stream.conditioning.draw(rng("given"))
-        levels = draw_levels(
-            self.noising,
-            stream.timestep,
-            stream.mask_ratio,
-            lengths(stream.parts),
-            rng("levels"),
-            conditioning_mask,
-            stream.conditioning.noise,
+        sizes, mode = lengths(stream.parts), stream.modes.draw(rng("given"))
+        levels = draw_mode_levels(
+            self.noising, stream.timestep, stream.mask_ratio, sizes, rng("levels"), stream.modes, mode
         )
+        conditioning_mask = mode.conditioning_mask(sum(sizes)) if stream.modes.conditions() else None
         noise, posterior = rng("noise"), rng("posterior")
         parts = []
         for part, loaded in zip(stream.parts.values(), media, strict=True):

@@ -86,7 +86,7 @@ def velocity(subject: Subject, settings: EvaluationSettings) -> dict[str, float]
     batches = subject.val.batches(settings.val, settings.batch)
     curve = velocity_loss_curve(subject.model.trunk, batches, settings.timesteps, settings.seed)
     found: dict[str, float] = {}
-    for part in subject.parts:
+    for part in curve.losses:  # not those that are given in every sample
         under = f"velocity/{subject.prefix(part)}"
         found[f"{under}mean"] = curve.mean(part)
         found |= {f"{under}t={t:g}": loss for t, loss in zip(curve.timesteps, curve.losses[part], strict=True)}

@@ -16,7 +16,7 @@ from modalities.conditioning.conditions import Prompt
 from modalities.data.loader import load_record
 from modalities.data.order import Order
 from modalities.generation import Generator
-from modalities.streams import Part, make_segments
+from modalities.streams import Part, given_tokens, make_segments
 
 # A record, the media of its parts, its condition
 _Loaded = tuple[Record, dict[str, Tensor | StoredLatents], Prompt]
@@ -142,11 +142,13 @@ def _stacked(rows: list[Tensor | StoredLatents]) -> Tensor | StoredLatents:
 
 
 def token_batch(model: Generator, stream: str, records: Records) -> TokenBatch:
-    """Normalized tokens of all parts under the records' own conditions, on the model's device."""
+    """Normalized tokens of all parts under the records' own conditions, on the model's device. Parts that are given in
+    every sample are given here, too."""
     parts = model.parts[stream]
     tokens = [_tokens(model, part, records.media[name]) for name, part in parts.items()]  # (B, N, C) each
-    context = model.context(records.conditions)
-    return TokenBatch(make_segments(parts, tokens), context, records.keys).to(model.device)
+    context, given = model.context(records.conditions), given_tokens(parts)
+    rows = None if given is None else given.expand(len(records.keys), -1)
+    return TokenBatch(make_segments(parts, tokens, rows), context, records.keys).to(model.device)
 
 
 def _tokens(model: Generator, part: Part, media: Tensor | StoredLatents) -> Tensor:

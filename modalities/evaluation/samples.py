@@ -57,6 +57,8 @@ def samples(
     def look(side: dict[str, list[Features]], media: Mapping[str, Tensor | StoredLatents]) -> None:
         for name, one in list(networks.items()):
             try:
+                if one.part not in media:
+                    raise DataError(f"sampling.parts.{one.part}: nothing is made of it")
                 shown = media[one.part]
                 assert isinstance(shown, Tensor)  # `impossible_measures` says so of latents
                 side[name].append(_on_cpu(one.network(shown.to(device))))

@@ -29,7 +29,7 @@ from core.training.hooks import PreviewConfig, attempt
 from core.training.tracker_media import Media
 from core.training.trackers import Trackers
 from modalities.conditioning.conditions import Prompt
-from modalities.generation import Generator, generate
+from modalities.generation import Generator, generate, made_parts
 from modalities.media.writing import to_bytes, write_grid
 from modalities.sample_files import write_parts
 from modalities.streams import Part, Parts
@@ -109,7 +109,11 @@ class Preview:
         trackers.write_media(step, [replace(item, path=final / item.path.name) for item in shown])
 
     def _make(self, model: Generator, stream: str, folder: Path, entries: list[dict], shown: list[Media]) -> None:
-        wanted, seed, parts = self.streams[stream], self.config.seed, model.parts[stream]
+        wanted, seed, parts = (
+            self.streams[stream],
+            self.config.seed,
+            made_parts(model.parts[stream], self.streams[stream].sampler),
+        )
         texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in wanted.prompts]
         made = generate(model, stream, wanted.prompts, wanted.sampler, seed, batch_size=self.config.batch)
         images: dict[str, list[Tensor]] = {}

@@ -42,7 +42,8 @@ def test_every_alias_leads_to_a_setting():
         ("image.batch=3", "streams.image.batch"),
         ("streams.audio.media.hop_length=3", "hop"),
         ("modalities.image.batch=3", "streams"),
-        ("streams.video.first_frame_share=0.5", "condition_on"),
+        ("streams.video.first_frame_share=0.5", "modes"),
+        ("streams.video.condition_on={first_frame: 0.5}", "modes"),
         ("streams.video.first_frame_noise=0.5", "condition_noise"),
     ],
 )

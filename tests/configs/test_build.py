@@ -36,8 +36,8 @@ def test_every_recipe_loads_with_every_method(path, method):
             load_config(path, [f"method={method}", *overrides])
         return
     if method == "self_flow_as":  # groups of tokens leave none to be given
-        given = {name: stream.condition_on for name, stream in plain.streams.items()}
-        overrides += [f"streams.{name}.condition_on.{row}=0" for name, rows in given.items() for row in rows]
+        given = {name: stream.drawn_modes() for name, stream in plain.streams.items()}
+        overrides += [f"streams.{name}.modes.{row}=0" for name, rows in given.items() for row in rows]
     config = load_config(path, [f"method={method}", *overrides])
     assert config.noising.kind == METHODS[method]["noising"]["kind"]
     assert config.alignment.present() == list(METHODS[method].get("alignment", {}))
@@ -73,8 +73,8 @@ def test_a_method_is_a_row_under_the_users_own_settings(tmp_path):
         (["method=self_flow_as", "noising.kind=homogeneous"], "attention_separation: needs kind dual"),
         (["method=self_flow_as", "noising.homogeneous_prob=0.2"], "would put samples of one group among"),
         (
-            ["method=self_flow_as", "streams.video.condition_on={first_frame: 0.5}"],
-            "given tokens would belong to no group",
+            ["method=self_flow_as", "streams.video.modes={first_frame: 0.5}"],
+            "modes: tokens of first_frame would belong to no group",
         ),
         (["streams.image.mask_ratio=0"], "mask_ratio: 0.0 must lie in (0, 0.5]"),
     ],

@@ -19,6 +19,7 @@ from pyarrow import parquet
 pytest.importorskip("transformers", reason="encoders and RAE need transformers")
 pytest.importorskip("diffusers", reason="the autoencoders with weights need diffusers")
 
+import configs
 from configs.build import build_trainer
 from configs.load import load_config
 from configs.runs import load_run
@@ -33,6 +34,7 @@ from tests.tools.small_weights import encoder_settings, save_encoders, save_rae
 from tests.tools.tiny import CONFIG
 from tools.evaluate import evaluate_run
 
+AUDIOVISUAL = Path(configs.__file__).parent / "audiovisual.yaml"
 SIT, RAE = CONFIG.with_name("tiny_sit.yaml"), CONFIG.with_name("tiny_rae.yaml")
 
 
@@ -119,7 +121,17 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
     "layersync": (CONFIG, ["method=layersync", ONE_STEP], trains),
     "dispersive": (CONFIG, ["method=dispersive", ONE_STEP], trains),
     "hinge": (CONFIG, ["method=dispersive", "alignment.dispersive.variant=hinge", ONE_STEP], trains),
-    "separation": (CONFIG, ["method=self_flow_as", "streams.video.condition_on={first_frame: 0}", ONE_STEP], trains),
+    "parts": (
+        AUDIOVISUAL,
+        [
+            *("streams.audiovisual.batch=2", "streams.audiovisual.data.count=20", "training.device=cpu", ONE_STEP),
+            "streams.audiovisual.modes={video_given: 0, audio_given: 0, audio_leads_video: 1}",
+            "streams.audiovisual.parts.audio.timestep={kind: logit_normal, high_noise_prob: 0.5}",
+            "streams.audiovisual.sampling={steps: 2, parts: {video: {stop_at: 0.5}, audio: {after: video}}}",
+        ],
+        generates,
+    ),
+    "separation": (CONFIG, ["method=self_flow_as", "streams.video.modes={first_frame: 0}", ONE_STEP], trains),
     "evaluation": (
         SIT,
         [f"streams.image.evaluation={EVALUATION}", "streams.image.val={size: 8, count: 60, seed: 1}"],
@@ -149,6 +161,9 @@ SHARED = [
     (re.compile(r"^streams\.\w+\.(?:data|val)(?:\.parts\.one)?\b"), "data"),
     (re.compile(r"^streams\.\w+\.encoders\.\w+\b"), "encoders.NAME"),
     (re.compile(r"^streams\.\w+\.(encoders|time|sampling|evaluation|media\.autoencoder)\b"), r"\1"),
+    (re.compile(r"^streams\.\w+\.parts\.\w+\.(media\.autoencoder)\b"), r"\1"),
+    (re.compile(r"^streams\.\w+\.parts\.(video|audio)\.media\b"), r"streams.\1.media"),
+    (re.compile(r"^streams\.audiovisual\.(?!parts)"), "streams.video."),
 ]
 
 

@@ -52,7 +52,7 @@ def test_the_walk_finds_what_is_there():
     assert {"streams.video.media.fps", "streams.audio.media.seconds", "streams.clips.parts.audio.loss_weight"} <= set(
         KEYS
     )
-    assert "streams.clips.condition_on.entry" in KEYS
+    assert "streams.clips.modes.entry" in KEYS
     assert len(KEYS) > 90
 
 

@@ -118,7 +118,7 @@ def test_the_meaning_of_blocks_of_pixels_is_compared_beyond_their_grid():
         [
             "streams={image: null, audio: null}",
             f"streams.video.media={even}",
-            "streams.video.condition_on={first_frame: 0}",
+            "streams.video.modes={first_frame: 0}",
         ],
     )
     stored, other_stored = (part_of(config, "video", "video") for config in (alone, other))

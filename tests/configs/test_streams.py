@@ -11,10 +11,14 @@ import torch
 from configs.assembly import Assembly
 from configs.build import build_trainer
 from configs.load import load_config
+from configs.runs import load_run
 from configs.schema import Config
 from core.errors import ConfigError
+from core.evaluation.velocity import velocity_loss_curve
+from core.sampling.parts import PartSampling
 from core.training.config import from_plain, load, to_plain, to_yaml
 from core.training.records import read_lines
+from modalities.evaluation.records import Reader
 
 TRUNK = "trunk: {mmdit: {size: tiny, width: 96, heads: 2, double_blocks: 1, single_blocks: 1, mlp_ratio: 1.0}}\n"
 TRAINING = "training: {steps: 8, device: cpu}\nmethod: flow_matching\nrun: run\n"
@@ -109,11 +113,18 @@ def test_parts_have_the_media_settings_of_their_modality(tmp_path):
         ("modality: video", "streams.clips.modality: belongs to each of the parts, parts.NAME.modality"),
         ("std_floor: 0.2", "streams.clips.std_floor: belongs to each of the parts, parts.NAME.std_floor"),
         ("positions_per_second: 0", "streams.clips.positions_per_second: 0.0 must be above 0"),
-        ("condition_on: {vidoe: 0.5}", "is not one of none, first_frame, video, audio. Did you mean: 'video'?"),
-        ("condition_on: {video: 0.5, audio: 0.6}", "condition_on: sums to 1.1; must be 1, or less without none"),
-        ("condition_on: {none: 0.5, video: 0.2}", "condition_on: sums to 0.7; must be 1, or less without none"),
-        ("condition_on: {video: -0.1}", "streams.clips.condition_on.video: -0.1 must lie in [0, 1]"),
-        ("condition_on: {video: much}", "streams.clips.condition_on: expected dict[str, float], got {'video': 'much'}"),
+        (
+            "modes: {vidoe_given: 0.5}",
+            "modes.vidoe_given: is not one of shared, first_frame, independent, video_given, video_absent, "
+            "audio_given, audio_absent, video_leads_audio, audio_leads_video. Did you mean: 'video_given'?",
+        ),
+        ("modes: {video_given: 0.5, independent: 0.6}", "modes: sums to 1.1; must be 1, or less without shared"),
+        ("modes: {shared: 0.5, video_absent: 0.2}", "modes: sums to 0.7; must be 1, or less without shared"),
+        ("modes: {video_given: -0.1}", "streams.clips.modes.video_given: -0.1 must lie in [0, 1]"),
+        ("modes: {video_given: much}", "streams.clips.modes: expected dict[str, float], got {'video_given': 'much'}"),
+        ("sampling: {parts: {vidio: {steps: 3}}}", "streams.clips.sampling.parts.vidio: is not one of video, audio."),
+        ("sampling: {parts: {video: {stop_at: 1}}}", "streams.clips.sampling.parts.video.stop_at: 1.0 must lie in"),
+        ("sampling: {parts: {video: {stopat: 1}}}", "streams.clips.sampling.parts.video.stopat: unknown key"),
         ("condition_noise: 1.5", "streams.clips.condition_noise: 1.5 must lie in [0, 1]"),
     ],
 )
@@ -127,7 +138,14 @@ def test_settings_of_parts_that_are_refused(clips, expected, tmp_path):
     [
         ("{video: {}, sound: {}}", "streams.clips.parts.sound.modality: 'sound' is not one of image, video, audio."),
         ("{sound: {modality: audoi}}", "streams.clips.parts.sound.modality: 'audoi' is not one of image, video, aud"),
-        ("{video: {}, none: {modality: audio}}", "streams.clips.parts.none: has a meaning in condition_on"),
+        (
+            "{video: {condition_noise: 2}, audio: {}}",
+            "streams.clips.parts.video.condition_noise: 2.0 must lie in [0, 1]",
+        ),
+        (
+            "{video: {}, audio: {timestep: {shift: 0.05}}}",
+            "streams.clips.parts.audio.timestep: is read in modes that draw its levels alone, not in shared",
+        ),
         ("{video: {}, a-b: {modality: audio}}", "streams.clips.parts.a-b: the name must be a plain one"),
         ("{video: {loss_weight: 0}}", "streams.clips.parts.video.loss_weight: 0.0 must be above 0"),
         ("{video: {std_floor: 2}}", "streams.clips.parts.video.std_floor: 2.0 must lie in (0, 1]"),
@@ -154,7 +172,7 @@ def test_parts_that_are_refused(parts, expected, tmp_path):
         ),
         ("{a-b: {modality: image}}", "streams.a-b: the name must be a plain one (letters, digits, underscore)"),
         ("{image: {positions_per_second: 4}}", "streams.image.positions_per_second: is read for several `parts` alone"),
-        ("{image: {condition_on: {image: 0.5}}}", "streams.image.condition_on.image: is not one of none, first_frame."),
+        ("{image: {modes: {image_given: 0.5}}}", "streams.image.modes.image_given: is not one of shared, first_frame."),
         ("{image: 3}", "streams.image: expected a section with some of weight, batch"),
         ("{image: null}", "streams: empty; name at least one, such as streams.image"),
     ],
@@ -164,18 +182,14 @@ def test_streams_that_are_refused(streams, expected, tmp_path):
     assert any(expected in line for line in found), found
 
 
-def test_times_per_part_need_parts(tmp_path):
-    per_part = "noising.timesteps=per_part"
-    (line,) = problems(tmp_path, SIZES, per_part)
-    assert line == "noising.timesteps: 'per_part' is read for streams of several parts alone, and there is none"
-    assert read(tmp_path, CLIPS, per_part).noising.timesteps == "per_part"
+def test_a_run_that_was_written_with_the_old_settings_is_told_the_new_ones(tmp_path):
+    (line,) = problems(tmp_path, SIZES, "streams.small.condition_on={first_frame: 0.5}")
+    assert " Did you mean: 'modes'?" in line
 
 
 def test_a_first_frame_needs_a_video(tmp_path):
-    config = read(tmp_path, SIZES, "streams.small.condition_on={first_frame: 0.5}")
-    with pytest.raises(
-        ConfigError, match=r"^streams\.small\.condition_on\.first_frame: the stream has no video, but i"
-    ):
+    config = read(tmp_path, SIZES, "streams.small.modes={first_frame: 0.5}")
+    with pytest.raises(ConfigError, match=r"^streams\.small\.modes\.first_frame: the stream has no video, but i"):
         build_trainer(config, tmp_path)
     assert not (tmp_path / "run").exists()
 
@@ -196,3 +210,82 @@ def test_streams_and_parts_keep_the_order_in_which_they_are_written(tmp_path):
         assert list(config.streams["z"].parts) == [first, second]
         back = from_plain(Config, to_plain(config))
         assert (list(back.streams), list(back.streams["z"].parts)) == (["z", "image"], [first, second])
+
+
+AUDIOVISUAL = (
+    "streams:\n"
+    "  clips:\n"
+    "    batch: 2\n"
+    "    data: {size: 12, frames: 5, count: 30}\n"
+    "    parts:\n"
+    "      video: {media: {size: [12, 12], frames: 5, patch: 4}}\n"
+    "      audio: {std_floor: 0.25, media: {seconds: 0.625, hop: 64}}\n"
+)
+DEEPER = "trunk.mmdit.single_blocks=2"
+MODES = (
+    "streams.clips.modes={independent: 0.2, video_given: 0.2, audio_absent: 0.2, audio_leads_video: 0.2}",
+    "streams.clips.parts.video.condition_noise=0.05",
+    "streams.clips.parts.audio.timestep={low: 0.9}",
+)
+
+
+def test_samples_are_trained_in_the_modes_of_their_stream(tmp_path):
+    config = read(tmp_path, AUDIOVISUAL, *MODES, DEEPER, f"run={tmp_path / 'run'}", "method=self_flow")
+    dataset = Assembly(config, tmp_path).dataset
+    video, audio = (len(part.ids) for part in dataset.streams["clips"].parts.values())
+    seen: dict[str, list[torch.Tensor]] = {"given": [], "absent": [], "rest": []}
+    for item in range(30):
+        batch = dataset[item]
+        levels, held = batch.student.per_token(video + audio), batch.conditioning_mask
+        assert batch.student.values.shape == (2, 4)
+        assert batch.counts == {"video": float((~held[:, :video]).sum()), "audio": float((~held[:, video:]).sum())}
+        cleaner = batch.teacher.per_token(video + audio)
+        assert torch.equal(levels[held], cleaner[held])
+        assert (cleaner <= levels).all()
+        for row, mask in zip(levels, held, strict=True):
+            if mask[:video].all():
+                assert row[:video].max() <= 0.05
+                assert row[video:].min() >= 0.9  # drawn alone, from a distribution of its own
+                seen["given"].append(row)
+            elif mask[video:].all():
+                assert (row[video:] == 1).all()
+                seen["absent"].append(row)
+            else:
+                assert not mask.any()
+                seen["rest"].append(row)
+    assert [len(rows) for rows in seen.values()] == pytest.approx([12, 12, 36], abs=8)
+    assert build_trainer(config, tmp_path).fit() == "finished"
+
+
+def test_a_part_that_is_given_in_every_sample(tmp_path):
+    given = ("streams.clips.parts.video.given=true", "streams.clips.modes={audio_absent: 0}")
+    config = read(tmp_path, AUDIOVISUAL, *given, DEEPER, f"run={tmp_path / 'run'}", "method=self_flow")
+    assert build_trainer(config, tmp_path).fit() == "finished"
+    entries = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert all("flow/audio" in entry and "flow/video" not in entry for entry in entries)
+    loaded = load_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"^video: is given in every sample of the training \(parts\.video\.given\)"):
+        loaded.generate("clips", ["a red circle"])
+    (only,) = loaded.generate("clips", ["a red circle"], steps=2, parts={"video": PartSampling(omit=True)})
+    assert list(only) == ["audio"]
+    reader = Reader(loaded.generator, "clips", loaded.assembly.sources["clips"], [], seed=0)
+    (batch,) = reader.batches(2, 2)
+    assert [bool(segment.loss_mask().any()) for segment in batch.segments] == [False, True]
+    assert list(velocity_loss_curve(loaded.generator.trunk, [batch], [0.5], seed=0).losses) == ["audio"]
+    (line,) = problems(tmp_path, AUDIOVISUAL, *given, "method=self_flow_as")
+    assert line.startswith("streams.clips.modes: tokens of video would belong to no group")
+
+
+def test_every_part_given_or_absent_leaves_nothing(tmp_path):
+    both = ("streams.clips.parts.video.given=true", "streams.clips.parts.audio.given=true")
+    with pytest.raises(ConfigError, match=r"^streams\.clips\.modes\.shared: every token of a sample is given"):
+        Assembly(read(tmp_path, AUDIOVISUAL, *both), tmp_path).streams  # noqa: B018
+    own = (both[0], "streams.clips.modes={audio_absent: 0.5}")
+    with pytest.raises(ConfigError, match=r"^streams\.clips\.modes\.audio_absent: every token"):
+        Assembly(read(tmp_path, AUDIOVISUAL, *own), tmp_path).streams  # noqa: B018
+
+
+def test_tokens_of_a_part_that_the_trunk_cannot_carry_are_refused(tmp_path):
+    config = read(tmp_path, AUDIOVISUAL, "streams.clips.parts.video.media.patch=6")
+    with pytest.raises(ConfigError, match=r"^channels\.video: 216 are more than the trunk's width, 96; it could"):
+        build_trainer(config, tmp_path)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from core.conditioning import Conditioning
 from core.errors import DataError
 from core.evaluation.inputs import keyed_noise
 from core.evaluation.pair import PairPlan, pair_health
+from core.modes import Mode, Modes
 from core.noising import NoisingConfig
 from core.objective import noised
 from core.schedule import TimestepConfig
@@ -101,8 +101,8 @@ def test_given_tokens_are_given_to_both_and_not_counted():
     conditioning_mask = torch.zeros(6, dtype=torch.bool)
     conditioning_mask[:2] = True
     student, teacher = Seeing(), Seeing()
-    conditioning = Conditioning({"first_frame": (0.5, conditioning_mask)}, 0.1)
-    found = pair_health(plan(student, conditioning=conditioning), teacher, batches(60, 60), seed=1)
+    modes = Modes({"first_frame": (0.5, Mode(conditioning_mask))}, noise=(0.1,))
+    found = pair_health(plan(student, modes=modes), teacher, batches(60, 60), seed=1)
     (_, levels, batch, _), (_, cleaner, _, _) = student.inputs[0], teacher.inputs[0]
     rows = batch.segments[0].conditioning_mask
     assert 0.3 < float(rows[:, 0].float().mean()) < 0.7
@@ -119,7 +119,10 @@ def test_mistakes_are_named():
 
 def test_samples_of_two_parts_have_one_pair_of_times_or_one_each():
     two: TokenBatch = joined(["a", "b"], segment(["a", "b"]), segment(["a", "b"], "action"))
-    for timesteps, levels in (("shared", 2), ("per_part", 4)):
+    for independent, levels in ((False, 2), (True, 4)):
         student = Seeing()
-        pair_health(plan(student, replace(DUAL, timesteps=timesteps)), Seeing(), [two], seed=0)
-        assert student.inputs[0][1].values.shape == (2, levels)
+        modes = Modes(rest=Mode(independent=independent))
+        found = pair_health(plan(student, modes=modes), Seeing(), [two], seed=0)
+        seen = student.inputs[0][1]
+        assert seen.values.shape == (2, levels)
+        assert found["share_masked"] == pytest.approx(float((seen.index % 2 == 1).double().mean()))

@@ -83,7 +83,7 @@ def test_sit_equals_a_mask_of_all_pairs(sizes, monkeypatch):
 
     same = levels.index[:, :, None] == levels.index[:, None, :]  # (B, N, N)
 
-    def masked(q, k, v, groups):
+    def masked(q, k, v, key_mask, groups):
         assert groups is None
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
         weights = scores.masked_fill(~same[:, None], float("-inf")).softmax(-1)

@@ -123,8 +123,6 @@ def test_batches_of_another_kind_are_refused():
     trunk = random_trunk()
     noisy, levels, batch = example()
     segment = batch.segments[0]
-    with pytest.raises(ShapeError, match="padding is not supported"):
-        trunk(*example(valid=torch.ones(2, 16, dtype=torch.bool)))
     with pytest.raises(ShapeError, match="exactly one segment"):
         trunk(noisy * 2, levels, TokenBatch((segment, replace(segment, part="other")), batch.context))
     with pytest.raises(ShapeError, match=r"expected \(2, 16, 16\), got \(2, 16, 8\)"):

@@ -7,7 +7,7 @@ import torch
 
 from modalities.audio import AudioAdapter, AudioConfig
 from modalities.image import ImageAdapter, ImageConfig
-from modalities.streams import lengths, make_parts, make_segments, whole_part
+from modalities.streams import given_tokens, lengths, make_parts, make_segments, whole_part
 from modalities.video import VideoAdapter, VideoConfig
 
 VIDEO = VideoAdapter(VideoConfig(size=[8], frames=9, fps=8, patch=4, patch_frames=2))
@@ -50,3 +50,9 @@ def test_segments_carry_names_weights_and_what_is_given():
     assert video.conditioning_mask.all()
     assert not audio.conditioning_mask.any()
     assert all(segment.conditioning_mask is None for segment in make_segments(parts, tokens))
+
+
+def test_parts_that_are_given_in_every_sample():
+    parts = make_parts({"clip": VIDEO, "sound": AUDIO}, given={"clip": True, "sound": False})
+    assert torch.equal(given_tokens(parts), whole_part(parts, "clip"))
+    assert given_tokens(make_parts({"clip": VIDEO, "sound": AUDIO})) is None

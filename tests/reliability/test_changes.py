@@ -133,7 +133,7 @@ def test_a_change_needs_a_run_and_steps_to_come(tmp_path, tiny_run, capsys):
 
 @pytest.mark.parametrize("method", ["flow_matching", "self_flow_as", "layersync"])
 def test_another_method_drops_or_starts_the_projector_and_says_so(method, half, capsys):
-    more = ("--change", "streams.video.condition_on={first_frame: 0}") if method == "self_flow_as" else ()
+    more = ("--change", "streams.video.modes={first_frame: 0}") if method == "self_flow_as" else ()
     capsys.readouterr()
     assert train(half, "--change", f"method={method}", *more) == 0
     shown = capsys.readouterr().err

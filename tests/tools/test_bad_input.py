@@ -83,7 +83,7 @@ def check(message: str, expected: str | tuple[str, ...]) -> None:
             ("attention_separation: needs kind dual, ", "kind is 'homogeneous'", "needs mask exact", "is 'bernoulli'"),
         ),
         ("noising.attention_separation=true", "noising.attention_separation: needs mask exact"),
-        ("method=self_flow_as", "tiny.yaml:15: streams.video.condition_on: given tokens would belong to no "),
+        ("method=self_flow_as", "tiny.yaml:15: streams.video.modes: tokens of first_frame would belong to no "),
         # teacher
         ("training.ema.decay=0", "training.ema.decay: 0 makes the teacher the student itself"),
         ("method=sra training.ema.decay=0", "training.ema.decay: 0 makes the teacher the student itself"),

@@ -85,14 +85,16 @@ def test_every_part_of_a_stream_is_listed_with_its_tokens_channels_and_positions
         "loss weight 1",
         "            audio: 37 x 1 x 1 (t, h, w) of 125 channels, 37 tokens at t 0 to 36 (1 apart); loss weight 1",
     ]
-    assert "  given     video in 20%, audio in 20% of the samples, at noise levels up to 0.05" in lines
-    assert any(line.startswith("  times     ") and ", one for all parts; " in line for line in lines)
+    assert "  modes     video given in 20%, audio given in 20% of the samples, shared in the others" in lines
+    assert "            what is given has noise levels up to 0.05" in lines
     assert any(line.startswith("  activations audiovisual ") for line in lines)
     assert sum(" GFLOP a step" in line for line in lines) == 1
-    own += ["noising.timesteps=per_part", "streams.audiovisual.positions_per_second=8"]
+    own += ["streams.audiovisual.modes={independent: 0.9, video_given: 0, audio_given: 0.1}"]
+    own += ["streams.audiovisual.positions_per_second=8", "streams.audiovisual.parts.audio.timestep={shift: 2}"]
     own += ["streams.audiovisual.parts.audio.loss_weight=0.5"]
     lines = shown(capsys, *own, config=AUDIOVISUAL)
-    assert any(line.startswith("  times     ") and ", one for each part; " in line for line in lines)
+    assert "  modes     audio given in 10%, independent in 90% of the samples" in lines
+    assert "            audio alone: uniform, shift 2" in lines
     assert any("37 tokens at t 0 to 9 (0.25 apart); loss weight 0.5" in line for line in lines)
 
 

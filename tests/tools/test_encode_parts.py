@@ -30,7 +30,7 @@ streams:
     parts:
       video: {{media: {{size: [16], frames: 9, fps: 8, patch: 4, patch_frames: 2}}}}     # 80 tokens of 96 channels
       audio: {{std_floor: 0.25, media: {{sample_rate: 4000, seconds: 1.125, hop: 125}}}} # 37 tokens of 125 channels
-    condition_on: {{video: 0.3, audio: 0.3}}
+    modes: {{video_given: 0.3, audio_given: 0.3}}
 condition: {{text: {{vocabulary: 64, max_words: 6, rows_per_word: 4}}}}
 trunk: {{mmdit: {{size: tiny, width: 128, heads: 2, double_blocks: 1, single_blocks: 2, mlp_ratio: 1.0}}}}
 training: {{steps: 3, save_every: 3, device: cpu, ema: {{decay: 0.1}}}}

@@ -77,7 +77,7 @@ def settings(case: Case, method: str, weights: Path) -> list[str]:
         if len(case.requests) > 1:  # three of REPA's own projectors would be a hundred times the size of the trunk
             own.append("alignment.external.projector=simple")
     if method == "self_flow_as" and "video" in case.requests:
-        own.append("streams.video.condition_on={first_frame: 0}")
+        own.append("streams.video.modes={first_frame: 0}")
     if case is CASES["DDT on RAE"]:
         own.append(f"streams.image.media.autoencoder.path={weights / 'rae'}")
     return own

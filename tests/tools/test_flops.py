@@ -99,7 +99,7 @@ def test_the_live_trunk_is_not_touched():
 
 @pytest.mark.parametrize("method", ["flow_matching", "sra", "layersync", "dispersive", "self_flow", "self_flow_as"])
 def test_only_methods_with_a_teacher_pay_for_one(method, tmp_path):
-    config = load_config(CONFIG, [f"method={method}", "streams.video.condition_on={first_frame: 0}"])
+    config = load_config(CONFIG, [f"method={method}", "streams.video.modes={first_frame: 0}"])
     del config.streams["audio"]
     assembly = Assembly(config, tmp_path)
     leave_empty(assembly)

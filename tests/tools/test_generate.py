@@ -80,8 +80,27 @@ def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
             "diffusion_norm": 1.0,
             "last_step": "mean",
             "last_step_size": 0.04,
+            "parts": {},
         },
     }
+
+
+def test_settings_of_one_part(tiny_run, tmp_path, capsys):
+    options = ("--steps", "4", "--part", "image.stop_at=0.5", "--part", "image.shift=3")
+    assert generate(tiny_run, "image", tmp_path / "out", *options) == 0
+    about = json.loads((tmp_path / "out" / "0000-a-cat.json").read_text())
+    assert about["sampler"]["parts"]["image"]["stop_at"] == 0.5
+    assert about["sampler"]["parts"]["image"]["shift"] == 3.0
+    for wrong, line in (
+        ("imgae.steps=3", "--part imgae: is not one of image. Did you mean: 'image'?"),
+        ("image.stop=3", "--part image.stop: unknown key"),
+        ("image.stop_at=3", "--part image.stop_at: 3.0 must lie in [0, 1)"),
+        ("image.steps=few", "--part image.steps: expected int, got 'few'"),
+        ("image.omit=true", "--part: nothing is left to make; absent or omitted: image"),
+        ("image", "--part 'image': expected key=value"),
+    ):
+        assert generate(tiny_run, "image", tmp_path / "out", "--part", wrong) == 2
+        assert line in capsys.readouterr().err
 
 
 def test_the_defaults_are_the_runs_own_and_its_folder(tmp_path):

@@ -298,7 +298,7 @@ def test_other_settings_of_the_same_shapes_are_refused_by_name(joint, tmp_path, 
     more = ()
     if "first_frame_alone" in change:
         frames = ("streams.video.media.frames=4", "streams.video.data.frames=4")
-        more = (*frames, "streams.video.condition_on={first_frame: 0}")
+        more = (*frames, "streams.video.modes={first_frame: 0}")
     assert bring(joint, tmp_path / "run", change, *more, config=CONFIG) == 2
     shown = capsys.readouterr().err
     assert line in shown

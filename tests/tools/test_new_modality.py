@@ -118,7 +118,7 @@ def config(row, tmp_path: Path) -> Path:
         "    parts:",
         "      one: {modality: action, media: {}}",
         "      two: {modality: action, media: {}}",
-        "    condition_on: {one: 0.3}",
+        "    modes: {one_given: 0.3}",
         "    sampling: {steps: 3}",
         "",
     ]

@@ -53,7 +53,7 @@ def test_a_microbatch_of_one_repeated_sample_has_the_shapes_of_the_real_one(accu
 
 @pytest.mark.parametrize("method", ["self_flow", "self_flow_as", "dispersive"])
 def test_stand_ins_have_the_shapes_of_the_data(method, tmp_path):
-    own = [f"method={method}", "streams.video.condition_on={first_frame: 0}"]
+    own = [f"method={method}", "streams.video.modes={first_frame: 0}"]
     with_data = make_plan(load_config(CONFIG, own), tmp_path)
     without = make_plan(load_config(CONFIG, [*own, *ABSENT]), tmp_path)
     assert (list(with_data.absent), list(without.absent)) == ([], ["image", "video", "audio"])

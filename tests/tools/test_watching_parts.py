@@ -24,7 +24,7 @@ streams:
     parts:
       video: {media: {size: [12, 12], frames: 5, patch: 4}}
       audio: {std_floor: 0.25, media: {seconds: 0.625, hop: 64}}
-    condition_on: {video: 0.3, audio: 0.3}
+    modes: {independent: 0.4, video_given: 0.3, audio_given: 0.3}
     sampling: {steps: 2}
     evaluation:
       {measures: [velocity, knn, health, samples], val: 8, training: 24, generated: 8, batch: 4, timesteps: [0.3, 0.8],
@@ -33,7 +33,6 @@ condition:
   text: {vocabulary: 64, max_words: 6, rows_per_word: 4}
 trunk:
   mmdit: {size: tiny, width: 96, heads: 2, double_blocks: 1, single_blocks: 2, mlp_ratio: 1.0}
-noising: {timesteps: per_part}
 training:
   steps: 4
   save_every: 4

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from configs.captions import caption_report
-from configs.schema import NONE, Config, StreamConfig
+from configs.schema import FIRST_FRAME, Config, StreamConfig
 from configs.warnings import warnings
 from core.errors import ConfigError
 from core.schedule import TimestepConfig
@@ -25,7 +25,6 @@ from tools.dry_run.plan import Plan, Step, make_plan, not_here, one_line, stores
 
 DEVICES = (1, 8, 64)
 GIB = 2**30
-TIMES = {"shared": "one for all parts", "per_part": "one for each part"}  # noising.timesteps, in words
 
 
 def describe(config: Config, root: Path) -> str:
@@ -81,13 +80,12 @@ def stream_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share: 
         lines.append(f"          drawn in {share:.0%} of the steps")
     loss = f"loss weight {entry.loss_weight:g}"
     mask = f"mask ratio {entry.mask_ratio:g}"
-    several = f", {TIMES[plan.assembly.config.noising.timesteps]}" if entry.parts else ""
     return [
         *lines,
         *token_lines(plan.assembly.parts[name], entry),
         f"condition {words:,} token{'s' * (words != 1)}{channels} a sample",
-        f"times     {time_text(entry.timestep)}{several}; {mask}; {loss}",
-        *given_lines(entry),
+        f"times     {time_text(entry.timestep)}; {mask}; {loss}",
+        *mode_lines(entry),
     ]
 
 
@@ -123,13 +121,22 @@ def positions_text(ids: Tensor) -> str:
     return ", ".join(found) or "one position"
 
 
-def given_lines(entry: StreamConfig) -> list[str]:
-    """What samples are given, in how many of them and how noisy."""
-    shares = {name: share for name, share in entry.condition_on.items() if share and name != NONE}
-    if not shares:
-        return []
-    told = ", ".join(f"{name.replace('_', ' ')} in {share:.0%}" for name, share in shares.items())
-    return [f"given     {told} of the samples, at noise levels up to {entry.condition_noise:g}"]
+def mode_lines(entry: StreamConfig) -> list[str]:
+    """How parts are trained, in how many of the samples, and how noisy they are where they are given."""
+    shares, found = entry.drawn_modes(), []
+    always = [name for name, part in entry.parts.items() if part.given]
+    if always:
+        found.append(f"given     {', '.join(always)} in all samples")
+    if shares:
+        told = ", ".join(f"{name.replace('_', ' ')} in {share:.0%}" for name, share in shares.items())
+        rest = ", shared in the others" if sum(shares.values()) < 1 else ""
+        found.append(f"modes     {told} of the samples{rest}")
+    for name, part in entry.parts.items():
+        if part.timestep is not None:
+            found.append(f"          {name} alone: {time_text(part.timestep)}")
+    if always or any(name == FIRST_FRAME or name.endswith("_given") for name in shares):
+        found.append(f"          what is given has noise levels up to {entry.condition_noise:g}")
+    return found
 
 
 def caption_lines(plan: Plan, name: str, entry: StreamConfig) -> tuple[list[str], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,16 @@ from configs.captions import text_limit
 from configs.runs import WEIGHTS, LoadedRun, load_run
 from core.errors import ConfigError, nearest
 from core.keys import generator
+from core.sampling.parts import PartSampling
+from core.sampling.plan import part_name_problems
 from core.sampling.sampler import SOLVERS, SamplerConfig
 from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS
+from core.training.config import from_plain, to_plain
 from core.training.sections import field_names
+from core.training.settings import UserSettings, merge, parse_override
 from modalities.base import Known, Record
 from modalities.conditioning import describe_cut
-from modalities.generation import generate, guidance_problem
+from modalities.generation import generate, guidance_problem, sampler_steps
 from modalities.media.writing import write_grid
 from modalities.sample_files import write_parts
 from modalities.streams import Parts
@@ -89,6 +93,13 @@ def add_parser(subparsers) -> None:
     sampler.add_argument("--diffusion-norm", type=float, help="SDE: scale of the diffusion")
     sampler.add_argument("--last-step", choices=tuple(LAST_STEPS), help="SDE: how the last step reaches the data")
     sampler.add_argument("--last-step-size", type=float, help="SDE: where the last step begins")
+    sampler.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        metavar="NAME.SETTING=VALUE",
+        help="of one part of several, such as video.stop_at=0.6, action.steps=10 or video.absent=true",
+    )
     known = parser.add_argument_group(
         "giving a part, or some of it", "What is given comes back as it is. Of parts with one modality: NAME=FILE."
     )
@@ -114,6 +125,8 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.folder} was not trained on {options.stream}; it has {', '.join(streams)}.{hint}")
     prompts = [prompt for prompt in asked(options, loaded) for _ in range(options.number)]
     settings = sampler_settings(options, streams[options.stream].sampling)
+    if found := part_name_problems(settings, list(loaded.generator.parts[options.stream])):
+        raise ConfigError(map(_as_option, found))
     check_negative(options, loaded, settings)
     for line in dict.fromkeys(
         line for prompt in prompts for line in warnings(loaded, prompt, settings, options.negative)
@@ -160,7 +173,7 @@ def check_negative(options: argparse.Namespace, loaded: LoadedRun, settings: Sam
     Guidance that is a run's own default without a condition is told by `warnings`; it changes nothing.
     """
     condition = loaded.config.condition
-    if options.negative is not None and settings.cfg_scale == 1:
+    if options.negative is not None and settings.guidance() == 1:
         raise ConfigError("--negative: is not read without guidance; set a scale above 1, such as --cfg-scale 3")
     if (
         condition.kind == "none"
@@ -184,18 +197,40 @@ def warnings(loaded: LoadedRun, prompt: str, settings: SamplerConfig, negative: 
 def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> SamplerConfig:
     """The run's defaults with what the command line sets; raises ConfigError for values out of range.
 
-    With another solver than the run's, settings that only the run's solver has are left behind.
+    With another solver than the run's, settings that only the run's solver has are left behind. Settings of parts are
+    added to the run's own.
     """
     names = dict.fromkeys(name for solver in SOLVERS.values() for name in field_names(solver))
     given = {name: getattr(options, name, None) for name in names}
     try:
-        return defaults.changed(**{name: value for name, value in given.items() if value is not None})
+        settings = defaults.changed(**{name: value for name, value in given.items() if value is not None})
     except ConfigError as error:
         raise ConfigError(map(_as_option, error.problems)) from error
+    return with_parts(settings, options.part) if options.part else settings
+
+
+def with_parts(settings: SamplerConfig, wanted: Sequence[str]) -> SamplerConfig:
+    """The settings with NAME.SETTING=VALUE of parts. Raises ConfigError for unknown settings and wrong types."""
+    given = UserSettings({}, {}, {}, [])
+    for text in wanted:
+        given.add(parse_override(text))
+    if given.problems:
+        raise ConfigError(line.replace("command line", "--part", 1) for line in given.problems)
+    try:
+        found = from_plain(type(settings), merge(to_plain(settings), {"parts": given.values}))
+        if problems := found.problems():
+            raise ConfigError(problems)
+    except ConfigError as error:
+        raise ConfigError(map(_as_option, error.problems)) from error
+    return found
 
 
 def _as_option(problem: str) -> str:
     """A line of `problems` under the names of the command line."""
+    if problem.startswith("parts: "):
+        return problem.replace("parts", "--part", 1)
+    if problem.startswith("parts."):
+        return problem.replace("parts.", "--part ", 1)
     names, rest = problem.split(":", 1)
     return f"{', '.join(f'--{name}' for name in names.split(', ')).replace('_', '-')}:{rest}"
 
@@ -282,14 +317,17 @@ def generate_files(
     texts, known = prompt_lengths(loaded, prompts), known or {}
     parts, written, images = loaded.generator.parts[stream], [], []
     number, shared = next_number(out), {"seed": seed, "weights": loaded.weights, "step": loaded.step}
-    with tqdm(total=len(prompts) * settings.steps, unit="step", desc=stream, dynamic_ncols=True) as bar:
+    with tqdm(total=len(prompts) * sampler_steps(parts, settings), unit="step", desc=stream, dynamic_ncols=True) as bar:
         made = generate(loaded.generator, stream, prompts, settings, seed, known, batch_size, bar.update, negative)
         for index, (prompt, media) in enumerate(zip(prompts, made, strict=True)):
             about = {
                 "prompt": prompt,
                 "negative": negative,
                 "stream": stream,
-                "parts": {name: described_part(part.adapter.modality, known.get(name)) for name, part in parts.items()},
+                "parts": {
+                    name: described_part(part.adapter.modality, known.get(name), settings.parts.get(name))
+                    for name, part in parts.items()
+                },
                 "files": dict(files or {}),
                 **texts.get(prompt, {}),
                 "index": index,
@@ -312,8 +350,10 @@ def generate_files(
     return written
 
 
-def described_part(modality: str, known: Known | None) -> dict[str, str]:
-    """Of a part, for the .json: made, given as a whole, or kept in part."""
+def described_part(modality: str, known: Known | None, sampling: PartSampling | None = None) -> dict[str, str]:
+    """Of a part, for the .json: made, given as a whole, kept in part, absent or omitted."""
+    if sampling is not None and not sampling.sampled:
+        return {"modality": modality, "was": "absent" if sampling.absent else "omitted"}
     if known is None:
         return {"modality": modality, "was": "made"}
     return {"modality": modality, "was": "given" if bool(known.conditioning_mask.all()) else "kept in part"}

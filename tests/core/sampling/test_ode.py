@@ -9,6 +9,7 @@ import torch
 
 from core.errors import ConfigError
 from core.keys import generator
+from core.sampling.levels import shared_schedule
 from core.sampling.ode import dopri5, euler_step, heun_step, midpoint_step, on_grid, rk4_step
 from core.sampling.sampler import SamplerConfig, sample
 from core.types import Segment, TokenBatch
@@ -78,7 +79,12 @@ def test_trajectories_are_those_of_torchdiffeq(name):
     x = torch.randn(3, 5, 2, generator=generator(0), dtype=torch.float64)
     ours = on_grid(STEPS[name]) if name in STEPS else dopri5(1e-6, 1e-3, land=False)
     timesteps = [1 - i / 8 for i in range(9)]
-    states = ours(lambda y, t: (field(y[0], torch.tensor(t, dtype=torch.float64), None),), (x,), timesteps, no_draws)
+    states = ours(
+        lambda y, t, moving: (field(y[0], torch.tensor(t[0], dtype=torch.float64), None),),
+        (x,),
+        shared_schedule(timesteps),
+        no_draws,
+    )
     theirs = torchdiffeq.odeint(
         lambda t, y: -field(y, 1 - t, None), x, torch.linspace(0, 1, 9).double(), method=name, atol=1e-6, rtol=1e-3
     )

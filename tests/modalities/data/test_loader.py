@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from autoencoders.base import LatentNormalization
-from core.conditioning import Conditioning
 from core.errors import DataError
 from core.keys import generator
+from core.modes import Mode, Modes
 from core.noising import NoisingConfig
 from core.schedule import TimestepConfig
 from core.training.mixing import StreamMix
@@ -52,8 +52,8 @@ def stream(modality: str, count: int = 10, **more) -> Stream:
         return single(source, AudioAdapter(AudioConfig(seconds=0.3)), TimestepConfig(), 0.5)
     adapter = VideoAdapter(VideoConfig([8, 8], frames=3))
     source = SyntheticSource("video", 8, 0, count, frames=3)
-    conditioning_mask = Conditioning({"first_frame": (0.5, adapter.first_frame_mask())}, 0.2)
-    return single(source, adapter, TimestepConfig("logit_normal"), 0.1, conditioning_mask)
+    modes = Modes({"first_frame": (0.5, Mode(adapter.first_frame_mask()))}, noise=(0.2,))
+    return single(source, adapter, TimestepConfig("logit_normal"), 0.1, modes)
 
 
 def dataset(streams: dict[str, Stream] | None = None, accumulate: int = 1, seed: int = 0, **noising) -> StepDataset:

@@ -11,6 +11,7 @@ from torch import nn
 
 from core.errors import ConfigError
 from core.evaluation.pair import PairPlan
+from core.modes import Mode, Modes
 from core.noising import NoisingConfig
 from core.schedule import TimestepConfig
 from core.trunk.projectors import ProjectorSpec
@@ -103,7 +104,7 @@ def test_parts_may_be_stored_as_latents():
 def test_every_measure_has_its_names():
     asked = clip_subject()
     student = clip_trunk(asked.parts, len(asked.classes), projectors={"teacher": ProjectorSpec()})
-    pair = PairPlan(student, 1, 2, NoisingConfig("dual", timesteps="per_part"), TimestepConfig(), 0.25)
+    pair = PairPlan(student, 1, 2, NoisingConfig("dual"), TimestepConfig(), 0.25, Modes(rest=Mode(independent=True)))
     networks = {"video/a": PartNetwork("video", Moments("a")), "audio/b": PartNetwork("audio", Moments("b"))}
     found = evaluate(replace(asked, pair=pair), FEW, list(MEASURES), networks)
     assert found.failed == []
