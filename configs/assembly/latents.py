@@ -23,7 +23,8 @@ ON_READING = ("statistics", "normalize", "keep")
 
 
 def media_settings(media: Any) -> dict[str, Any]:
-    """What latents depend on of the section `media`, without its autoencoder, with what was left out of an MDCT, or of blocks of pixels."""
+    """What latents depend on of the section `media`, without its autoencoder, with what was left out of an MDCT, or of
+    blocks of pixels."""
     found = to_plain(media)
     del found["autoencoder"]
     found = {key: value for key, value in found.items() if key not in ON_READING}

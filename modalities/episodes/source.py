@@ -10,7 +10,7 @@ import numpy as np
 
 from core.errors import ConfigError, DataError
 from modalities.actions.gripper import apply_gripper
-from modalities.base import Deferred, Media, Record
+from modalities.base import Deferred, Media, Record, Source
 from modalities.data.order import Blocks
 from modalities.data.sources.account import Account
 from modalities.data.sources.captions import refuse_unusable
@@ -42,7 +42,8 @@ class Reading:
 
 
 class EpisodesSource:
-    """Records with the parts `image` (the picture at a step), `video`, `action` and `state`, as many as are asked for.
+    """Records with the parts `image` (the picture at a step), `video`, `action` and `state`, as many as are asked for,
+    each under the name of its modality too, such as `action_rt1`.
 
     A window that reaches beyond the end of its episode is filled up with the last frame and the last action, and its
     masks say so.
@@ -63,6 +64,7 @@ class EpisodesSource:
     ):
         self.episodes, self.reading, self.selection = episodes, reading, selection
         self.parts = tuple(dict.fromkeys(part_of(name) for name in modalities))
+        self._names = {name: part_of(name) for name in (*modalities, *self.parts)}
         if "state" in self.parts and not episodes.fields.states:
             raise ConfigError("state_keys: empty, and the stream has a part of states")
         sides = np.array([selection.takes({}, episodes.key(i)) for i in range(len(episodes.steps))], dtype=bool)
@@ -126,7 +128,7 @@ class EpisodesSource:
             origin=origin,
             media=b"",  # a part of another name has none
             captions=(caption,) if caption else (),
-            parts=found,
+            parts={name: found[part] for name, part in self._names.items()},
             unconditional=not caption,
         )
 
@@ -160,6 +162,14 @@ class EpisodesSource:
             f"{self.episodes.fields} {self.episodes.fps:g} {reading.gripper} {reading.gripper_places}",
             f"{selection.split} {selection.holdout:g} {len(self)}",
         )
+
+
+def episode_sources(source: Source) -> list[EpisodesSource]:
+    """The robot data of a source, which may be a list of sources; empty for others."""
+    if isinstance(source, EpisodesSource):
+        return [source]
+    inner = (part for _, part, turn in getattr(source, "runs", ()) if turn == 0)
+    return [found for part in inner for found in episode_sources(part)]
 
 
 def part_of(modality: str) -> str:
