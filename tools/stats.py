@@ -108,7 +108,9 @@ def measured(sources: list[EpisodesSource], name: str) -> tuple[dict[str, Statis
     widths = {kind: {each.shape[1] for each in parts} for kind, parts in rows.items() if parts}
     for kind, seen in widths.items():
         if len(seen) > 1:
-            raise ConfigError(f"{name}: its {kind}s have {', '.join(map(str, sorted(seen)))} numbers; one robot has one")
+            raise ConfigError(
+                f"{name}: its {kind}s have {', '.join(map(str, sorted(seen)))} numbers; one robot has one"
+            )
     return {kind: measure(parts) for kind, parts in rows.items() if parts}, left_out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from modalities.conditioning.conditions import Prompt
 from modalities.data.loader import load_record
 from modalities.data.order import Order
 from modalities.generation import Generator
-from modalities.streams import NO_PADDING, Part, make_segments, stack_masks, token_mask
+from modalities.streams import Part, make_segments, stack_masks, token_mask
 
 # A record, the media of its parts, their masks, its condition
 _Loaded = tuple[Record, dict[str, Tensor | StoredLatents], dict[str, Tensor | None], Prompt]
@@ -38,7 +38,7 @@ class Records:
     labels: Tensor
     conditions: list[Prompt]
     keys: tuple[str, ...]
-    valid: Mapping[str, Tensor | None] = NO_PADDING
+    valid: Mapping[str, Tensor | None] = field(default_factory=dict)
 
 
 class Reader:

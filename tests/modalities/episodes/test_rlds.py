@@ -83,7 +83,9 @@ def test_a_flipped_bit_costs_one_episode_and_is_told_with_file_and_byte(folder):
     flip(shard, second + 3)  # of the length of the second: the rest of the shard is lost
     found = opened(folder)
     assert found.steps.tolist() == [4]
-    assert any(f"{shard.name} at byte {second}: damaged: the checksum of the record's length" in e for e in found._damaged)
+    assert any(
+        f"{shard.name} at byte {second}: damaged: the checksum of the record's length" in e for e in found._damaged
+    )
 
 
 def test_a_shard_that_was_cut_short_is_told(folder):
