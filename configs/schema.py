@@ -70,8 +70,8 @@ class StreamConfig:
         modality, std_floor, media: of the only part, as of PartConfig; modality "" is the name of the stream.
         parts: name -> part, in the order in which their tokens lie; empty for one part.
         positions_per_second: of the axis of time that all `parts` share; null is the token rate of the finest part.
-        condition_on: what is given, and in which share of the samples: the name of a part, or first_frame (of a video).
-            What is missing to 1 is `none`. Given tokens carry no loss.
+        condition_on: what is given, and in which share of the samples: the name of a part, or first_frame (of a video),
+            or several together, such as image+state. What is missing to 1 is `none`. Given tokens carry no loss.
         condition_noise: their noise level is uniform in [0, condition_noise] (paper App. F: 0.2).
         encoders: name -> frozen network whose features of the clean media `alignment.external` aligns with; of a stream
             of one part.
@@ -133,8 +133,11 @@ class StreamConfig:
         found = []
         allowed = (NONE, FIRST_FRAME, *self.parts)
         for name, share in self.condition_on.items():
-            if name not in allowed:
-                found.append(f"condition_on.{name}: is not one of {', '.join(allowed)}.{nearest(name, allowed)}")
+            for one in name.split("+"):
+                if one not in allowed or (one == NONE and one != name):
+                    found.append(
+                        f"condition_on.{name}: {one} is not one of {', '.join(allowed)}.{nearest(one, allowed)}"
+                    )
             if not 0 <= share <= 1:
                 found.append(f"condition_on.{name}: {share} must lie in [0, 1]")
         total = sum(self.condition_on.values())

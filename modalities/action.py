@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -128,10 +127,16 @@ class ActionAdapter(AutoencoderAdapter):
         self.config, self.modality = config, modality
         steps = config.actions if isinstance(config, ActionConfig) else 1
         super().__init__(Vectors(config.width), (steps, 1, 1))
+        self._normalization: LatentNormalization | None = None
 
-    @cached_property
-    def normalization(self) -> LatentNormalization:  # pyright: ignore[reportIncompatibleMethodOverride]
+    @property
+    def normalization(self) -> LatentNormalization:
         """Raises ConfigError where the statistics are missing, or of another robot."""
+        if self._normalization is None:
+            self._normalization = self._read_normalization()
+        return self._normalization
+
+    def _read_normalization(self) -> LatentNormalization:
         config = self.config
         if not config.statistics:
             raise ConfigError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from core.errors import ConfigError, nearest
 from modalities.action import ActionAdapter, ActionConfig, StateAdapter, StateConfig
@@ -31,7 +30,7 @@ class Modality:
     """
 
     settings: type
-    adapter: Callable[[Any], ModalityAdapter]
+    adapter: Callable[..., ModalityAdapter]
     weight: float = 1.0
     batch: int = 1
     mask_ratio: float = 0.25

@@ -1,4 +1,4 @@
-"""selfflow stats: statistics of a robot data set, which normalize its actions and states in training and in policies."""
+"""selfflow stats: statistics of a robot data set, by which actions and states are normalized in training and after."""
 
 from __future__ import annotations
 

@@ -21,7 +21,14 @@ def build_parts(config: Config, adapters: Adapters) -> dict[str, Parts]:
         own = entry.named_parts(stream)
         weight = {name: part.loss_weight for name, part in own.items()}
         keep_media = dict.fromkeys(own, bool(entry.encoders))
-        found[stream] = make_parts(adapters[stream], entry.positions_per_second, weight=weight, keep_media=keep_media)
+        # Where a window ends behind its episode, its video is padding too.
+        pads = {
+            name: adapter.pads or (entry.data.holds_episodes and adapter.modality == "video")
+            for name, adapter in adapters[stream].items()
+        }
+        found[stream] = make_parts(
+            adapters[stream], entry.positions_per_second, weight=weight, keep_media=keep_media, pads=pads
+        )
     return found
 
 
@@ -47,7 +54,8 @@ def build_conditioning(stream: str, entry: StreamConfig, parts: Parts) -> Condit
         if name == NONE or share == 0:
             continue
         try:
-            table[name] = (share, _first_frame(parts) if name == FIRST_FRAME else whole_part(parts, name))
+            masks = [_first_frame(parts) if one == FIRST_FRAME else whole_part(parts, one) for one in name.split("+")]
+            table[name] = (share, torch.stack(masks).any(dim=0))
         except ConfigError as error:
             raise ConfigError(f"streams.{stream}.{line}" for line in error.problems) from error
     try:

@@ -57,7 +57,8 @@ class LeRobotSet:
         path = self.info.data_file(entry)
         origin = f"{path} episode {entry.number}"
         stored = pictures and not self._video
-        names = list(dict.fromkeys([*fields.actions, *fields.states, *([fields.image] if stored else [])]))
+        wanted = (*fields.actions, *fields.states, *((fields.image,) if stored else ()))
+        names: list[str] = list(dict.fromkeys(wanted))
         rows = read_rows(path, names, entry, origin)
         encoded = rows.pop(fields.image) if stored else []
 

@@ -113,7 +113,7 @@ def test_measured_statistics_are_those_of_numpy(tmp_path):
 
 def test_files_that_are_no_statistics(tmp_path, rt1):
     path = tmp_path / "x.json"
-    with pytest.raises(ConfigError, match="statistics: .*x.json cannot be read .*`selfflow stats` writes such a file"):
+    with pytest.raises(ConfigError, match=r"statistics: .*x.json cannot be read .*`selfflow stats` writes such a file"):
         read_statistics(path, "action")
     for text, message in (
         ("{", "not valid JSON"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-transform = pytest.importorskip("scipy.spatial.transform", reason="scipy is what rotations are compared with")
+pytest.importorskip("scipy", reason="rotations are compared with scipy")
+
+from scipy.spatial import transform
 
 from modalities.actions.rotations import (
     axis_angle_to_matrix,

@@ -1,4 +1,4 @@
-"""Small robot data sets on disk: RLDS shards and LeRobot trees whose frames and actions hold the number of their step."""
+"""Small robot data sets on disk, RLDS and LeRobot, whose frames and actions hold the number of their step."""
 
 from __future__ import annotations
 

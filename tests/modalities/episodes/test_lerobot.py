@@ -110,19 +110,19 @@ def test_pictures_in_the_parquet_files(tmp_path):
 
 def test_what_a_set_does_not_have(tmp_path):
     folder = write_lerobot_2(tmp_path / "set", LENGTHS)
-    with pytest.raises(ConfigError, match="image_key: 'front' is not in"):
+    with pytest.raises(ConfigError, match=r"image_key: 'front' is not in"):
         LeRobotSet(folder, usual_fields(folder, "front"))
-    with pytest.raises(ConfigError, match="subset: 'test' is not in .* it has train"):
+    with pytest.raises(ConfigError, match=r"subset: 'test' is not in .* it has train"):
         LeRobotSet(folder, usual_fields(folder), "test")
     info = json.loads((folder / "meta/info.json").read_text())
     info["features"]["observation.images.side"] = info["features"][CAMERA]
     (folder / "meta/info.json").write_text(json.dumps(info))
-    with pytest.raises(ConfigError, match="image_key: empty, and .* has 2 cameras; name one: "):
+    with pytest.raises(ConfigError, match=r"image_key: empty, and .* has 2 cameras; name one: "):
         usual_fields(folder)
     (folder / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v1.6"}))
-    with pytest.raises(ConfigError, match="has the format v1.6; v2 and v3 are read"):
+    with pytest.raises(ConfigError, match=r"has the format v1.6; v2 and v3 are read"):
         usual_fields(folder)
-    with pytest.raises(ConfigError, match="a LeRobot data set has meta/, data/ and videos/"):
+    with pytest.raises(ConfigError, match=r"a LeRobot data set has meta/, data/ and videos/"):
         usual_fields(tmp_path)
 
 

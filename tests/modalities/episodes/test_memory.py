@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("crc32c", reason="TFRecords need crc32c (extra `robots`)")
-psutil = pytest.importorskip("psutil", reason="psutil measures memory")
+pytest.importorskip("psutil", reason="psutil measures memory")
 
+import psutil
 from torch.utils.data import DataLoader, Dataset
 
 from modalities.episodes import source as source_module

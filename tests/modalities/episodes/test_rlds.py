@@ -127,7 +127,7 @@ def test_folders_and_splits_that_are_not_there(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"subset: 'val' is not in .* it has train"):
         opened(folder, subset="val")
     sorted(folder.glob("*.tfrecord*"))[1].unlink()
-    with pytest.raises(DataError, match="1 of 2 shards are missing, such as numbers-train.tfrecord-00001-of-00002"):
+    with pytest.raises(DataError, match=r"1 of 2 shards are missing, such as numbers-train.tfrecord-00001-of-00002"):
         opened(folder)
 
 
