@@ -110,6 +110,7 @@ def build_trainer(
     assembly.load_autoencoders()
     if stored is not None:
         assembly.normalization = normalization.stored(stored, assembly.adapters)
+        normalization.check_files(config, assembly.adapters, assembly.normalization)
     elif source is not None:
         assembly.normalization = normalization_from(source, assembly)
     origin, anew = None, NOTHING_ANEW

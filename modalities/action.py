@@ -106,7 +106,7 @@ def vector_problems(config: ActionConfig | StateConfig, modality: str) -> list[s
         hint = nearest(config.normalize, MODES)
         found.append(f"normalize: {config.normalize!r} is not one of {', '.join(MODES)}.{hint}")
     if wrong := [place for place in config.keep if not 0 <= place < config.width]:
-        found.append(f"keep: {', '.join(map(str, wrong))} must lie in 0..{config.width - 1}, places of {config.width}")
+        found.append(f"keep: {', '.join(map(str, wrong))}: places of {config.width} numbers count from 0")
     return found
 
 
@@ -140,7 +140,7 @@ class ActionAdapter(AutoencoderAdapter):
         config = self.config
         if not config.statistics:
             raise ConfigError(
-                f"statistics: empty, and a {self.family} is normalized by those of its data set: make the file with "
+                f"statistics: empty, and the {self.family}s are normalized by those of their data set: make the file with "
                 "`selfflow stats` and name it here"
             )
         found = read_statistics(Path(config.statistics), self.family)

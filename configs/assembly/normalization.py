@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
 
 from autoencoders.base import LatentNormalization
@@ -53,6 +54,29 @@ def stored(extra: Mapping, adapters: Adapters) -> dict[str, LatentNormalization]
                 assert values is not None  # only those published with weights are left out of a checkpoint
                 found[adapter.modality] = values
     return found
+
+
+def check_files(config: Config, adapters: Adapters, found: Mapping[str, LatentNormalization]) -> None:
+    """Raise ConfigError where a file of statistics that is at hand is not the one of a checkpoint's statistics.
+
+    Args:
+        found: modality -> statistics of the checkpoint, which are the ones that count; the file may be gone.
+    """
+    problems = []
+    for stream, parts in adapters.items():
+        for name, adapter in parts.items():
+            path, known = getattr(adapter.config, "statistics", ""), found[adapter.modality]
+            if path and Path(path).is_file():
+                key = media_key(config.streams[stream], stream, name)
+                with named_statistics(key):
+                    seen = adapter.normalization
+                if seen is not None and (seen.digest, seen.to_dict()) != (known.digest, known.to_dict()):
+                    problems.append(
+                        f"{key}.statistics: {path} (digest {seen.digest}) is not the file that the run was trained with "
+                        f"(digest {known.digest}), or is read in another way; its actions would change their meaning"
+                    )
+    if problems:
+        raise ConfigError(problems)
 
 
 def published(config: Config, adapters: Adapters) -> set[str]:

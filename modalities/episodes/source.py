@@ -75,6 +75,8 @@ class EpisodesSource:
         if not len(self._taken):
             raise ConfigError(
                 f"path: none of {int(sides.sum())} episodes has the steps of one window, 2 with the default settings"
+                if sides.any()
+                else f"split: {selection.split!r} has none of the {len(sides)} episodes"
             )
         refuse_unusable(self, f"windows of {len(self._taken)} episodes")
 
@@ -107,7 +109,7 @@ class EpisodesSource:
         found: dict[str, Media] = {}
         if "image" in self.parts:
             size = episode.frame_bytes // episode.steps
-            found["image"] = Media(Deferred(partial(_frame, episode, start), size), valid=np.ones(1, dtype=bool))
+            found["image"] = Media(Deferred(partial(_frame, episode, start), size))
         if "video" in self.parts:
             steps, real = padded(plan.frame_steps(start), episode.steps)
             size = len(set(steps.tolist())) * episode.frame_bytes // episode.steps
@@ -118,8 +120,7 @@ class EpisodesSource:
             found["action"] = Media(_finite(episode.actions[steps], origin, "action"), valid=real)
         if "state" in self.parts:
             assert episode.states is not None  # or it was refused
-            one = _finite(episode.states[start : start + 1], origin, "state")
-            found["state"] = Media(one, valid=np.ones(1, dtype=bool))
+            found["state"] = Media(_finite(episode.states[start : start + 1], origin, "state"))
         caption = self.reading.instruction or episode.instruction
         if not caption and self.reading.no_instruction == "skip":
             raise DataError(f"{origin}: no instruction; `no_instruction: null` takes the null condition in its place")
