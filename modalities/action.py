@@ -140,8 +140,8 @@ class ActionAdapter(AutoencoderAdapter):
         config = self.config
         if not config.statistics:
             raise ConfigError(
-                f"statistics: empty, and the {self.family}s are normalized by those of their data set: make the file with "
-                "`selfflow stats` and name it here"
+                f"statistics: empty, and the {self.family}s are normalized by those of their data set: make the file "
+                "with `selfflow stats` and name it here"
             )
         found = read_statistics(Path(config.statistics), self.family)
         if found.width != config.width:

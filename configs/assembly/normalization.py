@@ -72,8 +72,9 @@ def check_files(config: Config, adapters: Adapters, found: Mapping[str, LatentNo
                     seen = adapter.normalization
                 if seen is not None and (seen.digest, seen.to_dict()) != (known.digest, known.to_dict()):
                     problems.append(
-                        f"{key}.statistics: {path} (digest {seen.digest}) is not the file that the run was trained with "
-                        f"(digest {known.digest}), or is read in another way; its actions would change their meaning"
+                        f"{key}.statistics: {path} (digest {seen.digest}) is not the file that the run was trained "
+                        f"with (digest {known.digest}), or is read in another way, which would change what its actions "
+                        "mean"
                     )
     if problems:
         raise ConfigError(problems)

@@ -91,7 +91,7 @@ def test_a_file_of_actions(tmp_path):
 
 
 def test_another_width_is_a_wrong_setting_and_no_bad_record():
-    with pytest.raises(ConfigError, match="media.width: 3, and the action of robot 3 has 4 numbers"):
+    with pytest.raises(ConfigError, match=r"media.width: 3, and the action of robot 3 has 4 numbers"):
         action(width=3, actions=2).load(record(np.zeros((2, 4), np.float32)).part("action"), GENERATOR)
 
 
@@ -99,7 +99,7 @@ def test_statistics_are_needed_and_those_of_another_robot_refused(tmp_path):
     path = statistics(tmp_path / "s.json", 3)
     with pytest.raises(ConfigError, match=r"statistics: empty, and the actions are .*`selfflow stats`"):
         _ = action(width=3).normalization
-    with pytest.raises(ConfigError, match="is of 3 numbers, and media.width is 7: those of another robot"):
+    with pytest.raises(ConfigError, match=r"is of 3 numbers, and media.width is 7: those of another robot"):
         _ = action(statistics=path).normalization
     normalization = action(width=3, statistics=path, keep=[2]).normalization
     assert normalization.normalize(torch.tensor([[0.0, 3.0, 7.0], [9.0, 2.0, 8.0]])).tolist() == [[-1, 1, 7], [1, 0, 8]]

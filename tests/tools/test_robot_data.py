@@ -242,6 +242,25 @@ def test_statistics_that_were_changed_under_a_run(place, tmp_path, capsys):
     assert train(run, "streams.hand=null", "training.steps=2", config=config) == 0
 
 
+def test_inspect_shows_a_set_by_its_own_names(place, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    assert main(["inspect", str(place / "rlds"), "--number", "5"]) == 0
+    told = capsys.readouterr().out
+    for line in (
+        "data set  numbers (RLDS), train (1 shards)",
+        "  action/world: number float32 2",
+        "episodes  5, 25 steps, steps a second unknown (set fps); 5.0 steps in the mean, 1 to 9",
+        "image_key observation/image, action_keys action/world, action/gripper",
+        "left out: 1 episodes of fewer than 2 steps",
+        ":4: 5 steps, 3 numbers an action, instruction 'pick it up', 1 actions with NaN or infinite values",
+    ):
+        assert line in told
+    assert main(["inspect", str(place / "lerobot")]) == 0
+    told = capsys.readouterr().out
+    assert "episodes  3, 19 steps, 30 fps; 6.3 steps in the mean, 4 to 9" in told
+    assert "episode_000001: 9 steps, 3 numbers an action, instruction 'count'" in told
+
+
 def test_an_action_of_another_width_is_told_once(place, capsys):
     told = refused(place, capsys, "streams.arm.data.action_keys=[action/world]")
     assert "error: media.width: 3, and the action of " in told
