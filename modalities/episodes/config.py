@@ -34,8 +34,9 @@ class EpisodesConfig(PathConfig):
         stride: steps from one action to the next. Actions between are left out: for absolute actions alone.
         frames_per_action: frames of the video in that time; more than `stride` show pictures more than once.
         first_frame: next (the video begins with what the first action leads to) or current (with the picture itself).
-        gripper: of the numbers `gripper_dims` of an action: keep, relative (RT-1: commands that open or close become
-            the state, 1 open) or inverted (1 is closed in the data).
+        gripper: how an action tells it: keep, relative (RT-1: commands that open or close become the state, 1 open) or
+            inverted (1 is closed in the data); "" is as usual for the data set.
+        gripper_dims: places of the grippers among the numbers of an action.
         instruction: one for all episodes, in place of theirs.
         no_instruction: of an episode without one: skip (its windows are set aside) or null (the null condition).
         split: train or test, a side of the hold-out; or all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ import torch
 pytest.importorskip("crc32c", reason="TFRecords need crc32c (extra `robots`)")
 
 from configs.assembly import Assembly
+from configs.build import build_trainer
 from configs.load import load_config
 from configs.runs import load_run
 from core.training.records import read_lines
 from modalities.actions.statistics import read_statistics
+from modalities.generation import generate
+from modalities.sample_files import write_parts
+from tests.field_reads import unread_fields
 from tests.modalities.episodes.making import RLDS_KEYS, counting, example, write_lerobot_2, write_rlds
 from tests.tools.tiny import result, train
 from tools.cli import main
@@ -240,6 +245,22 @@ def test_statistics_that_were_changed_under_a_run(place, tmp_path, capsys):
     finally:
         (place / "arm.json").write_text(before)
     assert train(run, "streams.hand=null", "training.steps=2", config=config) == 0
+
+
+def test_every_setting_of_robot_data_is_read(place, tmp_path):
+    gripper = [f"streams.{name}.data={{gripper: relative, gripper_dims: [2]}}" for name in ("arm", "hand")]
+    config = load_config(place / "config.yaml", [f"run={tmp_path / 'run'}", "training.steps=2", *gripper])
+
+    def use(config) -> None:
+        build_trainer(config, place).fit()
+        loaded = load_run(tmp_path / "run")
+        for name, stream in loaded.config.streams.items():
+            (media,) = generate(loaded.generator, name, ["go"], stream.sampling, seed=0)
+            write_parts(loaded.generator.parts[name], media, tmp_path / name)
+
+    unread = unread_fields(config, use)
+    own = {leaf for leaf in unread if re.search(r"\.data\.|\.parts\.(action|state)\.", leaf)}
+    assert {leaf for leaf in own if not re.search(r"\.(data\.kind|autoencoder\.\w+)$", leaf)} == set()
 
 
 def test_inspect_shows_a_set_by_its_own_names(place, monkeypatch, capsys):
