@@ -56,6 +56,12 @@ def stored(extra: Mapping, adapters: Adapters) -> dict[str, LatentNormalization]
     return found
 
 
+def of_files(adapters: Adapters) -> set[str]:
+    """Modalities whose statistics a file holds: of actions and states."""
+    found = (adapter for parts in adapters.values() for adapter in parts.values())
+    return {adapter.modality for adapter in found if getattr(adapter.config, "statistics", "")}
+
+
 def check_files(config: Config, adapters: Adapters, found: Mapping[str, LatentNormalization]) -> None:
     """Raise ConfigError where a file of statistics that is at hand is not the one of a checkpoint's statistics.
 

@@ -247,6 +247,16 @@ def test_statistics_that_were_changed_under_a_run(place, tmp_path, capsys):
     assert train(run, "streams.hand=null", "training.steps=2", config=config) == 0
 
 
+@pytest.mark.parametrize("kind", ["lerobot", "latents"])
+def test_a_dry_run_without_the_data(place, capsys, kind):
+    data = [f"streams.{name}.data={{kind: {kind}, path: nowhere}}" for name in ("arm", "hand")]
+    data += [f"streams.{name}.data={{frames: 5, actions: 3}}" for name in ("arm", "hand") if kind == "lerobot"]
+    assert main(["train", str(place / "config.yaml"), "--dry-run", *data]) == 0
+    told = capsys.readouterr().out
+    assert told.count("not there: ") == 2
+    assert "3 x 1 x 1 (t, h, w) of 3 channels" in told
+
+
 def test_every_setting_of_robot_data_is_read(place, tmp_path):
     gripper = [f"streams.{name}.data={{gripper: relative, gripper_dims: [2]}}" for name in ("arm", "hand")]
     config = load_config(place / "config.yaml", [f"run={tmp_path / 'run'}", "training.steps=2", *gripper])
