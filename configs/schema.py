@@ -135,9 +135,9 @@ class StreamConfig:
         for name, share in self.condition_on.items():
             for one in name.split("+"):
                 if one not in allowed or (one == NONE and one != name):
-                    found.append(
-                        f"condition_on.{name}: {one} is not one of {', '.join(allowed)}.{nearest(one, allowed)}"
-                    )
+                    which = "" if one == name else f"{one} "
+                    hint = nearest(one, allowed)
+                    found.append(f"condition_on.{name}: {which}is not one of {', '.join(allowed)}.{hint}")
             if not 0 <= share <= 1:
                 found.append(f"condition_on.{name}: {share} must lie in [0, 1]")
         total = sum(self.condition_on.values())
