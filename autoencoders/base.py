@@ -10,6 +10,7 @@ An autoencoder with weights knows its grid and its channels without them: they a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -74,10 +75,17 @@ class LatentNormalization:
     Attributes:
         mean: (C,), or (N, C) for statistics that depend on the position; float32.
         std: of the same shape, above 0.
+        low, high: of the same shape, raw values beyond which `normalize` clips; infinite for a channel that is not
+            clipped. Where both are equal the channel is constant, and `denormalize` returns its constant. None: there
+            is no clipping.
+        digest: of the file that they were read from; "" for measured or published ones.
     """
 
     mean: Tensor
     std: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
+    digest: str = ""
 
     def __post_init__(self):
         if self.mean.ndim not in (1, 2) or self.mean.shape != self.std.shape:
@@ -87,6 +95,16 @@ class LatentNormalization:
             )
         if not bool(self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
             raise ShapeError("LatentNormalization: mean must be finite and std finite and above 0")
+        if (self.low is None) != (self.high is None):
+            raise ShapeError("LatentNormalization: low and high go together")
+        if self.low is not None and self.high is not None:
+            if not self.low.shape == self.high.shape == self.mean.shape:
+                raise ShapeError(
+                    f"LatentNormalization: expected low and high of the shape {tuple(self.mean.shape)}, got "
+                    f"{tuple(self.low.shape)} and {tuple(self.high.shape)}"
+                )
+            if not bool((self.low <= self.high).all()):
+                raise ShapeError("LatentNormalization: low must not lie above high")
 
     @classmethod
     def from_latents(cls, latents: Iterable[Tensor], floor: float = 0.01) -> LatentNormalization:
@@ -116,19 +134,33 @@ class LatentNormalization:
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Raw (..., N, C) -> normalized (..., N, C), same dtype."""
+        if self.low is not None and self.high is not None:
+            latents = latents.clamp(self.low.to(latents), self.high.to(latents))
         return (latents - self.mean.to(latents)) / self.std.to(latents)
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        """The inverse of `normalize`."""
-        return latents * self.std.to(latents) + self.mean.to(latents)
+        """The inverse of `normalize`; nothing is clipped."""
+        found = latents * self.std.to(latents) + self.mean.to(latents)
+        if self.low is None or self.high is None:
+            return found
+        return torch.where((self.low == self.high).to(found.device), self.low.to(found), found)
 
-    def to_dict(self) -> dict[str, list[Any]]:
-        """Plain lists for JSON; `from_dict` gives back the same bits."""
-        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists for JSON, with None for what is infinite; `from_dict` gives back the same bits."""
+        found: dict[str, Any] = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        if self.low is not None and self.high is not None:
+            for name, values in (("low", self.low), ("high", self.high)):
+                found[name] = [value if abs(value) < math.inf else None for value in values.tolist()]
+        return found | ({"digest": self.digest} if self.digest else {})
 
     @classmethod
-    def from_dict(cls, values: dict[str, list[Any]]) -> LatentNormalization:
-        return cls(torch.tensor(values["mean"]), torch.tensor(values["std"]))
+    def from_dict(cls, values: dict[str, Any]) -> LatentNormalization:
+        ends = {
+            name: torch.tensor([end if value is None else value for value in values[name]])
+            for name, end in (("low", -math.inf), ("high", math.inf))
+            if name in values
+        }
+        return cls(torch.tensor(values["mean"]), torch.tensor(values["std"]), **ends, digest=values.get("digest", ""))
 
 
 @dataclass(frozen=True)

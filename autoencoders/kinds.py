@@ -10,7 +10,7 @@ from autoencoders.pretrained import PretrainedConfig
 from autoencoders.rae import RAEConfig
 from autoencoders.sd_vae import SDVAEConfig
 from autoencoders.songbloom import SongBloomConfig
-from autoencoders.transforms import MdctConfig, PixelsConfig, SpaceTimePixelsConfig
+from autoencoders.transforms import MdctConfig, PixelsConfig, SpaceTimePixelsConfig, VectorsConfig
 from autoencoders.wan22 import Wan22Config
 
 # modality -> kind -> its configuration; the first is the default. Those without weights are built by the modality, from
@@ -19,6 +19,8 @@ KINDS: dict[str, dict[str, type[AutoencoderConfig]]] = {
     "image": {"pixels": PixelsConfig, "sd_vae": SDVAEConfig, "flux2": Flux2Config, "rae": RAEConfig},
     "video": {"space_time_pixels": SpaceTimePixelsConfig, "wan22": Wan22Config},
     "audio": {"mdct": MdctConfig, "songbloom": SongBloomConfig},
+    "action": {"vectors": VectorsConfig},
+    "state": {"vectors": VectorsConfig},
 }
 
 

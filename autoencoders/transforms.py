@@ -51,6 +51,30 @@ class WeightFree(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VectorsConfig(AutoencoderConfig):
+    kind: str = "vectors"
+
+
+class Vectors(WeightFree):
+    """Vectors as they are, a token each: (B, T, C) <-> (B, T, C)."""
+
+    def __init__(self, channels: int):
+        self.spec = LatentSpec(channels, (1, 1, 1))
+
+    def grid(self, size: Size) -> Size:
+        return size
+
+    def encode(self, media: Tensor, noise: Tensor | None = None) -> Tensor:
+        self.refuse_noise(noise)
+        check_media("Vectors", media, (None, None, self.spec.channels))
+        return media
+
+    def decode(self, latents: Tensor, size: Size) -> Tensor:
+        check_latents("Vectors", latents, self.grid(size), self.spec.channels)
+        return latents
+
+
+@dataclass(frozen=True, kw_only=True)
 class PixelsConfig(AutoencoderConfig):
     kind: str = "pixels"
 

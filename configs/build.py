@@ -110,6 +110,7 @@ def build_trainer(
     assembly.load_autoencoders()
     if stored is not None:
         assembly.normalization = normalization.stored(stored, assembly.adapters)
+        normalization.check_files(config, assembly.adapters, assembly.normalization)
     elif source is not None:
         assembly.normalization = normalization_from(source, assembly)
     origin, anew = None, NOTHING_ANEW
@@ -142,13 +143,16 @@ def build_trainer(
 
 
 def normalization_from(source: WeightSource, assembly: Assembly) -> dict[str, LatentNormalization]:
-    """Statistics of a new run that starts from other weights: published with the autoencoder, or those that the weights
-    are used to, or measured."""
+    """Statistics of a new run that starts from other weights: published with the autoencoder, of a file that the
+    configuration names, or those that the weights are used to, or measured."""
     config, published = assembly.config, normalization.published(assembly.config, assembly.adapters)
-    kept = {name: values for name, values in kept_normalization(source, config).items() if name not in published}
+    files = normalization.of_files(assembly.adapters)
+    kept = kept_normalization(source, config)
+    kept = {name: values for name, values in kept.items() if name not in published | files}
     found = normalization.measured(config, assembly.streams, kept)
     for name in found:
         how = "published with its autoencoder" if name in published else "measured on the data"
+        how = "those of its file" if name in files else how
         say(f"latent statistics of {name}: {f'those of {source.name}' if name in kept else how}")
     return found
 

@@ -47,6 +47,7 @@ UNFIT = {
     r"streams\.\w+(\.parts\.\w+|\.parts|\.media)$": "the weights were trained on samples of other parts",
     r"streams\.\w+\.positions_per_second$": "the weights know their tokens by these positions",
     rf"{PART}\.std_floor$": "the statistics of the latents were measured with it, and stay",
+    rf"{PART}\.media\.(statistics|normalize|keep|width|rate|rotation)$": "it is what the run's actions and states mean",
     rf"{PART}\.modality$": "the network has other layers for another modality",
     rf"{PART}\.media\.autoencoder$": "the weights were trained on the latents of this autoencoder",
     rf"{PART}\.media\.autoencoder\.kind": "the weights were trained on the latents of this autoencoder",

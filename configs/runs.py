@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from configs.assembly import Assembly
+from configs.assembly.episodes import check_windows
 from configs.assembly.latents import check_latents
 from configs.assembly.sources import stream_modalities
 from configs.assembly.streams import build_modes
@@ -143,6 +144,7 @@ def evaluation_subject(assembly: Assembly, name: str, stream: StreamConfig) -> S
     modalities = stream_modalities(name, stream)
     val, training = (build_source(source, modalities, assembly.root) for source in (stream.val, stream.data))
     check_latents(assembly.config, {name: val}, assembly.adapters, assembly.root, "val")
+    check_windows(assembly.config, {name: val}, assembly.adapters, "val")
     classes, seed = training.labels(), stream.evaluation.seed
     held_out, trained = (
         Reader(assembly.generator, name, source, classes, seed, config.caption_choice)

@@ -13,6 +13,8 @@ EXTRAS = {
     "soundfile": "media",
     "soxr": "media",
     "pyarrow": "data",
+    "crc32c": "robots",
+    "google": "robots",
     "transformers": "models",
     "diffusers": "models",
     "torchdiffeq": "ode",
@@ -28,7 +30,7 @@ EXTRAS = {
     "streaming": "full",
     "xformers": "full",
 }
-PACKAGES = {"streaming": "mosaicml-streaming"}  # where pip knows it by another name
+PACKAGES = {"streaming": "mosaicml-streaming", "google": "protobuf"}  # where pip knows it by another name
 
 
 def need(module: str, asked: str, without: str) -> ModuleType:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders.base import Autoencoder, LatentNormalization, Size
+from core.errors import DataError
 
 if TYPE_CHECKING:
     from modalities.data.sources.account import Account
@@ -32,10 +33,12 @@ class StoredLatents:
     Attributes:
         mean: (N, C) float32, of the posterior.
         deviation: (N, C) float32 of an encoder that predicts a distribution, or None.
+        valid: (N,) bool, False for tokens of padding; None where nothing was said of padding.
     """
 
     mean: Tensor
     deviation: Tensor | None = None
+    valid: Tensor | None = None
 
     def sample(self, noise: Tensor | None) -> Tensor:
         """(N, C): the mean, or with standard normal noise (N, C) a sample of the posterior."""
@@ -46,12 +49,26 @@ class StoredLatents:
 
 
 @dataclass(frozen=True)
+class Deferred:
+    """An array of media that is decoded when it is asked for, and not while records are looked through.
+
+    Attributes:
+        decode: makes the array; raises DataError where it cannot.
+        bytes: what it is decoded from.
+    """
+
+    decode: Callable[[], np.ndarray]
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Media:
     """Media of one part of a record; the fields are those of `Record`."""
 
-    data: bytes | Path | np.ndarray | StoredLatents
+    data: bytes | Path | np.ndarray | Deferred | StoredLatents
     suffix: str = ""
     rate: float | None = None
+    valid: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -62,36 +79,41 @@ class Record:
         key: unique and stable within its source; also keys the sample's randomness.
         origin: the file (and the member or row in it), for messages.
         media: encoded bytes, a path, or a decoded array: uint8 (H, W, 3) for an image, uint8 (T, H, W, 3) for a
-            video, float32 (samples, channels) in [-1, 1] for audio; or latents.
+            video, float32 (samples, channels) in [-1, 1] for audio, float32 (A, W) for actions; or latents.
         suffix: lower-case file suffix of encoded media, such as ".png".
         captions: zero or more texts.
         label: class name, or None.
         rate: frames or samples per second of a decoded array, else None.
         parts: name -> media of the parts of a sample that lie apart; all others are read from `media`.
         text: stored features (S, Dc) of every caption, without padding; () where they are computed when needed.
+        valid: (T,) bool, which frames of a decoded video, or which actions, are real; the others are padding. None
+            where the source says nothing of padding.
+        unconditional: has no caption on purpose: the null condition stands in, as where a caption is dropped.
     """
 
     key: str
     origin: str
-    media: bytes | Path | np.ndarray | StoredLatents
+    media: bytes | Path | np.ndarray | Deferred | StoredLatents
     suffix: str = ""
     captions: tuple[str, ...] = ()
     label: str | None = None
     rate: float | None = None
     parts: Mapping[str, Media] = field(default_factory=dict)
     text: tuple[Tensor, ...] = ()
+    valid: np.ndarray | None = None
+    unconditional: bool = False
 
     def readable(self) -> bytes | Path | np.ndarray:
         """`media` for a decoder; stored latents never come to one, whoever loads looks for them first."""
         assert not isinstance(self.media, StoredLatents), f"{self.origin}: latents, not media"
-        return self.media
+        return self.media.decode() if isinstance(self.media, Deferred) else self.media
 
     def part(self, name: str) -> Record:
         """The record as if one part were all of it, for the adapter of that part."""
         media = self.parts.get(name)
         if media is None:
             return self
-        return replace(self, media=media.data, suffix=media.suffix, rate=media.rate, parts={})
+        return replace(self, media=media.data, suffix=media.suffix, rate=media.rate, valid=media.valid, parts={})
 
 
 @dataclass(frozen=True)
@@ -171,7 +193,9 @@ class ModalityAdapter(Protocol):
         channels: C, of a token.
         has_weights: a network encodes, so `encode` belongs on the trainer's device and not into a loader's worker.
         posterior_noise: training draws standard normal noise (N, C) for every sample and hands it to `encode`.
-        normalization: the statistics published with the weights (reads the weights), or None: measure the data.
+        pads: its media may end in padding, so a record must say how much of them is real.
+        normalization: the statistics published with the weights (reads the weights) or kept in a file, or None:
+            measure the data.
     """
 
     config: Any
@@ -180,6 +204,9 @@ class ModalityAdapter(Protocol):
     channels: int
     has_weights: bool
     posterior_noise: bool
+
+    @property
+    def pads(self) -> bool: ...
 
     # Read only: class attributes and a property of the adapters.
     @property
@@ -201,6 +228,13 @@ class ModalityAdapter(Protocol):
 
     def seconds(self) -> Tensor:
         """(T,) float64: for each step of the grid in time, the middle of the interval that its tokens stand for."""
+        ...
+
+    def valid_tokens(self, valid: np.ndarray) -> Tensor:
+        """(T,) bool, which frames or actions of a sample are real -> (N,) bool, which of its tokens hold any of them.
+
+        Raises DataError for a mask of another length.
+        """
         ...
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
@@ -269,6 +303,8 @@ def is_timed(adapter: ModalityAdapter) -> TypeGuard[TimedAdapter]:
 class AutoencoderAdapter:
     """What the adapters of all modalities share: media of one size, to tokens and back through one autoencoder."""
 
+    pads = False
+
     def __init__(self, autoencoder: Autoencoder, size: Size):
         self.autoencoder, self.size = autoencoder, size
         self.channels = autoencoder.spec.channels
@@ -283,6 +319,16 @@ class AutoencoderAdapter:
 
     def ids(self) -> Tensor:
         return grid_ids(self.grid())
+
+    def valid_tokens(self, valid: np.ndarray) -> Tensor:
+        steps, stride, length = self.grid()[0], self.autoencoder.spec.stride[0], self.size[0]
+        if valid.shape != (length,):
+            raise DataError(f"a mask of shape {valid.shape} for what has {length} steps in time")
+        ends = torch.arange(1, steps + 1) * stride - (steps * stride - length)  # a first frame alone ends at 1
+        starts = torch.cat([torch.zeros(1, dtype=ends.dtype), ends[:-1]])
+        real = torch.tensor(valid, dtype=torch.bool)
+        held = torch.stack([real[first:last].any() for first, last in zip(starts, ends, strict=True)])  # (steps,)
+        return held.repeat_interleave(len(self.ids()) // steps)  # tokens lie in the order (t h w)
 
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
         return media

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from core.errors import DataError
 from core.modes import ALL_SHARED, Modes
 from core.schedule import TimestepConfig
 from core.types import Segment
-from modalities.base import ModalityAdapter, Source
+from modalities.base import ModalityAdapter, Record, Source, StoredLatents
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Part:
         ids: (N, 3) positions of its tokens.
         weight: factor of its mean velocity error in the loss.
         keep_media: the media travel to the training device, for what is computed from them there.
+        pads: its samples may end in padding, and a record that does not say what of it is padding is refused.
         given: in every sample, so that nothing ever makes it.
     """
 
@@ -32,9 +35,11 @@ class Part:
     ids: Tensor
     weight: float = 1.0
     keep_media: bool = False
+    pads: bool = False
     given: bool = False
 
 
+NO_PADDING: Mapping[str, Tensor | None] = MappingProxyType({})
 Parts = Mapping[str, Part]  # by name, in the order of the segments
 
 
@@ -107,18 +112,61 @@ def given_tokens(parts: Parts) -> Tensor | None:
 
 
 def make_segments(
-    parts: Parts, tokens: Sequence[Tensor], conditioning_mask: Tensor | None = None
+    parts: Parts,
+    tokens: Sequence[Tensor],
+    conditioning_mask: Tensor | None = None,
+    valid: Mapping[str, Tensor | None] = NO_PADDING,
 ) -> tuple[Segment, ...]:
-    """Normalized tokens (B, N, C) of every part as segments."""
+    """Normalized tokens (B, N, C) of every part as segments.
+
+    Args:
+        conditioning_mask: (B, L) bool, tokens that are given.
+        valid: part -> (B, N) bool, tokens that are no padding; None, or no entry, where all are real.
+    """
     rows = [None] * len(parts) if conditioning_mask is None else conditioning_mask.split(lengths(parts), dim=1)
     return tuple(
         Segment(
             part.adapter.modality,
             x0,
             part.ids[None].to(x0.device),
+            valid=_beside(valid.get(name), x0),
             conditioning_mask=row,
             part=name,
             weight=part.weight,
         )
         for (name, part), x0, row in zip(parts.items(), tokens, rows, strict=True)
     )
+
+
+def _beside(mask: Tensor | None, tokens: Tensor) -> Tensor | None:
+    return None if mask is None else mask.to(tokens.device)
+
+
+def token_mask(name: str, part: Part, record: Record) -> Tensor | None:
+    """(N,) bool, which tokens of a part of a record are no padding; None where the record does not say.
+
+    Raises DataError where it must say, and for a mask that does not fit.
+    """
+    own = record.part(name)
+    if isinstance(own.media, StoredLatents):
+        found = own.media.valid
+    elif own.valid is None:
+        found = None
+    else:
+        try:
+            found = part.adapter.valid_tokens(own.valid)
+        except DataError as error:
+            raise DataError(f"{record.origin}: {name}: {error}") from error
+    if found is None and part.pads:
+        raise DataError(
+            f"{record.origin}: {name}: no mask says what of it is padding, and without one padding would be learned; "
+            "robot data come with one (kind: rlds or lerobot, or latents of these)"
+        )
+    return found
+
+
+def stack_masks(rows: Sequence[Tensor | None], tokens: int) -> Tensor | None:
+    """Masks (N,) of B samples -> (B, N); None where no sample has any. A sample without one is all real."""
+    if all(row is None for row in rows):
+        return None
+    return torch.stack([torch.ones(tokens, dtype=torch.bool) if row is None else row for row in rows])

@@ -15,6 +15,7 @@ COMMANDS = (
     "init",
     "train",
     "encode",
+    "stats",
     "generate",
     "evaluate",
     "compare",

@@ -29,6 +29,8 @@ def build_adapters(config: Config, root: Path) -> Adapters:
         if isinstance(media.autoencoder, PretrainedConfig):
             path = located(media.autoencoder.path, root)
             media = replace(media, autoencoder=replace(media.autoencoder, path=path))
+        if getattr(media, "statistics", ""):
+            media = replace(media, statistics=located(media.statistics, root))
         adapter = modality(part.modality).adapter(media)
         adapters.setdefault(stream, {})[name] = adapter
         key = media_key(config.streams[stream], stream, name)
@@ -47,7 +49,7 @@ def media_key(entry: StreamConfig, stream: str, part: str) -> str:
 
 
 def located(path: str, root: Path) -> str:
-    """A path of weights: below `root` where it exists there, else unchanged."""
+    """A path of weights or statistics: below `root` where it exists there, else unchanged."""
     return str(root / path) if path and (root / path).exists() else path
 
 

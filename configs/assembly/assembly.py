@@ -14,6 +14,7 @@ from configs.assembly import normalization as statistics
 from configs.assembly.adapters import Adapters, build_adapters, load_autoencoders
 from configs.assembly.conditions import build_text_encoder, class_names
 from configs.assembly.encoders import Encoders, build_encoders, target_channels
+from configs.assembly.episodes import check_windows
 from configs.assembly.latents import check_latents, latent_digests, text_digest
 from configs.assembly.sources import open_sources
 from configs.assembly.streams import build_parts, build_streams
@@ -82,6 +83,7 @@ class Assembly:
         """stream -> its records; stored latents are those of this configuration."""
         found = open_sources(self.config, self.root)
         check_latents(self.config, found, self.adapters, self.root)
+        check_windows(self.config, found, self.adapters)
         return found
 
     @cached_property

@@ -17,13 +17,17 @@ from modalities.latents.format import Manifest, StoredPart, stored_manifests
 from modalities.table import modality
 
 # Settings of media that no grid shows, and that change what latents mean.
-MEANING = ("fps", "first_frame_alone", "sample_rate", "hop", "exponent")
+MEANING = ("fps", "first_frame_alone", "sample_rate", "hop", "exponent", "rate", "rotation")
+# Settings of what is done to latents when they are read, which stored ones do not depend on.
+ON_READING = ("statistics", "normalize", "keep")
 
 
 def media_settings(media: Any) -> dict[str, Any]:
-    """The section `media` without its autoencoder, with what was left out of an MDCT, or of blocks of pixels."""
+    """What latents depend on of the section `media`, without its autoencoder, with what was left out of an MDCT, or of
+    blocks of pixels."""
     found = to_plain(media)
     del found["autoencoder"]
+    found = {key: value for key, value in found.items() if key not in ON_READING}
     return found | (media.implied() if weights_path(media.autoencoder) is None else {})
 
 

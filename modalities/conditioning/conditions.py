@@ -104,7 +104,7 @@ class Conditions:
         fit.
         """
         place, level = torch.rand(2, generator=generator).tolist()
-        dropped = self.config.kind == "none" or level < self.config.cfg_dropout
+        dropped = self.config.kind == "none" or record.unconditional or level < self.config.cfg_dropout
         if choice is not None:
             return self.chosen(record, choice), dropped
         return self._prompt(record, lambda captions: int(place * len(captions))), dropped
@@ -117,8 +117,8 @@ class Conditions:
         return self._prompt(record, lambda captions: choose_caption(captions, choice or "longest"))
 
     def _prompt(self, record: Record, place_of: Callable[[tuple[str, ...]], int]) -> Prompt:
-        """The label, or the caption at the place that is chosen among all; nothing without conditions."""
-        if self.config.kind == "none":
+        """The label, or the caption at the place that is chosen among all; an empty one without conditions."""
+        if self.config.kind == "none" or record.unconditional:
             return Prompt("")
         if self.config.kind == "label":
             if record.label not in self._index:

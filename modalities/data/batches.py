@@ -22,6 +22,7 @@ class RawPart:
         media: (B, *media) clean, where the training device computes something from them.
         latents: (B, N, C) float32, not normalized: stored ones, or those of an autoencoder without weights.
         posterior: (B, N, C) unit normals for an autoencoder that samples its latents.
+        valid: (B, N) bool, tokens that are no padding; None where all are real.
     """
 
     name: str
@@ -29,6 +30,7 @@ class RawPart:
     media: Tensor | None = None
     latents: Tensor | None = None
     posterior: Tensor | None = None
+    valid: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -28,19 +28,21 @@ from modalities.data.decoding import decoded
 from modalities.data.order import Order
 from modalities.data.together import load_together
 from modalities.latents.format import merged_statistics, stored_manifests
-from modalities.streams import Part, Parts, Stream, lengths
+from modalities.streams import Part, Parts, Stream, lengths, stack_masks, token_mask
 
 MAX_REPLACEMENTS = 64  # bad records in a row before the data is called unusable
 
 
 @dataclass(frozen=True)
 class _PartSample:
-    """One part of a sample. Of `media` and `latents` (N, C), not normalized, stored data have the second."""
+    """One part of a sample. Of `media` and `latents` (N, C), not normalized, stored data have the second; `valid` (N,)
+    is None where nothing is padding."""
 
     noise: Tensor
     media: Tensor | None
     latents: Tensor | None
     posterior: Tensor | None
+    valid: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -131,18 +133,19 @@ class StepDataset(Dataset):
         conditioning_mask = mode.conditioning_mask(sum(sizes)) if stream.modes.conditions() else None
         noise, posterior = rng("noise"), rng("posterior")
         parts = []
-        for part, loaded in zip(stream.parts.values(), media, strict=True):
+        for (part_name, part), loaded in zip(stream.parts.items(), media, strict=True):
             shape = (len(part.ids), part.adapter.channels)
             drawn = torch.randn(shape, generator=posterior) if part.adapter.posterior_noise else None
             unit = torch.randn(shape, generator=noise)
+            valid = token_mask(part_name, part, record)
             if isinstance(loaded, StoredLatents):
-                parts.append(_PartSample(unit, None, loaded.sample(drawn), None))
+                parts.append(_PartSample(unit, None, loaded.sample(drawn), None, valid))
             else:
-                parts.append(_PartSample(unit, loaded, None, drawn))
+                parts.append(_PartSample(unit, loaded, None, drawn, valid))
         return _Sample(record.key, tuple(parts), condition, dropped, conditioning_mask, *levels)
 
     def collate(self, name: str, samples: list[_Sample], rejected: tuple[Rejected, ...]) -> RawBatch:
-        stream, size = self.streams[name], len(samples)
+        stream = self.streams[name]
         columns = zip(*(sample.parts for sample in samples), strict=True)
         parts = [
             _collate_part(key, part, rows) for (key, part), rows in zip(stream.parts.items(), columns, strict=True)
@@ -152,8 +155,8 @@ class StepDataset(Dataset):
         sizes = lengths(stream.parts)
         counts = dict.fromkeys(stream.parts, 0.0)
         shares = [None] * len(sizes) if conditioning_mask is None else conditioning_mask.split(sizes, dim=1)
-        for key, length, share in zip(stream.parts, sizes, shares, strict=True):
-            counts[key] = float(size * length - (0 if share is None else int(share.sum())))
+        for part, share in zip(parts, shares, strict=True):
+            counts[part.name] = _loss_tokens(part, share)
         dropped = torch.tensor([sample.dropped for sample in samples])
         return RawBatch(
             name,
@@ -180,7 +183,14 @@ def _collate_part(name: str, part: Part, rows: Sequence[_PartSample]) -> RawPart
         assert media is not None  # where there are no latents
         latents = part.adapter.encode(media)
     kept = media if latents is None or part.keep_media else None
-    return RawPart(name, torch.stack([row.noise for row in rows]), kept, latents, stacked("posterior"))
+    noise, valid = torch.stack([row.noise for row in rows]), stack_masks([row.valid for row in rows], len(part.ids))
+    return RawPart(name, noise, kept, latents, stacked("posterior"), valid)
+
+
+def _loss_tokens(part: RawPart, given: Tensor | None) -> float:
+    """Tokens that carry loss: real, and not given (B, N)."""
+    mask = torch.ones(part.noise.shape[:2], dtype=torch.bool) if part.valid is None else part.valid
+    return float((mask if given is None else mask & ~given).sum())
 
 
 class StepLoader:
@@ -287,11 +297,14 @@ def _prepare_worker(_worker: int) -> None:
 def measure_normalization(
     name: str, stream: Stream, part: str, seed: int, count: int = 256, floor: float = 0.01
 ) -> LatentNormalization:
-    """Of one part of a stream: the statistics stored with latents, the adapter's published ones, or those of the first
-    `count` usable samples. `floor` is that of `LatentNormalization.from_moments`."""
+    """Of one part of a stream: those of the adapter's own file, those stored with latents, the ones published with its
+    autoencoder, or those of the first `count` usable samples, without padding. `floor` is that of
+    `LatentNormalization.from_moments`."""
+    adapter = stream.parts[part].adapter
+    if not adapter.has_weights and adapter.normalization is not None:
+        return adapter.normalization
     if manifests := stored_manifests(stream.source):
         return merged_statistics(manifests, part, floor)
-    adapter = stream.parts[part].adapter
     if adapter.normalization is not None:
         return adapter.normalization
 
@@ -302,15 +315,17 @@ def measure_normalization(
         try:
             record = stream.source.read(index)
             media = load_parts(name, {part: stream.parts[part]}, record, epoch, seed)[0]
+            valid = token_mask(part, stream.parts[part], record)
         except DataError as error:
             first_error = first_error or error
             continue  # met again, and noted, when training reads it
         assert isinstance(media, Tensor)  # a source of latents has its statistics, above
         # What training takes: samples of the posterior, where it draws noise for them.
+        real = slice(None) if valid is None else valid
         if adapter.posterior_noise:
-            moments.add(*adapter.posterior(media[None]))
+            moments.add(*(each[0, real] for each in adapter.posterior(media[None]) if each is not None))
         else:
-            moments.add(adapter.encode(media[None]))
+            moments.add(adapter.encode(media[None])[0, real])
         found += 1
         if found == count:
             break

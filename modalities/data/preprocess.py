@@ -42,7 +42,9 @@ class DevicePreprocess:
         parts = self.parts[raw.stream]
         tokens = [self._tokens(parts[part.name], part) for part in raw.parts]  # (B, N, C) each
         batch = TokenBatch(
-            make_segments(parts, tokens, raw.conditioning_mask), raw.condition.complete(self.text), raw.keys
+            make_segments(parts, tokens, raw.conditioning_mask, {part.name: part.valid for part in raw.parts}),
+            raw.condition.complete(self.text),
+            raw.keys,
         )
         drawn = NoiseSample(tuple(part.noise for part in raw.parts), raw.student, raw.teacher)
         encoders = self.encoders.get(raw.stream, {}) if targets else {}

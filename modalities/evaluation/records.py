@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,10 +16,10 @@ from modalities.conditioning.conditions import Prompt
 from modalities.data.loader import load_record
 from modalities.data.order import Order
 from modalities.generation import Generator
-from modalities.streams import Part, given_tokens, make_segments
+from modalities.streams import Part, given_tokens, make_segments, stack_masks, token_mask
 
-# A record, the media of its parts, its condition
-_Loaded = tuple[Record, dict[str, Tensor | StoredLatents], Prompt]
+# A record, the media of its parts, their masks, its condition
+_Loaded = tuple[Record, dict[str, Tensor | StoredLatents], dict[str, Tensor | None], Prompt]
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,14 @@ class Records:
         labels: (B,) place of each record's class among the reader's, -1 where it has none of these.
         conditions: class name, or the most detailed caption, of each.
         keys: of the records.
+        valid: name of the part -> (B, N) bool, tokens that are no padding; None where all are real.
     """
 
     media: dict[str, Tensor | StoredLatents]
     labels: Tensor
     conditions: list[Prompt]
     keys: tuple[str, ...]
+    valid: Mapping[str, Tensor | None] = field(default_factory=dict)
 
 
 class Reader:
@@ -125,13 +127,17 @@ class Reader:
             purposes = ("evaluation",) if purpose == "media" else ("evaluation", purpose)
             return generator(self.seed, self.stream, record.key, *purposes)
 
-        return record, load_record(self.model.parts[self.stream], record, draw, augment=False), condition
+        parts = self.model.parts[self.stream]
+        masks = {name: token_mask(name, part, record) for name, part in parts.items()}
+        return record, load_record(parts, record, draw, augment=False), masks, condition
 
     def _join(self, held: list[_Loaded]) -> Records:
-        records, loaded, conditions = zip(*held, strict=True)
+        records, loaded, masks, conditions = zip(*held, strict=True)
         labels = torch.tensor([self._place.get(record.label, -1) for record in records])
         media = {name: _stacked([row[name] for row in loaded]) for name in loaded[0]}
-        return Records(media, labels, list(conditions), tuple(record.key for record in records))
+        parts = self.model.parts[self.stream]
+        valid = {name: stack_masks([row[name] for row in masks], len(part.ids)) for name, part in parts.items()}
+        return Records(media, labels, list(conditions), tuple(record.key for record in records), valid)
 
 
 def _stacked(rows: list[Tensor | StoredLatents]) -> Tensor | StoredLatents:
@@ -148,7 +154,7 @@ def token_batch(model: Generator, stream: str, records: Records) -> TokenBatch:
     tokens = [_tokens(model, part, records.media[name]) for name, part in parts.items()]  # (B, N, C) each
     context, given = model.context(records.conditions), given_tokens(parts)
     rows = None if given is None else given.expand(len(records.keys), -1)
-    return TokenBatch(make_segments(parts, tokens, rows), context, records.keys).to(model.device)
+    return TokenBatch(make_segments(parts, tokens, rows, records.valid), context, records.keys).to(model.device)
 
 
 def _tokens(model: Generator, part: Part, media: Tensor | StoredLatents) -> Tensor:

@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 from autoencoders.base import Moments
 from core.durable import writing
 from core.errors import DataError, SelfFlowError
-from modalities.base import Record, Source, StoredLatents
+from modalities.base import Deferred, Record, Source, StoredLatents
 from modalities.conditioning import TextEncoder
 from modalities.data.loader import end_workers, load_parts
 from modalities.latents.bad import BadRecords, bad_entry, one_each
 from modalities.latents.chunks import ChunkFolder, ChunkWriter
 from modalities.latents.format import TextFeatures, pack, row_columns
-from modalities.streams import Parts
+from modalities.streams import Parts, token_mask
 
 KEPT = "; finished chunks are kept"
 
@@ -103,6 +103,7 @@ class _Batch:
         records: of the samples, without media.
         about: of each sample, see `pack`.
         media: part -> (B, *media) of the samples; empty where there is none.
+        valid: part -> (B, N) bool of the parts that may end in padding.
         bad: records that are left out, or views of them.
     """
 
@@ -110,6 +111,7 @@ class _Batch:
     records: list[Record] = field(default_factory=list)
     about: list[dict[str, Any]] = field(default_factory=list)
     media: dict[str, Tensor] = field(default_factory=dict)
+    valid: dict[str, Tensor] = field(default_factory=dict)
     bad: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -130,11 +132,13 @@ class _Batches(Dataset):
             return error
 
     def _load(self, chunk: int, indices: range) -> _Batch:
-        job, batch, media = self.job, _Batch(chunk), []
+        job, batch, media, masks = self.job, _Batch(chunk), [], []
+        padded = [name for name, part in job.parts.items() if part.pads]
         for index in indices:
             try:
                 record = job.source.read(index)
                 size = media_bytes(record, job.parts)
+                mask = [token_mask(name, job.parts[name], record) for name in padded]
             except DataError as error:
                 batch.bad.append(bad_entry(index, range(job.views), str(index), f"record {index}", error))
                 continue
@@ -144,21 +148,26 @@ class _Batches(Dataset):
                 except DataError as error:
                     batch.bad.append(bad_entry(index, [view], record.key, record.origin, error))
                     continue
+                masks.append(mask)
                 key = f"{record.key}#{view}" if job.views > 1 else record.key
                 batch.records.append(replace(record, key=key, media=b"", parts={}))
                 batch.about.append({"index": index, "view": view, "origin": record.origin, "bytes": size})
         if media:
             columns = zip(*media, strict=True)
             batch.media = {name: torch.stack(rows) for name, rows in zip(job.parts, columns, strict=True)}
+            batch.valid = {name: torch.stack(rows) for name, rows in zip(padded, zip(*masks, strict=True), strict=True)}
         return batch
 
 
 def media_bytes(record: Record, parts: Iterable[str]) -> int:
     """Of the source's media: of files, of encoded bytes, or of arrays. DataError where a file is gone."""
-    media = [record.part(name).readable() for name in parts]
+    media = [record.part(name).media for name in parts]
     total = 0
     for one in {id(one): one for one in media}.values():  # parts may lie in one file
-        if isinstance(one, Path):
+        assert not isinstance(one, StoredLatents)  # latents are not encoded again
+        if isinstance(one, Deferred):
+            total += one.bytes
+        elif isinstance(one, Path):
             try:
                 total += one.stat().st_size
             except OSError as error:
@@ -189,7 +198,8 @@ class _OpenChunk:
     def __init__(self, job: Job, folder: ChunkFolder, number: int):
         shapes = {name: (len(part.ids), part.adapter.channels) for name, part in job.parts.items()}
         sampled = [name for name, part in job.parts.items() if part.adapter.posterior_noise]
-        columns = row_columns(shapes, sampled, job.dtype, job.text is not None)
+        padded = [name for name, part in job.parts.items() if part.pads]
+        columns = row_columns(shapes, sampled, job.dtype, job.text is not None, padded)
         self.folder, self.dtype = folder, job.dtype
         self.writer: ChunkWriter = folder.start(number, columns)
         # Of the parts whose autoencoder has no statistics of its own.
@@ -208,7 +218,7 @@ class _OpenChunk:
             latents = sample_of(encoded.latents, place)
             rows.append(pack(record, about, self.dtype, latents, text))
             for name, moments in self.moments.items():
-                moments.add(latents[name].mean, latents[name].deviation)
+                moments.add(*_real(latents[name]))
             if record.label is not None:
                 self.labels.add(record.label)
         joined = one_each(bad)
@@ -314,7 +324,8 @@ def _encode(job: Job, batch: _Batch) -> _Encoded:
         return encoded
     for name, part in job.parts.items():
         mean, deviation = part.adapter.posterior(batch.media[name])
-        encoded.latents[name] = StoredLatents(mean, deviation if part.adapter.posterior_noise else None)
+        deviation = deviation if part.adapter.posterior_noise else None
+        encoded.latents[name] = StoredLatents(mean, deviation, batch.valid.get(name))
     if job.text is not None:
         features = iter(job.text([caption for record in batch.records for caption in record.captions]))
         encoded.texts = [[next(features) for _ in record.captions] for record in batch.records]
@@ -333,9 +344,19 @@ def _encode(job: Job, batch: _Batch) -> _Encoded:
 def sample_of(latents: dict[str, StoredLatents], place: int) -> dict[str, StoredLatents]:
     """Those (N, C) of one sample of a batch (B, N, C)."""
     return {
-        name: StoredLatents(part.mean[place], None if part.deviation is None else part.deviation[place])
+        name: StoredLatents(
+            part.mean[place],
+            None if part.deviation is None else part.deviation[place],
+            None if part.valid is None else part.valid[place],
+        )
         for name, part in latents.items()
     }
+
+
+def _real(latents: StoredLatents) -> tuple[Tensor, Tensor | None]:
+    """Mean and deviation of the tokens that are no padding."""
+    real = slice(None) if latents.valid is None else latents.valid
+    return latents.mean[real], None if latents.deviation is None else latents.deviation[real]
 
 
 def _tensors(latents: StoredLatents) -> list[Tensor]:

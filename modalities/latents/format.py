@@ -61,12 +61,14 @@ class StoredPart:
     """One part of every stored sample.
 
     Attributes:
-        modality: image, video or audio.
+        modality: such as image, video, audio or action_rt1.
         grid, channels: tokens along (t, h, w) of a sample, and C.
         deviation: rows hold the posterior's deviation beside its mean.
         autoencoder: its section of the configuration, and the `digest` of its weights ("" without weights).
         media: its section `media`, without the autoencoder.
-        normalization: mean and std of every channel, and `measured`: over these samples, or published with the weights.
+        normalization: mean and std of every channel, and `measured`: over these samples, or published with the weights
+            (of actions and states: those of their statistics file).
+        valid: rows hold which tokens are no padding.
     """
 
     modality: str
@@ -76,6 +78,7 @@ class StoredPart:
     autoencoder: dict[str, Any]
     media: dict[str, Any]
     normalization: dict[str, Any]
+    valid: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -129,7 +132,8 @@ class Manifest:
         """See `row_columns`."""
         shapes = {name: part.shape for name, part in self.parts.items()}
         sampled = [name for name, part in self.parts.items() if part.deviation]
-        return row_columns(shapes, sampled, self.dtype, self.text is not None)
+        padded = [name for name, part in self.parts.items() if part.valid]
+        return row_columns(shapes, sampled, self.dtype, self.text is not None, padded)
 
     def to_json(self) -> str:
         """One line for each field."""
@@ -178,7 +182,11 @@ class Manifest:
 
 
 def row_columns(
-    shapes: Mapping[str, tuple[int, int]], sampled: Iterable[str], dtype: str, text: bool
+    shapes: Mapping[str, tuple[int, int]],
+    sampled: Iterable[str],
+    dtype: str,
+    text: bool,
+    padded: Iterable[str] = (),
 ) -> dict[str, str]:
     """Column -> MDS encoding of a row.
 
@@ -187,11 +195,13 @@ def row_columns(
     Args:
         shapes: name of the part -> (N, C) of its latents.
         sampled: names of the parts with a deviation.
+        padded: names of the parts with a mask of what is no padding.
     """
     arrays = {name: f"ndarray:{dtype}:{tokens},{channels}" for name, (tokens, channels) in shapes.items()}
     found = {"key": "json", "captions": "json", "label": "json", "about": "json", "crc": "uint32"}
     found |= {f"mean.{name}": array for name, array in arrays.items()}
     found |= {f"deviation.{name}": arrays[name] for name in sampled}
+    found |= {f"valid.{name}": f"ndarray:uint8:{shapes[name][0]}" for name in padded}
     return found | ({"text": "bytes", "text_rows": "json"} if text else {})
 
 
@@ -228,7 +238,7 @@ def pack(
     """
     row: dict[str, Any] = {
         "key": record.key,
-        "captions": list(record.captions),
+        "captions": None if record.unconditional else list(record.captions),
         "label": record.label,
         "about": about,
     }
@@ -237,6 +247,8 @@ def pack(
         if values.deviation is not None:
             what = f"{record.origin}: the deviation of its {name} latents holds"
             row[f"deviation.{name}"] = _as_array(values.deviation, dtype, what)
+        if values.valid is not None:
+            row[f"valid.{name}"] = values.valid.numpy().astype(np.uint8)
     if text is not None:
         row["text_rows"] = [len(features) for features in text]
         row["text"] = b"".join(features.contiguous().view(torch.uint8).numpy().tobytes() for features in text)
@@ -273,12 +285,14 @@ def unpack(row: Mapping[str, Any], manifest: Manifest, origin: str) -> Record:
     for name, part in manifest.parts.items():
         mean = stored(f"mean.{name}", part.shape)
         deviation = stored(f"deviation.{name}", part.shape) if part.deviation else None
-        parts[name] = Media(StoredLatents(mean, deviation))
+        valid = _as_mask(row[f"valid.{name}"], part.shape[0], f"{origin}: valid.{name}") if part.valid else None
+        parts[name] = Media(StoredLatents(mean, deviation, valid))
     return Record(
         key=row["key"],
         origin=row["about"]["origin"],  # of the media, so that records of two encodings can be told to be the same
         media=b"",  # a part of another name has none
-        captions=tuple(row["captions"]),
+        captions=tuple(row["captions"] or ()),
+        unconditional=row["captions"] is None,
         label=row["label"],
         parts=parts,
         text=() if manifest.text is None else _split_text(row, manifest.text, origin),
@@ -296,10 +310,16 @@ def _as_tensor(values: np.ndarray, shape: tuple[int, int], dtype: str, what: str
     return found
 
 
+def _as_mask(values: np.ndarray, tokens: int, what: str) -> Tensor:
+    if values.shape != (tokens,) or values.max(initial=0) > 1:
+        raise DataError(f"{what}: expected a mask of {tokens} tokens, got {values.dtype} {tuple(values.shape)}")
+    return torch.from_numpy(values.astype(bool))
+
+
 def _split_text(row: Mapping[str, Any], features: TextFeatures, origin: str) -> tuple[Tensor, ...]:
     rows, data, dtype = row["text_rows"], row["text"], getattr(torch, features.dtype)
-    if len(rows) != len(row["captions"]) or len(data) != dtype.itemsize * features.width * sum(rows):
-        raise DataError(f"{origin}: the stored text features do not fit its {len(row['captions'])} captions")
+    if len(rows) != len(row["captions"] or ()) or len(data) != dtype.itemsize * features.width * sum(rows):
+        raise DataError(f"{origin}: the stored text features do not fit its {len(row['captions'] or ())} captions")
     if not rows:
         return ()
     return torch.frombuffer(bytearray(data), dtype=dtype).reshape(-1, features.width).split(rows)

@@ -12,10 +12,10 @@ import torch
 from autoencoders.base import LatentNormalization, Moments
 from core.errors import DataError
 from core.training.records import commit
-from modalities.base import ModalityAdapter
 from modalities.latents.chunks import QUARANTINE, Chunk, ChunkFolder
 from modalities.latents.encode import Job
 from modalities.latents.format import MANIFEST, Manifest, StoredPart
+from modalities.streams import Part
 
 # Stored statistics are hardly floored: readers apply the `std_floor` of their configuration.
 STORED_FLOOR = 1e-6
@@ -40,7 +40,7 @@ def publish(job: Job, folder: ChunkFolder, about: dict[str, Any]) -> Manifest:
     shards = [entry for chunk in chunks for entry in moved(chunk, folder.name(chunk.number))]
     found = Manifest(
         stream=job.stream,
-        parts={name: stored_part(part.adapter, name, chunks, about["parts"][name]) for name, part in job.parts.items()},
+        parts={name: stored_part(part, name, chunks, about["parts"][name]) for name, part in job.parts.items()},
         records=len(job.source),
         samples=samples,
         bad=len({entry["index"] for entry in bad}),
@@ -86,7 +86,8 @@ def moved(chunk: Chunk, folder: str) -> list[dict[str, Any]]:
     ]
 
 
-def stored_part(adapter: ModalityAdapter, name: str, chunks: list[Chunk], about: dict[str, Any]) -> StoredPart:
+def stored_part(part: Part, name: str, chunks: list[Chunk], about: dict[str, Any]) -> StoredPart:
+    adapter = part.adapter
     return StoredPart(
         modality=adapter.modality,
         grid=adapter.grid(),
@@ -95,6 +96,7 @@ def stored_part(adapter: ModalityAdapter, name: str, chunks: list[Chunk], about:
         normalization=statistics(
             adapter.normalization, [chunk.moments[name] for chunk in chunks if name in chunk.moments]
         ),
+        valid=part.pads,
         **about,
     )
 

@@ -28,6 +28,7 @@ from core.sampling.sampler import SamplerConfig
 from core.training.hooks import PreviewConfig, attempt
 from core.training.tracker_media import Media
 from core.training.trackers import Trackers
+from modalities.action import ActionAdapter
 from modalities.conditioning.conditions import Prompt
 from modalities.generation import Generator, generate, made_parts
 from modalities.media.writing import to_bytes, write_grid
@@ -123,6 +124,8 @@ class Preview:
             entries += [{"file": path.name, **about} for path in files]
             own = files if len(files) == len(parts) else files * len(parts)  # one file holds all parts
             for (name, part), path in zip(parts.items(), own, strict=True):
+                if isinstance(part.adapter, ActionAdapter):
+                    continue  # trackers show no vectors; the file is there
                 if KINDS[media[name].ndim] == "image":
                     images.setdefault(name, []).append(media[name])
                     continue

@@ -136,7 +136,7 @@ def test_settings_of_parts_that_are_refused(clips, expected, tmp_path):
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
-        ("{video: {}, sound: {}}", "streams.clips.parts.sound.modality: 'sound' is not one of image, video, audio."),
+        ("{video: {}, sound: {}}", "streams.clips.parts.sound.modality: 'sound' is not one of image, video, audio,"),
         ("{sound: {modality: audoi}}", "streams.clips.parts.sound.modality: 'audoi' is not one of image, video, aud"),
         (
             "{video: {condition_noise: 2}, audio: {}}",
@@ -163,12 +163,14 @@ def test_parts_that_are_refused(parts, expected, tmp_path):
     [
         (
             "{imgae: {}}",
-            "streams.imgae.modality: 'imgae' is not one of image, video, audio. Did you mean: 'image'? A stream or "
+            "streams.imgae.modality: 'imgae' is not one of image, video, audio, "
+            "action (or action_ROBOT), state (or state_ROBOT). Did you mean: 'image'? A stream or "
             "part of another name says which modality it has",
         ),
         (
             "{a: {modality: vidoe}}",
-            "streams.a.modality: 'vidoe' is not one of image, video, audio. Did you mean: 'video'?",
+            "streams.a.modality: 'vidoe' is not one of image, video, audio, action (or action_ROBOT), state (or "
+            "state_ROBOT). Did you mean: 'video'?",
         ),
         ("{a-b: {modality: image}}", "streams.a-b: the name must be a plain one (letters, digits, underscore)"),
         ("{image: {positions_per_second: 4}}", "streams.image.positions_per_second: is read for several `parts` alone"),

@@ -25,11 +25,11 @@ from modalities.table import MODALITIES, Modality
 from tests.tools.tiny import CONFIG, train
 from tools.cli import main
 
-STEPS, WIDTH = 6, 3  # an action is a sequence of vectors
+STEPS, WIDTH = 6, 3  # of pressure at three fingers
 
 
 @dataclass
-class ActionConfig:
+class TouchConfig:
     steps: int = STEPS
     autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(kind="vectors"))
 
@@ -53,13 +53,13 @@ class Vectors(WeightFree):
         return latents
 
 
-class ActionAdapter(AutoencoderAdapter):
+class TouchAdapter(AutoencoderAdapter):
     """Sequences (steps, WIDTH) of numbers, a token a step."""
 
-    modality = "action"
-    known_files = {"action": "a sequence that is given as a whole"}  # noqa: RUF012
+    modality = "touch"
+    known_files = {"touch": "a sequence that is given as a whole"}  # noqa: RUF012
 
-    def __init__(self, config: ActionConfig):
+    def __init__(self, config: TouchConfig):
         if found := config.problems():
             raise ConfigError(found)
         self.config = config
@@ -79,7 +79,7 @@ class ActionAdapter(AutoencoderAdapter):
         return Media(np.zeros(self.config.steps * WIDTH, np.float32).tobytes())
 
     def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
-        return Known.whole(self, self.load(files["action"], draw()))
+        return Known.whole(self, self.load(files["touch"], draw()))
 
     def write(self, media: Tensor, path: Path) -> Path:
         path = path.with_name(path.name + ".f32")
@@ -90,15 +90,15 @@ class ActionAdapter(AutoencoderAdapter):
 @pytest.fixture
 def row(monkeypatch):
     """The one row."""
-    monkeypatch.setitem(MODALITIES, "action", Modality(ActionConfig, ActionAdapter, 1.0, 4, 0.25))
+    monkeypatch.setitem(MODALITIES, "touch", Modality(TouchConfig, TouchAdapter, 1.0, 4, 0.25))
 
 
 @pytest.fixture
 def config(row, tmp_path: Path) -> Path:
-    """Images, actions, and records that have both (whose image is the synthetic one of another stream's kind)."""
+    """Images, touches, and records that have both (whose image is the synthetic one of another stream's kind)."""
     rng = np.random.default_rng(0)
     rows = [
-        {"action": rng.normal(i % 2, 1, (STEPS, WIDTH)).astype(np.float32).tobytes(), "caption": f"go {i % 2}"}
+        {"touch": rng.normal(i % 2, 1, (STEPS, WIDTH)).astype(np.float32).tobytes(), "caption": f"go {i % 2}"}
         for i in range(20)
     ]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
@@ -106,18 +106,18 @@ def config(row, tmp_path: Path) -> Path:
     first, end = lines.index("  video:"), lines.index("condition:")
     lines[first:end] = [
         "  moves:",
-        "    modality: action",
+        "    modality: touch",
         "    batch: 4",
         "    mask_ratio: 0.5",
-        f"    data: {{kind: parquet, path: {tmp_path / 'a.parquet'}, media_field: action}}",
+        f"    data: {{kind: parquet, path: {tmp_path / 'a.parquet'}, media_field: touch}}",
         f"    media: {{steps: {STEPS}}}",
         "    sampling: {steps: 3}",
         "  twice:",
         "    batch: 2",
-        f"    data: {{kind: parquet, path: {tmp_path / 'a.parquet'}, media_field: action}}",
+        f"    data: {{kind: parquet, path: {tmp_path / 'a.parquet'}, media_field: touch}}",
         "    parts:",
-        "      one: {modality: action, media: {}}",
-        "      two: {modality: action, media: {}}",
+        "      one: {modality: touch, media: {}}",
+        "      two: {modality: touch, media: {}}",
         "    modes: {one_given: 0.3}",
         "    sampling: {steps: 3}",
         "",
@@ -141,8 +141,8 @@ def test_it_trains_generates_and_runs_dry_beside_images(config, tmp_path, capsys
     run = tmp_path / "run"
     assert train(run, "training.steps=6", config=config) == 0
     loaded = load_run(run)
-    assert {"image", "action"} == set(loaded.generator.normalization)
-    assert {"image", "action"} == set(loaded.generator.trunk.media_in)
+    assert {"image", "touch"} == set(loaded.generator.normalization)
+    assert {"image", "touch"} == set(loaded.generator.trunk.media_in)
 
     assert generate(run, "moves", tmp_path / "moves", "--number", "2") == 0
     values = np.fromfile(tmp_path / "moves" / "0001-go-1.f32", np.float32)
@@ -154,18 +154,18 @@ def test_it_trains_generates_and_runs_dry_beside_images(config, tmp_path, capsys
     # Several parts of one modality: a file each, and the option says which one it is for.
     given = np.arange(STEPS * WIDTH, dtype=np.float32) / 10
     given.tofile(tmp_path / "given.f32")
-    assert generate(run, "twice", tmp_path / "twice", "--action", f"one={tmp_path / 'given.f32'}") == 0
+    assert generate(run, "twice", tmp_path / "twice", "--touch", f"one={tmp_path / 'given.f32'}") == 0
     names = sorted(path.name for path in (tmp_path / "twice").iterdir())
     assert names == ["0000-go-1-one.f32", "0000-go-1-two.f32", "0000-go-1.json"]
     assert np.array_equal(np.fromfile(tmp_path / "twice" / "0000-go-1-one.f32", np.float32), given)
     capsys.readouterr()
-    assert generate(run, "twice", tmp_path / "twice", "--action", str(tmp_path / "given.f32")) == 2
-    assert "write --action one=FILE or --action two=FILE" in capsys.readouterr().err
+    assert generate(run, "twice", tmp_path / "twice", "--touch", str(tmp_path / "given.f32")) == 2
+    assert "write --touch one=FILE or --touch two=FILE" in capsys.readouterr().err
 
 
 def test_one_file_and_one_row_are_all_of_it(row):
     """What the command line, the loader and the trunk know of it comes from the row."""
     added = {name: MODALITIES[name] for name in MODALITIES if name not in inspect.getsource(table)}
-    assert list(added) == ["action"]
+    assert list(added) == ["touch"]
     (entry,) = added.values()
-    assert {inspect.getmodule(part) for part in (entry.settings, entry.adapter)} == {inspect.getmodule(ActionAdapter)}
+    assert {inspect.getmodule(part) for part in (entry.settings, entry.adapter)} == {inspect.getmodule(TouchAdapter)}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from configs.assembly import Assembly
 from configs.assembly.conditions import class_names
+from configs.assembly.episodes import check_windows
 from configs.assembly.latents import check_latents
 from configs.assembly.sources import needed, open_sources, stream_modalities
 from configs.assembly.trunk import CLASS_TRUNKS
@@ -71,6 +74,7 @@ def open_data(assembly: Assembly) -> dict[str, list[str]]:
         opened[name] = StandIn(record(config, name, assembly.adapters[name], labels), labels)
     assembly.sources = {name: opened[name] for name in config.streams}
     check_latents(config, assembly.sources, assembly.adapters, root)
+    check_windows(config, assembly.sources, assembly.adapters)
     return absent
 
 
@@ -94,6 +98,10 @@ def record(config: Config, stream: str, adapters: Mapping[str, ModalityAdapter],
     if latents and encoder is not None:
         text = (torch.zeros(encoder.length(), encoder.channels()),)
     parts = {name: _latents(adapter) if latents else adapter.stand_in() for name, adapter in adapters.items()}
+    if entry.data.holds_episodes:  # whose masks say that nothing of it is padding
+        parts = {
+            name: replace(media, valid=np.ones(adapters[name].size[0], dtype=bool)) for name, media in parts.items()
+        }
     first, label = next(iter(parts.values())), next(iter(labels), None)
     return Record(
         "stand-in", "a stand-in", first.data, captions=("",), label=label, rate=first.rate, parts=parts, text=text
@@ -102,4 +110,6 @@ def record(config: Config, stream: str, adapters: Mapping[str, ModalityAdapter],
 
 def _latents(adapter: ModalityAdapter) -> Media:
     shape = (adapter.ids().shape[0], adapter.channels)
-    return Media(StoredLatents(torch.zeros(shape), torch.ones(shape) if adapter.posterior_noise else None))
+    deviation = torch.ones(shape) if adapter.posterior_noise else None
+    valid = torch.ones(shape[0], dtype=torch.bool) if adapter.pads else None
+    return Media(StoredLatents(torch.zeros(shape), deviation, valid))

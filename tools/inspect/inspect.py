@@ -24,6 +24,7 @@ from modalities.data.sources.selection import SUFFIXES
 from modalities.table import MODALITIES
 from tools.data_notes import noted_lines
 from tools.inspect.encoded import encoded_folders, inspect_encoded
+from tools.inspect.robots import describe_robots, is_robot_data
 
 _KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 NO_CAPTION = "(no caption)"
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
   selfflow inspect runs/quickstart --digest               one checksum each of student, teacher and optimizer
   selfflow inspect runs/quickstart --step 2000 --digest   of an older checkpoint
   selfflow inspect photos --data image                    a folder, a .parquet or a .tar as training would read it
+  selfflow inspect fractal20220817_data/0.1.0             a robot data set (RLDS or LeRobot): fields, episodes, tasks
   selfflow inspect latents --verify                       what `selfflow encode` stored: every shard and every sample
   selfflow inspect latents/image --decode 8 --out look    the same, and a few samples decoded to files
 """
@@ -47,7 +49,11 @@ def add_parser(subparsers) -> None:
     parser.add_argument("path", type=Path, help="run folder, data, or what `selfflow encode` wrote")
     parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
     parser.add_argument("--digest", action="store_true", help="checksums of student, teacher and optimizer")
-    parser.add_argument("--data", choices=tuple(MODALITIES), help="read the path as data of this modality")
+    parser.add_argument(
+        "--data",
+        choices=tuple(name for name, row in MODALITIES.items() if not row.family),
+        help="read the path as data of this modality",
+    )
     parser.add_argument("--number", type=int, default=5, help="records to show (default 5)")
     encoded = parser.add_argument_group("encoded data")
     encoded.add_argument("--verify", action="store_true", help="check every shard and every sample by its checksum")
@@ -60,7 +66,9 @@ def add_parser(subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.data:
+    if is_robot_data(options.path):
+        print("\n".join(describe_robots(options.path, options.number)))
+    elif options.data:
         print("\n".join(describe_data(options.path, options.data, options.number)))
     elif folders := encoded_folders(options.path):
         return inspect_encoded(folders, options)

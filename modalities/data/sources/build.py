@@ -17,6 +17,7 @@ from modalities.data.sources.folder import FolderConfig
 from modalities.data.sources.mds_source import MdsConfig
 from modalities.data.sources.parquet import ParquetConfig
 from modalities.data.sources.webdataset import WebdatasetConfig
+from modalities.episodes.config import LeRobotConfig, RldsConfig
 from modalities.latents.source import LatentsConfig
 from modalities.synthetic.config import SyntheticConfig
 
@@ -58,6 +59,10 @@ class ConcatConfig(SourceConfig):
     def holds_latents(self) -> bool:
         return any(part.holds_latents for part in self.parts.values())
 
+    @property
+    def holds_episodes(self) -> bool:
+        return any(part.holds_episodes for part in self.parts.values())
+
 
 MEDIA_SOURCES: dict[str, type[MediaConfig]] = {
     "folder": FolderConfig,
@@ -68,6 +73,8 @@ MEDIA_SOURCES: dict[str, type[MediaConfig]] = {
 SOURCES: dict[str, type[SourceConfig]] = {
     "synthetic": SyntheticConfig,
     **MEDIA_SOURCES,
+    "rlds": RldsConfig,
+    "lerobot": LeRobotConfig,
     "latents": LatentsConfig,
     "concat": ConcatConfig,
 }

@@ -61,6 +61,11 @@ class SourceConfig(ABC):
         """Its records have stored latents in place of media."""
         return False
 
+    @property
+    def holds_episodes(self) -> bool:
+        """Its records are windows of a robot's episodes, whose ends may be padding."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class PathConfig(SourceConfig):

@@ -1,0 +1,1 @@
+"""What a robot does, as numbers: statistics and normalization, grippers, rotations."""
