@@ -44,7 +44,7 @@ class Random:
 
 
 class Repeat:
-    """The expert's first action, over and over: what a policy does that has learned averages and ignores the picture."""
+    """The expert's first action, over and over: what is left of a policy that ignores what it sees."""
 
     def __init__(self, expert: Policy):
         self._expert = expert

@@ -52,7 +52,8 @@ class Policy(Protocol):
     """What a rollout asks of a policy: one instance per process, told of every episode.
 
     Policies that predict chunks also have `predict_action_chunk(observation) -> (K, 7)`, which `--open-loop` needs;
-    those that predict a video have `predicted_video`, uint8 (T, H, W, 3) of the last prediction, or None.
+    those that predict a video have `predicted_video`, uint8 (T, H, W, 3) of the last prediction in this episode, or
+    None: at the control rate, frame 0 is the picture that it was made from.
     """
 
     def reset(self, instruction: str, seed: int = 0) -> None:
@@ -75,7 +76,8 @@ class Environment(Protocol):
         episodes: number of episodes that the protocol fixes (a grid), or None where any i >= 0 is one.
         state_names: of the entries of `Observation.state`.
         protocol: what a success rate must be read with: variant, grid, renderer, versions, how rotations and the
-            gripper are read. JSON values only; the whole of it goes into eval_info.json.
+            gripper are read. JSON values only; the whole of it goes into eval_info.json. Where published numbers can
+            stand beside it, its `published` is {"task": ..., "variant": ...}, as robotics/published.yaml names them.
     """
 
     name: str

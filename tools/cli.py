@@ -17,6 +17,8 @@ COMMANDS = (
     "encode",
     "generate",
     "evaluate",
+    "demonstrations",
+    "rollout",
     "compare",
     "inspect",
     "import",

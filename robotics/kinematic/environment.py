@@ -30,7 +30,7 @@ class KinematicEnvironment:
 
     name, fps = "kinematic", 3.0
     episodes: int | None = None
-    state_names = ("x", "y", "z", "gripper")
+    state_names: tuple[str, ...] = ("x", "y", "z", "gripper")
 
     def __init__(self, task: str, size: int = PICTURE):
         self._task = choose("task of the kinematic environment", task, TASKS)

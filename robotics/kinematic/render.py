@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from robotics.kinematic.scene import DRAWER, HEIGHTS, Body, Scene
+from robotics.kinematic.scene import DRAWER, Body, Scene
 
 VIEW = 0.96  # metres from left to right
 GROUND, UP = 0.8, 0.62  # rows per metre along x and along z, over columns per metre
