@@ -62,10 +62,10 @@ def demonstrate(recording: Recording, environment: Environment, episode: int) ->
     while not ended and held < HOLD_STEPS:
         if observation["instruction"] != instruction:
             raise ConfigError(f"{recording.task}: the instruction changes within an episode, which LeRobot cannot hold")
-        action = expert.select_action(observation)
+        action = expert.select_action(observation).astype(np.float32)  # as it is stored, so that a replay is exact
         frames.append(observation["image"])
         states.append(observation["state"])
-        actions.append(action.astype(np.float32))
+        actions.append(action)
         observation, _, success, ended, _ = environment.step(action + _disturbance(recording, episode, len(actions)))
         held = held + 1 if success else 0
     if held == 0:

@@ -5,13 +5,14 @@ A good video beside bad actions, or a dimension that was read in other units, sh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from core.errors import DataError
+from core.keys import key
 from robotics.environment import Observation
 
 
@@ -35,6 +36,31 @@ class Window:
     actions: np.ndarray
     valid: np.ndarray
     seed: int = 0
+
+
+def episode_windows(
+    frames: Sequence[np.ndarray],
+    states: np.ndarray,
+    actions: np.ndarray,
+    instruction: str,
+    horizon: int,
+    seed: int = 0,
+) -> Iterator[Window]:
+    """A window from each step of a demonstration on; beyond its end the last action is repeated and not valid.
+
+    Args:
+        frames: uint8 (H, W, 3) of each of the T steps, what was seen before action k at place k.
+        states: (T, S). actions: (T, A), in the units of the policy.
+        horizon: K, actions of a window.
+    """
+    for step, frame in enumerate(frames):
+        wanted = step + np.arange(horizon)
+        yield Window(
+            Observation(image=frame, state=states[step], instruction=instruction),
+            actions[np.minimum(wanted, len(actions) - 1)],
+            wanted < len(actions),
+            key("open loop", seed, step),
+        )
 
 
 def open_loop(policy: ChunkPolicy, windows: Iterable[Window], names: tuple[str, ...]) -> dict[str, Any]:
@@ -102,7 +128,7 @@ def open_loop_table(report: dict[str, Any]) -> str:
     for step, row in enumerate(report["error"]["by_step_and_dimension"]):
         cells = ["" if row is None else f"{row[name]:.4f}" for name in names]
         lines.append(f"| +{step} | {report['counts'][step]} | {' | '.join(cells)} |")
-    for title, key in (("all", "error"), ("constant predictor", "constant")):
-        cells = [f"{report[key]['by_dimension'][name]:.4f}" for name in names]
+    for title, row in (("all", "error"), ("constant predictor", "constant")):
+        cells = [f"{report[row]['by_dimension'][name]:.4f}" for name in names]
         lines.append(f"| {title} | {report['windows']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
