@@ -80,12 +80,11 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Two results, paired by episode: over those that both have, for every rule.
 
     Raises:
-        ConfigError: of other environments or tasks, or without a common episode.
+        ConfigError: of other environments, tasks or variants, or without a common episode.
     """
-    for name in ("environment", "task", "options"):
-        ours, theirs = (result["selfflow"]["settings"][name] for result in (first, second))
+    for ours, theirs in zip(_episodes_of(first), _episodes_of(second), strict=True):
         if ours != theirs:
-            raise ConfigError(f"rollouts of {name} {ours!r} and {theirs!r} cannot be compared by episode")
+            raise ConfigError(f"rollouts of {ours} and of {theirs} cannot be compared by episode")
     ours, theirs = ({entry["episode_ix"]: entry["rules"] for entry in of["per_episode"]} for of in (first, second))
     common = sorted(ours.keys() & theirs.keys())
     if not common:
@@ -96,6 +95,14 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     }
     policies = [result["selfflow"]["settings"]["policy"] for result in (first, second)]
     return {"policies": policies, "episodes": len(common), "rules": rules}
+
+
+def _episodes_of(result: dict[str, Any]) -> tuple[str, str, str]:
+    """What the number of an episode means in a result. Options that policies may differ in are left out."""
+    ours = result["selfflow"]
+    variant = ours["protocol"].get("variant")
+    settings = ours["settings"]
+    return f"environment {settings['environment']}", f"task {settings['task']}", f"variant {variant}"
 
 
 def table(results: Sequence[dict[str, Any]], compared: Sequence[dict[str, Any]] = ()) -> str:

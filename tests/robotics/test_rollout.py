@@ -170,7 +170,7 @@ def test_two_runs_are_compared_by_episode(tmp_path, capsys):
     assert (found["episodes"], found["rules"]["any"]["second_only"]) == (5, 5)
     other = json.loads(json.dumps(read_result(tmp_path / "zero")))
     other["selfflow"]["settings"]["task"] = "reach"
-    with pytest.raises(ConfigError, match="task 'reach' and 'pick' cannot be compared"):
+    with pytest.raises(ConfigError, match="task reach and of task pick cannot be compared"):
         compare(other, read_result(tmp_path / "expert"))
 
 
@@ -220,3 +220,14 @@ def test_mistakes_are_named(tmp_path, capsys, change, message):
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert not (tmp_path / "run").exists()
+
+
+def test_filmed_episodes_are_videos_at_the_control_rate(tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed (extra `media`)")
+    assert rolled(tmp_path / "run", "expert", "--episodes", "2", "--videos", "1") == 0
+    result = read_result(tmp_path / "run")
+    assert result["video_paths"] == ["videos/episode_000000.mp4"]
+    with av.open(str(tmp_path / "run" / result["video_paths"][0])) as container:
+        frames = list(container.decode(video=0))
+        assert container.streams.video[0].average_rate == 3
+    assert len(frames) == result["per_episode"][0]["steps"] + 1
