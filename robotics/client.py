@@ -47,8 +47,10 @@ class RemotePolicy:
         self._queue: list[np.ndarray] = []
         self._instruction = ""
         self.dropped = 0  # answers that came too late
+        self._session = contextlib.ExitStack()
         try:
-            self._connection = connect(url, open_timeout=patience, max_size=None, compression=None)
+            opening = connect(url, open_timeout=patience, max_size=None, compression=None)
+            self._connection = self._session.enter_context(opening)
             self.metadata: dict[str, Any] = self._receive(time.monotonic() + patience)
         except InvalidURI as error:
             raise ServerError(f"{url}: not the address of a server, such as ws://127.0.0.1:8000") from error
@@ -95,8 +97,7 @@ class RemotePolicy:
 
     def close(self) -> None:
         """End the session; may be called twice."""
-        with contextlib.suppress(OSError):
-            self._connection.close()
+        self._session.close()
 
     def _send(self, request: dict[str, Any]) -> None:
         from websockets.exceptions import ConnectionClosed

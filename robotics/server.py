@@ -15,13 +15,13 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from core.errors import ConfigError, DataError, SelfFlowError, described
 from core.optional import need
-from robotics.environment import ACTION_NAMES, Observation
+from robotics.environment import ACTION_NAMES, Observation, Policy
 from robotics.wire import WireError, pack, unpack
 
 ALIASES = {"observation/image": "image", "observation/state": "state", "instruction": "prompt"}
@@ -29,11 +29,12 @@ BAD_REQUEST, FAILED, BUSY, GONE = 1008, 1011, 1013, 1001  # codes that a websock
 
 
 class ChunkPolicy(Protocol):
-    """What a server asks of a policy. One for each session; they may share weights."""
+    """What a server asks of a policy. One for each session; they may share weights.
+
+    It has `predict_action_chunk(observation) -> (K, A)`, or else `select_action(observation) -> (A,)`.
+    """
 
     def reset(self, instruction: str, seed: int = 0) -> None: ...
-
-    def predict_action_chunk(self, observation: Observation) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class Inference:
         Raises:
             DataError: of another width, or not finite.
         """
-        actions = np.asarray(policy.predict_action_chunk(observation), dtype=np.float64)
+        predict = getattr(policy, "predict_action_chunk", None)
+        found = predict(observation) if predict else cast(Policy, policy).select_action(observation)[None]
+        actions = np.asarray(found, dtype=np.float64)
         if actions.ndim != 2 or len(actions) < 1 or actions.shape[1] != self.width:
             raise DataError(f"the policy gave actions of shape {actions.shape}; a chunk is (K, {self.width})")
         if not np.isfinite(actions).all():

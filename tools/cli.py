@@ -19,6 +19,8 @@ COMMANDS = (
     "evaluate",
     "demonstrations",
     "rollout",
+    "serve",
+    "simpler",
     "compare",
     "inspect",
     "import",

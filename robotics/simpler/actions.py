@@ -15,7 +15,6 @@ from core.errors import ConfigError
 ROTATIONS = ("rpy", "axis_angle")
 
 
-
 def quaternion_product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The rotation `second`, then `first`; both (4,) wxyz."""
     w, x, y, z = first
@@ -101,4 +100,3 @@ def proprio(base_pose: np.ndarray, tcp_pose: np.ndarray, gripper_closed: float) 
     if turn[0] < 0:  # both signs are the same rotation
         turn = -turn
     return np.array([*place, *turn[1:], turn[0], gripper_closed], dtype=np.float32)
-

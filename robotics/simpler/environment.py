@@ -79,7 +79,7 @@ class SimplerEnvironment:
             "grid": len(self.grid),
             "renderer": "raster" if raster or not shaded else "ray tracing",
             "comparable": not (raster and shaded),
-            **({} if raster and shaded or variant == "camera_variants" else published(task, variant)),
+            **({} if (raster and shaded) or variant == "camera_variants" else published(task, variant)),
             "rotation": rotation,
             "gripper": gripper,
             "gripper_repeat": gripper_repeat,
@@ -173,7 +173,6 @@ class SimplerEnvironment:
                 lost = "" if self.episode is None else f"; episode {self.episode} is lost, those before it are not"
                 raise AccidentError(f"{error}{lost}") from error
             raise ConfigError(str(error)) from error
-
 
 
 def published(task: str, variant: str) -> dict[str, Any]:

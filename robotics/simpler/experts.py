@@ -165,10 +165,6 @@ class Expert:
         self.openness = float(action[6])
         return action
 
-    def predict_action_chunk(self, observation: Observation) -> np.ndarray:
-        """One action (1, 7): what comes next depends on what it leads to."""
-        return self.select_action(observation)[None]
-
 
 SCRIPTS: dict[str, Callable[[Tool, str], Iterator[np.ndarray]]] = {
     "close_drawer": close_drawer,
