@@ -9,9 +9,13 @@ from typing import Any
 from core.errors import ConfigError, choose, nearest
 from robotics.environment import Environment
 from robotics.kinematic.environment import KinematicEnvironment
+from robotics.simpler.environment import SimplerEnvironment
 
 # Name -> task, options -> environment. Options are those of its class, and come from the command line.
-ENVIRONMENTS: dict[str, Callable[..., Environment]] = {"kinematic": KinematicEnvironment}
+ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
+    "kinematic": KinematicEnvironment,
+    "simpler": SimplerEnvironment,
+}
 
 
 def make_environment(name: str, task: str, options: dict[str, Any]) -> Environment:

@@ -28,8 +28,7 @@ class SimplerEnvironment:
         gripper: how an openness becomes SIMPLER's relative command: a rule of `robotics.grippers`.
         gripper_repeat: steps for which a change of the gripper is sent.
         raster: without ray tracing also where the protocol has it; scores are then not comparable with published ones.
-        simulator: the process that simulates; None starts one of `python`.
-        python: see `Simulator`.
+        python: of SIMPLER's own environment, or a process of it; None: see `Simulator`.
 
     Raises:
         ConfigError: an unknown name, a task that the variant lacks, a simulator that is not installed.
@@ -49,8 +48,7 @@ class SimplerEnvironment:
         gripper: str = "cogact",
         gripper_repeat: int = REPEATS,
         raster: bool = False,
-        simulator: Simulator | None = None,
-        python: str | Path | None = None,
+        python: str | Path | Simulator | None = None,
     ):
         choose("task", task, TASKS)
         choose("gripper", gripper, RULES)
@@ -68,7 +66,7 @@ class SimplerEnvironment:
         self._ended = True
         self._scene: Scene | None = None
         try:
-            self.simulator = simulator or Simulator(python)
+            self.simulator = python if isinstance(python, Simulator) else Simulator(python)
         except SimulatorError as error:
             raise ConfigError(str(error)) from error
         versions = self.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -19,6 +20,7 @@ from websockets.sync.client import connect  # noqa: E402
 
 from core.errors import ConfigError  # noqa: E402
 from robotics.client import RemotePolicy, ServerError  # noqa: E402
+from robotics.server import Inference, ServerOptions, listen, openpi_session  # noqa: E402
 from robotics.wire import WireError, pack, unpack  # noqa: E402
 from tests.robotics.serving import serving  # noqa: E402
 from tools.cli import main  # noqa: E402
@@ -290,9 +292,6 @@ def test_only_numbers_are_sent():
 
 
 def test_options_of_a_server():
+    serve = listen(Inference(Counter), ServerOptions(sessions=0), openpi_session({}))
     with pytest.raises(ConfigError, match="sessions: 0 must be at least 1"):
-        import asyncio
-
-        from robotics.server import Inference, ServerOptions, listen, openpi_session
-
-        asyncio.run(listen(Inference(Counter), ServerOptions(sessions=0), openpi_session({})))
+        asyncio.run(serve)

@@ -26,7 +26,7 @@ def environment():
     def make(task: str = "close_top_drawer", failure: str = "", settings: dict[str, str] | None = None, **options):
         simulator = Simulator(sys.executable, {"FAKE_SIMPLER": failure, **(settings or {})}, 60.0, FAKE)
         try:
-            made.append(SimplerEnvironment(task, simulator=simulator, **options))
+            made.append(SimplerEnvironment(task, python=simulator, **options))
         except Exception:
             simulator.close()
             raise
@@ -182,7 +182,7 @@ def test_after_a_crash_the_same_episode_can_be_run_again(environment, tmp_path):
         return frames
 
     with pytest.raises(
-        AccidentError, match="stopped during 'step'.*; episode 4 is lost, those before it are not"
+        AccidentError, match=r"stopped during 'step'.*; episode 4 is lost, those before it are not"
     ) as lost:
         play()
     assert lost.value.exit_code == 75

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from robotics.simpler.episodes import POSES, TASKS, VARIANTS, episodes, facing
 
-# Episodes by task and variant, counted from SIMPLER's scripts by hand: 4 robots x 3 orientations x 25 places, and so on.
+# Episodes by task and variant, counted by hand in SIMPLER's scripts: 4 robots x 3 orientations x 25 places, and so on.
 COUNTS = {
     "pick_coke_can": (300, 675, 150),
     "move_near": (240, 480, 120),
