@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST, NEWEST = (3, 11), (3, 13)
-EXTRAS = "media,data,models,ode,plots,log,dev"
+EXTRAS = "media,data,models,ode,plots,log,robots,dev"
 TORCH = ((2, 11), (2, 13))
 VERSION_OF_TORCH = "import importlib.metadata as m; print(m.version('torch'))"
 

@@ -123,8 +123,8 @@ def place_apple(tool: Tool, drawer: str) -> Iterator[np.ndarray]:
     yield from tool.go([0.12, side, panel + 0.165], hook, CLOSED, steps=22, near=0.02)
     for x, z, steps in ((0.095, 0.13, 6), (0.02, 0.045, 6), (-0.06, -0.03, 8)):
         yield from tool.go([x, side, panel + z], hook, CLOSED, steps=steps, stride=0.05, near=0.01)
-    for _ in range(30):
-        if tool.environment.privileged()["joints"][f"{drawer}_drawer_joint"] > 0.24:
+    for _ in range(16):
+        if tool.environment.privileged()["joints"][f"{drawer}_drawer_joint"] > 0.19:  # room for the apple
             break
         yield from tool.go([tool.place[0] + 0.06, side, panel - 0.04], None, CLOSED, steps=1, stride=0.06)
     yield from tool.go(tool.place + np.array([0.06, 0.0, 0.1]), None, CLOSED, steps=3, near=0.02)
