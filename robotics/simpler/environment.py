@@ -108,7 +108,10 @@ class SimplerEnvironment:
                 f"{self.task}, {self.variant}: {len(missing)} files of its scenes are missing:{listed}{more}\n"
                 "SIMPLER would only log it, and every episode would fail"
             )
-        self._ask("renderer")
+        try:
+            self.simulator.ask("renderer")
+        except SimulatorError as error:  # also where it died of it: the next try would, too
+            raise ConfigError(str(error)) from error
         return versions
 
     def reset(self, episode: int) -> Observation:

@@ -20,7 +20,8 @@ KNOWN = (
     ),
     (
         r"Cannot find a suitable rendering device|enumeratePhysicalDevices: ErrorInitializationFailed|"
-        r"ErrorIncompatibleDriver|Failed to find a supported physical device|No Vulkan extensions found|"
+        r"ErrorIncompatibleDriver|Vulkan is incompatible with your driver|"
+        r"Failed to find a supported physical device|No Vulkan extensions found|"
         r"libvulkan\.so\S* cannot open|cannot open shared object file.*vulkan",
         "no usable Vulkan driver: install libvulkan1 and the graphics part of the NVIDIA driver (in a container "
         "NVIDIA_DRIVER_CAPABILITIES=all), and let VK_ICD_FILENAMES name its nvidia_icd.json; without a GPU see "

@@ -121,11 +121,15 @@ def versions() -> dict[str, Any]:
 
 
 def renderer() -> dict[str, Any]:
-    """Make a Vulkan device, as every environment will."""
+    """Make a renderer and a camera. Without any Vulkan driver SAPIEN only says so, and dies at the camera."""
     import sapien.core as sapien
 
     engine = sapien.Engine()
-    engine.set_renderer(sapien.SapienRenderer())
+    drawing = sapien.SapienRenderer()
+    engine.set_renderer(drawing)
+    scene = engine.create_scene()
+    scene.add_camera("check", 16, 16, 1.0, 0.01, 10.0)
+    scene.update_render()
     return {"made": True}
 
 

@@ -9,12 +9,12 @@ import pytest
 pytest.importorskip("msgpack", reason="msgpack is not installed (extra `robots`)")
 pytest.importorskip("websockets", reason="websockets is not installed (extra `robots`)")
 
-from core.errors import AccidentError, ConfigError  # noqa: E402
-from robotics.environments import make_environment  # noqa: E402
-from robotics.policies import make_policy  # noqa: E402
-from robotics.rollout import run_episode  # noqa: E402
-from tests.robotics.serving import serving  # noqa: E402
-from tools.cli import main  # noqa: E402
+from core.errors import AccidentError, ConfigError
+from robotics.environments import make_environment
+from robotics.policies import make_policy
+from robotics.rollout import run_episode
+from tests.robotics.serving import serving
+from tools.cli import main
 
 
 def test_the_expert_of_an_environment_succeeds_through_a_server():

@@ -18,13 +18,14 @@ import pytest
 pytest.importorskip("msgpack", reason="msgpack is not installed (extra `robots`)")
 pytest.importorskip("websockets", reason="websockets is not installed (extra `robots`)")
 
-from robotics.baselines import Random  # noqa: E402
-from robotics.client import RemotePolicy  # noqa: E402
-from robotics.rollout import run_episode  # noqa: E402
-from robotics.simpler.client import PYTHON, Simulator  # noqa: E402
-from robotics.simpler.environment import SimplerEnvironment  # noqa: E402
-from robotics.simpler.pins import violated  # noqa: E402
-from tests.robotics.serving import serving  # noqa: E402
+from core.errors import DataError
+from robotics.baselines import Random
+from robotics.client import RemotePolicy
+from robotics.rollout import run_episode
+from robotics.simpler.client import PYTHON, Simulator
+from robotics.simpler.environment import SimplerEnvironment
+from robotics.simpler.pins import violated
+from tests.robotics.serving import serving
 
 pytestmark = [
     pytest.mark.slow,
@@ -97,11 +98,7 @@ def test_a_removed_file_is_named(simulator, tmp_path):
     for entry in (assets / "real_inpainting").glob("*.png"):
         if entry.name != "open_drawer_b1.png":
             (copy / "real_inpainting" / entry.name).symlink_to(entry)
-    from core.errors import DataError
-
+    other = Simulator(settings={"MS2_REAL2SIM_ASSET_DIR": str(copy)})
     with pytest.raises(DataError, match=r"1 files of its scenes are missing:\n  .*open_drawer_b1\.png"):
-        other = Simulator(settings={"MS2_REAL2SIM_ASSET_DIR": str(copy)})
-        try:
-            SimplerEnvironment("close_top_drawer", raster=True, python=other)
-        finally:
-            other.close()
+        SimplerEnvironment("close_top_drawer", raster=True, python=other)
+    other.close()
