@@ -7,7 +7,7 @@ from collections import Counter
 
 from core.errors import ConfigError
 from robotics.simpler.client import PYTHON, Simulator, SimulatorError
-from robotics.simpler.episodes import TASKS, VARIANTS, episodes
+from robotics.simpler.episodes import PUBLISHED, VARIANTS, episodes
 from robotics.simpler.pins import PINS, violated
 
 EXAMPLES = f"""examples:
@@ -69,7 +69,7 @@ def check(simulator: Simulator) -> int:
 def missing_scenes(simulator: Simulator) -> bool:
     """Print for every task and variant whether its files are there, and the names of those that are not."""
     absent: Counter[str] = Counter()
-    for task in TASKS:
+    for task in PUBLISHED:
         for variant in VARIANTS:
             grid = episodes(task, variant)
             if not grid:

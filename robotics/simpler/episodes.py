@@ -317,6 +317,7 @@ def place_apple(variant: str) -> list[Episode]:
 
 
 ALL = ("Top", "Middle", "Bottom")
+PUBLISHED = ("pick_coke_can", "move_near", "open_drawer", "close_drawer", "place_apple")  # what papers report
 TASKS: dict[str, Callable[[str], list[Episode]]] = {
     "pick_coke_can": pick_coke_can,
     "move_near": move_near,
