@@ -1,7 +1,7 @@
 /* A Vulkan layer for SAPIEN 2.2.2 on a driver without VK_KHR_external_semaphore_fd, such as lavapipe before Mesa 26.2.
  *
- * SAPIEN asks for that extension when it makes a device, to share pictures with CUDA, and fails without it. The layer
- * takes the name out of the request where the driver does not offer it, and changes nothing else.
+ * SAPIEN asks for that extension when it makes a device, fails without it, and draws without it. The layer takes the
+ * name out of the request where the driver does not offer it, and changes nothing else.
  *
  *     gcc -O2 -fPIC -shared -o libvk_strip.so strip.c        (needs libvulkan-dev)
  */
