@@ -1,4 +1,4 @@
-"""SIMPLER's evaluation protocol of the Google robot, as data: which episodes a task has, in the order of its scripts.
+"""SIMPLER's evaluation protocol of the Google robot, as data: which episodes a task has, cell by cell.
 
 Source: the scripts rt1_*_visual_matching.sh and rt1_*_variant_agg.sh of SimplerEnv (commit 4ab7178). Three variants:
 
@@ -336,7 +336,7 @@ TASKS: dict[str, Callable[[str], list[Episode]]] = {
 
 @cache
 def episodes(task: str, variant: str = "visual_matching") -> tuple[Episode, ...]:
-    """All episodes of a task, in the order of SIMPLER's scripts; none where the variant has none of it.
+    """All episodes of a task, cell by cell as in SIMPLER's scripts; none where the variant has none of it.
 
     Args:
         task: a key of `TASKS`.

@@ -29,6 +29,9 @@ REACH = 0.0025  # the panel's half thickness, and what the fingers have before t
 
 
 class Fake:
+    def __init__(self) -> None:
+        self.resets = 0
+
     def versions(self, request: dict[str, Any]) -> dict[str, Any]:
         found = {
             "python": "3.11.7",
@@ -58,7 +61,7 @@ class Fake:
         return {"reused": False, "low": LOW, "high": -LOW}
 
     def reset(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.steps, self.subtask = 0, 0
+        self.steps, self.subtask, self.resets = 0, 0, self.resets + 1
         placed = request["episode"]["robot"]["xy"]
         recorded = RECORDED[
             "apple" if "Apple" in self.scene["environment"] or "Place" in self.scene["environment"] else "drawer"
@@ -74,7 +77,8 @@ class Fake:
     def step(self, request: dict[str, Any]) -> dict[str, Any]:
         action = request["action"]
         assert action.shape == (7,)
-        if FAILURE == "dies" and self.steps == 3 and not Path(os.environ["FAKE_DIED"]).exists():
+        dying = self.steps == 3 and self.resets == int(os.environ.get("FAKE_DIES_IN", "1"))
+        if FAILURE == "dies" and dying and not Path(os.environ["FAKE_DIED"]).exists():
             Path(os.environ["FAKE_DIED"]).touch()
             print("vk::PhysicalDevice::createDeviceUnique: ErrorExtensionNotPresent", file=sys.stderr, flush=True)
             os.abort()
@@ -93,7 +97,7 @@ class Fake:
             self.drawer = float(np.clip(min(self.drawer, self.tool[0] - 0.0175 - REACH), 0, 0.5))
         success = self.drawer <= 0.05 if "Close" in self.scene["environment"] else False
         info = {"qpos": self.drawer, "success": success, "command": float(action[6])}
-        ended = self.steps >= self.scene["max_steps"]
+        ended = self.steps >= int(os.environ.get("FAKE_STEPS", self.scene["max_steps"]))
         return {**self.state(), "success": success, "ended": ended, "info": info}
 
     def advance(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -191,6 +192,25 @@ def test_after_a_crash_the_same_episode_can_be_run_again(environment, tmp_path):
         simpler.reset(other)
         simpler.step(STILL)
     assert play() == again
+
+
+def test_a_rollout_keeps_its_episodes_through_a_crash_and_goes_on(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("robotics.simpler.client.Simulator.__init__.__defaults__", (None, None, 600.0, FAKE))
+    for name, value in (("SIMPLER", "dies"), ("DIED", str(tmp_path / "died")), ("DIES_IN", "2"), ("STEPS", "5")):
+        monkeypatch.setenv(f"FAKE_{name}", value)
+    out = tmp_path / "out"
+    command = ["rollout", "--env", "simpler", "--task", "close_top_drawer", "--policy", "zero", "--episodes", "3"]
+    command += ["--videos", "0", "--out", str(out), f"python={sys.executable}", "raster=true"]
+    assert main(command) == AccidentError.exit_code
+    assert "killed by SIGABRT" in capsys.readouterr().err
+    kept = (out / "episodes.jsonl").read_text()
+    assert [json.loads(line)["episode_ix"] for line in kept.splitlines() if "episode_ix" in line] == [0]
+    assert main(command) == 0
+    after = (out / "episodes.jsonl").read_text()
+    assert after.startswith(kept)
+    assert [json.loads(line)["episode_ix"] for line in after.splitlines() if "episode_ix" in line] == [0, 1, 2]
+    protocol = json.loads((out / "eval_info.json").read_text())["selfflow"]["protocol"]
+    assert (protocol["renderer"], protocol["comparable"]) == ("raster", False)
 
 
 def test_the_protocol_says_what_a_number_means(environment):
