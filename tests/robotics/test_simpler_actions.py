@@ -67,7 +67,7 @@ def test_a_small_rotation_and_none_are_not_divided_by_zero():
         np.testing.assert_allclose(rotation_vector(vector, "rpy"), vector, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", ["drawer", "apple"])
+@pytest.mark.parametrize("name", RECORDED)
 def test_the_state_of_a_recorded_reset(name):
     reset = RECORDED[name]
     base, tool = np.array(reset["base_pose"]), np.array(reset["tcp_pose"])
@@ -76,6 +76,24 @@ def test_the_state_of_a_recorded_reset(name):
     state = proprio(base, tool, reset["gripper_closed"])
     assert state.dtype == np.float32
     np.testing.assert_allclose(state, [*place, *turn, reset["gripper_closed"]], atol=1e-6)
-    # By hand: the robot stands at x 0.652 and looks along -x, so forward is minus the world's x.
-    np.testing.assert_allclose(state[:2], [base[0] - tool[0], base[1] - tool[1]], atol=1e-4)
     assert state[6] >= 0
+
+
+def test_the_state_of_a_recorded_reset_by_hand():
+    """Base at (0.6520, 0.0090, 0.0790), half a turn about z; tool at (0.2126, 0.2274, 1.0409), wxyz (0.0325, -0.7802,
+    -0.6039, 0.1601). So x and y of the difference change their signs; the conjugate of (0, 0, 0, 1) times (w, x, y, z)
+    is (z, y, -x, -w)."""
+    by_hand = [0.4394, -0.2184, 0.9619, -0.6039, 0.7802, -0.0325, 0.1601, 0.0]
+    state = proprio(np.array(RECORDED["drawer"]["base_pose"]), np.array(RECORDED["drawer"]["tcp_pose"]), 0.0)
+    np.testing.assert_allclose(state, by_hand, atol=1e-4)
+
+
+def test_where_the_robot_stands_changes_nothing_of_its_own_state():
+    """Two recorded places with another yaw; the arm begins the same."""
+    states = [
+        proprio(np.array(reset["base_pose"]), np.array(reset["tcp_pose"]), reset["gripper_closed"])
+        for reset in RECORDED.values()
+    ]
+    assert RECORDED["drawer"]["base_pose"] != RECORDED["drawer turned"]["base_pose"]
+    for state in states[1:]:
+        np.testing.assert_allclose(state, states[0], atol=1e-4)
