@@ -43,7 +43,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of the environment")
     parser.add_argument("--env", required=True, metavar="NAME", help=", ".join(ENVIRONMENTS))
     parser.add_argument("--task", required=True, metavar="NAME", help="of the environment, such as pick")
-    parser.add_argument("--policy", required=True, metavar="NAME", help=", ".join(BUILT_IN))
+    parser.add_argument("--policy", required=True, metavar="NAME", help=f"{', '.join(BUILT_IN)}, or ws://HOST:PORT")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="of the results")
     parser.add_argument("--episodes", type=int, default=100, metavar="N", help="how many (default 100)")
     parser.add_argument("--first", type=int, default=0, metavar="I", help="number of the first episode (default 0)")
