@@ -7,7 +7,7 @@ from collections import Counter
 
 from core.errors import ConfigError
 from robotics.simpler.client import PYTHON, Simulator, SimulatorError
-from robotics.simpler.episodes import PUBLISHED, VARIANTS, episodes
+from robotics.simpler.episodes import PUBLISHED, VARIANTS, episodes, needed
 from robotics.simpler.pins import PINS, violated
 
 EXAMPLES = f"""examples:
@@ -74,11 +74,7 @@ def missing_scenes(simulator: Simulator) -> bool:
             grid = episodes(task, variant)
             if not grid:
                 continue
-            wanted: dict[str, set[str]] = {"overlays": {episode.overlay for episode in grid if episode.overlay}}
-            for scene in {episode.scene for episode in grid}:
-                for kind, names in scene.needs().items():
-                    wanted.setdefault(kind, set()).update(names)
-            missing = simulator.ask("missing_files", needs={kind: sorted(names) for kind, names in wanted.items()})
+            missing = simulator.ask("missing_files", needs=needed(grid))
             absent.update(missing)
             state = "complete" if not missing else f"{len(missing)} files are missing"
             print(f"  {task:<20} {variant:<20} {len(grid):>4} episodes  {state}")

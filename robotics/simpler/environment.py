@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import AccidentError, ConfigError, DataError, choose
+from core.errors import AccidentError, ConfigError, DataError, SelfFlowError, choose
 from robotics.environment import Observation, Policy, Step, checked_action
 from robotics.grippers import REPEATS, RULES, Sticky, sticky
 from robotics.simpler.actions import ROTATIONS, proprio, rotation_vector
 from robotics.simpler.client import Simulator, SimulatorError
-from robotics.simpler.episodes import PUBLISHED, TASKS, VARIANTS, Episode, Scene, episodes
+from robotics.simpler.episodes import PUBLISHED, TASKS, VARIANTS, Episode, Scene, episodes, needed
 from robotics.simpler.experts import expert_for
 
 STATE = ("x", "y", "z", "qx", "qy", "qz", "qw", "gripper_closed")
@@ -69,7 +69,12 @@ class SimplerEnvironment:
             self.simulator = python if isinstance(python, Simulator) else Simulator(python)
         except SimulatorError as error:
             raise ConfigError(str(error)) from error
-        versions = self.check()
+        try:
+            versions = self.check()
+        except SelfFlowError:
+            if self.simulator is not python:
+                self.simulator.close()
+            raise
         shaded = any(episode.scene.ray_traced for episode in self.grid)
         self.protocol: dict[str, Any] = {
             "benchmark": "SIMPLER, Google robot",
@@ -95,12 +100,7 @@ class SimplerEnvironment:
         versions = self._ask("versions")
         if problem := versions.get("problem"):
             raise ConfigError(f"{self.simulator.python} has no SIMPLER ({problem}); see docs/robots_simpler.md")
-        wanted: dict[str, set[str]] = {}
-        for scene in {episode.scene for episode in self.grid}:
-            for kind, names in scene.needs().items():
-                wanted.setdefault(kind, set()).update(names)
-        wanted["overlays"] = {episode.overlay for episode in self.grid if episode.overlay}
-        missing = self._ask("missing_files", needs={kind: sorted(names) for kind, names in wanted.items()})
+        missing = self._ask("missing_files", needs=needed(self.grid))
         if missing:
             listed = "".join(f"\n  {path}" for path in missing[:10])
             more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""

@@ -14,7 +14,7 @@ matching and variant aggregation are never averaged together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
@@ -136,6 +136,16 @@ class Episode:
             "object": {name: list(value) if isinstance(value, tuple) else value for name, value in self.placed},
             "overlay": self.overlay,
         }
+
+
+def needed(grid: Sequence[Episode]) -> dict[str, list[str]]:
+    """Names of the files that some episodes are made of, for the simulator's `missing_files`."""
+    wanted: dict[str, set[str]] = {}
+    for scene in {episode.scene for episode in grid}:
+        for kind, names in scene.needs().items():
+            wanted.setdefault(kind, set()).update(names)
+    wanted["overlays"] = {episode.overlay for episode in grid if episode.overlay}
+    return {kind: sorted(names) for kind, names in wanted.items()}
 
 
 def facing(yaw: float) -> list[float]:

@@ -105,7 +105,9 @@ def close_drawer(tool: Tool, drawer: str) -> Iterator[np.ndarray]:
     front = link[0] + FACE
     yield from tool.go([front + 0.12, side, height + 0.12], pushing, CLOSED, steps=25, near=0.03)
     yield from tool.go([front + 0.06, side, height], pushing, CLOSED, steps=12, near=0.02)
-    while tool.environment.privileged()["joints"][f"{drawer}_drawer_joint"] > 0.01:
+    for _ in range(80):
+        if tool.environment.privileged()["joints"][f"{drawer}_drawer_joint"] < 0.01:
+            break
         yield from tool.go([-0.1, side, height], pushing, CLOSED, steps=1, stride=0.05)
     yield from tool.stay(CLOSED, 1)
 
