@@ -43,7 +43,7 @@ def pack(message: Any, keys: str = "bytes") -> bytes:
             return value.item()
         raise TypeError(f"{type(value).__name__} cannot be sent")
 
-    return msgpack.packb(message, default=plain, use_bin_type=True)
+    return bytes(msgpack.packb(message, default=plain, use_bin_type=True) or b"")
 
 
 def unpack(data: bytes) -> Any:

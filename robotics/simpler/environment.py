@@ -37,7 +37,7 @@ class SimplerEnvironment:
 
     name = "simpler"
     fps = 3.0
-    state_names = STATE
+    state_names: tuple[str, ...] = STATE
 
     def __init__(
         self,

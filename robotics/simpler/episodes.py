@@ -188,14 +188,15 @@ def pick_coke_can(variant: str) -> list[Episode]:
     if variant == "visual_matching":
         for robot, orientation in product(TABLE_ROBOTS, ORIENTATIONS):
             labels = {"robot": robot_name(robot), "orientation": orientation}
-            changed = {"urdf_version": robot} if robot else {}
-            found += cans(CAN, labels, overlay="google_coke_can_real_eval_1", **{orientation: True}, **changed)
+            settings: dict[str, Any] = {orientation: True, **({"urdf_version": robot} if robot else {})}
+            found += cans(CAN, labels, overlay="google_coke_can_real_eval_1", **settings)
         return found
     if variant == "camera_variants":
         for orientation, number in product(ORIENTATIONS, ("", "2")):
             environment = f"GraspSingleOpenedCokeCanAltGoogleCamera{number}InScene-v0"
             labels = {"variant": f"camera {number or 1}", "orientation": orientation}
-            found += cans(environment, labels, **{orientation: True})
+            settings = {orientation: True}
+            found += cans(environment, labels, **settings)
         return found
     cells: list[tuple[str, str, tuple[str, ...], dict[str, Any]]] = [
         ("base", CAN, (), {}),
@@ -208,9 +209,9 @@ def pick_coke_can(variant: str) -> list[Episode]:
         ("darker", CAN, (), {"slightly_darker_lighting": True}),
         ("brighter", CAN, (), {"slightly_brighter_lighting": True}),
     ]
-    for (name, environment, models, settings), orientation in product(cells, ORIENTATIONS):
+    for (name, environment, models, changed), orientation in product(cells, ORIENTATIONS):
         labels = {"variant": name, "orientation": orientation}
-        found += cans(environment, labels, models, **{orientation: True}, **settings)
+        found += cans(environment, labels, models, **{orientation: True, **changed})
     return found
 
 

@@ -111,7 +111,7 @@ def versions() -> dict[str, Any]:
         except PackageNotFoundError:
             found[name] = None
     try:
-        import mani_skill2_real2sim
+        import mani_skill2_real2sim  # pyright: ignore[reportMissingImports] - of the simulator's environment
 
         found["mani_skill2_real2sim"] = str(Path(mani_skill2_real2sim.__file__).parent)
         found["assets"] = str(mani_skill2_real2sim.ASSET_DIR)
@@ -122,7 +122,7 @@ def versions() -> dict[str, Any]:
 
 def renderer() -> dict[str, Any]:
     """Make a renderer and a camera. Without any Vulkan driver SAPIEN only says so, and dies at the camera."""
-    import sapien.core as sapien
+    import sapien.core as sapien  # pyright: ignore[reportMissingImports] - of the simulator's environment
 
     engine = sapien.Engine()
     drawing = sapien.SapienRenderer()
@@ -135,7 +135,7 @@ def renderer() -> dict[str, Any]:
 
 def missing_files(needs: dict[str, list[str]]) -> list[str]:
     """Which of the files that scenes are made of are not there: SAPIEN itself only logs it and goes on without."""
-    from mani_skill2_real2sim import ASSET_DIR, PACKAGE_ASSET_DIR
+    from mani_skill2_real2sim import ASSET_DIR, PACKAGE_ASSET_DIR  # pyright: ignore[reportMissingImports]
 
     assets, robots = Path(ASSET_DIR), Path(PACKAGE_ASSET_DIR) / "descriptions" / "googlerobot_description"
     wanted = [assets / "hab2_bench_assets" / "stages" / f"{name}.glb" for name in needs.get("stages", [])]
@@ -195,8 +195,8 @@ class Simulator:
         else:
             while len(self.kept) >= self.KEPT:
                 self.kept.pop(next(iter(self.kept))).close()
-            import gymnasium
-            import mani_skill2_real2sim.envs  # noqa: F401 - registers the environments
+            import gymnasium  # pyright: ignore[reportMissingImports] - of the simulator's environment
+            import mani_skill2_real2sim.envs  # noqa: F401  # pyright: ignore[reportMissingImports] - registers them
 
             settings = dict(scene["settings"])
             if scene.get("overlay"):
@@ -220,7 +220,7 @@ class Simulator:
 
     def reset(self, episode: dict[str, Any]) -> dict[str, Any]:
         """Begin an episode: `robot` {xy, quaternion}, `object` options, `overlay` or None."""
-        import cv2
+        import cv2  # pyright: ignore[reportMissingImports] - of the simulator's environment
 
         inner = self.gym.unwrapped
         if episode.get("overlay"):
@@ -296,7 +296,7 @@ class Simulator:
 
 
 def _overlay(name: str) -> str:
-    from mani_skill2_real2sim import ASSET_DIR
+    from mani_skill2_real2sim import ASSET_DIR  # pyright: ignore[reportMissingImports]
 
     return str(Path(ASSET_DIR) / "real_inpainting" / f"{name}.png")
 
