@@ -23,6 +23,8 @@ EXTRAS = {
     "wandb": "log",
     "tensorboard": "log",
     "bitsandbytes": "optim8bit",
+    "msgpack": "robots",
+    "websockets": "robots",
     "torchvision": "full",
     "torchaudio": "full",
     "torchcodec": "full",

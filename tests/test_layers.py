@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("core", "autoencoders", "modalities", "configs", "tools", "tests")
+ROOMS = ("core", "autoencoders", "modalities", "configs", "robotics", "tools", "tests")
 LONGEST = 450
 
 # Absolute paths of somebody's machine: home folders, mounted work folders, temporary folders.

@@ -71,7 +71,7 @@ def test_a_term_is_named_in_three_files():
     for name in ("layer_sync", "dispersive"):
         naming = {
             str(path.relative_to(ROOT))
-            for room in ("core", "configs", "modalities", "tools", "autoencoders")
+            for room in ("core", "configs", "modalities", "robotics", "tools", "autoencoders")
             for path in (ROOT / room).rglob("*.py")
             if any(form in path.read_text() for form in (f'"{name}"', f"{name}:", f"alignment.{name}"))
         }

@@ -11,7 +11,7 @@ from core.errors import ConfigError
 from core.optional import EXTRAS, PACKAGES, missing, need
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("core", "autoencoders", "modalities", "configs", "tools")
+ROOMS = ("core", "autoencoders", "modalities", "configs", "robotics", "tools")
 
 
 def test_a_package_that_is_there_is_imported():

@@ -1,0 +1,1 @@
+"""Robots: environments and their scripted experts, policies, rollouts, demonstrations."""

@@ -1,0 +1,1 @@
+"""SIMPLER: the Google-robot tasks, in a simulator behind a pipe."""

@@ -1,0 +1,108 @@
+"""selfflow rollout: run a policy in a simulated environment, and tell how often and how surely it succeeds."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from core.errors import ConfigError
+from robotics.environments import ENVIRONMENTS, make_environment
+from robotics.parallel import spread
+from robotics.policies import BUILT_IN, make_policy
+from robotics.report import compare, summarise, table
+from robotics.rollout import Rollout, run_episodes
+from robotics.rollout_folder import EPISODES, RESULT, TABLE, RolloutFolder, missing, read_result
+from tools.outputs import output_folder
+
+EXAMPLES = f"""examples:
+  selfflow rollout --env kinematic --task pick --policy expert --episodes 100 --out rollouts/expert
+  selfflow rollout --env kinematic --task pick --policy random --episodes 100 --out rollouts/random \\
+      --compare rollouts/expert
+  selfflow rollout --env kinematic --task reach --policy zero --episodes 100 --out rollouts/zero --workers 2 size=32
+
+Policies without a network: {", ".join(BUILT_IN)}. Episode i is a function of the task and i, so two policies can be
+compared episode by episode. Finished episodes are kept: the same command goes on after a crash, or with more episodes.
+
+Results: OUT/{RESULT} in LeRobot's shape with intervals, settings, protocol and versions under `selfflow`;
+OUT/{EPISODES}, a line for each episode; OUT/{TABLE}; OUT/videos.
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "rollout",
+        help="run a policy in a simulated environment and measure its success",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of the environment")
+    parser.add_argument("--env", required=True, metavar="NAME", help=", ".join(ENVIRONMENTS))
+    parser.add_argument("--task", required=True, metavar="NAME", help="of the environment, such as pick")
+    parser.add_argument("--policy", required=True, metavar="NAME", help=f"{', '.join(BUILT_IN)}, or ws://HOST:PORT")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="of the results")
+    parser.add_argument("--episodes", type=int, default=100, metavar="N", help="how many (default 100)")
+    parser.add_argument("--first", type=int, default=0, metavar="I", help="number of the first episode (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the policy's draws; changes no episode (default 0)")
+    parser.add_argument("--videos", type=int, default=4, metavar="N", help="episodes to film (default the first 4)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes; changes no result (default 1)")
+    parser.add_argument(
+        "--compare", type=Path, action="append", default=[], metavar="FOLDER", help="another rollout, by episode"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    check_counts(options, ("episodes", 1), ("workers", 1), ("videos", 0), ("first", 0))
+    others = [read_result(folder) for folder in options.compare]
+    rollout = Rollout(options.env, options.task, options.policy, options.seed, environment_options(options.overrides))
+    episodes = range(options.first, options.first + options.episodes)
+    environment = make_environment(rollout.environment, rollout.task, rollout.options)  # names its mistakes first
+    protocol, limit = environment.protocol, environment.episodes
+    make_policy(rollout.policy, environment)
+    environment.close()
+    if limit is not None and episodes.stop > limit:
+        raise ConfigError(f"--episodes: {rollout.task} has the episodes 0 to {limit - 1}, not {episodes.stop - 1}")
+    folder = RolloutFolder(output_folder(options.out, "--out"), rollout.settings())
+    filmed = frozenset(episodes[: options.videos])
+    work = partial(run_episodes, rollout, filmed, folder.videos)
+    todo = missing(folder.records(), episodes)
+    with tqdm(total=len(episodes), initial=len(episodes) - len(todo), unit="episode") as bar:
+        for record in spread(work, todo, options.workers):
+            folder.add(record)
+            bar.update()
+    records = folder.records()
+    result = summarise([records[number] for number in episodes], rollout.settings(), protocol)
+    compared = [compare(result, other) for other in others]
+    if compared:
+        result["selfflow"]["compared"] = compared
+    text = table([result, *others], compared)
+    folder.write(result, text)
+    print(text, end="")
+
+
+def environment_options(overrides: list[str]) -> dict[str, Any]:
+    """`key=value` each, the values as YAML reads them.
+
+    Raises:
+        ConfigError: another form.
+    """
+    found = {}
+    for entry in overrides:
+        name, sign, value = entry.partition("=")
+        if not sign or not name:
+            raise ConfigError(f"{entry!r}: an option of the environment is written key=value, such as size=32")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def check_counts(options: argparse.Namespace, *least: tuple[str, int]) -> None:
+    """Raises ConfigError for an option below its least value."""
+    for name, smallest in least:
+        value = getattr(options, name)
+        if value < smallest:
+            raise ConfigError(f"--{name}: {value} must be at least {smallest}")

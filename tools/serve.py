@@ -1,0 +1,76 @@
+"""selfflow serve: a policy behind a websocket, for a rollout in another process or on another machine."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable
+
+from core.errors import ConfigError
+from robotics.baselines import Random, Repeat, Zero
+from robotics.environment import ACTION_NAMES
+from robotics.server import ChunkPolicy, Inference, ServerOptions, Session, listen, openpi_session
+from robotics.simpler.actions import ROTATIONS
+from robotics.vla_eval import vla_eval_session
+
+DEFAULTS = ServerOptions()
+EXAMPLES = """examples:
+  selfflow serve --policy random
+  selfflow serve --policy random --protocol vla-eval --port 8001
+
+  curl http://127.0.0.1:8000/health        while it computes, too
+
+A client: robotics/client.py, openpi's, or the benchmarks of vla-eval (docs/robots_simpler.md). Anyone who reaches the
+port can use the policy: leave --host at this machine, and let ssh -L carry it to another.
+"""
+
+# Name -> a new policy for each session.
+POLICIES: dict[str, Callable[[], ChunkPolicy]] = {
+    "random": Random,
+    "repeat": lambda: Repeat(Random()),
+    "zero": Zero,
+}
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve a policy over a websocket",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--policy", choices=POLICIES, required=True, help="what to serve")
+    parser.add_argument("--protocol", choices=("openpi", "vla-eval"), default="openpi", help="(default openpi)")
+    parser.add_argument("--host", default=DEFAULTS.host, help=f"address to listen at (default {DEFAULTS.host})")
+    parser.add_argument("--port", type=int, default=DEFAULTS.port, help=f"0 takes a free one (default {DEFAULTS.port})")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=DEFAULTS.patience,
+        metavar="S",
+        help=f"seconds without a request after which a session is closed (default {DEFAULTS.patience:g})",
+    )
+    parser.add_argument("--execute", type=int, metavar="K", help="vla-eval: actions of a chunk (default all)")
+    parser.add_argument("--camera", metavar="NAME", help="vla-eval: of its pictures (default the first)")
+    parser.add_argument("--rotation", choices=ROTATIONS, default="rpy", help="vla-eval: of the policy (default rpy)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.execute is not None and options.execute < 1:
+        raise ConfigError(f"--execute: {options.execute} must be at least 1")
+    chosen = ServerOptions(options.host, options.port, options.patience)
+    inference = Inference(POLICIES[options.policy])
+
+    def started(port: int) -> None:
+        print(f"serving {options.policy} at ws://{options.host}:{port} ({options.protocol}); ctrl-c stops", flush=True)
+
+    asyncio.run(listen(inference, chosen, session(options), started))
+    return 0
+
+
+def session(options: argparse.Namespace) -> Session:
+    """What is said in a connection."""
+    if options.protocol == "vla-eval":
+        return vla_eval_session(options.execute, options.camera, options.rotation)
+    return openpi_session({"policy": options.policy, "actions": list(ACTION_NAMES)})
