@@ -23,6 +23,7 @@ from core.training.checkpoint import CheckpointStore, digest
 from core.training.config import to_plain, validated
 from core.training.history import read_run, value_at
 from core.training.initialize import initialize, matching
+from core.training.say import say
 from core.trunk.foreign import KINDS, WeightFile, detect, read_file
 from core.trunk.foreign.kinds import check_arguments
 from modalities.conditioning import TextEncoderConfig
@@ -47,11 +48,15 @@ CONDITION_PARTS = ("context", "y_embedder")
 
 @dataclass(frozen=True)
 class Initial:
-    """What the command line says: the source, and patterns of what may differ (core/training/initialize.py)."""
+    """What the command line says: the source, and patterns of what may differ (core/training/initialize.py).
+
+    With `by_modality`, layers of modalities and projectors that one side lacks are such, and need not be named.
+    """
 
     path: Path
     drop: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    by_modality: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,20 +181,37 @@ def kept_normalization(source: WeightSource, config: Config) -> dict[str, Latent
 
 def start_from(source: WeightSource, initial: Initial, trunk: Trunk) -> dict[str, Any]:
     """Copy the weights into the student; what run.json says of it. Raises CheckpointError where they do not fit."""
-    weights, drop = source.weights, initial.drop
+    weights, drop, fresh = source.weights, initial.drop, initial.fresh
     if source.file is not None:
         dropped = matching(weights, drop, f"--init-drop: {source.name}")  # by the names that the file has
         left = {name: value for name, value in weights.items() if name not in dropped}
         numbered = any(name.startswith("projectors.") for name in left)
         weights = KINDS[source.origin["kind"]].decode(left, list(trunk.projectors) if numbered else [])
         drop = ()
-    done = initialize(trunk, weights, source.name, drop, initial.fresh)
+    if initial.by_modality:
+        own = set(trunk.state_dict())
+        drop = (*drop, *(name for name in weights if name not in own and _is_optional(name)))
+        fresh = (*fresh, *(name for name in own if name not in weights and _is_optional(name)))
+    done = initialize(trunk, weights, source.name, drop, fresh)
+    for what, names in (("left out of it", done.dropped), ("initialized", done.fresh)) if initial.by_modality else ():
+        if names:
+            say(f"{source.name}: {what}: {', '.join(dict.fromkeys(_layer(name) for name in names))}")
     return source.origin | {
         "weights": digest({"teacher": weights})["teacher"],
-        "drop": list(initial.drop),
+        "drop": list(done.dropped) if initial.by_modality else list(initial.drop),
         "fresh": list(initial.fresh),
         "fresh_tensors": list(done.fresh),
     }
+
+
+def _layer(name: str) -> str:
+    """media_in.audio.weight -> media_in.audio"""
+    return name.rpartition(".")[0]
+
+
+def _is_optional(name: str) -> bool:
+    """Whether a tensor belongs to one modality or to an alignment term, without which a trunk is still whole."""
+    return name.split(".")[0] in ("media_in", "media_out", "projector", "projectors")
 
 
 def _takes(names: list[str], parts: tuple[str, ...]) -> bool:

@@ -18,7 +18,7 @@ def command(options: argparse.Namespace, *more: str, leave_out: str = "") -> str
         more: further arguments, in place of overrides of the setting `leave_out`.
     """
     overrides = [given for given in options.overrides if given.partition("=")[0] != leave_out]
-    return shlex.join(["selfflow", "train", str(options.config), *overrides, *more])
+    return shlex.join(["selfflow", *_which(options), *overrides, *more])
 
 
 def go_on(options: argparse.Namespace, config: Config) -> str:
@@ -30,14 +30,19 @@ def go_on(options: argparse.Namespace, config: Config) -> str:
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:
-    """All arguments of `selfflow train` that such a start had."""
-    found = ["train", str(options.config), *options.overrides]
+    """All arguments that such a start had."""
+    found = [*_which(options), *options.overrides]
     found += [part for change in options.change for part in ("--change", change)]
-    if options.init_from is not None:
+    if options.command == "train" and options.init_from is not None:
         found += ["--init-from", str(options.init_from)]
         found += [part for pattern in options.init_drop for part in ("--init-drop", pattern)]
         found += [part for pattern in options.init_fresh for part in ("--init-fresh", pattern)]
     return found
+
+
+def _which(options: argparse.Namespace) -> list[str]:
+    source = ["--from", str(options.source)] if options.command == "finetune" else []
+    return [options.command, str(options.config), *source]
 
 
 def after_bad_step(options: argparse.Namespace, config: Config, error: NotFiniteError) -> str:

@@ -14,6 +14,7 @@ from core.training.say import say
 COMMANDS = (
     "init",
     "train",
+    "finetune",
     "encode",
     "stats",
     "generate",

@@ -37,11 +37,7 @@ def add_parser(subparsers) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", type=Path, help="YAML file of the experiment")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
-    parser.add_argument(
-        "--change", action="append", default=[], metavar="key=value", help="resume with another value from here on"
-    )
+    add_run_arguments(parser)
     parser.add_argument(
         "--init-from", type=Path, metavar="RUN|FILE", help="start a new run from the EMA weights of a run, or a file"
     )
@@ -51,24 +47,39 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--init-fresh", action="append", default=[], metavar="PATTERN", help="tensors that the source need not have"
     )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
     parser.add_argument("--dry-run", action="store_true", help="check data, shapes and model, print what a run costs")
     parser.set_defaults(run=run)
 
 
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command that trains is told."""
+    parser.add_argument("config", type=Path, help="YAML file of the experiment")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    parser.add_argument(
+        "--change", action="append", default=[], metavar="key=value", help="resume with another value from here on"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
+
+
 def run(options: argparse.Namespace) -> int:
+    initial = initial_weights(options)
+    if not options.dry_run or options.print_config:
+        return start(options, initial)
+    if initial is not None:
+        raise ConfigError("--init-from: --dry-run does not look at it; leave one of them out")
+    from tools.dry_run.dry_run import describe
+
+    config = resolve(options.config, options.overrides, options.change).config
+    print(describe(config, options.config.parent))
+    return 0
+
+
+def start(options: argparse.Namespace, initial: Initial | None) -> int:
+    """Start the run, or resume it; `initial` are the weights that a new one starts from."""
     resolved = resolve(options.config, options.overrides, options.change)
     config = resolved.config
     if options.print_config:
         print(to_yaml(config), end="")
-        return 0
-    initial = initial_weights(options)
-    if options.dry_run:
-        if initial is not None:
-            raise ConfigError("--init-from: --dry-run does not look at it; leave one of them out")
-        from tools.dry_run.dry_run import describe
-
-        print(describe(config, options.config.parent))
         return 0
     if not config.run:
         raise ConfigError("run: names the folder of the run; add run=FOLDER")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from configs.build import build_trainer
@@ -243,3 +244,24 @@ def test_patterns_are_names_parts_or_have_stars():
     assert matching(names, ["*"], "it") == set(names)
     with pytest.raises(CheckpointError, match="Did you mean: 'projector"):
         matching(names, ["projectorz"], "it")
+
+
+def test_finetuning_names_the_modalities_that_are_left_out_and_the_new_ones(tiny_run, tmp_path, capsys):
+    config = tmp_path / "other.yaml"
+    run, settings = tmp_path / "run", yaml.safe_load(CONFIG.read_text())
+    settings["streams"] = {"sound": {**settings["streams"]["audio"], "modality": "audio", "weight": 1.0}}
+    config.write_text(yaml.safe_dump(settings))
+    arguments = ["finetune", str(config), "--from", str(tiny_run), f"run={run}", "training.steps=2"]
+    assert main(arguments) == 0
+    told, own = capsys.readouterr().err, ema(run, 0)
+    assert "(step 6): left out of it: media_in.image, media_out.image" in told
+    assert "initialized: media_in.audio, media_out.audio" in told
+    source = ema(tiny_run)
+    kept = [name for name in source if not name.startswith(("media_in", "media_out"))]
+    assert kept
+    assert all(torch.equal(own[name], source[name]) for name in kept)
+    assert {name for name in own if name not in source} == {
+        f"media_{side}.audio.{what}" for side in ("in", "out") for what in ("weight", "bias")
+    }
+    assert main(arguments) == 0  # finished; and the source is not read again
+    assert "already finished" in capsys.readouterr().out
