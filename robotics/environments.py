@@ -12,7 +12,7 @@ from robotics.kinematic.environment import KinematicEnvironment
 from robotics.simpler.environment import SimplerEnvironment
 
 # Name -> task, options -> environment. Options are those of its class, and come from the command line.
-ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
+ENVIRONMENTS: dict[str, Callable[..., Any]] = {
     "kinematic": KinematicEnvironment,
     "simpler": SimplerEnvironment,
 }

@@ -24,7 +24,7 @@ class Rollout:
 
     Attributes:
         environment, task, options: as `make_environment` takes them.
-        policy: as `make_policy` takes it.
+        policy, acting: as `make_policy` takes them.
         seed: of the policy's draws. Episodes are functions of (task, number) alone.
     """
 
@@ -33,6 +33,7 @@ class Rollout:
     policy: str
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    acting: dict[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """As JSON."""
@@ -92,7 +93,7 @@ def run_episodes(rollout: Rollout, filmed: frozenset[int], videos: Path, episode
     """
     environment = make_environment(rollout.environment, rollout.task, rollout.options)
     try:
-        policy = make_policy(rollout.policy, environment)
+        policy = make_policy(rollout.policy, environment, rollout.acting)
         for episode in episodes:
             record, film = run_episode(environment, policy, episode, rollout.seed, episode in filmed)
             if film is not None:

@@ -8,7 +8,7 @@ Pillow for such images.
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def pack(message: Any, keys: str = "bytes") -> bytes:
             return value.item()
         raise TypeError(f"{type(value).__name__} cannot be sent")
 
-    return bytes(msgpack.packb(message, default=plain, use_bin_type=True) or b"")
+    return cast(bytes, msgpack.packb(message, default=plain, use_bin_type=True))
 
 
 def unpack(data: bytes) -> Any:

@@ -14,6 +14,7 @@ from core.errors import ConfigError
 from robotics.environments import ENVIRONMENTS, make_environment
 from robotics.parallel import spread
 from robotics.policies import BUILT_IN, make_policy
+from robotics.policy import MODES
 from robotics.report import compare, summarise, table
 from robotics.rollout import Rollout, run_episodes
 from robotics.rollout_folder import EPISODES, RESULT, TABLE, RolloutFolder, missing, read_result
@@ -23,6 +24,7 @@ EXAMPLES = f"""examples:
   selfflow rollout --env kinematic --task pick --policy expert --episodes 100 --out rollouts/expert
   selfflow rollout --env kinematic --task pick --policy random --episodes 100 --out rollouts/random \\
       --compare rollouts/expert
+  selfflow rollout --env kinematic --task pick --policy runs/tabletop --k 3 --episodes 100 --out rollouts/tabletop
   selfflow rollout --env kinematic --task reach --policy zero --episodes 100 --out rollouts/zero --workers 2 size=32
 
 Policies without a network: {", ".join(BUILT_IN)}. Episode i is a function of the task and i, so two policies can be
@@ -43,7 +45,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of the environment")
     parser.add_argument("--env", required=True, metavar="NAME", help=", ".join(ENVIRONMENTS))
     parser.add_argument("--task", required=True, metavar="NAME", help="of the environment, such as pick")
-    parser.add_argument("--policy", required=True, metavar="NAME", help=f"{', '.join(BUILT_IN)}, or ws://HOST:PORT")
+    parser.add_argument(
+        "--policy", required=True, metavar="RUN|NAME|URL", help=f"a run, {', '.join(BUILT_IN)}, or ws://HOST:PORT"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="of the results")
     parser.add_argument("--episodes", type=int, default=100, metavar="N", help="how many (default 100)")
     parser.add_argument("--first", type=int, default=0, metavar="I", help="number of the first episode (default 0)")
@@ -53,17 +57,36 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--compare", type=Path, action="append", default=[], metavar="FOLDER", help="another rollout, by episode"
     )
+    acting = parser.add_argument_group("how a run acts")
+    add_acting_arguments(acting)
     parser.set_defaults(run=run)
+
+
+def add_acting_arguments(group: Any) -> None:
+    """Settings of a run's policy; `acting_options` reads them."""
+    group.add_argument("--k", type=int, dest="execute", metavar="K", help="actions of a chunk to execute (default all)")
+    group.add_argument("--mode", choices=MODES, help="fast has no video tokens (default joint)")
+    group.add_argument("--video-steps", type=int, metavar="N", help="of the video; 0 leaves it noise (default all)")
+    group.add_argument("--steps", type=int, metavar="N", help="of the sampler (default the run's)")
+    group.add_argument("--cfg-scale", type=float, help="classifier-free guidance (default the run's)")
+    group.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
+
+
+def acting_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a run's policy that were given."""
+    names = ("execute", "mode", "video_steps", "steps", "cfg_scale", "step")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 def run(options: argparse.Namespace) -> None:
     check_counts(options, ("episodes", 1), ("workers", 1), ("videos", 0), ("first", 0))
     others = [read_result(folder) for folder in options.compare]
-    rollout = Rollout(options.env, options.task, options.policy, options.seed, environment_options(options.overrides))
+    settings = environment_options(options.overrides)
+    rollout = Rollout(options.env, options.task, options.policy, options.seed, settings, acting_options(options))
     episodes = range(options.first, options.first + options.episodes)
     environment = make_environment(rollout.environment, rollout.task, rollout.options)  # names its mistakes first
     protocol, limit = environment.protocol, environment.episodes
-    make_policy(rollout.policy, environment)
+    make_policy(rollout.policy, environment, rollout.acting)
     environment.close()
     if limit is not None and episodes.stop > limit:
         raise ConfigError(f"--episodes: {rollout.task} has the episodes 0 to {limit - 1}, not {episodes.stop - 1}")

@@ -195,8 +195,8 @@ def pick_coke_can(variant: str) -> list[Episode]:
         for orientation, number in product(ORIENTATIONS, ("", "2")):
             environment = f"GraspSingleOpenedCokeCanAltGoogleCamera{number}InScene-v0"
             labels = {"variant": f"camera {number or 1}", "orientation": orientation}
-            settings = {orientation: True}
-            found += cans(environment, labels, **settings)
+            facing: dict[str, Any] = {orientation: True}
+            found += cans(environment, labels, **facing)
         return found
     cells: list[tuple[str, str, tuple[str, ...], dict[str, Any]]] = [
         ("base", CAN, (), {}),

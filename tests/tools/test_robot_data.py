@@ -36,21 +36,19 @@ streams:
     mask_ratio: 0.5
     data: {{kind: rlds, path: rlds, cache: cache, frames: 5, actions: 3, {keys}}}
     parts:
-      image: {{media: {{size: [8], patch: 4}}}}
-      state: {{modality: state_arm, media: {{width: 2, statistics: arm.json}}}}
+      image: {{given: true, media: {{size: [8], patch: 4}}}}
+      state: {{modality: state_arm, given: true, media: {{width: 2, statistics: arm.json}}}}
       video: {{media: {{size: [8], frames: 5, fps: 3, patch: 4, patch_frames: 2}}}}
       action: {{modality: action_arm, media: {{width: 3, actions: 3, rate: 3, keep: [2], statistics: arm.json}}}}
-    condition_on: {{image+state: 1.0}}
     sampling: {{steps: 2}}
   hand:
     weight: 0.5
     batch: 4
     data: {{kind: lerobot, path: lerobot, frames: 5, actions: 3}}
     parts:
-      image: {{media: {{size: [8], patch: 4}}}}
+      image: {{given: true, media: {{size: [8], patch: 4}}}}
       video: {{media: {{size: [8], frames: 5, fps: 30, patch: 4, patch_frames: 2}}}}
       action: {{modality: action_hand, media: {{width: 3, actions: 3, rate: 30, statistics: hand.json}}}}
-    condition_on: {{image: 1.0}}
     sampling: {{steps: 2}}
 condition: {{text: {{vocabulary: 64, max_words: 4, rows_per_word: 4}}}}
 trunk: {{mmdit: {{size: tiny, width: 128, heads: 2, double_blocks: 1, single_blocks: 2, mlp_ratio: 1.0}}}}
@@ -221,7 +219,6 @@ def test_two_robots_train_generate_and_keep_their_statistics(place, tmp_path, ca
         ("streams.arm.data.gripper=relative", "gripper_dims: empty, and gripper is 'relative'"),
         ("streams.arm.data.no_instruction=drop", "no_instruction: 'drop' is not one of skip, null."),
         ("streams.arm.data.action_keys=[action/wrld]", "action_keys: 'action/wrld' is not in the steps of"),
-        ("streams.arm.condition_on={image+stat: 1.0}", "condition_on.image+stat: stat is not one of"),
         ("streams.hand.data.path=nowhere", "a LeRobot data set has meta/, data/ and videos/"),
     ],
 )
