@@ -111,7 +111,7 @@ def versions() -> dict[str, Any]:
         except PackageNotFoundError:
             found[name] = None
     try:
-        import mani_skill2_real2sim  # pyright: ignore[reportMissingImports]
+        import mani_skill2_real2sim  # pyright: ignore[reportMissingImports] - of the simulator's environment
 
         found["mani_skill2_real2sim"] = str(mani_skill2_real2sim.__path__[0])
         found["assets"] = str(mani_skill2_real2sim.ASSET_DIR)
@@ -122,7 +122,7 @@ def versions() -> dict[str, Any]:
 
 def renderer() -> dict[str, Any]:
     """Make a renderer and a camera. Without any Vulkan driver SAPIEN only says so, and dies at the camera."""
-    import sapien.core as sapien  # pyright: ignore[reportMissingImports]
+    import sapien.core as sapien  # pyright: ignore[reportMissingImports] - of the simulator's environment
 
     engine = sapien.Engine()
     drawing = sapien.SapienRenderer()
@@ -195,8 +195,8 @@ class Simulator:
         else:
             while len(self.kept) >= self.KEPT:
                 self.kept.pop(next(iter(self.kept))).close()
-            import gymnasium  # pyright: ignore[reportMissingImports]
-            import mani_skill2_real2sim.envs  # pyright: ignore[reportMissingImports]  # noqa: F401 - registers the environments
+            import gymnasium  # pyright: ignore[reportMissingImports] - of the simulator's environment
+            import mani_skill2_real2sim.envs  # noqa: F401  # pyright: ignore[reportMissingImports] - registers them
 
             settings = dict(scene["settings"])
             if scene.get("overlay"):
@@ -220,7 +220,7 @@ class Simulator:
 
     def reset(self, episode: dict[str, Any]) -> dict[str, Any]:
         """Begin an episode: `robot` {xy, quaternion}, `object` options, `overlay` or None."""
-        import cv2  # pyright: ignore[reportMissingImports]
+        import cv2  # pyright: ignore[reportMissingImports] - of the simulator's environment
 
         inner = self.gym.unwrapped
         if episode.get("overlay"):
