@@ -45,6 +45,7 @@ def episode_windows(
     instruction: str,
     horizon: int,
     seed: int = 0,
+    stride: int = 1,
 ) -> Iterator[Window]:
     """A window from each step of a demonstration on; beyond its end the last action is repeated and not valid.
 
@@ -52,9 +53,10 @@ def episode_windows(
         frames: uint8 (H, W, 3) of each of the T steps, what was seen before action k at place k.
         states: (T, S). actions: (T, A), in the units of the policy.
         horizon: K, actions of a window.
+        stride: steps from one of them to the next.
     """
     for step, frame in enumerate(frames):
-        wanted = step + np.arange(horizon)
+        wanted = step + np.arange(horizon) * stride
         yield Window(
             Observation(image=frame, state=states[step], instruction=instruction),
             actions[np.minimum(wanted, len(actions) - 1)],

@@ -14,6 +14,7 @@ from core.optional import need
 from robotics.baselines import Random, Repeat, Zero, expert_of
 from robotics.client import RemotePolicy, ServerError
 from robotics.environment import ACTION_NAMES, Environment, Observation, Policy
+from robotics.simpler.actions import ROTATIONS
 
 BUILT_IN: dict[str, Callable[[Environment], Policy]] = {
     "expert": expert_of,
@@ -81,6 +82,12 @@ def acting_run(folder: str, environment: Environment, acting: Mapping[str, Any])
         raise ConfigError(
             f"{folder}: makes actions of {policy.width} numbers, and the environment {environment.name} takes "
             f"{len(ACTION_NAMES)}: {', '.join(ACTION_NAMES)}"
+        )
+    reads = environment.protocol.get("rotation")
+    if policy.rotation in ROTATIONS and reads in ROTATIONS and reads != policy.rotation:
+        raise ConfigError(
+            f"{folder}: its rotations are {policy.rotation}, and the environment reads them as {reads}; give "
+            f"rotation={policy.rotation}"
         )
     there = len(environment.state_names)
     if policy.state_width not in (None, there):

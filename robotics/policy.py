@@ -115,7 +115,7 @@ class RunPolicy:
         self._adapters = {name: part.adapter for name, part in self.loaded.generator.parts[self.stream].items()}
         actions = self._adapters[self._names["action"]].config
         assert isinstance(actions, ActionConfig)
-        self.width, self.chunk = actions.width, actions.actions
+        self.width, self.chunk, self.rotation = actions.width, actions.actions, actions.rotation
         states = [name for name in self._given if part_of(self._adapters[name].modality) == "state"]
         self.state_width = self._adapters[states[0]].channels if states else None
         self._sampling = self.settings.sampling(entry.sampling, self._names.get("video"))

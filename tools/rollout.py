@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from core.durable import write_durably
 from core.errors import ConfigError
+from robotics.demonstrated import action_names, demonstrated_windows
 from robotics.environments import ENVIRONMENTS, make_environment
+from robotics.open_loop import open_loop, open_loop_table
 from robotics.parallel import spread
 from robotics.policies import BUILT_IN, make_policy
-from robotics.policy import MODES
+from robotics.policy import MODES, RunPolicy
 from robotics.report import compare, summarise, table
 from robotics.rollout import Rollout, run_episodes
 from robotics.rollout_folder import EPISODES, RESULT, TABLE, RolloutFolder, missing, read_result
@@ -25,6 +29,7 @@ EXAMPLES = f"""examples:
   selfflow rollout --env kinematic --task pick --policy random --episodes 100 --out rollouts/random \\
       --compare rollouts/expert
   selfflow rollout --env kinematic --task pick --policy runs/tabletop --k 3 --episodes 100 --out rollouts/tabletop
+  selfflow rollout --open-loop data/tabletop --policy runs/tabletop --episodes 50 --out rollouts/open_loop
   selfflow rollout --env kinematic --task reach --policy zero --episodes 100 --out rollouts/zero --workers 2 size=32
 
 Policies without a network: {", ".join(BUILT_IN)}. Episode i is a function of the task and i, so two policies can be
@@ -43,8 +48,8 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of the environment")
-    parser.add_argument("--env", required=True, metavar="NAME", help=", ".join(ENVIRONMENTS))
-    parser.add_argument("--task", required=True, metavar="NAME", help="of the environment, such as pick")
+    parser.add_argument("--env", metavar="NAME", help=", ".join(ENVIRONMENTS))
+    parser.add_argument("--task", metavar="NAME", help="of the environment, such as pick")
     parser.add_argument(
         "--policy", required=True, metavar="RUN|NAME|URL", help=f"a run, {', '.join(BUILT_IN)}, or ws://HOST:PORT"
     )
@@ -56,6 +61,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes; changes no result (default 1)")
     parser.add_argument(
         "--compare", type=Path, action="append", default=[], metavar="FOLDER", help="another rollout, by episode"
+    )
+    parser.add_argument(
+        "--open-loop", type=Path, metavar="DATA", help="in place of --env: compare a run's actions with demonstrations"
     )
     acting = parser.add_argument_group("how a run acts")
     add_acting_arguments(acting)
@@ -80,6 +88,13 @@ def acting_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> None:
     check_counts(options, ("episodes", 1), ("workers", 1), ("videos", 0), ("first", 0))
+    if options.open_loop is not None:
+        run_open_loop(options)
+        return
+    if options.env is None or options.task is None:
+        raise ConfigError(
+            "--env, --task: say where the policy runs; or --open-loop DATA compares it with demonstrations"
+        )
     others = [read_result(folder) for folder in options.compare]
     settings = environment_options(options.overrides)
     rollout = Rollout(options.env, options.task, options.policy, options.seed, settings, acting_options(options))
@@ -106,6 +121,18 @@ def run(options: argparse.Namespace) -> None:
     text = table([result, *others], compared)
     folder.write(result, text)
     print(text, end="")
+
+
+def run_open_loop(options: argparse.Namespace) -> None:
+    if options.env is not None or options.task is not None or options.overrides:
+        raise ConfigError("--open-loop: runs nothing; not with --env, --task or options of an environment")
+    policy = RunPolicy.from_pretrained(options.policy, **acting_options(options))
+    folder = output_folder(options.out, "--out")
+    windows = demonstrated_windows(policy, options.open_loop, range(options.first, options.first + options.episodes))
+    report = open_loop(policy, tqdm(windows, unit="window"), action_names(policy.width))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / "open_loop.json", json.dumps(report, indent=1) + "\n")
+    print(open_loop_table(report), end="")
 
 
 def environment_options(overrides: list[str]) -> dict[str, Any]:

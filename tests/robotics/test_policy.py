@@ -18,17 +18,18 @@ from robotics.policies import make_policy
 from robotics.policy import PolicySettings, RunPolicy
 from robotics.rollout import run_episode
 from tools.cli import main
+from tools.serve import served
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra `robots`)")
 CONFIG = Path(__file__).with_name("tabletop.yaml")
 
 
-def trained(place: Path, episodes: int, *overrides: str) -> Path:
+def trained(place: Path, episodes: int, *overrides: str, noisy: float = 0.35) -> Path:
     """A run on demonstrations of `reach`."""
     shutil.copy(CONFIG, place / "tabletop.yaml")
     config, data, run = str(place / "tabletop.yaml"), str(place / "set"), place / "run"
     made = ["demonstrations", "--env", "kinematic", "--task", "reach", "--episodes", str(episodes), "--out", data]
-    assert not main([*made, "size=16"])
+    assert not main([*made, "--noisy", str(noisy), "size=16"])
     assert main(["stats", config, "--out", f"{data}/statistics.json"]) == 0
     assert main(["train", config, f"run={run}", *overrides]) == 0
     return run
@@ -155,9 +156,45 @@ def test_a_rollout_of_a_run(run, tmp_path, capsys):
 
 def test_one_demonstration_is_learned_by_heart(tmp_path):
     """The chain from pictures to physical actions: its own episode, in closed loop."""
-    steps = ("training.steps=250", "training.save_every=250", "training.optimizer.cooldown=50")
-    run = trained(tmp_path, 1, *steps, "training.optimizer={kind: muon, lr: 1e-2}", "training.ema.decay=0.9")
+    steps = ("training.steps=200", "training.save_every=200", "training.optimizer.cooldown=50", "method=flow_matching")
+    learning = ("training.optimizer={kind: muon, lr: 1e-2}", "training.ema.decay=0.9")
+    run = trained(tmp_path, 1, *steps, *learning, noisy=0)
     environment = KinematicEnvironment("reach", 16)
     policy = RunPolicy.from_pretrained(run, execute=1)
     record, _ = run_episode(environment, policy, FIRST, seed=0)
     assert record["success"]["last"]
+
+
+def test_the_open_loop_of_a_run(run, tmp_path, capsys):
+    data = run.parent / "set"
+    arguments = ["rollout", "--open-loop", str(data), "--policy", str(run), "--out", str(tmp_path / "out")]
+    assert not main([*arguments, "--episodes", "2"])
+    found = json.loads((tmp_path / "out" / "open_loop.json").read_text())
+    steps = [json.loads(line)["length"] for line in (data / "meta" / "episodes.jsonl").read_text().splitlines()[:2]]
+    assert found["windows"] == sum(steps)
+    assert found["horizon"] == 3
+    assert found["counts"] == [sum(steps), sum(steps) - 2, sum(steps) - 4]
+    assert "constant predictor" in capsys.readouterr().out
+    assert main([*arguments, "--first", "30"]) == 2
+    assert main([*arguments, "--env", "kinematic", "--task", "reach"]) == 2
+
+
+def test_rotations_that_are_read_in_another_way(run):
+    class Reading(KinematicEnvironment):
+        def __init__(self):
+            super().__init__("reach", 16)
+            self.protocol["rotation"] = "axis_angle"
+
+    policy = RunPolicy.from_pretrained(run)
+    assert policy.rotation == "rpy"
+    with pytest.raises(ConfigError, match="its rotations are rpy, and the environment reads them as axis_angle"):
+        make_policy(str(run), Reading())
+
+
+def test_sessions_of_a_server_share_the_weights_of_a_run(run):
+    inference = served(str(run), {"mode": "fast"})
+    first, second = inference.make_policy(), inference.make_policy()
+    assert first is not second
+    assert first.loaded is second.loaded
+    assert first.settings.mode == "fast"
+    inference.close()

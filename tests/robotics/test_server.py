@@ -238,7 +238,7 @@ def test_a_port_that_is_taken_and_wrong_options_are_one_line(capsys):
     assert f"--port: 127.0.0.1:{port} cannot be used" in capsys.readouterr().err
     assert main(["serve", "--policy", "random", "--patience", "0"]) == 2
     assert "patience: 0.0 must be at least 0.1" in capsys.readouterr().err
-    assert main(["serve", "--policy", "random", "--protocol", "vla-eval", "--execute", "0"]) == 2
+    assert main(["serve", "--policy", "random", "--protocol", "vla-eval", "--k", "0"]) == 2
 
 
 @pytest.mark.parametrize("name", ["random", "repeat", "zero"])
