@@ -52,9 +52,11 @@ class Patched:
         if cells is None:
             return None
         if cells.mean.ndim == 1:
-            return LatentNormalization(*(value.repeat_interleave(self.patch**2) for value in (cells.mean, cells.std)))
-        grid = self.inner.grid(self.size)
-        return LatentNormalization(*(patchify(value[None], grid, self.patch)[0] for value in (cells.mean, cells.std)))
+            mean, std = (value.repeat_interleave(self.patch**2) for value in (cells.mean, cells.std))
+        else:
+            grid = self.inner.grid(self.size)
+            mean, std = (patchify(value[None], grid, self.patch)[0] for value in (cells.mean, cells.std))
+        return LatentNormalization(mean, std)
 
     def to(self, device: torch.device | str) -> Patched:
         self.inner.to(device)
