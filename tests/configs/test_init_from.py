@@ -246,22 +246,29 @@ def test_patterns_are_names_parts_or_have_stars():
         matching(names, ["projectorz"], "it")
 
 
+def finetuned(config: Path, source: Path, run: Path, capsys) -> str:
+    """What `selfflow finetune` says."""
+    assert main(["finetune", str(config), "--from", str(source), f"run={run}", "training.steps=2"]) == 0
+    return capsys.readouterr().err
+
+
 def test_finetuning_names_the_modalities_that_are_left_out_and_the_new_ones(tiny_run, tmp_path, capsys):
-    config = tmp_path / "other.yaml"
-    run, settings = tmp_path / "run", yaml.safe_load(CONFIG.read_text())
+    settings = yaml.safe_load(CONFIG.read_text())
     settings["streams"] = {"sound": {**settings["streams"]["audio"], "modality": "audio", "weight": 1.0}}
+    config = tmp_path / "other.yaml"
     config.write_text(yaml.safe_dump(settings))
-    arguments = ["finetune", str(config), "--from", str(tiny_run), f"run={run}", "training.steps=2"]
-    assert main(arguments) == 0
-    told, own = capsys.readouterr().err, ema(run, 0)
-    assert "(step 6): left out of it: media_in.image, media_out.image" in told
-    assert "initialized: media_in.audio, media_out.audio" in told
-    source = ema(tiny_run)
-    kept = [name for name in source if not name.startswith(("media_in", "media_out"))]
-    assert kept
-    assert all(torch.equal(own[name], source[name]) for name in kept)
-    assert {name for name in own if name not in source} == {
-        f"media_{side}.audio.{what}" for side in ("in", "out") for what in ("weight", "bias")
-    }
-    assert main(arguments) == 0  # finished; and the source is not read again
-    assert "already finished" in capsys.readouterr().out
+    told = finetuned(config, tiny_run, tmp_path / "less", capsys)
+    assert f"{tiny_run} (step 6): left out of it: media_in.image, media_in.video, media_out.image, media_out.vi" in told
+    assert "initialized: " not in told
+    source, own = ema(tiny_run), ema(tmp_path / "less", 0)
+    assert own
+    assert all(torch.equal(value, source[name]) for name, value in own.items())
+
+    told = finetuned(CONFIG, tmp_path / "less", tmp_path / "more", capsys)
+    assert "left out of it" not in told
+    assert "initialized: media_in.image, media_in.video, media_out.image, media_out.video" in told
+    source, own = ema(tmp_path / "less"), ema(tmp_path / "more", 0)
+    assert all(torch.equal(own[name], source[name]) for name in source)
+    assert begun(tmp_path / "more")["fresh_tensors"] == [name for name in own if name not in source]
+    assert main(["finetune", str(CONFIG), "--from", str(tmp_path / "less"), f"run={tmp_path / 'more'}"]) == 0
+    assert "finished after 6 of 6 steps" in capsys.readouterr().out  # it went on from its own checkpoint of step 2

@@ -209,7 +209,7 @@ def test_missing_episodes():
     ("change", "message"),
     [
         (["--env", "simplr"], "environment: 'simplr' is not one of"),
-        (["--policy", "expart"], "'expart' is not one of expert.*Did you mean: 'expert'"),
+        (["--policy", "expart"], "'expart' is neither one of expert.*Did you mean: 'expert'"),
         (["--episodes", "0"], "--episodes: 0 must be at least 1"),
         (["--compare", "nowhere"], "nowhere holds no finished rollout"),
     ],

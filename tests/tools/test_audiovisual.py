@@ -69,7 +69,7 @@ def test_the_configuration_is_the_one_of_the_study():
     stream = config.streams[STREAM]
     assert list(stream.parts) == ["video", "audio"]
     assert stream.modes == {"video_given": 0.2, "audio_given": 0.2}
-    assert (stream.batch, stream.mask_ratio, stream.timestep.shift) == (16, 0.5, 3.0)
+    assert (stream.batch, stream.mask_ratio, stream.timestep.shift) == (8, 0.5, 3.0)
     assert stream.parts["audio"].std_floor == 0.25
 
 
