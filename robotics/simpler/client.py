@@ -104,7 +104,7 @@ class Simulator:
             raise SimulatorError("the simulator is not running", crashed=True)
         try:
             write_message(cast(Any, process.stdin), {"do": do, **request})
-            answer = read_message(_Patient(process.stdout, self.patience))
+            answer = read_message(cast(Any, _Patient(process.stdout, self.patience)))
         except TimeoutError:
             self.kill()
             raise SimulatorError(

@@ -113,7 +113,7 @@ def versions() -> dict[str, Any]:
     try:
         import mani_skill2_real2sim  # pyright: ignore[reportMissingImports] - of the simulator's environment
 
-        found["mani_skill2_real2sim"] = str(Path(mani_skill2_real2sim.__file__).parent)
+        found["mani_skill2_real2sim"] = str(Path(str(mani_skill2_real2sim.__file__)).parent)
         found["assets"] = str(mani_skill2_real2sim.ASSET_DIR)
     except Exception as error:  # noqa: BLE001 - whatever keeps it from being imported is what the user must read
         found["mani_skill2_real2sim"], found["problem"] = None, f"{type(error).__name__}: {error}"
