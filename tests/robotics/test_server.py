@@ -85,8 +85,9 @@ def test_each_session_has_a_policy_of_its_own():
 def test_an_answer_that_comes_too_late_is_never_executed():
     made = Counter(waits=(1.0,))
     with serving(lambda: made) as (url, _):
-        policy = RemotePolicy(url, patience=0.3)
+        policy = RemotePolicy(url)
         policy.reset("pick apple")
+        policy.patience = 0.3
         with pytest.raises(ServerError, match=r"gave no answer within 0.3 s"):
             policy.select_action(observation())
         policy.patience = 20
@@ -97,7 +98,7 @@ def test_an_answer_that_comes_too_late_is_never_executed():
 
 
 def test_health_is_answered_while_a_policy_computes():
-    with serving(lambda: Counter(waits=(2.0,))) as (url, _):
+    with serving(lambda: Counter(waits=(4.0,))) as (url, _):
         policy = RemotePolicy(url)
         policy.reset("pick apple")
         asking = threading.Thread(target=policy.select_action, args=(observation(),))
@@ -106,7 +107,7 @@ def test_health_is_answered_while_a_policy_computes():
         start = time.perf_counter()
         with urllib.request.urlopen(url.replace("ws", "http", 1) + "/health", timeout=10) as answer:
             health = json.load(answer)
-        assert time.perf_counter() - start < 1.0
+        assert time.perf_counter() - start < 2.0
         assert health == {"status": "ok", "sessions": 1, "answered": 0, "waiting": 1}
         asking.join()
         policy.close()
@@ -199,7 +200,7 @@ def test_a_request_over_the_limit_ends_the_session():
 
 
 def test_a_silent_session_is_closed_and_too_many_are_turned_away():
-    with serving(Counter, patience=0.3, sessions=1) as (url, inference):
+    with serving(Counter, patience=2.0, sessions=1) as (url, inference):
         with connect(url) as connection:
             connection.recv()
             with connect(url) as other, pytest.raises(ConnectionClosed) as busy:
@@ -207,7 +208,7 @@ def test_a_silent_session_is_closed_and_too_many_are_turned_away():
             assert busy.value.rcvd.reason == "1 sessions are open"
             with pytest.raises(ConnectionClosed) as closed:
                 connection.recv(timeout=10)
-            assert closed.value.rcvd.reason == "no request for 0.3 s"
+            assert closed.value.rcvd.reason == "no request for 2 s"
         until = time.monotonic() + 10
         while inference.health()["sessions"] and time.monotonic() < until:
             time.sleep(0.01)
