@@ -308,7 +308,7 @@ def test_latents_of_robot_data_train_as_the_media_do(place, tmp_path, capsys):
     command = ["encode", str(place / "config.yaml"), "--stream", "arm", "--workers", "0", "--chunk", "8"]
     assert main([*command, "--out", str(tmp_path / "latents"), "--dtype", "float32"]) == 0
     told = capsys.readouterr().out
-    assert "arm: 17 samples of 20 records, 3 could not be used" in told
+    assert "arm: 18 samples of 20 records, 2 could not be used" in told
     alone = ["streams.hand=null", "training.steps=3"]
     latents = f"streams.arm.data={{kind: latents, path: {tmp_path / 'latents' / 'arm'}}}"
     runs = [tmp_path / "media", tmp_path / "latent"]
