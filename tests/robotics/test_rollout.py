@@ -174,6 +174,7 @@ def test_two_runs_are_compared_by_episode(tmp_path, capsys):
         compare(other, read_result(tmp_path / "expert"))
 
 
+@pytest.mark.slow
 def test_workers_change_no_result_and_their_errors_arrive(tmp_path):
     rollout = Rollout("kinematic", "reach", "random", seed=4, options={"size": 16})
     work = partial(run_episodes, rollout, frozenset(), tmp_path)

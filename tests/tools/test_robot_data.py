@@ -227,6 +227,7 @@ def test_settings_that_cannot_work_are_told_by_name(place, capsys, override, mes
     assert message in refused(place, capsys, override)
 
 
+@pytest.mark.slow
 def test_statistics_that_were_changed_under_a_run(place, tmp_path, capsys):
     run, config = tmp_path / "run", place / "config.yaml"
     assert train(run, "streams.hand=null", "training.steps=1", config=config) == 0
