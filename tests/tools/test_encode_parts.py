@@ -168,7 +168,9 @@ def test_a_stream_may_read_one_of_the_parts(place):
 
 
 def test_a_stream_whose_parts_are_not_there_is_refused(place, tmp_path, capsys):
-    renamed = CONFIG.replace("video: {media", "picture: {modality: video, media").replace("video_given", "picture_given")
+    renamed = CONFIG.replace("video: {media", "picture: {modality: video, media").replace(
+        "video_given", "picture_given"
+    )
     (tmp_path / "config.yaml").write_text(renamed)
     assert train(tmp_path / "run", latents(place / "latents"), config=tmp_path / "config.yaml") == 2
     error = capsys.readouterr().err
