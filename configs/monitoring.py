@@ -36,6 +36,9 @@ def build_preview(assembly: Assembly) -> Preview:
     config, generator, made = assembly.config, assembly.generator, {}
     settings = config.training.preview
     for name, stream in config.streams.items():
+        if given := [part for part, own in stream.parts.items() if own.given]:
+            print(f"note: {name} has no previews: its {' and '.join(given)} would have to be given", file=sys.stderr)
+            continue
         prompts = list(settings.prompts.get(name, []))
         if prompts and config.condition.kind == "label":
             generator.conditions.context(prompts, torch.zeros(len(prompts), dtype=torch.bool))  # refuses unknown ones
@@ -46,6 +49,11 @@ def build_preview(assembly: Assembly) -> Preview:
             except DataError as error:
                 raise ConfigError(f"training.preview.prompts: name some for {name}; {error}") from error
         made[name] = Previewed(prompts, stream.sampling)
+    if not made:
+        raise ConfigError(
+            "training.preview.every: nothing can be previewed, since every stream has a part with `given: true`; set it "
+            "to 0"
+        )
     load_autoencoders(config, assembly.adapters)  # of runs on latents, too: missing weights are told at once
     return Preview(settings, Path(config.run) / "samples", generator, made)
 

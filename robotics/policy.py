@@ -22,6 +22,7 @@ from core.sampling.parts import PartSampling
 from core.sampling.sampler import SamplerConfig
 from modalities.action import ActionConfig
 from modalities.base import Known, Record
+from modalities.episodes.config import EpisodesConfig
 from modalities.episodes.source import part_of
 from modalities.generation import generate
 from modalities.video import VideoConfig
@@ -94,7 +95,8 @@ class RunPolicy:
         loaded: the run; several policies may share it.
         stream: the one that has actions.
         predicted_video: uint8 (T, H, W, 3) at the control rate, of the last prediction of this episode: first the
-            picture that it was made from. None before the first, and where no video is made.
+            picture that it was made from. None before the first, where no video is made, and of runs on stored latents,
+            which do not say whether their videos begin with the picture or behind it.
 
     Raises:
         ConfigError: settings out of range, or a run without actions.
@@ -119,7 +121,7 @@ class RunPolicy:
         states = [name for name in self._given if part_of(self._adapters[name].modality) == "state"]
         self.state_width = self._adapters[states[0]].channels if states else None
         self._sampling = self.settings.sampling(entry.sampling, self._names.get("video"))
-        self._first_frame_is_given = getattr(entry.data, "first_frame", "next") == "current"
+        self._first_frame = entry.data.first_frame if isinstance(entry.data, EpisodesConfig) else None
         self._player = ChunkPlayer(
             self.predict_action_chunk, self.settings.execute or self.chunk, self.settings.ensemble
         )
@@ -151,7 +153,7 @@ class RunPolicy:
             generate(self.loaded.generator, self.stream, [observation["instruction"]], self._sampling, seed, known)
         )
         video = made.get(self._names.get("video", ""))
-        if video is not None:
+        if video is not None and self._first_frame is not None:
             self.predicted_video = self._at_control_rate(video, known)
         return made[self._names["action"]].double().numpy()
 
@@ -181,7 +183,7 @@ class RunPolicy:
         assert isinstance(config, VideoConfig)
         assert isinstance(actions, ActionConfig)
         frames = ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        if not self._first_frame_is_given:  # the video begins behind the picture
+        if self._first_frame == "next":  # the video begins behind the picture
             frames = np.concatenate([self._picture(known, frames), frames])
         step = config.fps / actions.rate
         return frames[[round(place * step) for place in range(int((len(frames) - 1) / step) + 1)]]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError, DataError
+from modalities.latents.source import LatentsConfig
 from robotics.environment import Observation
 from robotics.kinematic.environment import KinematicEnvironment
 from robotics.policies import make_policy
@@ -74,6 +75,22 @@ def test_the_predicted_video_begins_with_what_was_seen(run, seen):
     assert np.abs(policy.predicted_video[0] - small).mean() < 12  # another filter
     policy.reset("reach can")
     assert policy.predicted_video is None
+
+
+def test_latents_do_not_say_when_their_video_begins(run, seen):
+    policy = RunPolicy.from_pretrained(run)
+    policy.loaded.config.streams["tabletop"].data = LatentsConfig(path="latents")
+    again = RunPolicy(policy.loaded)
+    assert again.predict_action_chunk(seen).shape == (3, 7)
+    assert again.predicted_video is None
+
+
+def test_what_needs_a_given_part_has_no_previews(run, capsys):
+    config = str(run.parent / "tabletop.yaml")
+    assert main(["train", config, f"run={run.parent / 'watched'}", "training.preview.every=2"]) == 2
+    told = capsys.readouterr().err
+    assert "note: tabletop has no previews: its image and state would have to be given" in told
+    assert "training.preview.every: nothing can be previewed" in told
 
 
 @pytest.mark.parametrize(("settings", "sees"), [({"mode": "fast"}, False), ({"video_steps": 0}, False)])
