@@ -51,8 +51,8 @@ def build_preview(assembly: Assembly) -> Preview:
         made[name] = Previewed(prompts, stream.sampling)
     if not made:
         raise ConfigError(
-            "training.preview.every: nothing can be previewed, since every stream has a part with `given: true`; set it "
-            "to 0"
+            "training.preview.every: nothing can be previewed, since every stream has a part with `given: true`; "
+            "set it to 0"
         )
     load_autoencoders(config, assembly.adapters)  # of runs on latents, too: missing weights are told at once
     return Preview(settings, Path(config.run) / "samples", generator, made)
