@@ -64,6 +64,12 @@ class NotFiniteError(SelfFlowError):
         super().__init__(message)
 
 
+class OtherProcessError(SelfFlowError):
+    """Another process of the run failed, by an error that is no message for people; its traceback is above."""
+
+    exit_code = 1
+
+
 def described(error: BaseException) -> str:
     """One line about any exception: ours as they are, others by type, first line, and the place that raised them."""
     if isinstance(error, SelfFlowError):
