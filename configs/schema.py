@@ -71,7 +71,7 @@ class StreamConfig:
 
     Attributes:
         weight: relative probability that a step trains on it (paper App. D: 0.57 / 0.30 / 0.13).
-        batch: samples of one optimizer step on one device (38 / 8 / 16).
+        batch: samples of one whole optimizer step, of all devices together.
         loss_weight: factor of the whole loss of its steps.
         mask_ratio: R_M, in (0, 0.5] (0.25 / 0.1 / 0.5).
         data: where the records come from.
@@ -260,8 +260,8 @@ class Config:
     def _stream_problems(self, name: str, stream: StreamConfig) -> list[str]:
         """What does not fit between one stream and the rest."""
         found, accumulate = [], max(self.training.accumulate, 1)
-        if stream.batch % accumulate:
-            found.append(f"batch: {stream.batch} is not divisible by training.accumulate {accumulate}")
+        if 0 < stream.batch < accumulate:
+            found.append(f"batch: {stream.batch} is less than training.accumulate {accumulate}, its microbatches")
         elif self.alignment.dispersive is not None and stream.batch // accumulate < 2:
             found.append("batch: alignment.dispersive needs 2 or more samples in a microbatch (batch / accumulate)")
         found += [f"sampling.{line}" for line in part_name_problems(stream.sampling, list(stream.named_parts(name)))]

@@ -13,7 +13,7 @@ from core.alignment.base import AlignmentInputs, AlignmentTerm, merge_feature_la
 from core.errors import DataError
 from core.flow import interpolate, velocity
 from core.noising import NoiseSample
-from core.types import LossTerm, NoiseLevels, TokenBatch
+from core.types import LossTerm, NoiseLevels, TokenBatch, at_least_float32
 
 _NO_TARGETS: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -69,7 +69,8 @@ class Objective:
             if not counts[segment.name]:
                 continue
             # (B, N, C) -> (B, N); of padding before it is squared, since 0 times NaN would be NaN
-            error = _without_padding(predicted.float() - velocity(segment.x0, noise), segment.valid).square().mean(-1)
+            error = at_least_float32(predicted) - velocity(segment.x0, noise)
+            error = _without_padding(error, segment.valid).square().mean(-1)
             total = (error * segment.loss_mask()).sum()
             losses[f"flow/{segment.name}"] = LossTerm(total, counts[segment.name], segment.weight)
 

@@ -130,6 +130,11 @@ class Context:
         return replace(self, dropped=torch.ones_like(self.dropped))
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision becomes float32, and double precision stays what it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def join_contexts(first: Context, second: Context) -> Context:
     """The samples of both, in this order. Raises ShapeError where one has labels or tokens that the other lacks."""
     pairs = {entry.name: (getattr(first, entry.name), getattr(second, entry.name)) for entry in fields(Context)}

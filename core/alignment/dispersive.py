@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -140,6 +141,8 @@ class Dispersive:
         total = self.variant(z, features, self.config) * inputs.loss_mask.sum()
         return {
             "align/dispersive": LossTerm(
-                total.float(), inputs.count, self.config.weight * factor_at(self.config, inputs.step)
+                total.to(torch.promote_types(raw.dtype, torch.float32)),
+                inputs.count,
+                self.config.weight * factor_at(self.config, inputs.step),
             )
         }

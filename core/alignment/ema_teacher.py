@@ -17,7 +17,7 @@ from core.alignment.weights import factor_at, is_over, schedule_problems
 from core.errors import nearest
 from core.trunk.layers import layer_fraction
 from core.trunk.projectors import PROJECTORS, TEACHER
-from core.types import FeatureLayers, LossTerm
+from core.types import FeatureLayers, LossTerm, at_least_float32
 
 
 @dataclass
@@ -104,8 +104,8 @@ class EmaTeacher:
 
     def __call__(self, inputs: AlignmentInputs) -> dict[str, LossTerm]:
         assert inputs.teacher is not None  # `teacher_feature_layers` asks for it
-        prediction = inputs.student.projected[TEACHER].float()  # (B, L, D)
-        target = inputs.teacher.raw[self.teacher_layer].detach().float()  # (B, L, D)
+        prediction = at_least_float32(inputs.student.projected[TEACHER])  # (B, L, D)
+        target = at_least_float32(inputs.teacher.raw[self.teacher_layer].detach())  # (B, L, D)
         total = self.distance(prediction, target, inputs.loss_mask)
         with torch.no_grad():  # growing norms are the known sign of trouble (paper Fig. 11), so they are logged
             norms = (target.norm(dim=-1) * inputs.loss_mask).sum()

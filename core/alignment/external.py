@@ -10,7 +10,7 @@ from core.alignment.distances import DISTANCES, distance_problems
 from core.alignment.weights import factor_at, is_over, schedule_problems
 from core.errors import nearest
 from core.trunk.projectors import PROJECTORS
-from core.types import FeatureLayers, LossTerm
+from core.types import FeatureLayers, LossTerm, at_least_float32
 
 
 @dataclass
@@ -71,6 +71,7 @@ class External:
         weight = self.config.weight * factor_at(self.config, inputs.step) / max(len(inputs.targets), 1)
         terms = {}
         for name, target in inputs.targets.items():
-            total = self.distance(inputs.student.projected[name].float(), target.detach().float(), inputs.loss_mask)
+            prediction = at_least_float32(inputs.student.projected[name])
+            total = self.distance(prediction, at_least_float32(target.detach()), inputs.loss_mask)
             terms[f"align/{name}"] = LossTerm(total, inputs.count, weight)
         return terms

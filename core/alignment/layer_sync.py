@@ -9,7 +9,7 @@ from core.alignment.base import AlignmentInputs
 from core.alignment.distances import DISTANCES, distance_problems
 from core.alignment.weights import factor_at, is_over, schedule_problems
 from core.trunk.layers import layer_fraction
-from core.types import FeatureLayers, LossTerm
+from core.types import FeatureLayers, LossTerm, at_least_float32
 
 
 @dataclass
@@ -67,7 +67,9 @@ class LayerSync:
         return is_over(self.config, step)
 
     def __call__(self, inputs: AlignmentInputs) -> dict[str, LossTerm]:
-        early, deep = (inputs.student.raw[layer].float() for layer in (self.layer, self.target_layer))  # (B, L, D)
+        early, deep = (
+            at_least_float32(inputs.student.raw[layer]) for layer in (self.layer, self.target_layer)
+        )  # (B, L, D)
         total = self.distance(early, deep.detach(), inputs.loss_mask)
         weight = self.config.weight * factor_at(self.config, inputs.step)
         return {"align/layer_sync": LossTerm(total, inputs.count, weight)}

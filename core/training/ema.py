@@ -32,8 +32,8 @@ class EmaConfig:
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
-    """A frozen float32 copy of the student at step 0, never in train mode."""
-    teacher = copy.deepcopy(student).float().eval()
+    """A frozen copy of the student at step 0, never in train mode. Its dtype, at least float32, is the student's."""
+    teacher = copy.deepcopy(student).eval()
     return teacher.requires_grad_(False)
 
 

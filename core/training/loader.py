@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -38,6 +38,9 @@ class Raw(Protocol):
     def counts(self) -> dict[str, float]: ...
 
     @property
+    def counts_of_all(self) -> bool: ...
+
+    @property
     def rejected(self) -> tuple[Rejected, ...]: ...
 
     def to(self, device: torch.device) -> Raw: ...
@@ -50,9 +53,11 @@ class Microbatch:
     Attributes:
         stream: of the step.
         batch, draws: the samples and their randomness.
-        counts: tokens that carry loss, by the name of the segment, known without a device sync.
+        counts: tokens that carry loss, by the name of the segment, in this microbatch of all processes, known without a
+            device sync.
         rejected: records replaced while this microbatch was made.
         targets: name -> (B, L, D') features of frozen encoders.
+        counts_of_all: False where `counts` are those of this process alone.
     """
 
     stream: str
@@ -61,6 +66,7 @@ class Microbatch:
     counts: dict[str, float]
     rejected: tuple[Rejected, ...] = ()
     targets: dict[str, Tensor] = field(default_factory=dict)
+    counts_of_all: bool = True
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -72,7 +78,7 @@ class Microbatch:
 
         targets = {name: move(target) for name, target in self.targets.items()}
         batch, drawn = map_tensors(self.batch, move), map_tensors(self.drawn, move)
-        return Microbatch(self.stream, batch, drawn, self.counts, self.rejected, targets)
+        return replace(self, batch=batch, drawn=drawn, targets=targets)
 
 
 class Preprocess(Protocol):

@@ -28,6 +28,12 @@ class MixPiece:
     global_batch: dict[str, int]
 
 
+def share(size: int, number: int, shares: int) -> range:
+    """What one of `shares` nearly equal shares has of `size` samples: they lie together, and sizes differ by one at
+    most."""
+    return range(size * number // shares, size * (number + 1) // shares)
+
+
 class StreamMix:
     """
     Args:

@@ -217,7 +217,7 @@ class DDT(nn.Module):
         time = self.t_embedder(levels.values)  # (B, K, D)
         s = self.s_embedder(tokens)  # (B, N, D)
         if self.config.pos_embed:
-            s = s + F.embedding(places, self.pos_embed[0])
+            s = s + F.embedding(places, self.pos_embed[0]).to(s.dtype)
         label = embed_label(cast(nn.Embedding, self.y_embedder["embedding_table"]), batch)  # (B, D)
         # The published code applies the SiLU here, and each adaLN layer once more.
         condition = Condition(F.silu(F.silu(time + label[:, None])), rows)

@@ -222,7 +222,7 @@ class SiT(nn.Module):
         embedder = cast(nn.Linear, self.x_embedder["proj"])
         positions = F.embedding(table_rows("SiT", segment.ids, self.config.grid), self.pos_embed[0])  # (B or 1, N, D)
         order = token_order(levels)
-        x = order.sort(embedder(tokens.to(embedder.weight.dtype)) + positions)  # (B, N, D)
+        x = order.sort(embedder(tokens.to(embedder.weight.dtype)) + positions.to(embedder.weight.dtype))  # (B, N, D)
 
         # The published weights know time the other way round: they embed 1 - t, and predict data minus noise.
         time = self.t_embedder(1 - levels.values)  # (B, K, D)

@@ -43,8 +43,9 @@ class RawBatch:
         condition: captions or labels.
         student, teacher: noise levels of the L tokens of all parts.
         given: (B, L) bool, conditioning tokens; None where the stream has none.
-        counts: tokens that carry loss, by part, known without a device sync.
+        counts: tokens that carry loss, by part, in this microbatch of all processes, known without a device sync.
         rejected: records replaced while this was made.
+        counts_of_all: False where `counts` are those of this process alone, which padding has made a matter of records.
     """
 
     stream: str
@@ -56,6 +57,7 @@ class RawBatch:
     conditioning_mask: Tensor | None
     counts: dict[str, float]
     rejected: tuple[Rejected, ...] = ()
+    counts_of_all: bool = True
 
     def to(self, device: torch.device) -> RawBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

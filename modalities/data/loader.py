@@ -7,20 +7,20 @@ their speed can change a value. A record that cannot be used is replaced by the 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from autoencoders.base import LatentNormalization, Moments
-from core.errors import DataError
+from core.errors import ConfigError, DataError
 from core.keys import generator
-from core.modes import draw_mode_levels
+from core.modes import Mode, draw_mode_levels
 from core.noising import NoisingConfig, SampleLevels, stack_levels
 from core.training.loader import Rejected
-from core.training.mixing import StreamMix
+from core.training.mixing import StreamMix, share
 from modalities.base import ModalityAdapter, Record, StoredLatents, is_timed
 from modalities.conditioning.conditions import Conditions, Prompt
 from modalities.data.batches import RawBatch, RawPart
@@ -59,10 +59,15 @@ class _Sample:
 
 
 class StepDataset(Dataset):
-    """item i = microbatch i % accumulate of step i // accumulate.
+    """item i = microbatch i % accumulate of step i // accumulate, of the process `rank` among `world`.
+
+    A step is cut into accumulate * world shares, which differ by one sample at most. Those of microbatch 0 come first,
+    in the order of the ranks.
 
     Args:
         streams: name -> its data.
+
+    Raises ConfigError for fewer samples in a step than shares.
     """
 
     def __init__(
@@ -73,19 +78,53 @@ class StepDataset(Dataset):
         noising: NoisingConfig,
         conditions: Conditions,
         accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
     ):
+        for name, batch in mix.global_batch.items():
+            if batch < accumulate * world:
+                raise ConfigError(
+                    f"streams.{name}.batch: {batch} samples cannot be shared by {world} processes with "
+                    f"training.accumulate {accumulate}; {accumulate * world} are needed, the batch of the whole step"
+                )
         self.seed, self.mix, self.streams = seed, mix, streams
         self.noising, self.conditions, self.accumulate = noising, conditions, accumulate
+        self.rank, self.world = rank, world
         self.orders = {name: Order(stream.source, seed, name) for name, stream in streams.items()}
 
     def __getitem__(self, item: int) -> RawBatch:
         step, micro = divmod(item, self.accumulate)
         name = self.mix.stream(step)
-        size = self.mix.global_batch[name] // self.accumulate
-        first = self.mix.first_position(step) + micro * size
         rejected: list[Rejected] = []
-        samples = [self.sample(name, position, rejected) for position in range(first, first + size)]
-        return self.collate(name, samples, tuple(rejected))
+        samples = [self.sample(name, position, rejected) for position in self.positions(step, micro, self.rank)]
+        batch = self.collate(name, samples, tuple(rejected))
+        if self.world == 1:
+            return batch
+        if may_pad(self.streams[name]):  # how much of the records of others is padding is not known here
+            return replace(batch, counts_of_all=False)
+        everywhere = (p for rank in range(self.world) for p in self.positions(step, micro, rank))
+        return replace(batch, counts=self.counts(name, everywhere))
+
+    def positions(self, step: int, micro: int, rank: int) -> range:
+        """Of the samples of a microbatch in one process."""
+        size, start = self.mix.global_batch[self.mix.stream(step)], self.mix.first_position(step)
+        own = share(size, micro * self.world + rank, self.accumulate * self.world)
+        return range(start + own.start, start + own.stop)
+
+    def mode(self, name: str, position: int) -> Mode:
+        """What is given and absent in the sample at a position: keyed by it and not by the record, so that every
+        process knows it of the samples of all others."""
+        return self.streams[name].modes.draw(generator(self.seed, name, "given", position))
+
+    def counts(self, name: str, positions: Iterable[int]) -> dict[str, float]:
+        """Tokens with loss, by part, of samples without padding."""
+        stream, counts = self.streams[name], dict.fromkeys(self.streams[name].parts, 0.0)
+        sizes = lengths(stream.parts)
+        for position in positions:
+            held = self.mode(name, position).conditioning_mask(sum(sizes))
+            for part, tokens in zip(stream.parts, (~held).split(sizes), strict=True):
+                counts[part] += float(tokens.sum())
+        return counts
 
     def check(self) -> None:
         """Make the first sample of every stream, so that data that cannot work is refused before step 1."""
@@ -105,7 +144,7 @@ class StepDataset(Dataset):
             record = None
             try:
                 record = stream.source.read(index)
-                sample = self.draw(name, record, epoch)
+                sample = self.draw(name, record, epoch, self.mode(name, position))
             except DataError as error:
                 origin, key = (record.origin, record.key) if record else (f"record {index}", str(index))
                 bad.append((key, origin, str(error)))
@@ -117,16 +156,18 @@ class StepDataset(Dataset):
             f"the last one: {bad[-1][1]}: {bad[-1][2]}"
         )
 
-    def draw(self, name: str, record: Record, epoch: int) -> _Sample:
-        """All randomness of one sample, keyed by (seed, stream, epoch, sample, purpose)."""
+    def draw(self, name: str, record: Record, epoch: int, mode: Mode | None = None) -> _Sample:
+        """All randomness of one sample but its mode (`modes.rest` unless set), keyed by (seed, stream, epoch, sample,
+        purpose)."""
         stream = self.streams[name]
+        mode = stream.modes.rest if mode is None else mode
 
         def rng(purpose: str) -> torch.Generator:
             return generator(self.seed, name, epoch, record.key, purpose)
 
         media = load_parts(name, stream.parts, record, epoch, self.seed)
         condition, dropped = self.conditions.draw(record, rng("condition"), stream.caption_choice)
-        sizes, mode = lengths(stream.parts), stream.modes.draw(rng("given"))
+        sizes = lengths(stream.parts)
         levels = draw_mode_levels(
             self.noising, stream.timestep, stream.mask_ratio, sizes, rng("levels"), stream.modes, mode
         )
@@ -155,8 +196,8 @@ class StepDataset(Dataset):
         sizes = lengths(stream.parts)
         counts = dict.fromkeys(stream.parts, 0.0)
         shares = [None] * len(sizes) if conditioning_mask is None else conditioning_mask.split(sizes, dim=1)
-        for part, share in zip(parts, shares, strict=True):
-            counts[part.name] = _loss_tokens(part, share)
+        for part, held in zip(parts, shares, strict=True):
+            counts[part.name] = _loss_tokens(part, held)
         dropped = torch.tensor([sample.dropped for sample in samples])
         return RawBatch(
             name,
@@ -232,6 +273,12 @@ class _ErrorsAsItems(Dataset):
             return self.dataset[item]
         except DataError as error:
             return error
+
+
+def may_pad(stream: Stream) -> bool:
+    """Whether samples of a stream can have tokens of padding, how many of which only their records say."""
+    stored = [part.valid for manifest in stored_manifests(stream.source) for part in manifest.parts.values()]
+    return any(stored) or any(part.pads for part in stream.parts.values())
 
 
 def load_parts(stream: str, parts: Parts, record: Record, epoch: int, seed: int) -> list[Tensor | StoredLatents]:

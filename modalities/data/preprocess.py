@@ -49,7 +49,7 @@ class DevicePreprocess:
         drawn = NoiseSample(tuple(part.noise for part in raw.parts), raw.student, raw.teacher)
         encoders = self.encoders.get(raw.stream, {}) if targets else {}
         features = {name: encoder(raw.parts[0].media) for name, encoder in encoders.items()}
-        return Microbatch(raw.stream, batch, drawn, raw.counts, raw.rejected, features)
+        return Microbatch(raw.stream, batch, drawn, raw.counts, raw.rejected, features, raw.counts_of_all)
 
     def _tokens(self, part: Part, raw: RawPart) -> Tensor:
         latents = raw.latents

@@ -110,7 +110,7 @@ def test_a_third_value_without_a_change_is_refused_with_what_to_type(half, monke
         ("streams.image.media.patch=2", "it is what a token of the weights stands for"),
         ("training.optimizer.lrr=1", "unknown key"),
         ("training.optimizer.lr=-1", "must be above 0"),
-        ("training.accumulate=3", "not divisible by training.accumulate 3"),
+        ("training.accumulate=3", "batch: 2 is less than training.accumulate 3"),
     ],
 )
 def test_what_the_weights_cannot_follow_is_refused_with_the_reason(change, reason, tiny_run, capsys):

@@ -105,7 +105,7 @@ def test_all_problems_of_a_config_at_once_each_with_its_place(tmp_path, capsys):
         ("method=selfflow", "method: 'selfflow' is not one of flow_matching, repa, sra, layersync, "),
         ("method=selfflow", "Did you mean: 'self_flow'?"),
         ("training.device=tpu", "training.device: 'tpu' is not one of auto, cpu, cuda"),
-        ("streams.image.batch=3 training.accumulate=2", "streams.image.batch: 3 is not divisible"),
+        ("streams.image.batch=1 training.accumulate=2", "streams.image.batch: 1 is less than training.accumulate 2"),
         ("streams.image.media.size=[9,8]", "size: 9 is not a multiple of patch 4; nearest: 8 or 12"),
         ("streams.video.media.frames=4", "frames: 4 is not 1 plus a multiple of patch_frames 2; nearest: 3 or 5"),
         (

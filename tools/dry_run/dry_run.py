@@ -197,7 +197,7 @@ def memory_lines(trunk: nn.Module, kept: dict[str, int], config: Config) -> list
     """
     parameters = sum(parameter.numel() for parameter in trunk.parameters())
     largest = max(kept, key=kept.__getitem__)
-    samples = config.streams[largest].batch // config.training.accumulate
+    samples = -(-config.streams[largest].batch // config.training.accumulate)
     posthoc = config.training.posthoc_ema
     averages = len(posthoc.lengths) if posthoc.every else 0
     state = {

@@ -224,7 +224,7 @@ def first_sample(dataset: StepDataset, stream: str) -> RawBatch:
 
 def batch_size(dataset: StepDataset, stream: str) -> int:
     """Samples of a microbatch."""
-    return dataset.mix.global_batch[stream] // dataset.accumulate
+    return -(-dataset.mix.global_batch[stream] // dataset.accumulate)
 
 
 def repeated(one: Microbatch, size: int) -> Microbatch:
