@@ -45,6 +45,8 @@ FREE_ON_RESUME = {
     "training.device",
     "training.workers",
     "training.data_limit",
+    "training.stop_within",
+    "training.watchdog",
     "training.skip_steps",  # of steps to come, see configs/changes.py
 }
 
@@ -85,6 +87,7 @@ def build_trainer(
     change: Change = NO_CHANGE,
     initial: Initial | None = None,
     store: CheckpointStore | None = None,
+    advice: str = "",
 ) -> Trainer:
     """Everything `selfflow train` needs, for a new run or to resume the one in `config.run`.
 
@@ -92,6 +95,7 @@ def build_trainer(
         change: what differs from the settings of the run that is resumed, see configs/changes.py.
         initial: weights that a new run starts from.
         store: the run's checkpoints, where they have been looked into already, so that nothing is verified twice.
+        advice: what the run says last where it ends by itself, see `Trainer`.
     """
     run = Path(config.run)
     store = store or CheckpointStore(run / "checkpoints")
@@ -139,6 +143,7 @@ def build_trainer(
         anew=anew,
         initialised=source is not None,
         store=store,
+        advice=advice,
     )
 
 

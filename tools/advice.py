@@ -22,11 +22,22 @@ def command(options: argparse.Namespace, *more: str, leave_out: str = "") -> str
 
 
 def go_on(options: argparse.Namespace, config: Config) -> str:
-    """After an accident: the last checkpoint, and the same command."""
-    step = CheckpointStore(Path(config.run) / "checkpoints").latest()
+    """After an end that is not the last step: the last checkpoint, and the same command."""
+    step = _latest(config)
     if step is not None:
-        return f"The last checkpoint is of step {step}. To go on from it: {command(options)}"
-    return f"There is no checkpoint yet. To start again: {shlex.join(['selfflow', *_arguments(options)])}"
+        return f"The last checkpoint is of step {step}. To go on from it: {next_command(options, config)}"
+    return f"There is no checkpoint yet. To start again: {next_command(options, config)}"
+
+
+def next_command(options: argparse.Namespace, config: Config) -> str:
+    """What goes on with the run, or starts it again."""
+    if _latest(config) is not None:
+        return command(options)
+    return shlex.join(["selfflow", *_arguments(options)])
+
+
+def _latest(config: Config) -> int | None:
+    return CheckpointStore(Path(config.run) / "checkpoints").latest()
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:
@@ -47,7 +58,7 @@ def _which(options: argparse.Namespace) -> list[str]:
 
 def after_bad_step(options: argparse.Namespace, config: Config, error: NotFiniteError) -> str:
     """What can be done about values that are not finite, each with its command."""
-    step, half = CheckpointStore(Path(config.run) / "checkpoints").latest(), f"{config.training.optimizer.lr / 2:g}"
+    step, half = _latest(config), f"{config.training.optimizer.lr / 2:g}"
     name = "training.optimizer.lr"
     if step is None:  # nothing to keep, so that any setting may be another one
         slower = command(options, f"{name}={half}", leave_out=name)

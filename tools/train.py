@@ -7,15 +7,16 @@ from pathlib import Path
 
 from configs.build import build_trainer, is_finished
 from configs.captions import caption_warnings
-from configs.changes import resolve
+from configs.changes import Resolved, resolve
 from configs.init_from import Initial
-from core.errors import AccidentError, ConfigError, NotFiniteError, NotWrittenError
+from core.errors import AccidentError, CheckpointError, ConfigError, DataError, NotFiniteError, NotWrittenError
 from core.training.accidents import accidents_named
 from core.training.config import to_yaml
 from core.training.say import say
+from core.training.stop import Stopped, StopRequest
 from modalities.data.loader import StepLoader
 from modalities.data.preprocess import DevicePreprocess
-from tools.advice import after_bad_step, go_on
+from tools.advice import after_bad_step, go_on, next_command
 from tools.data_notes import report_data
 
 EXAMPLES = """examples:
@@ -26,7 +27,7 @@ EXAMPLES = """examples:
   selfflow train configs/joint_625m.yaml --dry-run          the same, before there are data, weights or a GPU
 
 The same command on an existing run folder resumes it, bit for bit. SIGTERM and Ctrl-C finish the step, publish a
-checkpoint and leave.
+checkpoint and leave with exit code 75; a finished run has 0.
 """
 
 
@@ -93,9 +94,22 @@ def start(options: argparse.Namespace, initial: Initial | None) -> int:
             )
         print(f"already finished: all {config.training.steps} steps are done; run folder: {config.run}")
         return 0
+    with StopRequest(config.training.stop_within, f"To go on: {next_command(options, config)}") as stop:
+        try:
+            return _train(options, resolved, initial, stop)
+        except Stopped:
+            say(f"stopped by {stop.reason} before the first step. {go_on(options, config)}")
+            return AccidentError.exit_code
+
+
+def _train(options: argparse.Namespace, resolved: Resolved, initial: Initial | None, stop: StopRequest) -> int:
+    """The exit code. Whatever ends the run, its reason and the command that goes on are told."""
+    config = resolved.config
     try:
-        with accidents_named():
-            trainer = build_trainer(config, options.config.parent, resolved.change, initial, resolved.store)
+        with accidents_named(), stop.leavable():
+            trainer = build_trainer(
+                config, options.config.parent, resolved.change, initial, resolved.store, advice=stop.advice
+            )
             loader, preprocess = trainer.loader, trainer.preprocess
             assert isinstance(loader, StepLoader)  # of `build_trainer`
             assert isinstance(preprocess, DevicePreprocess)
@@ -104,13 +118,23 @@ def start(options: argparse.Namespace, initial: Initial | None) -> int:
             if trainer.store.latest() is None:
                 for line in caption_warnings(config, sources, preprocess.text):
                     say(f"warning: {line}")
-            result = trainer.fit()
-    except NotFiniteError as error:
-        raise NotFiniteError(f"{error}\n{after_bad_step(options, config, error)}", error.bad_step) from error
     except (AccidentError, NotWrittenError) as error:
         raise type(error)(f"{error}\n{go_on(options, config)}") from error
-    print(f"{result} after {trainer.step} of {config.training.steps} steps; run folder: {config.run}")
-    return 0
+    try:
+        result = trainer.fit(stop)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{error}\n{after_bad_step(options, config, error)}", error.bad_step) from error
+    except (AccidentError, CheckpointError, DataError) as error:
+        raise type(error)(f"{error}\n{go_on(options, config)}") from error
+    except Exception:  # a bug; its traceback follows
+        say(go_on(options, config))
+        raise
+    by = f" by {stop.reason}" if result == "stopped" else ""
+    print(f"{result}{by} after {trainer.step} of {config.training.steps} steps; run folder: {config.run}")
+    if result == "finished":
+        return 0
+    say(go_on(options, config))
+    return AccidentError.exit_code
 
 
 def initial_weights(options: argparse.Namespace) -> Initial | None:

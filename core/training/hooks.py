@@ -81,13 +81,15 @@ class Hook(Protocol):
         """Look at the networks after `step` finished steps; may put them into eval mode, and must not change them."""
 
 
+def due_hooks(hooks: Sequence[Hook], step: int) -> list[Hook]:
+    """Those that look at this step and have not done so."""
+    return [hook for hook in hooks if step and step % hook.every == 0 and not hook.is_done(step)]
+
+
 def run_hooks(
-    hooks: Sequence[Hook], step: int, student: nn.Module, teacher: nn.Module, trackers: Trackers, compiled: bool
+    due: Sequence[Hook], step: int, student: nn.Module, teacher: nn.Module, trackers: Trackers, compiled: bool
 ) -> None:
-    """Call the hooks that are due and not done. One that fails is reported, whatever the reason is."""
-    due = [hook for hook in hooks if step and step % hook.every == 0 and not hook.is_done(step)]
-    if not due:
-        return
+    """Call the hooks. One that fails is reported, whatever the reason is."""
     with untouched((student, teacher), compiled):
         for hook in due:
             attempt(f"{hook.name} of step {step}", lambda hook=hook: hook(step, student, teacher, trackers))

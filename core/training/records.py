@@ -2,7 +2,9 @@
 
 config.yaml     the resolved configuration
 run.json        for every start: time, command, versions, commit; the fingerprints of the data; what was changed
-                when (core/training/history.py); the weights that it started from
+                when (core/training/history.py); the weights that it started from; `state`, how it ended: finished,
+                stopped or failed, and `end`, its step, time and reason. A run that trains now, or was killed, has
+                neither of the two
 metrics.jsonl   one line per step, deterministic: an interrupted and resumed run has the same bytes as a whole one
 timings.jsonl   one line per step, wall-clock; steps that were done twice are there twice
 checkpoints/    see core/training/checkpoint.py
@@ -139,6 +141,20 @@ class RunFolder:
         self.close_files()
         keep_lines(self.path / "metrics.jsonl", lambda entry: entry["step"] <= step)
         keep_lines(self.path / "timings.jsonl")
+
+    def ended(self, state: str, step: int, reason: str = "") -> None:
+        """Note in run.json how the run ended. Scripts read it there: torchrun gives 1 after every signal.
+
+        Args:
+            state: finished, stopped or failed.
+            step: finished steps.
+        """
+        end = {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason}
+        try:
+            content = read_run(self.path) | {"state": state, "end": end}
+            _replace({self.path / "run.json": json.dumps(content, indent=1) + "\n"})
+        except (OSError, ConfigError) as error:
+            say(f"warning: run.json cannot tell that the run {state}: {error}")
 
     def flush(self) -> None:
         """Make every line durable. Raises OSError; what could not be written is kept for the next time.

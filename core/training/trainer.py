@@ -6,7 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,19 +14,21 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from core.errors import CheckpointError, ConfigError, NotFiniteError
+from core.errors import CheckpointError, ConfigError, NotFiniteError, described
 from core.objective import Objective, total_loss
 from core.training.accidents import accidents_named
 from core.training.checkpoint import NOTHING_ANEW, Anew, CheckpointStore, restore, training_state
 from core.training.ema import EmaConfig, make_teacher, update_teacher
-from core.training.guards import StopRequest, all_finite, check_finite, write_bad_step
-from core.training.hooks import Hook, PreviewConfig, ValidateConfig, attempt, run_hooks
+from core.training.guards import all_finite, check_finite, write_bad_step
+from core.training.hooks import Hook, PreviewConfig, ValidateConfig, attempt, due_hooks, run_hooks
 from core.training.loader import BatchLoader, Microbatch, Preprocess, Raw
 from core.training.optim import OptimizerConfig, build_optimizer
 from core.training.posthoc_ema import PosthocEma, PosthocEmaConfig
 from core.training.quarantine import Quarantine
 from core.training.records import RunFolder
 from core.training.say import Outliving, say
+from core.training.stop import Stopped, StopRequest
+from core.training.watchdog import FOLDER, Watchdog, WatchdogConfig
 
 
 @dataclass
@@ -45,6 +47,7 @@ class TrainingConfig:
         data_limit: distinct unusable records after which the run stops.
         skip_steps: steps, by their number in metrics.jsonl, that are left out: their data are consumed and nothing is
             updated. May grow when a run is resumed.
+        stop_within: seconds from a request to stop until its checkpoint is begun; a step that takes longer is lost.
     """
 
     steps: int = 1000
@@ -58,6 +61,8 @@ class TrainingConfig:
     workers: int = 0
     data_limit: int = 100
     skip_steps: list[int] = field(default_factory=list)
+    stop_within: float = 20.0
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     posthoc_ema: PosthocEmaConfig = field(default_factory=PosthocEmaConfig)
@@ -77,6 +82,8 @@ class TrainingConfig:
         }.items():
             if getattr(self, name) < least:
                 found.append(f"{name}: {getattr(self, name)} must be at least {least}")
+        if self.stop_within <= 0:
+            found.append(f"stop_within: {self.stop_within} must be above 0")
         if wrong := [step for step in self.skip_steps if step < 1]:
             found.append(f"skip_steps: {wrong[0]} must be at least 1, the number of the first step")
         for name, allowed in {"precision": ("fp32", "bf16"), "device": ("auto", "cpu", "cuda")}.items():
@@ -105,6 +112,7 @@ class Trainer:
         anew: what is not taken from the checkpoint that the run goes on from.
         initialised: the weights come from elsewhere, so that they are published before the first step.
         store: of the run's checkpoints, where it has been looked into already, so that nothing is verified twice.
+        advice: what a run that hangs says last, such as the command that goes on with it.
     """
 
     def __init__(
@@ -122,6 +130,7 @@ class Trainer:
         anew: Anew = NOTHING_ANEW,
         initialised: bool = False,
         store: CheckpointStore | None = None,
+        advice: str = "",
     ):
         self.config, self.objective, self.loader, self.folder = config, objective, loader, folder
         self.loss_weights, self.extra, self.preprocess = loss_weights, extra, preprocess
@@ -136,48 +145,68 @@ class Trainer:
         self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit)
         self.anew, self.initialised = anew, initialised
         self.step = 0  # finished steps
+        self.stop = StopRequest(config.stop_within, advice)
+        stacks = folder.path / FOLDER / "rank-0.txt"
+        self.watchdog = Watchdog(config.watchdog, stacks, lambda: folder.ended("failed", self.step, "hung"), advice)
         self.failed_saves = 0
         if config.compile:  # in place, so that parameter names and checkpoints stay the same
             self.student.compile()
             self.teacher.compile()
 
-    @accidents_named()
-    def fit(self) -> str:
-        """Train to the last step. Returns 'finished', or 'stopped' after SIGTERM or SIGINT, always with a
-        published checkpoint.
+    def fit(self, stop: StopRequest | None = None) -> str:
+        """Train to the last step. Returns 'finished', or 'stopped' after SIGTERM or SIGINT, with a published checkpoint
+        where a step was done. run.json then says so.
+
+        Args:
+            stop: where one is open already.
 
         Raises NotFiniteError, with the state before the bad step published, and AccidentError for what the machine did.
         """
-        first, last = self.resume(), self.config.steps
-        self.step = first
-        for warning in self.warnings if first == 0 else ():
-            say(f"warning: {warning}")
-        with (
-            closing(self.folder),
-            closing(self.quarantine),
-            closing(self.loader.steps(first, last)) as steps,
-            StopRequest() as stop,
-            tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, file=Outliving(sys.stderr)) as bar,
-        ):
-            self.snapshot()  # what a killed or stopped run owes of its last checkpoint
-            self.look()
-            started = time.perf_counter()
-            for step, microbatches in steps:
-                waited = time.perf_counter() - started
-                metrics = self.attempt(step, microbatches)
-                self.step = step + 1
-                self.folder.write_metrics({"step": self.step, **metrics})
-                self.folder.write_timing(step=self.step, seconds=time.perf_counter() - started, waited=waited)
-                self.show(bar, metrics)
-                stopping = stop.requested
-                self.snapshot()
-                if self.is_save_due() or self.step == last or stopping:
-                    self.save(leaving=stopping or self.step == last)
-                if stopping:
-                    return "finished" if self.step == last else "stopped"
+        with nullcontext(stop) if stop is not None else self.stop as self.stop, closing(self.folder):
+            try:
+                with accidents_named(), self.watchdog:
+                    state = self.run()
+            except Exception as error:
+                self.folder.ended("failed", self.step, described(error))
+                raise
+            self.folder.ended(state, self.step, self.stop.reason)
+            return state
+
+    def run(self) -> str:
+        """The loop. A request to stop ends it after the step that runs, or at once between two steps."""
+        last = self.config.steps
+        try:
+            with self.stop.leavable():
+                self.step = first = self.resume()
+            for warning in self.warnings if first == 0 else ():
+                say(f"warning: {warning}")
+            with (
+                closing(self.quarantine),
+                closing(self.loader.steps(first, last)) as steps,
+                tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, file=Outliving(sys.stderr)) as bar,
+            ):
+                self.snapshot()  # what a killed or stopped run owes of its last checkpoint
                 self.look()
                 started = time.perf_counter()
-        return "finished"
+                self.watchdog.step()
+                for step, microbatches in self.stop.waiting(steps):
+                    waited = time.perf_counter() - started
+                    self.watchdog.step(microbatches[0].stream)
+                    metrics = self.attempt(step, microbatches)
+                    self.step = step + 1
+                    self.folder.write_metrics({"step": self.step, **metrics})
+                    self.folder.write_timing(step=self.step, seconds=time.perf_counter() - started, waited=waited)
+                    self.show(bar, metrics)
+                    self.snapshot()
+                    if self.is_save_due() or self.step == last or self.stop.requested:
+                        self.save(leaving=self.stop.requested or self.step == last)
+                    self.look()
+                    started = time.perf_counter()
+                    self.watchdog.step()
+        except Stopped:
+            if self.step and self.step not in self.store.steps():
+                self.save(leaving=True)
+        return "finished" if self.step == last else "stopped"
 
     def attempt(self, step: int, microbatches: Sequence[Raw]) -> dict[str, float | str]:
         """A step, or nothing where it is to be left out. Before a bad one ends the run, the state is published."""
@@ -280,14 +309,22 @@ class Trainer:
 
     def look(self) -> None:
         """Hooks that are due at this step and have not been called for it, after its checkpoint."""
-        trackers = self.folder.trackers
-        run_hooks(self.hooks, self.step, self.student, self.teacher, trackers, compiled=self.config.compile)
+        with self.stop.leavable():
+            if due := due_hooks(self.hooks, self.step):
+                self.watchdog.start()
+                compiled = self.config.compile
+                run_hooks(due, self.step, self.student, self.teacher, self.folder.trackers, compiled)
 
     def save(self, leaving: bool) -> None:
+        with self.stop.publishing():
+            self.publish(leaving)
+
+    def publish(self, leaving: bool) -> None:
         """Publish a checkpoint. One failed save (a full disk) is reported; the second in a row, and one that nothing
         would follow, is an error. Weights that are not finite are never published."""
         if not all_finite(self.student, self.teacher):
             raise NotFiniteError(f"after step {self.step} the weights hold NaN or infinity; they were not published")
+        self.watchdog.start()
         try:
             self.folder.flush()
             state = training_state(self.student, self.teacher, self.optimizer)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.training.hooks import PreviewConfig, ValidateConfig, attempt, run_hooks, untouched
+from core.training.hooks import PreviewConfig, ValidateConfig, attempt, due_hooks, run_hooks, untouched
 
 
 def drawn() -> tuple:
@@ -58,7 +58,7 @@ def test_random_states_and_modes_are_what_they_were_also_after_a_failure(fails, 
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(1)
     assert drawn() == expected[0]
-    run_hooks([hook], 2, student, teacher, None, compiled=False)
+    run_hooks(due_hooks([hook], 2), 2, student, teacher, None, compiled=False)
     assert drawn() == expected[1]
     assert [module.training for module in student.modules()] == [True, True, False]
     assert not any(module.training for module in teacher.modules())
@@ -77,17 +77,17 @@ def test_hooks_are_called_at_their_steps_and_not_twice(capsys):
     first, second = Noisy(), Noisy()
     second.every = 3
     for step in range(7):
-        run_hooks([first, second], step, *models(), None, compiled=False)
+        run_hooks(due_hooks([first, second], step), step, *models(), None, compiled=False)
     first.done.add(2)
     assert first.called == [2, 4, 6]
     assert second.called == [3, 6]
-    run_hooks([first], 2, *models(), None, compiled=False)
+    run_hooks(due_hooks([first], 2), 2, *models(), None, compiled=False)
     assert first.called == [2, 4, 6]
 
 
 def test_a_failing_hook_does_not_keep_others_from_their_step(capsys):
     broken, whole = Noisy(ValueError("no")), Noisy()
-    run_hooks([broken, whole], 2, *models(), None, compiled=False)
+    run_hooks(due_hooks([broken, whole], 2), 2, *models(), None, compiled=False)
     assert whole.called == [2]
     assert "ValueError: no" in capsys.readouterr().err
 

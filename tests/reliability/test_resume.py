@@ -95,7 +95,7 @@ def test_a_run_asked_to_stop_publishes_and_leaves_and_continues_with_the_same_bi
     outcome = interrupted(tmp_path, 1, name, 2, *sizes)
     assert outcome["equal"]
     *stopped, finished = outcome["starts"]
-    assert [status for status, _ in stopped] == [0, 0]
+    assert [os.waitstatus_to_exitcode(status) for status, _ in stopped] == [75, 75]
     steps = [step for _, step in stopped]
     assert 0 < steps[0] < steps[1] < 40
     assert any(step % 7 for step in steps)  # a checkpoint that was not due
@@ -118,8 +118,8 @@ def stop_after(monkeypatch, step: int) -> None:
 def test_a_stop_publishes_the_step_that_was_running(step, tiny_run, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, step)
-        assert train(tmp_path) == 0
-    assert f"stopped after {step} of {STEPS} steps" in capsys.readouterr().out
+        assert train(tmp_path) == 75
+    assert f"stopped by SIGTERM after {step} of {STEPS} steps" in capsys.readouterr().out
     assert max(published(tmp_path)) == step
     assert train(tmp_path) == 0
     assert result(tmp_path) == result(tiny_run)
@@ -203,12 +203,22 @@ PLAIN = to_plain(load_config(CONFIG, ["run=folder"]))
 FREE_LEAVES = {
     name
     for name in leaves(PLAIN)
-    if name.startswith(("run", "logging.", "training.preview.", "training.validate."))
+    if name.startswith(("run", "logging.", "training.preview.", "training.validate.", "training.watchdog."))
     or (name.startswith("streams.") and name.split(".")[2] in ("sampling", "val", "evaluation"))
     or name.endswith((".data.path", ".data.cache", ".data.cache_limit"))
 } | {
     f"training.{name}"
-    for name in ("steps", "save_every", "keep", "keep_every", "device", "workers", "data_limit", "skip_steps")
+    for name in (
+        "steps",
+        "save_every",
+        "keep",
+        "keep_every",
+        "device",
+        "workers",
+        "data_limit",
+        "skip_steps",
+        "stop_within",
+    )
 }
 
 
