@@ -29,7 +29,7 @@ from modalities.actions.statistics import read_statistics
 from modalities.base import AutoencoderAdapter, Known, Media, Record
 from modalities.media.opening import with_suffix
 
-# Rows and columns of the axes (h, w) that no picture has: (0, 0) would be the place of its first patch.
+# Rows and columns of the axes (h, w) that no image has: (0, 0) would be the place of its first patch.
 ACTION_PLACE, STATE_PLACE = -1, -2
 ROTATIONS = ("none", *rotations.KINDS)
 

@@ -149,12 +149,12 @@ class AudioAdapter(AutoencoderAdapter):
             unfit = None
             for start in self._starts(record, info, needed, generator):
                 try:
-                    sound = self._window(record, info, start, min(needed, info.samples - start))
+                    audio = self._window(record, info, start, min(needed, info.samples - start))
                 except WindowError as error:
                     unfit = unfit or error
                     continue
-                if sound.any():
-                    return functional.pad(sound, (0, self.samples - sound.shape[1]))
+                if audio.any():
+                    return functional.pad(audio, (0, self.samples - audio.shape[1]))
                 unfit = unfit or _silent(record)
             raise DataError(str(unfit))
 
@@ -189,10 +189,10 @@ class AudioAdapter(AutoencoderAdapter):
         if most == skip or count <= 0:
             raise _silent(record)
         with decoding(record.origin, "an audio clip"):
-            sound = self._window(record, info, first, count, most)[:, skip:]
-        if not sound.any():
+            audio = self._window(record, info, first, count, most)[:, skip:]
+        if not audio.any():
             raise _silent(record)
-        return functional.pad(sound, (before, self.samples - before - sound.shape[1]))
+        return functional.pad(audio, (before, self.samples - before - audio.shape[1]))
 
     def _starts(self, record: Record, info: AudioInfo, needed: int, generator: torch.Generator) -> Iterator[int]:
         """Places in the file at which windows of `needed` samples may start, in the order in which they are tried.
@@ -250,8 +250,8 @@ class AudioAdapter(AutoencoderAdapter):
         """
         info = probe_audio(record.readable(), record.origin, record.rate)
         needed = math.ceil(self.samples * info.rate / self.config.sample_rate)
-        sound = self._window(record, info, 0, min(needed, info.samples))
-        return functional.pad(sound, (0, self.samples - sound.shape[1])), sound.shape[1]
+        audio = self._window(record, info, 0, min(needed, info.samples))
+        return functional.pad(audio, (0, self.samples - audio.shape[1])), audio.shape[1]
 
     def _window(self, record: Record, info: AudioInfo, start: int, count: int, most: int | None = None) -> Tensor:
         """(channels, at most `most` or self.samples) at the config's rate: `count` samples of the file from `start`."""
@@ -265,8 +265,8 @@ class AudioAdapter(AutoencoderAdapter):
         samples = self._mix(samples, record.origin)
         first = before * self.config.sample_rate // info.rate  # exact: `start` and `margin` are multiples of `unit`
         kept = min(most or self.samples, math.ceil(count * self.config.sample_rate / info.rate))
-        sound = resample(samples, info.rate, self.config.sample_rate, self.config.resampler)[first : first + kept]
-        return torch.tensor(sound.T, dtype=torch.float32)
+        audio = resample(samples, info.rate, self.config.sample_rate, self.config.resampler)[first : first + kept]
+        return torch.tensor(audio.T, dtype=torch.float32)
 
     def _mix(self, samples: np.ndarray, origin: str) -> np.ndarray:
         """(S, any) -> (S, channels)."""

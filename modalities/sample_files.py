@@ -31,6 +31,6 @@ def write_parts(parts: Parts, media: Mapping[str, Tensor], path: Path) -> list[P
     names = {part.adapter.modality: name for name, part in parts.items()}
     if len(parts) == 2 and set(names) == {"video", "audio"}:
         video, audio = (parts[names[modality]].adapter for modality in ("video", "audio"))
-        sound = media[names["audio"]]
-        return [write_video(media[names["video"]], path, video.config.fps, sound, audio.config.sample_rate)]
+        waveform = media[names["audio"]]
+        return [write_video(media[names["video"]], path, video.config.fps, waveform, audio.config.sample_rate)]
     return [part.adapter.write(media[name], path.with_name(f"{path.name}-{name}")) for name, part in parts.items()]

@@ -117,7 +117,7 @@ class VideoAdapter(AutoencoderAdapter):
             super().__init__(SpaceTimePixels(patch, *config.blocks()), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
-        """A window at a random place in time, the whole file where it is not longer than a clip.
+        """A window at a random place in time, the whole file where that is no longer than a window.
 
         Where a window cannot be decoded another one is drawn: a damaged place is not a damaged file.
         """

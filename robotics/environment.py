@@ -53,7 +53,7 @@ class Policy(Protocol):
 
     Policies that predict chunks also have `predict_action_chunk(observation) -> (K, 7)`, which `--open-loop` needs;
     those that predict a video have `predicted_video`, uint8 (T, H, W, 3) of the last prediction in this episode, or
-    None: at the control rate, frame 0 is the picture that it was made from.
+    None: at the control rate, frame 0 is the image that it was made from.
     """
 
     def reset(self, instruction: str, seed: int = 0) -> None:
@@ -71,7 +71,7 @@ class Environment(Protocol):
     Attributes:
         name: of the environment, as `--env` takes it.
         task: as `--task` takes it.
-        fps: control steps per second, which is also the rate of its pictures. 3 for all that stand in for RT-1.
+        fps: control steps per second, which is also the rate of its images. 3 for all that stand in for RT-1.
         max_steps: step limit of an episode.
         episodes: number of episodes that the protocol fixes (a grid), or None where any i >= 0 is one.
         state_names: of the entries of `Observation.state`.

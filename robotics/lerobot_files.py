@@ -1,7 +1,7 @@
 """Writes episodes as a LeRobot data set of version 2.1.
 
 Layout as huggingface/lerobot documents it: meta/info.json, tasks.jsonl, episodes.jsonl, episodes_stats.jsonl and one
-Parquet file an episode. Pictures are PNG in the Parquet files (dtype "image"): they are so small that thousands of MP4
+Parquet file an episode. Images are PNG in the Parquet files (dtype "image"): they are so small that thousands of MP4
 files would be slower to write and to read, and no smaller.
 """
 
@@ -59,7 +59,7 @@ class LeRobotWriter:
     Args:
         folder: a new or empty one.
         fps: steps per second.
-        shape: (H, W) of the pictures.
+        shape: (H, W) of the images.
         state_names, action_names: of their entries.
         robot: what `robot_type` says.
 
@@ -111,7 +111,7 @@ class LeRobotWriter:
             expected = (length, *self._features[name]["shape"])
             if length == 0 or values.shape != expected or len(episode.images) != length:
                 raise DataError(
-                    f"episode {number}: {name} {values.shape}, {len(episode.images)} pictures; expected {expected}"
+                    f"episode {number}: {name} {values.shape}, {len(episode.images)} images; expected {expected}"
                 )
         task = self._tasks.setdefault(episode.instruction, len(self._tasks))
         steps = np.arange(length)
@@ -161,7 +161,7 @@ class LeRobotWriter:
             (meta / "info.json").write_text(json.dumps(info, indent=2) + "\n")
 
     def _table(self, episode: Episode, stamps: np.ndarray, counters: dict[str, np.ndarray]) -> Any:
-        """Columns in the order of `features`; the schema also says to `datasets` which one holds pictures."""
+        """Columns in the order of `features`; the schema also says to `datasets` which one holds images."""
         pa = self._pa
         image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         files = [{"bytes": data, "path": f"frame_{step:06d}.png"} for step, data in enumerate(episode.images)]
@@ -193,7 +193,7 @@ def _vectors(pa: Any, values: np.ndarray) -> Any:
 
 
 def _statistics(episode: Episode, scalars: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Minimum, maximum, mean, standard deviation and count of every feature; of a picture per colour, (3, 1, 1)."""
+    """Minimum, maximum, mean, standard deviation and count of every feature; of an image per colour, (3, 1, 1)."""
     count = [len(episode.actions)]
     found: dict[str, dict[str, Any]] = {}
     vectors = {STATE: episode.states, ACTION: episode.actions}

@@ -1,4 +1,4 @@
-"""A trained run as a policy: picture, state and instruction in; a chunk of actions, and the video it expects, out.
+"""A trained run as a policy: image, state and instruction in; a chunk of actions, and the video it expects, out.
 
 The observed frame and the state are given, video and actions are denoised around them (paper App. E). What the video
 takes part in is a matter of sampling levels alone, so one checkpoint is a full policy and a fast one.
@@ -38,7 +38,7 @@ class PolicySettings:
 
     Attributes:
         execute: actions of a chunk that are carried out before the next prediction; 0 is all of them, as in the paper.
-        mode: joint (video and actions together) or fast (no video tokens: a shorter sequence, and no picture of the
+        mode: joint (video and actions together) or fast (no video tokens: a shorter sequence, and no image of the
             future).
         video_steps: joint: steps of the video, where it takes fewer than the actions; 0 leaves it pure noise.
         steps, cfg_scale: of the sampler; null is the run's.
@@ -95,8 +95,8 @@ class RunPolicy:
         loaded: the run; several policies may share it.
         stream: the one that has actions.
         predicted_video: uint8 (T, H, W, 3) at the control rate, of the last prediction of this episode: first the
-            picture that it was made from. None before the first, where no video is made, and of runs on stored latents,
-            which do not say whether their videos begin with the picture or behind it.
+            image that it was made from. None before the first, where no video is made, and of runs on stored latents,
+            which do not say whether their videos begin with the image or behind it.
 
     Raises:
         ConfigError: settings out of range, or a run without actions.
@@ -183,20 +183,20 @@ class RunPolicy:
         assert isinstance(config, VideoConfig)
         assert isinstance(actions, ActionConfig)
         frames = ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        if self._first_frame == "next":  # the video begins behind the picture
-            frames = np.concatenate([self._picture(known, frames), frames])
+        if self._first_frame == "next":  # the video begins behind the image
+            frames = np.concatenate([self._image(known, frames), frames])
         step = config.fps / actions.rate
         return frames[[round(place * step) for place in range(int((len(frames) - 1) / step) + 1)]]
 
-    def _picture(self, known: Mapping[str, Known], like: np.ndarray) -> np.ndarray:
-        """(1, H, W, 3) the observed picture at the size of the video."""
+    def _image(self, known: Mapping[str, Known], like: np.ndarray) -> np.ndarray:
+        """(1, H, W, 3) the observed image at the size of the video."""
         name = self._names.get("image")
         if name is None or name not in known:
             return like[:1]
-        picture = torch.nn.functional.interpolate(
+        image = torch.nn.functional.interpolate(
             known[name].media[None], like.shape[1:3], mode="bilinear", antialias=True
         )
-        return ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def acting_stream(loaded: LoadedRun) -> str:

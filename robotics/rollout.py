@@ -43,7 +43,7 @@ class Rollout:
 def run_episode(
     environment: Environment, policy: Policy, episode: int, seed: int, filmed: bool = False
 ) -> tuple[dict[str, Any], Film | None]:
-    """One episode to its end: its record (JSON), and its pictures if it is filmed.
+    """One episode to its end: its record (JSON), and its images if it is filmed.
 
     The record: episode_ix, seed (of the policy in this episode), instruction (at the beginning, and what it became),
     steps, sum_reward, max_reward, success by every rule, first_success (number of steps, or None), info of the last

@@ -156,7 +156,7 @@ async def listen(
             options.port,
             process_request=health,
             max_size=options.largest,
-            compression=None,  # pictures do not shrink
+            compression=None,  # images do not shrink
             origins=[None],  # no pages of a browser, which could reach a server on this machine
         )
     except OSError as error:
@@ -224,7 +224,7 @@ def read_observation(request: Any) -> Observation:
     """What a policy sees, from a request.
 
     Raises:
-        WireError: no instruction, no picture, or of other kinds than they must be.
+        WireError: no instruction, no image, or of other kinds than they must be.
     """
     if not isinstance(request, dict):
         raise WireError(f"a request is a table, not {type(request).__name__}")

@@ -13,9 +13,9 @@ from modalities.media.writing import write_video
 
 
 class Film:
-    """Observed pictures, and for each the prediction of it, or None.
+    """Observed images, and for each the prediction of it, or None.
 
-    A prediction starts with the picture that it was made from, at the control rate. The picture after n steps since is
+    A prediction starts with the image that it was made from, at the control rate. The image after n steps since is
     compared with its frame n; beyond its end its last frame stays.
     """
 

@@ -25,7 +25,7 @@ def vla_eval_session(execute: int | None = None, camera: str | None = None, rota
 
     Args:
         execute: actions of a chunk that are executed before the next is predicted; None is all of them.
-        camera: which of its pictures the policy sees; None takes the first.
+        camera: which of its images the policy sees; None takes the first.
         rotation: how the policy means its rotations. The benchmarks get rotation vectors, which SIMPLER takes as they
             are, and the gripper as an openness in [0, 1].
     """
@@ -82,16 +82,16 @@ def as_request(payload: Any, camera: str | None) -> dict[str, Any]:
     """An observation of vla-eval by the names of `read_observation`.
 
     Raises:
-        WireError: it has no picture of that camera.
+        WireError: it has no image of that camera.
     """
-    pictures = payload.get("images") if isinstance(payload, dict) else None
-    if not isinstance(pictures, dict) or not pictures:
+    images = payload.get("images") if isinstance(payload, dict) else None
+    if not isinstance(images, dict) or not images:
         raise WireError("the observation has no `images`")
-    if camera is not None and camera not in pictures:
-        raise WireError(f"no picture of the camera {camera!r}, only of {', '.join(map(str, pictures))}")
+    if camera is not None and camera not in images:
+        raise WireError(f"no image of the camera {camera!r}, only of {', '.join(map(str, images))}")
     state = payload.get("states", payload.get("state"))
     return {
-        "image": pictures[camera if camera is not None else next(iter(pictures))],
+        "image": images[camera if camera is not None else next(iter(images))],
         "prompt": payload.get("task_description"),
         "state": state,
     }

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 NUMBERS = "biuf"  # kinds of dtypes that are read: bool, integers, floats. Objects would be code of the other side
-LARGEST_SIDE = 8192  # pixels; a small PNG can be a picture of gigabytes
+LARGEST_SIDE = 8192  # pixels; a small PNG can be an image of gigabytes
 
 
 class WireError(Exception):
@@ -67,7 +67,7 @@ def _array(found: dict[Any, Any]) -> Any:
         return found.get(name.encode(), found.get(name))
 
     if entry("__image__"):
-        return _picture(entry("format"), entry("data"), entry("dtype"), entry("shape"))
+        return _image(entry("format"), entry("data"), entry("dtype"), entry("shape"))
     if entry("__ndarray__"):
         return _numbers(entry("data"), entry("dtype"), entry("shape"))
     if entry("__npgeneric__"):
@@ -84,15 +84,15 @@ def _numbers(data: bytes, dtype: Any, shape: list[int]) -> np.ndarray:
     return np.frombuffer(data, kind).reshape(shape).copy()
 
 
-def _picture(form: str, data: bytes, dtype: Any, shape: list[int]) -> np.ndarray:
+def _image(form: str, data: bytes, dtype: Any, shape: list[int]) -> np.ndarray:
     if form == "raw":
         return _numbers(data, dtype, shape)
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as picture:
-            if max(picture.size) > LARGEST_SIDE:
-                raise WireError(f"a picture of {picture.size[0]} x {picture.size[1]}")
-            return np.array(picture)
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
+            if max(image.size) > LARGEST_SIDE:
+                raise WireError(f"an image of {image.size[0]} x {image.size[1]}")
+            return np.array(image)
     except (OSError, SyntaxError) as error:
-        raise WireError(f"a picture that cannot be read ({error})") from error
+        raise WireError(f"an image that cannot be read ({error})") from error

@@ -16,7 +16,7 @@ EXAMPLES = """examples:
   selfflow demonstrations --env kinematic --task reach pick --episodes 1000 --out data/tabletop size=32
   selfflow demonstrations --env kinematic --task move_near --episodes 5000 --out data/move_near --workers 2
 
-Writes a LeRobot data set of version 2.1 with pictures, states and actions, in which every episode ends well. In a share
+Writes a LeRobot data set of version 2.1 with images, states and actions, in which every episode ends well. In a share
 of the steps (--noisy) the gripper is pushed aside; the recorded action is what the expert wanted, so that policies
 learn to correct themselves. Rollouts use other episodes than demonstrations.
 """

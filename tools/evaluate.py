@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
             )
         streams = {options.stream: streams[options.stream]}
     if options.npz is not None:
-        return write_pictures(options.npz, loaded, streams)
+        return write_images(options.npz, loaded, streams)
     if not options.stream and any(stream.val for stream in streams.values()):
         for name in [name for name, stream in streams.items() if stream.val is None]:
             print(f"{name} is left out: streams.{name}.val is not set", file=sys.stderr)
@@ -305,9 +305,9 @@ def show_values(values: dict[str, float], warnings: list[str]) -> None:
         print(f"  warning: {line}")
 
 
-def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfig]) -> int:
+def write_images(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfig]) -> int:
     """A sample file for the ADM evaluator: uniformly random classes, which is its usual protocol."""
-    name, part = picture_stream(streams)
+    name, part = image_stream(streams)
     if loaded.config.condition.kind == "text":
         raise ConfigError("--npz: holds images of random classes, and this run is conditioned on text")
     settings, sampler = streams[name].evaluation, streams[name].sampling
@@ -323,7 +323,7 @@ def write_pictures(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfi
     return 0
 
 
-def picture_stream(streams: dict[str, StreamConfig]) -> tuple[str, str]:
+def image_stream(streams: dict[str, StreamConfig]) -> tuple[str, str]:
     """The stream of images, and the name of its part. Raises ConfigError where there is none, or several."""
     found = []
     for name, stream in streams.items():
@@ -350,7 +350,7 @@ def measure_file(options: argparse.Namespace) -> int:
     for line in files.notes:
         print(line, file=sys.stderr)
     images = len(files.samples) + (len(files.real) if files.real is not None else 0)
-    with tqdm(total=images, unit="picture", dynamic_ncols=True) as bar:
+    with tqdm(total=images, unit="image", dynamic_ncols=True) as bar:
         device = TrainingConfig(device=options.device).torch_device()
         found = measure_samples(files, options.inception, device, bar.update)
     show_values(found.values, found.warnings)

@@ -55,7 +55,7 @@ def add_parser(subparsers) -> None:
         metavar="S",
         help=f"seconds without a request after which a session is closed (default {DEFAULTS.patience:g})",
     )
-    parser.add_argument("--camera", metavar="NAME", help="vla-eval: of its pictures (default the first)")
+    parser.add_argument("--camera", metavar="NAME", help="vla-eval: of its images (default the first)")
     parser.add_argument("--rotation", choices=ROTATIONS, default="rpy", help="vla-eval: of the policy (default rpy)")
     add_acting_arguments(parser.add_argument_group("how a run acts"))
     parser.set_defaults(run=run)

@@ -23,7 +23,7 @@ EXAMPLES = """examples:
   selfflow stats configs/mine.yaml --out statistics.json streams.robot.data.path=/data/fractal20220817_data/0.1.0
 
 Reads streams.NAME.data (kind: rlds or lerobot), every action and state of every episode that training may see, without
-a picture, and writes q01, q99, mean, std, min and max of each number. To train with them, name the file in the media of
+an image, and writes q01, q99, mean, std, min and max of each number. To train with them, name the file in the media of
 the actions and of the states: `media: {width: 7, statistics: statistics.json}`.
 """
 
@@ -93,7 +93,7 @@ def measured(sources: list[EpisodesSource], name: str) -> tuple[dict[str, Statis
             for number in source.taken.tolist():
                 bar.update(1)
                 try:
-                    episode = source.episode(number, pictures=False)
+                    episode = source.episode(number, images=False)
                 except DataError as error:
                     left_out, first = left_out + 1, first or str(error)
                     continue

@@ -55,6 +55,6 @@ def _differences(media: object, source: EpisodesSource, where: str) -> Iterator[
                 f"{plan.stride}, frames_per_action {plan.frames_per_action})"
             )
     if getattr(media, "flip", False):
-        yield f"flip: true would mirror the picture and not what the robot does; not with {where}"
+        yield f"flip: true would mirror the image and not what the robot does; not with {where}"
     if getattr(media, "crop", "") == "random":
-        yield f"crop: 'random' would cut a picture and its video at different places; not with {where}"
+        yield f"crop: 'random' would cut an image and its video at different places; not with {where}"

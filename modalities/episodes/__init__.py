@@ -1,1 +1,1 @@
-"""Robot data sets: episodes of steps, read as windows with a picture, a video, actions and a state."""
+"""Robot data sets: episodes of steps, read as windows with an image, a video, actions and a state."""

@@ -1,4 +1,4 @@
-"""What the readers of robot data sets offer: episodes, whose pictures are decoded when they are asked for."""
+"""What the readers of robot data sets offer: episodes, whose images are decoded when they are asked for."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Episode:
         actions: (T, W) float32, physical; row k is what was done at step k.
         states: (T, S) float32, or None where none are read.
         instruction: "" where there is none.
-        frames: numbers of steps, in any order -> uint8 (n, H, W, 3). Raises DataError for damaged pictures.
-        frame_bytes: encoded pictures of all steps.
+        frames: numbers of steps, in any order -> uint8 (n, H, W, 3). Raises DataError for damaged images.
+        frame_bytes: encoded images of all steps.
     """
 
     key: str
@@ -70,11 +70,11 @@ class EpisodeSet(Protocol):
 
     def key(self, index: int) -> str: ...
 
-    def read(self, index: int, pictures: bool = True) -> Episode:
+    def read(self, index: int, images: bool = True) -> Episode:
         """Raises DataError for a damaged episode.
 
         Args:
-            pictures: False where `frames` will not be asked for.
+            images: False where `frames` will not be asked for.
         """
         ...
 

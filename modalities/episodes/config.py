@@ -22,7 +22,7 @@ from modalities.media.video_decoders import DECODERS
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodesConfig(PathConfig):
-    """Robot data: a record is a window of an episode, with the parts image (the picture at a step), video, action and
+    """Robot data: a record is a window of an episode, with the parts image (the image at a step), video, action and
     state. A window that reaches beyond the end is filled up with the last frame and masked.
 
     Attributes:
@@ -32,8 +32,8 @@ class EpisodesConfig(PathConfig):
         frames: of the video.
         actions: of a sample.
         stride: steps from one action to the next. Actions between are left out: for absolute actions alone.
-        frames_per_action: frames of the video in that time; more than `stride` show pictures more than once.
-        first_frame: next (the video begins with what the first action leads to) or current (with the picture itself).
+        frames_per_action: frames of the video in that time; more than `stride` show images more than once.
+        first_frame: next (the video begins with what the first action leads to) or current (with the image itself).
         gripper: how an action tells it: keep, relative (RT-1: commands that open or close become the state, 1 open) or
             inverted (1 is closed in the data); "" is as usual for the data set.
         gripper_dims: places of the grippers among the numbers of an action.

@@ -52,11 +52,11 @@ class LeRobotSet:
     def key(self, index: int) -> str:
         return f"episode_{self.episodes[index].number:06d}"
 
-    def read(self, index: int, pictures: bool = True) -> Episode:
+    def read(self, index: int, images: bool = True) -> Episode:
         entry, fields = self.episodes[index], self.fields
         path = self.info.data_file(entry)
         origin = f"{path} episode {entry.number}"
-        stored = pictures and not self._video
+        stored = images and not self._video
         wanted = (*fields.actions, *fields.states, *((fields.image,) if stored else ()))
         names: list[str] = list(dict.fromkeys(wanted))
         rows = read_rows(path, names, entry, origin)
@@ -68,7 +68,7 @@ class LeRobotSet:
             found = {number: read_image(encoded[number], f"{origin} step {number}") for number in set(numbers)}
             return np.stack([found[number] for number in numbers])
 
-        size = sum(map(len, encoded)) if stored else self._video_bytes(entry.number) if pictures else 0
+        size = sum(map(len, encoded)) if stored else self._video_bytes(entry.number) if images else 0
         return Episode(
             self.key(index),
             origin,

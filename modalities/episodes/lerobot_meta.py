@@ -217,7 +217,7 @@ def _first(texts: Any) -> str:
 
 
 def read_rows(path: Path, names: list[str], entry: EpisodeEntry, origin: str) -> dict[str, Any]:
-    """Columns of an episode's rows: vectors as (T, ...) arrays, pictures as lists of bytes.
+    """Columns of an episode's rows: vectors as (T, ...) arrays, images as lists of bytes.
 
     Raises DataError where the rows are not those of the episode.
     """
@@ -247,10 +247,10 @@ def read_rows(path: Path, names: list[str], entry: EpisodeEntry, origin: str) ->
 def _column(column: Any, what: str) -> Any:
     import pyarrow as pa
 
-    if pa.types.is_struct(column.type):  # pictures, with the bytes beside a path
+    if pa.types.is_struct(column.type):  # images, with the bytes beside a path
         found = [row and row.get("bytes") for row in column.to_pylist()]
         if not all(isinstance(row, bytes) for row in found):
-            raise DataError(f"{what}: a picture without its bytes")
+            raise DataError(f"{what}: an image without its bytes")
         return found
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     if any(kind(column.type) for kind in kinds):

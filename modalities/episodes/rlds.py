@@ -72,19 +72,19 @@ class RldsSet:
     def key(self, index: int) -> str:
         return f"{self.shards[self._shard[index]].name}:{self._number[index]}"
 
-    def read(self, index: int, pictures: bool = True) -> Episode:
+    def read(self, index: int, images: bool = True) -> Episode:
         path, fields = self.shards[self._shard[index]], self.fields
         origin = f"{path} episode {self._number[index]}"
         example = Example(read_record(path, int(self._offset[index])), origin)
         steps = int(self.steps[index])
-        encoded = example.byte_strings(f"{STEPS}/{fields.image}") if pictures else []
-        if pictures and len(encoded) != steps:
-            raise DataError(f"{origin}: {len(encoded)} pictures, and the index of the data set says {steps}")
+        encoded = example.byte_strings(f"{STEPS}/{fields.image}") if images else []
+        if images and len(encoded) != steps:
+            raise DataError(f"{origin}: {len(encoded)} images, and the index of the data set says {steps}")
 
         def frames(numbers: Sequence[int]) -> np.ndarray:
             found = {number: read_image(encoded[number], f"{origin} step {number}") for number in set(numbers)}
-            if len({picture.shape for picture in found.values()}) > 1:
-                raise DataError(f"{origin}: its pictures are of several sizes")
+            if len({image.shape for image in found.values()}) > 1:
+                raise DataError(f"{origin}: its images are of several sizes")
             return np.stack([found[number] for number in numbers])
 
         return Episode(
@@ -172,8 +172,8 @@ def _load(path: Path) -> Index:
 def _check_fields(info: RldsInfo, fields: Fields, folder: Path) -> None:
     where = f"the steps of {folder}"
     if fields.image not in info.steps or info.steps[fields.image].kind != "image":
-        pictures = [name for name, feature in info.steps.items() if feature.kind == "image"]
-        raise wrong_field("image_key", fields.image, pictures, where)
+        images = [name for name, feature in info.steps.items() if feature.kind == "image"]
+        raise wrong_field("image_key", fields.image, images, where)
     numbers = [name for name, feature in info.steps.items() if feature.kind == "number"]
     for setting, names in (("action_keys", fields.actions), ("state_keys", fields.states)):
         for name in names:

@@ -42,7 +42,7 @@ class Reading:
 
 
 class EpisodesSource:
-    """Records with the parts `image` (the picture at a step), `video`, `action` and `state`, as many as are asked for,
+    """Records with the parts `image` (the image at a step), `video`, `action` and `state`, as many as are asked for,
     each under the name of its modality too, such as `action_rt1`.
 
     A window that reaches beyond the end of its episode is filled up with the last frame and the last action, and its
@@ -95,16 +95,16 @@ class EpisodesSource:
         row = int(np.searchsorted(self._ends, index, side="right"))
         return int(self._taken[row]), index - int(self._ends[row - 1] if row else 0)
 
-    def episode(self, number: int, pictures: bool = True) -> Episode:
+    def episode(self, number: int, images: bool = True) -> Episode:
         """An episode, with its gripper told as a state. Raises DataError where its numbers cannot be used."""
-        found = self.episodes.read(number, pictures)
+        found = self.episodes.read(number, images)
         actions = apply_gripper(self.reading.gripper, found.actions, list(self.reading.gripper_places))
         return replace(found, actions=actions)
 
     def read(self, index: int) -> Record:
         number, start = self.place(index)
-        pictures = bool({"image", "video"} & set(self.parts))
-        episode, plan = self.episode(number, pictures), self.reading.plan
+        images = bool({"image", "video"} & set(self.parts))
+        episode, plan = self.episode(number, images), self.reading.plan
         origin = f"{episode.origin} step {start}"
         found: dict[str, Media] = {}
         if "image" in self.parts:

@@ -1,4 +1,4 @@
-"""Which steps of an episode a sample shows: its picture, its video and its actions, and what of them is padding."""
+"""Which steps of an episode a sample shows: its image, its video and its actions, and what of them is padding."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class WindowPlan:
         frames: F, of the video.
         actions: A.
         stride: steps from one action to the next; actions between are not looked at, which suits absolute ones.
-        frames_per_action: frames of the video in that time; more than `stride` show a picture more than once.
-        first_frame: next (the video begins with what the first action leads to) or current (with the picture itself).
+        frames_per_action: frames of the video in that time; more than `stride` show an image more than once.
+        first_frame: next (the video begins with what the first action leads to) or current (with the image itself).
     """
 
     frames: int

@@ -95,13 +95,13 @@ def write_reference(path: Path | str, reference: Reference) -> Path:
 
 def count_samples(path: Path | str) -> tuple[int, int, int]:
     """(N, H, W) of `arr_0`, from its header."""
-    with _pictures(Path(path)) as (_, shape):
+    with _images(Path(path)) as (_, shape):
         return shape[:3]
 
 
 def read_samples(path: Path | str, batch: int = 64) -> Iterator[Tensor]:
     """(B, 3, H, W) float32 in [-1, 1] whose 8-bit levels are exactly the file's. Also of a reference file."""
-    with _pictures(Path(path)) as (entry, (number, *size)):
+    with _images(Path(path)) as (entry, (number, *size)):
         for start in range(0, number, batch):
             count = min(batch, number - start)
             wanted = count * math.prod(size)
@@ -151,7 +151,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 @contextmanager
-def _pictures(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
+def _images(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
     """`arr_0` behind its header, and its shape (N, H, W, 3)."""
     with _archive(path) as archive:
         if "arr_0.npy" not in archive.namelist():

@@ -103,11 +103,11 @@ def open_source(path: Path) -> Source:
         raise DataError(f"{path}: images come as .npz with arr_0, a folder, .parquet or .tar")
     config = MEDIA_SOURCES[kind](path=str(path.absolute()), captions="none")
     if isinstance(config, ParquetConfig):
-        config = replace(config, media_field=picture_column(path))
+        config = replace(config, media_field=image_column(path))
     return build_source(config, "image", path.parent)
 
 
-def picture_column(path: Path) -> str:
+def image_column(path: Path) -> str:
     """The column of the images in Parquet files; where there is none of the usual names, the first of these."""
     parquet = need("pyarrow.parquet", "a Parquet file", "Folders and .npz files work")
     # A Mac leaves a hidden ._NAME beside NAME.

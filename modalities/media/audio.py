@@ -64,9 +64,9 @@ def probe_audio(media: Media, origin: str, rate: float | None = None) -> AudioIn
         if not rate or rate != int(rate) or rate < 1:
             raise DataError(f"{origin}: samples without a whole rate in Hz, got {rate}")
         return AudioInfo(media.shape[0], int(rate), media.shape[1])
-    with _opened(media, origin) as sound:
-        promised, own_rate, channels, counted = sound.known() or probe_container(media, origin)
-        promised = min(promised, sound.limit)
+    with _opened(media, origin) as audio:
+        promised, own_rate, channels, counted = audio.known() or probe_container(media, origin)
+        promised = min(promised, audio.limit)
         if promised == 0:
             raise DataError(f"{origin}: the audio has no samples")
         if own_rate < LOWEST_RATE:
@@ -76,7 +76,7 @@ def probe_audio(media: Media, origin: str, rate: float | None = None) -> AudioIn
             return AudioInfo(promised, own_rate, channels)
         start = max(0, promised - round(SLACK * own_rate))
         # A container's own clock also says where the padding of the last frame begins.
-        end = start + len(_read(sound, media, origin, start, (2 if sound.file else 1) * (promised - start)))
+        end = start + len(_read(audio, media, origin, start, (2 if audio.file else 1) * (promised - start)))
     if end == start:
         raise DataError(f"{origin}: cut short: of {promised} samples, nothing can be read from {start} on")
     return AudioInfo(end, own_rate, channels)
@@ -86,16 +86,16 @@ def audio_start(media: Media, origin: str) -> float:
     """Seconds on the clock of the file at which its audio begins; 0 where it holds nothing else."""
     if isinstance(media, np.ndarray):
         return 0.0
-    with _opened(media, origin) as sound:
-        return 0.0 if sound.file else container_start(media, origin)
+    with _opened(media, origin) as audio:
+        return 0.0 if audio.file else container_start(media, origin)
 
 
 def read_audio(media: Media, origin: str, start: int, count: int) -> np.ndarray:
     """float32 (count, channels) at the file's own rate, from sample `start` on; integer formats lie in [-1, 1)."""
     if isinstance(media, np.ndarray):
         return media[start : start + count]
-    with _opened(media, origin) as sound:
-        samples = _read(sound, media, origin, start, count)
+    with _opened(media, origin) as audio:
+        samples = _read(audio, media, origin, start, count)
     if len(samples) < count:
         raise DataError(f"{origin}: cut short: {len(samples)} of {count} samples can be read from {start} on")
     return samples
@@ -106,18 +106,18 @@ def audio_blocks(media: Media, origin: str) -> Iterator[tuple[int, np.ndarray]]:
     if isinstance(media, np.ndarray):
         yield 0, media
         return
-    with _opened(media, origin) as sound:
-        if sound.file is None:
+    with _opened(media, origin) as audio:
+        if audio.file is None:
             yield from container_blocks(media, origin)
             return
         place = 0
-        while len(samples := sound.file.read(BLOCK, dtype="float32", always_2d=True)):
+        while len(samples := audio.file.read(BLOCK, dtype="float32", always_2d=True)):
             yield place, samples
             place += len(samples)
 
 
 @dataclass(frozen=True)
-class _Sound:
+class _AudioFile:
     """libsndfile's view of a file, or None where PyAV is to read it, and the number of samples not to be exceeded."""
 
     file: Any | None
@@ -129,7 +129,7 @@ class _Sound:
 
 
 @contextmanager
-def _opened(media: bytes | Path, origin: str) -> Iterator[_Sound]:
+def _opened(media: bytes | Path, origin: str) -> Iterator[_AudioFile]:
     open_stream(media, origin)  # refuses what is missing or empty
     soundfile = need("soundfile")
     with decoding(origin, "an audio clip", soundfile.SoundFileError), readable(media) as (source, size):
@@ -144,32 +144,32 @@ def _opened(media: bytes | Path, origin: str) -> Iterator[_Sound]:
         except soundfile.LibsndfileError as error:
             if error.code != UNKNOWN_FORMAT and not can_open(media, origin):
                 raise
-            yield _Sound(None)
+            yield _AudioFile(None)
             return
         with file:
             yield _believed(file, media)
 
 
-def _believed(file: Any, media: bytes | Path) -> _Sound:
+def _believed(file: Any, media: bytes | Path) -> _AudioFile:
     """PyAV reads what libsndfile would estimate, read in part, or not to the end."""
     match file.format:
         case "FLAC" if file.frames >= UNKNOWN_LENGTH:
-            return _Sound(None)
+            return _AudioFile(None)
         case "MP3":
             with readable(media) as (copy, size):
-                return _Sound(file if states_length(copy, size) else None)
+                return _AudioFile(file if states_length(copy, size) else None)
         case "OGG":
             if is_chained(media):
-                return _Sound(None)
+                return _AudioFile(None)
             with readable(media) as (copy, size):
                 _, last = is_whole(last_bytes(copy, size))
-            return _Sound(file) if last else _Sound(None, file.frames)
-    return _Sound(file)
+            return _AudioFile(file) if last else _AudioFile(None, file.frames)
+    return _AudioFile(file)
 
 
-def _read(sound: _Sound, media: bytes | Path, origin: str, start: int, count: int) -> np.ndarray:
+def _read(audio: _AudioFile, media: bytes | Path, origin: str, start: int, count: int) -> np.ndarray:
     """float32 (at most count, channels)."""
-    file = sound.file
+    file = audio.file
     if file is None:
         return read_container(media, origin, start, count)
     # A frame of an MP3 file may need the bits of earlier ones, without which it is silently wrong.
@@ -192,8 +192,8 @@ def resample(samples: np.ndarray, rate: int, wanted: int, resampler: str = "soxr
         functional = load_torchaudio().functional
         # kaiser_best of the package resampy, whose pass band is the nearest to that of soxr's HQ.
         window = {"resampling_method": "sinc_interp_kaiser", "lowpass_filter_width": 64, "rolloff": 0.9475937167399596}
-        sound = torch.tensor(samples.T)
-        return functional.resample(sound, rate, wanted, beta=14.769656459379492, **window).T.numpy()
+        audio = torch.tensor(samples.T)
+        return functional.resample(audio, rate, wanted, beta=14.769656459379492, **window).T.numpy()
     return need("soxr").resample(samples, rate, wanted, quality="HQ")
 
 
@@ -202,9 +202,9 @@ def load_torchaudio() -> ModuleType:
     return optional.need("torchaudio", "resampler: 'torchaudio'", "The resampler soxr works")
 
 
-def write_audio(sound: Tensor, path: Path, rate: int) -> Path:
+def write_audio(audio: Tensor, path: Path, rate: int) -> Path:
     """(channels, samples) in [-1, 1], clipped -> 16-bit PCM WAV."""
     path = with_suffix(Path(path), ".wav")
-    samples = sound.detach().cpu().float().clamp(-1, 1).T.contiguous().numpy()
+    samples = audio.detach().cpu().float().clamp(-1, 1).T.contiguous().numpy()
     need("soundfile").write(str(path), samples, rate, subtype="PCM_16")
     return path

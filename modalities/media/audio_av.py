@@ -105,7 +105,7 @@ def container_blocks(media: bytes | Path, origin: str, start: int = 0) -> Iterat
         elif before > 0 and _has_equal_packets(stream, first):
             skipped = before // first.samples
             container.seek(0, stream=stream)
-            frames = _decoded(islice(_sound_packets(container, stream, origin), skipped, None))
+            frames = _decoded(islice(_audio_packets(container, stream, origin), skipped, None))
             place = skipped * first.samples
         else:  # without seeking, after which Opus has silence in front of it, and an Ogg chain ends early
             frames = chain((first,), frames)
@@ -119,7 +119,7 @@ def container_blocks(media: bytes | Path, origin: str, start: int = 0) -> Iterat
 
 def _frames(container: Any, stream: Any, origin: str) -> Iterator[Any]:
     if _is_mp3(stream):
-        return _decoded(_sound_packets(container, stream, origin))
+        return _decoded(_audio_packets(container, stream, origin))
     frames = container.decode(stream)
     return _without_gaps(frames, origin) if container.format.name == "flac" else frames
 
@@ -159,7 +159,7 @@ def _has_equal_packets(stream: Any, first: Any) -> bool:
     return _is_mp3(stream) and first.samples in (384, 576, 1152)
 
 
-def _sound_packets(container: Any, stream: Any, origin: str) -> Iterator[Any]:
+def _audio_packets(container: Any, stream: Any, origin: str) -> Iterator[Any]:
     """Packets of an MP3 file that hold a frame, from where the container stands, without decoding them.
 
     Behind the last frame anything may follow, and between frames tags, as in files that were put together.
@@ -187,7 +187,7 @@ def _count_packets(container: Any, stream: Any, origin: str) -> int:
     container.seek(0, stream=stream)
     last: deque[Any] = deque(maxlen=LAST_PACKETS)
     count, decoded = 0, 0
-    for packet in _sound_packets(container, stream, origin):
+    for packet in _audio_packets(container, stream, origin):
         last.append(packet)
         count += 1
     stream.codec_context.flush_buffers()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from core.errors import DataError
-from modalities.media import ogg as sound_ogg
+from modalities.media import ogg
 
 W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")  # what such a file begins with
 W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
@@ -30,7 +30,7 @@ def check_length(media: bytes | Path, origin: str) -> None:
     with readable(media) as (file, size):
         start = file.read(4)
         if start == b"OggS":
-            whole, last = sound_ogg.is_whole(sound_ogg.last_bytes(file, size))
+            whole, last = ogg.is_whole(ogg.last_bytes(file, size))
             if not whole:
                 raise DataError(f"{origin}: cut short: the last page of the Ogg stream is missing")
             if not last:

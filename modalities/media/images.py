@@ -20,9 +20,9 @@ from modalities.media.orientation import orientation, upright
 from modalities.media.png import SIGNATURE, clear_pixels, without_text
 
 # No format that runs an interpreter (PostScript), is not an image, or cannot be told by its first bytes.
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
 PLUGINS = {"pillow_avif": "AVIF", "pillow_heif": "HEIF", "pillow_jxl": "JXL"}  # package -> format it adds
-PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(media: Media, origin: str, background: Sequence[int] = (255, 255, 255)) -> np.ndarray:
@@ -41,7 +41,7 @@ def read_image(media: Media, origin: str, background: Sequence[int] = (255, 255,
             raise DataError(f"{origin}: expected uint8 (H, W, 3), got shape {media.shape}")
         return media
     open_stream(media, origin)  # refuses what is missing or empty
-    with decoding(origin, "an image", *PICTURE_ERRORS):
+    with decoding(origin, "an image", *IMAGE_ERRORS):
         data = media.read_bytes() if isinstance(media, Path) else media
         png = data.startswith(SIGNATURE)
         if png:
@@ -53,7 +53,7 @@ def read_image(media: Media, origin: str, background: Sequence[int] = (255, 255,
 
 
 def _opened(data: bytes) -> Image.Image:
-    formats = PICTURE_FORMATS + _plugins()
+    formats = IMAGE_FORMATS + _plugins()
     try:
         return Image.open(io.BytesIO(data), formats=[name for name in formats if name in Image.OPEN])
     except UnidentifiedImageError as error:  # its message holds a memory address
@@ -62,7 +62,7 @@ def _opened(data: bytes) -> Image.Image:
             if make and accepts and accepts(data[:16]) is True:
                 try:
                     make(io.BytesIO(data), "")
-                except PICTURE_ERRORS as reason:
+                except IMAGE_ERRORS as reason:
                     raise ValueError(f"a {name} file that is damaged or of an unknown kind: {reason}") from error
         raise ValueError(f"not one of {', '.join(formats)}") from error
 
@@ -77,6 +77,6 @@ def _plugins() -> tuple[str, ...]:
             module = import_module(package)
             if register := getattr(module, "register_heif_opener", None):
                 register()
-        if name in Image.OPEN and name not in PICTURE_FORMATS:
+        if name in Image.OPEN and name not in IMAGE_FORMATS:
             found.append(name)
     return tuple(found)

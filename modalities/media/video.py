@@ -31,7 +31,7 @@ BROADCAST = ("mpegts", "mpeg")  # containers whose clock may be set anew at any 
 # Share of frames that come later than the one before, below which the time stamps of a file mean nothing.
 MOST = 0.9
 # FFmpeg knows by the version of x264 how to decode 4:4:4 of older ones; only the beginning of a file states it.
-FIRST_SOUND_444 = 151
+FIRST_CORRECT_444 = 151
 
 
 def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIndex:
@@ -79,7 +79,7 @@ def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIn
         "container": container_name,
         "codec": codec,
         "pixels": pixels,
-        "whole": codec == "h264" and _is_444(pixels) and x264_build(extra + first) < FIRST_SOUND_444,
+        "whole": codec == "h264" and _is_444(pixels) and x264_build(extra + first) < FIRST_CORRECT_444,
         "skipped": frozenset(skipped),
     }
     shown = [packet for number, packet in enumerate(packets) if not packet.hidden and number not in skipped]
@@ -167,5 +167,5 @@ def read_frames(
     decoded = DECODERS[backend](media, origin, index, numbers, background)
     frames = dict(zip(numbers, decoded, strict=True))
     if len({frame.shape for frame in frames.values()}) > 1:
-        raise WindowError(f"{origin}: the size of the image changes within the clip")
+        raise WindowError(f"{origin}: the size of the image changes within the window")
     return [frames[int(number)] for number in wanted]

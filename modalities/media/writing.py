@@ -63,7 +63,7 @@ def write_grid(images: Tensor, path: Path, columns: int | None = None, labels: S
     return path
 
 
-def write_video(video: Tensor, path: Path, fps: float, sound: Tensor | None = None, rate: int = 0) -> Path:
+def write_video(video: Tensor, path: Path, fps: float, audio: Tensor | None = None, rate: int = 0) -> Path:
     """(T, 3, H, W) in [-1, 1] -> MP4, h264 where FFmpeg has it, else mpeg4; small videos are enlarged for players.
 
     Args:
@@ -81,33 +81,33 @@ def write_video(video: Tensor, path: Path, fps: float, sound: Tensor | None = No
         stream = container.add_stream(name, rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.codec_context.thread_count = 1
-        track = None if sound is None else _sound_track(container, len(sound))
+        track = None if audio is None else _audio_track(container, len(audio))
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-        if track is not None and sound is not None:
-            for frame in _sound_frames(av, sound, rate, track.codec_context.frame_size):
+        if track is not None and audio is not None:
+            for frame in _audio_frames(av, audio, rate, track.codec_context.frame_size):
                 container.mux(track.encode(frame))
             container.mux(track.encode())
     return path
 
 
-SOUND_RATE = 48_000  # Hz, of audio in an MP4
+AUDIO_RATE = 48_000  # Hz, of audio in an MP4
 
 
-def _sound_track(container, channels: int):
-    track = container.add_stream("aac", rate=SOUND_RATE, layout="mono" if channels == 1 else "stereo")
+def _audio_track(container, channels: int):
+    track = container.add_stream("aac", rate=AUDIO_RATE, layout="mono" if channels == 1 else "stereo")
     track.bit_rate = 192_000
     track.codec_context.open()  # tells how many samples a frame takes
     return track
 
 
-def _sound_frames(av, sound: Tensor, rate: int, size: int) -> Iterator:
-    """(channels, samples) at `rate` -> planar float frames at SOUND_RATE of `size` samples, the last one filled up."""
-    samples = resample(sound.detach().cpu().float().clamp(-1, 1).numpy().T, rate, SOUND_RATE).T  # (channels, S)
+def _audio_frames(av, audio: Tensor, rate: int, size: int) -> Iterator:
+    """(channels, samples) at `rate` -> planar float frames at AUDIO_RATE of `size` samples, the last one filled up."""
+    samples = resample(audio.detach().cpu().float().clamp(-1, 1).numpy().T, rate, AUDIO_RATE).T  # (channels, S)
     samples = np.pad(samples, [(0, 0), (0, -samples.shape[1] % size)])
     for first in range(0, samples.shape[1], size):
         block = np.ascontiguousarray(samples[:, first : first + size], dtype=np.float32)
         frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono" if len(block) == 1 else "stereo")
-        frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, first, Fraction(1, SOUND_RATE)
+        frame.sample_rate, frame.pts, frame.time_base = AUDIO_RATE, first, Fraction(1, AUDIO_RATE)
         yield frame

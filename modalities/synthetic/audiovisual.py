@@ -49,7 +49,7 @@ def nearest_note(height: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((height - LOW) / (HIGH - LOW) * (NOTES - 1)), 0, NOTES - 1)
 
 
-def draw_sound(height: np.ndarray, shape: str, samples: int, rate: float, amplitude: float) -> np.ndarray:
+def draw_audio(height: np.ndarray, shape: str, samples: int, rate: float, amplitude: float) -> np.ndarray:
     """(T,) heights -> (samples, 1) float32: a note for each frame, which starts at phase 0 and fades in and out."""
     edges = np.rint(np.linspace(0, samples, len(height) + 1)).astype(int)
     wave = np.empty((samples, 1), dtype=np.float32)
@@ -99,7 +99,7 @@ class AudiovisualSource:
         return self.count
 
     def read(self, index: int) -> Record:
-        caption, _, video, sound = self.draw(index)
+        caption, _, video, audio = self.draw(index)
         name = f"{self.seed}-{index:08d}"
         return Record(
             key=name,
@@ -108,7 +108,7 @@ class AudiovisualSource:
             captions=(caption,),
             label=caption.removeprefix("a "),
             rate=self.fps,
-            parts={"video": Media(video, rate=self.fps), "audio": Media(sound, rate=self.rate)},
+            parts={"video": Media(video, rate=self.fps), "audio": Media(audio, rate=self.rate)},
         )
 
     def draw(self, index: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
@@ -126,7 +126,7 @@ class AudiovisualSource:
         mask = coverage(shape, self.size, x, 1 - height, radius=0.2 + 0.03 * draws[4])
         video = paint(mask, colour, brightness=0.92 + 0.08 * draws[5])
         samples = round(self.frames / self.fps * self.rate)
-        return caption, height, video, draw_sound(height, shape, samples, self.rate, amplitude=0.4 + 0.1 * draws[6])
+        return caption, height, video, draw_audio(height, shape, samples, self.rate, amplitude=0.4 + 0.1 * draws[6])
 
     def labels(self) -> list[str]:
         return sorted(caption.removeprefix("a ") for caption in self.captions)

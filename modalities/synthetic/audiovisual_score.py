@@ -1,8 +1,8 @@
 """How often generated videos and audio clips agree, as anyone would find it out: from the written files, read back.
 
-Three ways to ask for a clip: both parts from the caption, the audio of a given video, and the video of a given audio.
-The given ones are held out: drawn with another seed than the training data. Beside every share stands what chance
-gives: shuffled pairs for tracks, one in 6 colours and one in 2 shapes.
+Three ways to ask for a video with audio: both parts from the caption, the audio of a given video, and the video of
+given audio. What is given is held out: drawn with another seed than the training data. Beside every share stands
+what chance gives: shuffled pairs for tracks, one in 6 colours and one in 2 shapes.
 
     python -m tools.audiovisual RUN --number 96      scores of a run of configs/audiovisual.yaml, and its sheet
 """
@@ -111,9 +111,9 @@ def read_file(path: Path, frames: int) -> Read:
     index = index_video(path, str(path))
     pixels = np.stack(read_frames(path, str(path), index, np.arange(min(frames, len(index.pts)))))
     info = probe_audio(path, str(path))
-    sound = read_samples(path, str(path), 0, min(info.samples, round(index.seconds * info.rate)))
+    audio = read_samples(path, str(path), 0, min(info.samples, round(index.seconds * info.rate)))
     seen, colour, shape = read_video(pixels)
-    heard, timbre = read_audio(sound, info.rate, len(pixels))
+    heard, timbre = read_audio(audio, info.rate, len(pixels))
     return Read(pixels, seen, heard, colour, shape, timbre)
 
 

@@ -48,19 +48,19 @@ def read_image(image: np.ndarray) -> tuple[str | None, str | None, float]:
     return colour, names[best], explained
 
 
-def read_video(clip: np.ndarray) -> tuple[str | None, str | None, str | None, float]:
-    """The colour, the shape and the motion in a clip.
+def read_video(video: np.ndarray) -> tuple[str | None, str | None, str | None, float]:
+    """The colour, the shape and the motion in a video.
 
     Args:
-        clip: (T, S, S, 3) uint8, T >= 2.
+        video: (T, S, S, 3) uint8, T >= 2.
 
     Returns:
         colour, shape (a name of MOVING_SHAPES), motion (left, right, up, down, or None for less than MIN_TRAVEL of
-        the frame), and the confidence: the share of the clip's variance that one shape on a straight track explains.
+        the frame), and the confidence: the share of its variance that one shape on a straight track explains.
     """
-    if clip.ndim != 4 or clip.shape[0] < 2:
-        raise ShapeError(f"clip: expected (T, S, S, 3) uint8 with T >= 2, got {tuple(clip.shape)} {clip.dtype}")
-    light = light_of(clip)  # (T, S, S, 3)
+    if video.ndim != 4 or video.shape[0] < 2:
+        raise ShapeError(f"video: expected (T, S, S, 3) uint8 with T >= 2, got {tuple(video.shape)} {video.dtype}")
+    light = light_of(video)  # (T, S, S, 3)
     size = light.shape[1]
     track = _track(light)
     if track is None:

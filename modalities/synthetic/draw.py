@@ -162,7 +162,7 @@ class SyntheticSource:
         size: pixels of a side of images and frames; unused by audio.
         seed: another seed gives other records of the same captions, for example held-out ones.
         count: number of records.
-        frames: T of a clip.
+        frames: T of a video.
         rate: frames per second of video, samples per second of audio.
         seconds: duration of audio.
         octave: of the notes; 4 spans 262-440 Hz, 5 spans 523-880 Hz.

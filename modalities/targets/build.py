@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from core.errors import ConfigError, ShapeError, nearest
 from modalities.targets.encoder import Encoder, Parts, Request, refuse_interpolation
 from modalities.targets.mert import mert
-from modalities.targets.timing import frame_spans, sound_spans
+from modalities.targets.timing import audio_spans, frame_spans
 from modalities.targets.vision import depth_anything, dinov2, siglip2
 from modalities.targets.vjepa2 import vjepa2
 from modalities.targets.weights import Folder, open_folder
 
 RESAMPLE = ("features", "refuse")
-PICTURES = ("image", "video")
+VISUAL = ("image", "video")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Family:
 FAMILIES = {
     "dinov2": Family(
         dinov2,
-        PICTURES,
+        VISUAL,
         ("dinov2", "dinov2_with_registers"),
         "facebook/dinov2-base",
         {
@@ -52,21 +52,21 @@ FAMILIES = {
     ),
     "siglip2": Family(
         siglip2,
-        PICTURES,
+        VISUAL,
         ("siglip2", "siglip2_vision_model", "siglip", "siglip_vision_model"),
         "google/siglip2-base-patch16-256",
         {"google/siglip2-base-patch16-256": 768},
     ),
     "vjepa2": Family(
         vjepa2,
-        PICTURES,
+        VISUAL,
         ("vjepa2",),
         "facebook/vjepa2-vitl-fpc64-256",
         {"facebook/vjepa2-vitl-fpc64-256": 1024},
     ),
     "depth_anything": Family(
         depth_anything,
-        PICTURES,
+        VISUAL,
         ("depth_anything",),
         "depth-anything/Depth-Anything-V2-Small-hf",
         {
@@ -183,7 +183,7 @@ def _request(
     if modality == "audio":
         if rate is None or rate < 1:
             raise ShapeError(f"encoder: sample_rate {rate} of an audio clip must be at least 1 Hz")
-        shape, length, spans = (None, *size), size[0], sound_spans(size[0], grid[0], stride)
+        shape, length, spans = (None, *size), size[0], audio_spans(size[0], grid[0], stride)
     elif modality == "video":
         shape, length, spans = (size[0], 3, *size[1:]), size[0], frame_spans(size[0], grid[0], stride)
     else:

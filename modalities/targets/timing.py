@@ -34,7 +34,7 @@ def frame_spans(frames: int, steps: int, stride: int) -> Tensor:
     )
 
 
-def sound_spans(samples: int, steps: int, stride: int) -> Tensor:
+def audio_spans(samples: int, steps: int, stride: int) -> Tensor:
     """(steps, 2) float64: the samples that each latent step of an audio clip stands for.
 
     A codec's step i stands for [i stride, (i + 1) stride). A lapped transform (MDCT) has one step more than fit into

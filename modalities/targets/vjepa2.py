@@ -28,9 +28,9 @@ class VJepa(nn.Module):
         self.before, self.after = before, after
 
     def forward(self, images: Tensor) -> Tensor:
-        clip = images.unflatten(0, (-1, self.frames))  # (B, T, 3, H, W)
-        first, last = clip[:, :1].repeat_interleave(self.before, 1), clip[:, -1:].repeat_interleave(self.after, 1)
-        return self.encoder(pixel_values_videos=torch.cat([first, clip, last], dim=1))[0]
+        video = images.unflatten(0, (-1, self.frames))  # (B, T, 3, H, W)
+        first, last = video[:, :1].repeat_interleave(self.before, 1), video[:, -1:].repeat_interleave(self.after, 1)
+        return self.encoder(pixel_values_videos=torch.cat([first, video, last], dim=1))[0]
 
 
 def vjepa2(folder: Folder, request: Request, example: str) -> Parts:

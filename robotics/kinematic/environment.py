@@ -14,7 +14,7 @@ from robotics.kinematic.scene import GRASP, MAX_STEP, advance
 from robotics.kinematic.tasks import TASKS, draw_scene, instruction, measures
 
 SIZES = (16, 512)  # pixels of a side that make sense
-PICTURE = 64
+IMAGE = 64
 
 
 class KinematicEnvironment:
@@ -22,7 +22,7 @@ class KinematicEnvironment:
 
     Args:
         task: a key of `tasks.TASKS`.
-        size: of a side of its square picture, in pixels.
+        size: of a side of its square image, in pixels.
 
     Raises:
         ConfigError: no such task, or no such size.
@@ -32,15 +32,15 @@ class KinematicEnvironment:
     episodes: int | None = None
     state_names: tuple[str, ...] = ("x", "y", "z", "gripper")
 
-    def __init__(self, task: str, size: int = PICTURE):
+    def __init__(self, task: str, size: int = IMAGE):
         self._task = choose("task of the kinematic environment", task, TASKS)
         if not SIZES[0] <= size <= SIZES[1]:
-            raise ConfigError(f"a picture of {size} pixels; allowed are {SIZES[0]} to {SIZES[1]}")
+            raise ConfigError(f"an image of {size} pixels; allowed are {SIZES[0]} to {SIZES[1]}")
         self.task, self.size, self.max_steps = task, size, self._task.max_steps
         self.protocol: dict[str, Any] = {
             "variant": "kinematic",
             "comparable": "with runs on this environment only",
-            "picture": [size, size],
+            "image": [size, size],
             "max_steps": self.max_steps,
             "max_displacement": MAX_STEP,
             "grasp_tolerance": GRASP,

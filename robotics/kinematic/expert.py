@@ -19,7 +19,7 @@ OPEN, SHUT = 1.0, 0.0
 
 
 class Expert:
-    """Reads the scene of its environment, not the picture."""
+    """Reads the scene of its environment, not the image."""
 
     def __init__(self, task: str, see: Callable[[], tuple[Scene, Goal]]):
         self.rule, self.see = RULES[task], see

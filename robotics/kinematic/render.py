@@ -1,6 +1,6 @@
-"""The picture of the one camera: from above the robot, looking away from it and down.
+"""The image of the one camera: from above the robot, looking away from it and down.
 
-An oblique projection: what lies further off is higher in the picture, and so is what is lifted; its shadow stays on the
+An oblique projection: what lies further off is higher in the image, and so is what is lifted; its shadow stays on the
 table. The gripper is brighter the higher it is. So a height can be read off in two ways at 32 x 32 pixels.
 """
 
@@ -14,7 +14,7 @@ from robotics.kinematic.scene import DRAWER, Body, Scene
 
 VIEW = 0.96  # metres from left to right
 GROUND, UP = 0.8, 0.62  # rows per metre along x and along z, over columns per metre
-MIDDLE = 0.62  # row of the middle of the table, over the rows of the picture
+MIDDLE = 0.62  # row of the middle of the table, over the rows of the image
 DEPTH = 0.44  # metres from the middle of the table to its near and far edge
 TABLE, FLOOR, SHADOW, CABINET, METAL, LIGHT = (
     np.array(colour, dtype=np.float32) / 255
@@ -49,7 +49,7 @@ class Canvas:
     def _around(
         self, point: np.ndarray, wide: float, high: float
     ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-        """The part of the picture that a shape touches, and its pixels' offsets (1, w) and (h, 1) in metres."""
+        """The part of the image that a shape touches, and its pixels' offsets (1, w) and (h, 1) in metres."""
         x, y, z = (float(value) for value in point)
         column, row = 0.5 - y / VIEW, MIDDLE - (GROUND * x + UP * z) / VIEW
         window = self._span(row, high), self._span(column, wide)
@@ -128,5 +128,5 @@ def _empty(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     light = (np.float32(0.85) + np.float32(0.2) * axis)[:, None, None]  # nearer the camera, brighter
     half = GROUND * DEPTH / VIEW
     inside = ((axis > MIDDLE - half) & (axis < MIDDLE + half))[:, None, None]
-    picture = np.where(inside, TABLE * light, FLOOR * light).repeat(size, axis=1)
-    return axis, axis, picture.astype(np.float32)
+    image = np.where(inside, TABLE * light, FLOOR * light).repeat(size, axis=1)
+    return axis, axis, image.astype(np.float32)

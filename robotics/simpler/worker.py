@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-LONGEST = 1 << 28  # bytes of one message: a picture of 512 x 640 has 1 MB, so a length above is no message of ours
+LONGEST = 1 << 28  # bytes of one message: an image of 512 x 640 has 1 MB, so a length above is no message of ours
 CAMERA = "overhead_camera"
 CONTROL = "arm_pd_ee_delta_pose_align_interpolate_by_planner_gripper_pd_joint_target_delta_pos_interpolate_by_planner"
 # SimplerEnv makes an environment per episode and resets it without a seed. It then draws this episode seed: the first

@@ -112,7 +112,7 @@ def test_sizes_of_media():
     assert media_size(torch.zeros(2, 2, 100)) == (100, 1, 1)
 
 
-def test_the_grid_of_a_picture():
+def test_the_grid_of_an_image():
     assert image_grid((1, 32, 48), 16) == (1, 2, 3)
     with pytest.raises(ShapeError, match="width: 40 is not a multiple of 16"):
         image_grid((1, 32, 40), 16)

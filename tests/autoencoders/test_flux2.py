@@ -11,14 +11,14 @@ def autoencoder(tmp_path_factory):
     return pretrained("flux2", save("flux2", tmp_path_factory.mktemp("flux2")))
 
 
-def picture() -> torch.Tensor:
+def image() -> torch.Tensor:
     return torch.rand(1, 3, 32, 48, generator=generator("picture")) * 2 - 1
 
 
 def test_a_token_is_a_square_of_inner_cells_channel_by_channel(autoencoder):
     with torch.no_grad():
-        inner = autoencoder.load().encode(picture()).latent_dist.mean  # (1, 32, 4, 6)
-    tokens = autoencoder.encode(picture())
+        inner = autoencoder.load().encode(image()).latent_dist.mean  # (1, 32, 4, 6)
+    tokens = autoencoder.encode(image())
     assert tokens.shape == (1, 6, 128)
     assert torch.equal(tokens[0, 4].reshape(32, 2, 2), inner[0, :, 2:4, 2:4])  # row 1, column 1 of 2 x 3 tokens
 
@@ -32,7 +32,7 @@ def test_decoding_undoes_the_squares(autoencoder):
 
 
 def test_normalization_is_the_stored_batch_norm(autoencoder):
-    tokens = autoencoder.encode(picture())
+    tokens = autoencoder.encode(image())
     maps = tokens.transpose(1, 2).reshape(1, 128, 2, 3)
     expected = autoencoder.load().bn(maps)  # in eval mode: the running statistics
     torch.testing.assert_close(autoencoder.normalization.normalize(tokens), expected.flatten(2).transpose(1, 2))

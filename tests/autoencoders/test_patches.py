@@ -32,20 +32,20 @@ def test_patches_invert():
 
 
 def test_patches_of_one_pixel_cells_are_the_patches_of_pixels():
-    picture = noise(2, 3, 8, 12)
+    image = noise(2, 3, 8, 12)
     patched, direct = Patched(Pixels(1), 4, (1, 8, 12)), Pixels(4)
     assert patched.spec == direct.spec
     assert patched.grid((1, 8, 12)) == direct.grid((1, 8, 12)) == (1, 2, 3)
-    assert torch.equal(patched.encode(picture), direct.encode(picture))
-    assert torch.equal(patched.decode(direct.encode(picture), (1, 8, 12)), picture)
+    assert torch.equal(patched.encode(image), direct.encode(image))
+    assert torch.equal(patched.decode(direct.encode(image), (1, 8, 12)), image)
     assert patched.normalization is None
 
 
-def test_patches_of_a_clip_leave_time_alone():
-    clip = noise(1, 5, 3, 8, 8)
+def test_patches_of_a_video_leave_time_alone():
+    video = noise(1, 5, 3, 8, 8)
     patched, direct = Patched(SpaceTimePixels(2, 4), 2, (5, 8, 8)), SpaceTimePixels(4, 4)
     assert patched.grid((5, 8, 8)) == direct.grid((5, 8, 8)) == (2, 2, 2)
-    assert torch.equal(patched.decode(patched.encode(clip), (5, 8, 8)), clip)
+    assert torch.equal(patched.decode(patched.encode(video), (5, 8, 8)), video)
 
 
 class Cells(Pixels):
@@ -64,16 +64,16 @@ class Cells(Pixels):
 @pytest.mark.parametrize("shape", [(3,), (24, 3)])
 def test_normalization_and_noise_move_with_their_cells(shape):
     normalization = LatentNormalization(noise(*shape), noise(*shape).abs() + 0.1)
-    inner, picture = Cells(normalization), noise(2, 3, 4, 6)
+    inner, image = Cells(normalization), noise(2, 3, 4, 6)
     patched = Patched(inner, 2, (1, 4, 6))
     drawn = noise(2, 6, 12)
-    tokens = patched.encode(picture, drawn)
-    cells = inner.encode(picture, unpatchify(drawn, (1, 4, 6), 2))
+    tokens = patched.encode(image, drawn)
+    cells = inner.encode(image, unpatchify(drawn, (1, 4, 6), 2))
     assert torch.equal(unpatchify(tokens, (1, 4, 6), 2), cells)
     normalized = unpatchify(patched.normalization.normalize(tokens), (1, 4, 6), 2)
     assert torch.equal(normalized, normalization.normalize(cells))
     with pytest.raises(ShapeError, match=r"noise of the posterior: expected latents \(B, 6, 12\)"):
-        patched.encode(picture, drawn[:, 1:])
+        patched.encode(image, drawn[:, 1:])
 
 
 def test_sizes_are_told_in_pixels_of_a_token():

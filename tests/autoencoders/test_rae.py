@@ -29,12 +29,12 @@ def real_width(tmp_path_factory):
     return write_published(folder, channels=768, heads=12, side=16, width=32, layers=1, inner=48, table=5)
 
 
-def test_latents_and_pictures_equal_those_of_the_published_code(published):
+def test_latents_and_images_equal_those_of_the_published_code(published):
     network, expected = read_published(published).eval(), golden("rae_stage1")
-    picture = torch.rand(1, 3, 64, 64, generator=generator("rae", "picture"))
+    image = torch.rand(1, 3, 64, 64, generator=generator("rae", "picture"))
     normalization = RAE.published_normalization(network)
     with torch.no_grad():
-        raw = RAE.run_encoder(network, picture * 2 - 1)
+        raw = RAE.run_encoder(network, image * 2 - 1)
         decoded = RAE.run_decoder(network, normalization.denormalize(expected["normalized"]), (1, 4, 4))
     torch.testing.assert_close(raw, expected["raw"], rtol=0, atol=2e-5)
     torch.testing.assert_close(normalization.normalize(raw), expected["normalized"], rtol=0, atol=2e-5)
@@ -51,23 +51,23 @@ def test_normalization_is_published_for_every_channel_and_position(published):
 
 def test_the_published_files_work_at_the_real_width(real_width):
     autoencoder = pretrained("rae", real_width)
-    picture = torch.rand(1, 3, 256, 256, generator=generator("picture")) * 2 - 1
-    tokens = autoencoder.encode(picture)
+    image = torch.rand(1, 3, 256, 256, generator=generator("picture")) * 2 - 1
+    tokens = autoencoder.encode(image)
     assert tokens.shape == (1, 256, 768)
     torch.testing.assert_close(tokens.mean(dim=-1), torch.zeros(1, 256), atol=1e-5, rtol=0)  # a norm without affine
     torch.testing.assert_close(tokens.var(dim=-1, unbiased=False), torch.ones(1, 256), atol=1e-3, rtol=0)
     assert autoencoder.normalization.mean.shape == (256, 768)
-    assert autoencoder.decode(tokens, (1, 256, 256)).shape == picture.shape
+    assert autoencoder.decode(tokens, (1, 256, 256)).shape == image.shape
 
 
 def test_the_layout_of_diffusers_does_what_diffusers_does(tmp_path):
     autoencoder = pretrained("rae", save("rae", tmp_path))
-    picture = torch.rand(1, 3, 256, 256, generator=generator("picture"))
+    image = torch.rand(1, 3, 256, 256, generator=generator("picture"))
     network = autoencoder.load()
     with torch.no_grad():
-        white = network.encode(picture).latent
+        white = network.encode(image).latent
         painted = network.decode(white).sample
-    tokens = autoencoder.encode(picture * 2 - 1)
+    tokens = autoencoder.encode(image * 2 - 1)
     torch.testing.assert_close(autoencoder.normalization.normalize(tokens), white.flatten(2).transpose(1, 2))
     torch.testing.assert_close((autoencoder.decode(tokens, (1, 256, 256)) + 1) / 2, painted, rtol=0, atol=1e-5)
 

@@ -13,19 +13,19 @@ def folder(tmp_path_factory):
     return save("sd_vae", tmp_path_factory.mktemp("sd_vae"))
 
 
-def picture() -> torch.Tensor:
+def image() -> torch.Tensor:
     return torch.rand(1, 3, 16, 24, generator=generator("picture")) * 2 - 1
 
 
 def test_tokens_are_the_posterior_of_the_network_row_by_row(folder):
     autoencoder = pretrained("sd_vae", folder)
     with torch.no_grad():
-        posterior = autoencoder.load().encode(picture()).latent_dist
-    mean = autoencoder.encode(picture())
+        posterior = autoencoder.load().encode(image()).latent_dist
+    mean = autoencoder.encode(image())
     assert torch.equal(mean[0, 4], posterior.mean[0, :, 1, 1])  # cell in row 1, column 1 of 2 x 3
     sample = posterior.sample(torch.Generator().manual_seed(1))
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(1))
-    ours = autoencoder.encode(picture(), noise.flatten(2).transpose(1, 2))
+    ours = autoencoder.encode(image(), noise.flatten(2).transpose(1, 2))
     torch.testing.assert_close(ours, sample.flatten(2).transpose(1, 2))
 
 

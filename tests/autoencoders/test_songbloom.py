@@ -17,17 +17,17 @@ def autoencoder(tmp_path_factory):
     return pretrained("songbloom", save("songbloom", tmp_path_factory.mktemp("songbloom")))
 
 
-def sound() -> torch.Tensor:
+def audio() -> torch.Tensor:
     return torch.rand(1, 2, 3 * 1920, generator=generator("sound")) * 2 - 1
 
 
 def test_tokens_are_the_posterior_of_the_network(autoencoder):
     with torch.no_grad():
-        posterior = autoencoder.load().encode(sound()).latent_dist
-    assert torch.equal(autoencoder.encode(sound()), posterior.mean.transpose(1, 2))
+        posterior = autoencoder.load().encode(audio()).latent_dist
+    assert torch.equal(autoencoder.encode(audio()), posterior.mean.transpose(1, 2))
     sample = posterior.sample(torch.Generator().manual_seed(1))
     noise = torch.randn(1, 64, 3, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
-    torch.testing.assert_close(autoencoder.encode(sound(), noise), sample.transpose(1, 2))
+    torch.testing.assert_close(autoencoder.encode(audio(), noise), sample.transpose(1, 2))
 
 
 def test_its_data_is_measured(autoencoder):
@@ -54,7 +54,7 @@ def test_the_autoencoder_of_stable_audio_open_is_refused(tmp_path):
 
 
 def narrow(tile: int | None = None) -> Pretrained:
-    """A network of the same strides with 4 channels of latents, to be quick over long sounds."""
+    """A network of the same strides with 4 channels of latents, to be quick over long audio."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         network = diffusers.AutoencoderOobleck(
@@ -91,7 +91,7 @@ def test_a_cell_depends_on_its_neighbours_within_the_reach():
     assert REACH >= 8.336
 
 
-def test_a_long_sound_in_tiles_is_the_sound_as_a_whole():
+def test_long_audio_in_tiles_is_the_audio_as_a_whole():
     """4.8 seconds in tiles of 3, which overlap by at least 1.44."""
     whole, tiled = narrow(), narrow(75 * 1920)
     size = 120 * 1920, 1, 1

@@ -54,25 +54,25 @@ def stack_same(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_tiles_equal_the_whole_where_the_reach_is_a_quarter_of_the_overlap():
-    picture, maps = uniform("picture", (1, 1, 60, 92)), uniform("maps", (1, 1, 30, 46))
+    image, maps = uniform("picture", (1, 1, 60, 92)), uniform("maps", (1, 1, 30, 46))
     encode = [Cut(cells, 16, 8, (dim, 2), (dim, 1)) for dim, cells in ((2, 30), (3, 46))]
     decode = [Cut(cells, 16, 8, (dim, 1), (dim, 2)) for dim, cells in ((2, 30), (3, 46))]
-    torch.testing.assert_close(tiled(stack, picture, encode), stack(picture), rtol=0, atol=1e-6)
+    torch.testing.assert_close(tiled(stack, image, encode), stack(image), rtol=0, atol=1e-6)
     torch.testing.assert_close(tiled(unstack, maps, decode), unstack(maps), rtol=0, atol=1e-6)
     short = [replace(cut, overlap=2) for cut in encode]
-    assert (tiled(stack, picture, short) - stack(picture)).abs().max() > 1e-2
+    assert (tiled(stack, image, short) - stack(image)).abs().max() > 1e-2
 
 
-def test_the_axis_of_a_sound_is_cut_likewise():
+def test_the_axis_of_audio_is_cut_likewise():
     kernel = uniform("kernel", (2, 2, 9))
 
-    def encode(sound: torch.Tensor) -> torch.Tensor:  # (B, 2, 8 n) -> (B, 2, n, 1, 1)
-        return functional.conv1d(functional.pad(sound, (4, 4)), kernel)[..., ::8, None, None]
+    def encode(audio: torch.Tensor) -> torch.Tensor:  # (B, 2, 8 n) -> (B, 2, n, 1, 1)
+        return functional.conv1d(functional.pad(audio, (4, 4)), kernel)[..., ::8, None, None]
 
-    sound = uniform("sound", (3, 2, 400))
-    whole = encode(sound)
-    torch.testing.assert_close(tiled(encode, sound, [Cut(50, 12, 4, (2, 8), (2, 1))]), whole, rtol=0, atol=1e-6)
-    torch.testing.assert_close(tiled(encode, sound, [Cut(50, 12, 4, (-1, 8), (-3, 1))]), whole, rtol=0, atol=1e-6)
+    audio = uniform("sound", (3, 2, 400))
+    whole = encode(audio)
+    torch.testing.assert_close(tiled(encode, audio, [Cut(50, 12, 4, (2, 8), (2, 1))]), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(tiled(encode, audio, [Cut(50, 12, 4, (-1, 8), (-3, 1))]), whole, rtol=0, atol=1e-6)
 
 
 def test_every_tile_has_the_same_size_and_nothing_is_cut_without_cuts():
@@ -93,7 +93,7 @@ def test_every_tile_has_the_same_size_and_nothing_is_cut_without_cuts():
 # --- of the autoencoders
 
 
-def picture(kind: str, height: int, width: int, frames: int = 1) -> torch.Tensor:
+def image(kind: str, height: int, width: int, frames: int = 1) -> torch.Tensor:
     """Patches of colour with some grain."""
     shape = (1, 3 * frames, height, width)
     grain = uniform("picture", shape)
@@ -115,7 +115,7 @@ def file(kind, tmp_path_factory):
 def test_wan_without_attention_is_exact_where_the_overlap_is_wide_enough(tmp_path):
     """Its norms act on each place alone, so that only the attention of its middle sees the whole frame."""
     save("wan22", tmp_path)
-    media = picture("wan22", 16, 1280)
+    media = image("wan22", 16, 1280)
     whole, cut = pretrained("wan22", tmp_path), pretrained("wan22", tmp_path, tile=1088)
     for autoencoder in (whole, cut):
         for side in (autoencoder.load().encoder, autoencoder.load().decoder):
@@ -135,7 +135,7 @@ def seam(difference: torch.Tensor, places: list[int]) -> float:
 
 
 def test_tiles_are_near_the_whole_and_leave_no_seams(kind, file):
-    media = picture(kind, 32, 1024)
+    media = image(kind, 32, 1024)
     size, borders = media_size(media), [256, 512, 768]  # where a tile begins or ends
     whole, cut = pretrained(kind, file), pretrained(kind, file, tile=512)
     latents = whole.encode(media)
@@ -154,7 +154,7 @@ def test_tiles_are_near_the_whole_and_leave_no_seams(kind, file):
 
 
 def test_media_no_longer_than_a_tile_are_whole(kind, file):
-    media = picture(kind, 16, 512)
+    media = image(kind, 16, 512)
     size, whole, cut = media_size(media), pretrained(kind, file), pretrained(kind, file, tile=512)
     latents = whole.encode(media)
     assert torch.equal(cut.encode(media), latents)
@@ -162,7 +162,7 @@ def test_media_no_longer_than_a_tile_are_whole(kind, file):
 
 
 def test_a_tile_bounds_the_memory(kind, file):
-    media = picture(kind, 16, 2048)
+    media = image(kind, 16, 2048)
     size = media_size(media)
 
     def peaks(**settings) -> list[int]:
@@ -178,13 +178,13 @@ def test_a_tile_bounds_the_memory(kind, file):
         assert cut < 0.4 * whole
 
 
-def test_the_memory_of_a_long_clip_is_that_of_its_pixels(tmp_path):
+def test_the_memory_of_a_long_video_is_that_of_its_pixels(tmp_path):
     """The network works on four frames at a time whatever the length, and keeps what is causally needed."""
     file = write(narrow("wan22"), tmp_path / FILES["wan22"])
     autoencoder, peaks = pretrained("wan22", file), []
     autoencoder.load()
     for frames in (9, 29):
-        media = picture("wan22", 16, 32, frames)
+        media = image("wan22", 16, 32, frames)
         with Alive() as encoding:
             latents = autoencoder.encode(media)
         with Alive() as decoding:

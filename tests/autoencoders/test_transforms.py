@@ -58,9 +58,9 @@ def test_the_mdct_is_orthogonal_and_equals_the_direct_sum(hop):
     torch.testing.assert_close(basis[hop:].T @ basis[:hop], torch.zeros(hop, hop).double(), atol=1e-12, rtol=0)
 
     samples = 3 * hop
-    sound = noise(1, 1, samples, dtype=torch.float64)
-    tokens = Mdct(hop, exponent=1.0).encode(sound)
-    padded = [0.0] * hop + sound.flatten().tolist() + [0.0] * hop
+    audio = noise(1, 1, samples, dtype=torch.float64)
+    tokens = Mdct(hop, exponent=1.0).encode(audio)
+    padded = [0.0] * hop + audio.flatten().tolist() + [0.0] * hop
     for frame in range(4):
         for k in range(hop):
             direct = 0.0
@@ -76,25 +76,25 @@ def test_the_mdct_is_orthogonal_and_equals_the_direct_sum(hop):
 def test_every_sample_is_recovered(samples, channels):
     for dtype, tolerance in ((torch.float32, 3e-6), (torch.float64, 1e-14)):
         transform = Mdct(64, channels)
-        sound = (torch.rand(2, channels, samples, generator=generator(samples), dtype=torch.float64) * 2 - 1).to(dtype)
-        tokens = transform.encode(sound)
+        audio = (torch.rand(2, channels, samples, generator=generator(samples), dtype=torch.float64) * 2 - 1).to(dtype)
+        tokens = transform.encode(audio)
         assert tokens.dtype == dtype
         assert tokens.shape == (2, math.ceil(samples / 64) + 1, channels * 64)
         again = transform.decode(tokens, (samples, 1, 1))
-        torch.testing.assert_close(again, sound, atol=tolerance, rtol=0)
+        torch.testing.assert_close(again, audio, atol=tolerance, rtol=0)
 
 
 def test_a_tone_falls_into_its_coefficient():
     rate, hop, pitch = 4000, 64, 1015.625  # 32.5 bins of rate / (2 hop)
-    sound = torch.sin(2 * math.pi * pitch * torch.arange(rate) / rate)[None, None]
-    energy = Mdct(hop, exponent=1.0).encode(sound)[0].square()
+    audio = torch.sin(2 * math.pi * pitch * torch.arange(rate) / rate)[None, None]
+    energy = Mdct(hop, exponent=1.0).encode(audio)[0].square()
     assert energy.sum(0).argmax() == 32
     assert energy[:, 30:35].sum() > 0.99 * energy.sum()
 
 
 def test_the_transform_keeps_energy():
-    sound = noise(1, 1, 640, dtype=torch.float64)
-    assert Mdct(64, exponent=1.0).encode(sound).square().sum().item() == pytest.approx(sound.square().sum().item())
+    audio = noise(1, 1, 640, dtype=torch.float64)
+    assert Mdct(64, exponent=1.0).encode(audio).square().sum().item() == pytest.approx(audio.square().sum().item())
 
 
 def test_compression_lifts_quiet_values_and_inverts():
@@ -105,11 +105,11 @@ def test_compression_lifts_quiet_values_and_inverts():
 
 def test_a_sample_does_not_depend_on_its_batch():
     transform = Mdct(64)
-    sounds = noise(8, 1, 4032)
-    together = transform.encode(sounds)
+    waveforms = noise(8, 1, 4032)
+    together = transform.encode(waveforms)
     back = transform.decode(together, (4032, 1, 1))
-    for i, sound in enumerate(sounds):
-        alone = transform.encode(sound[None])
+    for i, audio in enumerate(waveforms):
+        alone = transform.encode(audio[None])
         assert torch.equal(alone[0], together[i])
         assert torch.equal(transform.decode(alone, (4032, 1, 1))[0], back[i])
 

@@ -11,12 +11,12 @@ def autoencoder(tmp_path_factory):
     return pretrained("wan22", save("wan22", tmp_path_factory.mktemp("wan22")))
 
 
-def clip(frames: int = 9) -> torch.Tensor:
+def video(frames: int = 9) -> torch.Tensor:
     return torch.rand(1, frames, 3, 32, 48, generator=generator("clip")) * 2 - 1
 
 
 def test_the_first_tokens_hold_the_first_frame_alone(autoencoder):
-    media = clip()
+    media = video()
     tokens = autoencoder.encode(media)
     assert tokens.shape == (1, 3 * 6, 48)
     torch.testing.assert_close(tokens[:, :6], autoencoder.encode(media[:, :1]))
@@ -27,7 +27,7 @@ def test_the_first_tokens_hold_the_first_frame_alone(autoencoder):
 
 
 def test_order_of_tokens_and_axes_of_the_network(autoencoder):
-    media = clip()
+    media = video()
     with torch.no_grad():
         mean = autoencoder.load().encode(media.transpose(1, 2)).latent_dist.mean  # (1, 48, 3, 2, 3)
         decoded = autoencoder.load().decode(mean).sample
@@ -37,7 +37,7 @@ def test_order_of_tokens_and_axes_of_the_network(autoencoder):
 
 
 def test_normalization_is_published_for_every_channel(autoencoder):
-    tokens = autoencoder.encode(clip(1))
+    tokens = autoencoder.encode(video(1))
     mean, std = torch.linspace(-1, 1, 48), torch.linspace(0.5, 2, 48)
     torch.testing.assert_close(autoencoder.normalization.normalize(tokens), (tokens - mean) / std)
 

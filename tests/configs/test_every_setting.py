@@ -29,7 +29,7 @@ from modalities.generation import generate
 from tests.autoencoders.small import save
 from tests.field_reads import leaf_fields, unread_fields
 from tests.modalities.conditioning.small import save_text_encoder
-from tests.modalities.making import numbered, picture_bytes
+from tests.modalities.making import image_bytes, numbered
 from tests.tools.small_weights import encoder_settings, save_encoders, save_rae
 from tests.tools.tiny import CONFIG
 from tools.evaluate import evaluate_run
@@ -188,7 +188,7 @@ def place(tmp_path_factory) -> Path:
     table = {"image": [], "text": [], "kind": [], "group": []}
     with tarfile.open(folder / "photos.tar", "w") as tar:
         for index, pixels in enumerate(numbered(8, 8, 8)):
-            data, fields = picture_bytes(pixels), {"text": f"level {index}", "kind": "grey", "group": str(index)}
+            data, fields = image_bytes(pixels), {"text": f"level {index}", "kind": "grey", "group": str(index)}
             for name, content in ((f"{index}.png", data), (f"{index}.json", json.dumps(fields).encode())):
                 (folder / "photos" / name).write_bytes(content)
                 member = tarfile.TarInfo(name)

@@ -98,7 +98,7 @@ def test_latents_without_a_deviation_serve_where_the_mean_is_trained_on():
     assert problems(configuration("streams.image.media.autoencoder.posterior=mean"), of_image(deviation=False)) == ""
 
 
-def test_the_meaning_of_a_sound_is_compared_beyond_its_grid():
+def test_the_meaning_of_audio_is_compared_beyond_its_grid():
     config = load_config(CONFIG, ["streams={video: null, image: null}"])
     stored = part_of(config, "audio", "audio")
     assert (stored.media["hop"], stored.media["exponent"]) == (64, 0.5)
@@ -179,12 +179,12 @@ def clips(tmp_path) -> Config:
 
 
 def test_every_part_must_be_there_by_name_and_modality(clips):
-    picture, audio = part_of(clips, "clips", "picture"), part_of(clips, "clips", "audio")
-    assert problems(clips, manifest(parts={"audio": audio, "picture": picture})) == ""
-    assert problems(clips, manifest(parts={"picture": picture, "audio": audio, "depth": picture})) == ""
+    image, audio = part_of(clips, "clips", "picture"), part_of(clips, "clips", "audio")
+    assert problems(clips, manifest(parts={"audio": audio, "picture": image})) == ""
+    assert problems(clips, manifest(parts={"picture": image, "audio": audio, "depth": image})) == ""
     for parts, there, missing in (
-        ({"picture": picture}, "part picture (video)", "audio (audio)"),
-        ({"video": picture, "audio": audio}, "parts video (video), audio (audio)", "picture (video)"),
+        ({"picture": image}, "part picture (video)", "audio (audio)"),
+        ({"video": image, "audio": audio}, "parts video (video), audio (audio)", "picture (video)"),
         ({"picture": audio, "audio": audio}, "parts picture (audio), audio (audio)", "picture (video)"),
     ):
         found = problems(clips, manifest(parts=parts))
@@ -198,13 +198,13 @@ def test_held_out_latents_are_checked_in_the_same_way(clips):
 
 
 def test_what_differs_in_one_part_is_named_with_the_part(clips):
-    picture, audio = part_of(clips, "clips", "picture"), part_of(clips, "clips", "audio")
-    slow = replace(picture, media=picture.media | {"fps": 5.0})
+    image, audio = part_of(clips, "clips", "picture"), part_of(clips, "clips", "audio")
+    slow = replace(image, media=image.media | {"fps": 5.0})
     found = problems(clips, manifest(parts={"picture": slow, "audio": replace(audio, grid=(3, 1, 1))}))
-    assert f"streams.clips.parts.picture.media.fps: {picture.media['fps']}, and the latents were made with 5.0" in found
+    assert f"streams.clips.parts.picture.media.fps: {image.media['fps']}, and the latents were made with 5.0" in found
     assert "streams.clips.parts.audio.media: makes " in found
     assert "and the latents are 3 x 1 x 1 tokens" in found
     digests = latent_digests(
-        {"clips": Stored(manifest(parts={"picture": picture, "audio": audio}))}, build_adapters(clips, Path())
+        {"clips": Stored(manifest(parts={"picture": image, "audio": audio}))}, build_adapters(clips, Path())
     )
     assert digests == {"clips": {"picture": "", "audio": ""}}

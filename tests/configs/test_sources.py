@@ -11,7 +11,7 @@ from configs.load import load_config
 from core.errors import ConfigError
 from modalities.data.sources.folder import FolderConfig
 from modalities.synthetic.config import SyntheticConfig
-from tests.modalities.making import numbered, picture_bytes
+from tests.modalities.making import image_bytes, numbered
 
 FILE = """
 streams:
@@ -24,7 +24,7 @@ streams:
 def test_all_missing_data_are_named_at_once_with_what_is_needed(tmp_path):
     (tmp_path / "run.yaml").write_text(FILE)
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(picture_bytes(numbered(1)[0]))
+    (tmp_path / "pictures" / "a.png").write_bytes(image_bytes(numbered(1)[0]))
     with pytest.raises(ConfigError) as raised:
         open_sources(load_config(tmp_path / "run.yaml", []), tmp_path)
     video, video_needs, audio, audio_needs = raised.value.problems  # the images are there

@@ -78,10 +78,10 @@ def video_file(
     return path
 
 
-def picture_bytes(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:
+def image_bytes(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    picture.save(file, kind, **options)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -90,13 +90,13 @@ def tone(seconds: float, rate: int, pitch: float = 440.0) -> np.ndarray:
     return (0.5 * np.sin(2 * math.pi * pitch * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
-def sound_bytes(samples: np.ndarray, rate: int, kind: str = "WAV", subtype: str | None = "PCM_16") -> bytes:
+def audio_bytes(samples: np.ndarray, rate: int, kind: str = "WAV", subtype: str | None = "PCM_16") -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype=subtype)
     return file.getvalue()
 
 
-def sound_file(path: Path, samples: np.ndarray, rate: int, codec: str, **container_options: str) -> Path:
+def audio_file(path: Path, samples: np.ndarray, rate: int, codec: str, **container_options: str) -> Path:
     """float32 (S, channels) through a codec that libsndfile does not have; the suffix names the container."""
     layout = ("mono", "stereo")[samples.shape[1] - 1]
     with av.open(str(path), "w", options=container_options) as container:

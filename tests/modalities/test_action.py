@@ -1,4 +1,4 @@
-"""Actions and states: one token each, at their time and beside the picture, normalized by the statistics of a file."""
+"""Actions and states: one token each, at their time and beside the image, normalized by the statistics of a file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_robot_has_a_modality_of_its_own():
         modality("actoin")
 
 
-def test_tokens_lie_on_the_time_of_the_video_and_off_its_picture():
+def test_tokens_lie_on_the_time_of_the_video_and_off_its_image():
     """Six actions of a robot at 3 Hz beside a video of 24 frames a second: an action spans 8 frames."""
     video = VideoAdapter(VideoConfig([8], frames=49, fps=24, patch=4, patch_frames=4))
     found = make_parts({"image": video, "action": action(), "state": action("state", width=8)}, per_second=24.0)

@@ -9,7 +9,7 @@ from core.errors import ConfigError, DataError
 from core.keys import generator
 from modalities.audio import AudioAdapter, AudioConfig
 from modalities.media.audio import probe_audio
-from tests.modalities.making import record, sound_bytes, tone
+from tests.modalities.making import audio_bytes, record, tone
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from tests.modalities.making import record, sound_bytes, tone
     [(8000, "FLAC", "PCM_16"), (44100, "WAV", "PCM_24"), (44100, "FLAC", "PCM_24"), (4000, "WAV", "FLOAT")],
 )
 def test_any_file_becomes_the_same_tone(rate, kind, subtype):
-    data = sound_bytes(tone(1.0, rate), rate, kind, subtype)
+    data = audio_bytes(tone(1.0, rate), rate, kind, subtype)
     media = AudioAdapter(AudioConfig()).load(record(data), generator("a"))
     assert media.shape == (1, 4000)
     assert media.dtype == torch.float32
@@ -28,31 +28,31 @@ def test_any_file_becomes_the_same_tone(rate, kind, subtype):
 @pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])
 def test_every_rate_keeps_pitch_place_and_loudness(rate, wanted):
     config = AudioConfig(sample_rate=wanted, seconds=0.5)
-    sound = AudioAdapter(config).load(record(sound_bytes(tone(0.5, rate), rate, "FLAC", "PCM_24")), generator("a"))[0]
+    audio = AudioAdapter(config).load(record(audio_bytes(tone(0.5, rate), rate, "FLAC", "PCM_24")), generator("a"))[0]
     inside = slice(wanted // 20, -wanted // 20)
-    np.testing.assert_allclose(sound.numpy()[inside], tone(0.5, wanted)[inside], atol=1e-3)
-    assert sound[inside].abs().max() == pytest.approx(0.5, rel=2e-3)
-    assert sound[inside].square().mean().sqrt() == pytest.approx(0.5 / 2**0.5, rel=2e-3)
+    np.testing.assert_allclose(audio.numpy()[inside], tone(0.5, wanted)[inside], atol=1e-3)
+    assert audio[inside].abs().max() == pytest.approx(0.5, rel=2e-3)
+    assert audio[inside].square().mean().sqrt() == pytest.approx(0.5 / 2**0.5, rel=2e-3)
 
 
 def test_loudness_is_left_alone():
     """Silence stays as quiet and loud floats as loud as they are in the file, to the bit where the rate is the same."""
     adapter = AudioAdapter(AudioConfig())
     for gain in (1e-4, 1.0, 20.0):
-        sound = gain * tone(1.0, 4000)
-        seen = adapter.load(record(sound_bytes(sound, 4000, subtype="FLOAT")), generator("a"))[0].numpy()
-        assert np.array_equal(seen, sound)
+        audio = gain * tone(1.0, 4000)
+        seen = adapter.load(record(audio_bytes(audio, 4000, subtype="FLOAT")), generator("a"))[0].numpy()
+        assert np.array_equal(seen, audio)
         faster = gain * tone(1.0, 44_100)
-        seen = adapter.load(record(sound_bytes(faster, 44_100, subtype="FLOAT")), generator("a"))[0].numpy()
-        np.testing.assert_allclose(seen[200:-200], sound[200:-200], atol=2e-3 * gain)
+        seen = adapter.load(record(audio_bytes(faster, 44_100, subtype="FLOAT")), generator("a"))[0].numpy()
+        np.testing.assert_allclose(seen[200:-200], audio[200:-200], atol=2e-3 * gain)
 
 
 def test_ten_seconds_of_a_song():
     config = songbloom(seconds=10)
     stereo = np.stack([tone(12.0, 44_100, 440), tone(12.0, 44_100, 660)], axis=1)
-    sound = AudioAdapter(config).load(record(sound_bytes(stereo, 44_100)), generator("a"))
-    assert sound.shape == (2, 480_000)
-    assert (sound[:, -1000:].abs().max(dim=1).values > 0.4).all()  # to the end
+    audio = AudioAdapter(config).load(record(audio_bytes(stereo, 44_100)), generator("a"))
+    assert audio.shape == (2, 480_000)
+    assert (audio[:, -1000:].abs().max(dim=1).values > 0.4).all()  # to the end
 
 
 def test_a_window_inside_a_long_file_equals_the_whole_resampled():
@@ -82,14 +82,14 @@ def test_channels_are_mixed_or_doubled():
     doubled = AudioAdapter(config).load(mono, generator("a"))
     assert torch.equal(doubled[0], doubled[1])
     surround = np.stack([tone(1.0, 4000, 100 * (i + 1)) for i in range(6)], axis=1)
-    for media in (surround, sound_bytes(surround, 4000, subtype="FLOAT")):
+    for media in (surround, audio_bytes(surround, 4000, subtype="FLOAT")):
         with pytest.raises(DataError, match="6 channels, stereo takes files with 1 or 2"):
             AudioAdapter(config).load(record(media, 4000), generator("a"))
         mixed = AudioAdapter(AudioConfig()).load(record(media, 4000), generator("a"))
         np.testing.assert_allclose(mixed[0].numpy(), surround.mean(axis=1), atol=1e-6)
 
 
-def test_a_short_sound_is_padded_or_refused():
+def test_short_audio_is_padded_or_refused():
     item = record(tone(0.25, 8000)[:, None], 8000)
     media = AudioAdapter(AudioConfig()).load(item, generator("a"))
     assert (media[0, 1000:] == 0).all()
@@ -102,16 +102,16 @@ def test_a_short_sound_is_padded_or_refused():
 
 def half_silent(rate: int = 8000, seconds: float = 3.0, start: float = 0.0) -> np.ndarray:
     """(samples,), a tone in one half of the time, from `start` seconds on, and digital silence in the other."""
-    sound = np.zeros(round(rate * seconds), np.float32)
-    place, length = round(start * rate), len(sound) // 2
-    sound[place : place + length] = tone(length / rate, rate)[: len(sound) - place]
-    return sound
+    audio = np.zeros(round(rate * seconds), np.float32)
+    place, length = round(start * rate), len(audio) // 2
+    audio[place : place + length] = tone(length / rate, rate)[: len(audio) - place]
+    return audio
 
 
 def test_another_window_is_drawn_where_one_is_silent():
     """160 audio clips, half tone, half silence: every one of them is good, at every draw."""
     adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
-    data = sound_bytes(half_silent(), 8000)
+    data = audio_bytes(half_silent(), 8000)
     for i in range(160):
         window = adapter.load(record(data), generator("sample", i))
         assert window.any()
@@ -120,11 +120,11 @@ def test_another_window_is_drawn_where_one_is_silent():
 
 def test_the_first_window_is_taken_as_before_where_it_is_not_silent():
     adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
-    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (24_000, 1)).astype(np.float32)
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, (24_000, 1)).astype(np.float32)
     for i in range(5):
         start = int(torch.randint(20_001, (), generator=generator("sample", i)))
-        window = adapter.load(record(sound, 8000), generator("sample", i))
-        assert torch.equal(window[0], torch.tensor(sound[start : start + 4000, 0]))
+        window = adapter.load(record(audio, 8000), generator("sample", i))
+        assert torch.equal(window[0], torch.tensor(audio[start : start + 4000, 0]))
 
 
 @pytest.mark.parametrize("rate", [8000, 44_100])
@@ -132,10 +132,10 @@ def test_the_first_window_is_taken_as_before_where_it_is_not_silent():
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "array"])
 def test_a_click_in_a_long_silence_is_found(rate, place, kind):
     adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
-    sound = np.zeros(60 * rate, np.float32)
-    click = min(round(place * len(sound)), len(sound) - 1000)
-    sound[click : click + 500] = 0.5
-    media = sound[:, None] if kind == "array" else sound_bytes(sound, rate, kind)
+    audio = np.zeros(60 * rate, np.float32)
+    click = min(round(place * len(audio)), len(audio) - 1000)
+    audio[click : click + 500] = 0.5
+    media = audio[:, None] if kind == "array" else audio_bytes(audio, rate, kind)
     item = record(media, rate if kind == "array" else None)
     window = adapter.load(item, generator("a"))
     assert window.abs().max() > 0.3
@@ -154,10 +154,10 @@ def test_a_file_is_bad_only_if_all_of_it_is_silent():
 
 def test_a_window_that_is_not_finite_is_not_the_file():
     adapter = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5))
-    sound = tone(60.0, 8000)
-    sound[: 59 * 8000] = np.nan
+    audio = tone(60.0, 8000)
+    audio[: 59 * 8000] = np.nan
     for i in range(3):
-        window = adapter.load(record(sound[:, None], 8000), generator("sample", i))
+        window = adapter.load(record(audio[:, None], 8000), generator("sample", i))
         assert window.isfinite().all()
     with pytest.raises(DataError, match="folder/file: holds samples that are not finite"):
         adapter.load(record(np.full((80_000, 1), np.nan, np.float32), 8000), generator("a"))
@@ -192,17 +192,17 @@ def load_nothing():
 def test_silence_and_values_that_are_not_finite_are_refused():
     adapter = AudioAdapter(AudioConfig())
     with pytest.raises(DataError, match="folder/file: silent"):
-        adapter.load(record(sound_bytes(np.zeros(4000), 4000)), generator("a"))
+        adapter.load(record(audio_bytes(np.zeros(4000), 4000)), generator("a"))
     broken = tone(1.0, 4000)
     broken[2000] = np.nan
     with pytest.raises(DataError, match="folder/file: holds samples that are not finite"):
-        adapter.load(record(sound_bytes(broken, 4000, subtype="FLOAT")), generator("a"))
+        adapter.load(record(audio_bytes(broken, 4000, subtype="FLOAT")), generator("a"))
 
 
 def test_files_that_are_damaged_are_refused_and_none_is_silent(tmp_path):
     """What the files themselves can be is tested with `modalities.media.audio`."""
     adapter, whole = AudioAdapter(AudioConfig(sample_rate=8000, seconds=0.5)), tone(3.0, 48_000)
-    flac, mp3 = sound_bytes(whole, 48_000, "FLAC"), sound_bytes(whole, 48_000, "MP3", None)
+    flac, mp3 = audio_bytes(whole, 48_000, "FLAC"), audio_bytes(whole, 48_000, "MP3", None)
     for media in (b"", flac[: len(flac) // 2], mp3[: len(mp3) // 2], flac[:100], b"no audio" * 99, tmp_path / "none"):
         for i in range(3):
             with pytest.raises(DataError, match=r"^folder/file: "):
@@ -235,7 +235,7 @@ def test_given_frames_lie_within_the_prefix(samples, count):
 
 def test_a_given_frame_does_not_see_behind_the_prefix_and_keeps_it():
     adapter = AudioAdapter(AudioConfig())
-    data = sound_bytes(tone(0.25, 8000), 8000, subtype="FLOAT")
+    data = audio_bytes(tone(0.25, 8000), 8000, subtype="FLOAT")
     media, known = adapter.load_prefix(record(data))
     assert media.shape == (1, 4000)
     assert known == 1000
@@ -259,7 +259,7 @@ def test_a_long_prefix_is_cut_to_a_window():
     assert media.shape == (1, 4000)
 
 
-def test_a_written_sound_has_its_rate(tmp_path):
+def test_written_audio_has_its_rate(tmp_path):
     adapter = AudioAdapter(AudioConfig(channels=2))
     info = probe_audio(adapter.write(torch.zeros(2, 4000), tmp_path / "a"), "a")
     assert (info.samples, info.rate, info.channels) == (4000, 4000, 2)
@@ -276,7 +276,7 @@ def test_every_problem_of_a_config_is_named():
         AudioAdapter(config)
 
 
-def test_a_resampler_that_is_not_installed_is_said_before_any_sound_is_read(monkeypatch):
+def test_a_resampler_that_is_not_installed_is_said_before_any_audio_is_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchaudio", None)
     with pytest.raises(ConfigError, match="resampler: 'torchaudio' needs the package torchaudio"):
         AudioAdapter(AudioConfig(resampler="torchaudio"))
@@ -284,7 +284,7 @@ def test_a_resampler_that_is_not_installed_is_said_before_any_sound_is_read(monk
 
 def test_the_resampler_of_the_config_does_the_work():
     pytest.importorskip("torchaudio", reason="torchaudio is part of the full environment")
-    item = record(sound_bytes(tone(1.0, 44_100), 44_100))
+    item = record(audio_bytes(tone(1.0, 44_100), 44_100))
     one, other = (
         AudioAdapter(AudioConfig(resampler=name)).load(item, generator("a")) for name in ("soxr", "torchaudio")
     )
@@ -307,10 +307,10 @@ def test_tokens_of_an_autoencoder_are_known_without_its_weights():
     assert not adapter.kept_prefix(1919).any()
 
 
-def test_a_sound_goes_through_an_autoencoder_to_a_file(tmp_path):
+def test_audio_goes_through_an_autoencoder_to_a_file(tmp_path):
     small = pytest.importorskip("tests.autoencoders.small")
     adapter = AudioAdapter(songbloom(small.save("songbloom", tmp_path / "weights"), seconds=0.12))
-    media = adapter.load(record(sound_bytes(tone(0.5, 22_050), 22_050)), generator("a"))
+    media = adapter.load(record(audio_bytes(tone(0.5, 22_050), 22_050)), generator("a"))
     tokens = adapter.encode(media[None])
     assert tokens.shape == (1, 3, 64)
     assert adapter.normalization is None

@@ -86,13 +86,13 @@ def test_what_gives_guidance_nothing_to_work_with():
     assert "condition.kind: none" in guidance_problem(ConditionConfig(kind="none"), guided)
 
 
-def picture(adapter) -> torch.Tensor:
+def image(adapter) -> torch.Tensor:
     return torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 def test_known_pixels_come_back_exactly_and_the_others_depend_on_them(loaded):
     adapter = loaded.generator.parts["image"]["image"].adapter
-    media = picture(adapter)
+    media = image(adapter)
     kept = torch.zeros(8, 8, dtype=torch.bool)
     kept[:, :6] = True  # the right tokens are known in part only
     known = Known(media, adapter.known_from_image_mask(kept), kept)
@@ -111,7 +111,7 @@ def test_what_is_known_may_differ_between_samples(loaded):
     adapter = loaded.generator.parts["image"]["image"].adapter
     kept = torch.zeros(8, 8, dtype=torch.bool)
     kept[:, :4] = True
-    one = Known(picture(adapter), adapter.known_from_image_mask(kept), kept)
+    one = Known(image(adapter), adapter.known_from_image_mask(kept), kept)
     other = replace(one, media=-one.media)
     first, second = made(loaded, "image", known=one), made(loaded, "image", known=other)
     for size in (8, 3):
@@ -122,7 +122,7 @@ def test_what_is_known_may_differ_between_samples(loaded):
 
 def test_a_given_first_frame_comes_back_exactly(loaded):
     adapter = loaded.generator.parts["video"]["video"].adapter
-    media = picture(adapter)[None].repeat(3, 1, 1, 1)
+    media = image(adapter)[None].repeat(3, 1, 1, 1)
     first = torch.arange(3) == 0
     known = Known(media, adapter.first_frame_mask(), first[:, None, None, None])
     result = made(loaded, "video", known=known)  # (8, 3, 3, 8, 8)
@@ -132,7 +132,7 @@ def test_a_given_first_frame_comes_back_exactly(loaded):
 
 
 @pytest.mark.parametrize("samples", [0, 63, 64, 400, 1199, 1200])
-def test_the_beginning_of_a_sound_comes_back_exactly(loaded, samples):
+def test_the_beginning_of_audio_comes_back_exactly(loaded, samples):
     adapter = loaded.generator.parts["audio"]["audio"].adapter
     media = torch.rand(1, 1200, generator=torch.Generator().manual_seed(2)) - 0.5
     media[:, samples:] = 0

@@ -14,16 +14,16 @@ from core.training.config import from_plain
 from modalities.image import ImageAdapter, ImageConfig, fit_frames
 from modalities.media.images import read_image
 from modalities.streams import make_parts, make_segments
-from tests.modalities.making import gradient, picture_bytes, record
+from tests.modalities.making import gradient, image_bytes, record
 
 
 def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_a_picture_of_the_wanted_size_survives_bit_for_bit(tmp_path):
+def test_an_image_of_the_wanted_size_survives_bit_for_bit(tmp_path):
     adapter, pixels = ImageAdapter(ImageConfig(size=[16])), noise(16, 16)
-    media = adapter.load(record(picture_bytes(pixels)), generator("a"))
+    media = adapter.load(record(image_bytes(pixels)), generator("a"))
     assert media.shape == (3, 16, 16)
     assert media.dtype == torch.float32
     assert media.min() >= -1
@@ -51,7 +51,7 @@ def test_the_center_crop_keeps_the_middle():
     assert (media == 1).all()
 
 
-def test_pad_keeps_the_whole_picture():
+def test_pad_keeps_the_whole_image():
     pixels = np.full((16, 64, 3), 255, np.uint8)
     adapter = ImageAdapter(ImageConfig(size=[32], crop="pad", background=[255, 0, 0]))
     media = adapter.load(record(pixels), generator("a"))
@@ -114,10 +114,10 @@ def test_oblong_pixels_become_square():
     bright = (media[0] > 0).nonzero()
     assert (bright.amin(dim=0).tolist(), bright.amax(dim=0).tolist()) == ([10, 20], [19, 39])
     padded = fit_frames([pixels], ImageConfig(size=[40], crop="pad"), "x", generator("a"), aspect=2.0)[0]
-    assert (padded[0] > 0.99).all(dim=1).sum() == 40 - 15  # 15 rows of picture: 30 x 80 became 15 x 40
+    assert (padded[0] > 0.99).all(dim=1).sum() == 40 - 15  # 15 rows of image: 30 x 80 became 15 x 40
 
 
-def test_pictures_are_mirrored_in_training_only_and_only_when_asked():
+def test_images_are_mirrored_in_training_only_and_only_when_asked():
     item = record(noise(16, 16))
     plain, adapter = ImageAdapter(ImageConfig(size=[16])), ImageAdapter(ImageConfig(size=[16], flip=True))
     media = plain.load(item, generator("a"))
@@ -133,7 +133,7 @@ def test_pictures_are_mirrored_in_training_only_and_only_when_asked():
     assert torch.equal(torch.rand(1, generator=draw), torch.rand(1, generator=generator("sample", 0)))
 
 
-def test_small_pictures_are_refused_only_when_asked():
+def test_small_images_are_refused_only_when_asked():
     item = record(noise(12, 40))
     assert ImageAdapter(ImageConfig(size=[16])).load(item, generator("a")).shape == (3, 16, 16)
     with pytest.raises(DataError, match="folder/file: 12 x 40 pixels, the short side must have at least 16"):
@@ -142,7 +142,7 @@ def test_small_pictures_are_refused_only_when_asked():
 
 def test_transparency_takes_the_configured_background():
     adapter = ImageAdapter(ImageConfig(size=[4], background=[0, 0, 255]))
-    media = adapter.load(record(picture_bytes(Image.new("RGBA", (4, 4), (9, 9, 9, 0)))), generator("a"))
+    media = adapter.load(record(image_bytes(Image.new("RGBA", (4, 4), (9, 9, 9, 0)))), generator("a"))
     assert media.mean(dim=(1, 2)).tolist() == [-1, -1, 1]
 
 
@@ -171,15 +171,15 @@ def test_given_tokens_keep_their_pixels_through_the_inverse():
     assert not torch.equal(painted[..., 8:], media[..., 8:])
 
 
-def test_a_mask_file_is_cut_like_its_picture():
+def test_a_mask_file_is_cut_like_its_image():
     adapter = ImageAdapter(ImageConfig(size=[16], crop="random"))
     pixels = np.full((16, 200, 3), 255, np.uint8)
     pixels[:, 60:90] = 0
     media = adapter.load(record(pixels), generator("same"))
-    known = adapter.load_mask(record(picture_bytes(pixels)), generator("same"))
+    known = adapter.load_mask(record(image_bytes(pixels)), generator("same"))
     assert known.dtype == torch.bool
     assert torch.equal(known, media[0] < 0)  # dark is known
-    clear = adapter.load_mask(record(picture_bytes(Image.new("RGBA", (16, 16), (0, 0, 0, 0)))), generator("a"))
+    clear = adapter.load_mask(record(image_bytes(Image.new("RGBA", (16, 16), (0, 0, 0, 0)))), generator("a"))
     assert not clear.any()
 
 
@@ -229,11 +229,11 @@ def test_tokens_of_an_autoencoder_are_known_without_its_weights(kind, settings, 
     assert adapter.known_from_image_mask(known).logical_not().nonzero().tolist() == [[grid[1] * grid[2] - 1]]
 
 
-def test_a_picture_goes_through_an_autoencoder_to_a_file(tmp_path):
+def test_an_image_goes_through_an_autoencoder_to_a_file(tmp_path):
     small = pytest.importorskip("tests.autoencoders.small")
     config = SDVAEConfig(path=str(small.save("sd_vae", tmp_path / "weights")))
     adapter = ImageAdapter(ImageConfig(size=[32, 48], autoencoder=config)).to("cpu")
-    media = adapter.load(record(picture_bytes(noise(50, 60))), generator("a"))
+    media = adapter.load(record(image_bytes(noise(50, 60))), generator("a"))
     tokens = adapter.encode(media[None], torch.zeros(1, 6, 16))
     assert torch.equal(tokens, adapter.encode(media[None]))
     torch.testing.assert_close(adapter.normalization.normalize(tokens), tokens * 0.18215)
@@ -262,11 +262,11 @@ def test_the_section_of_the_autoencoder_is_a_structured_config():
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), AttributeError("y"), MemoryError("z"), OverflowError("w")])
 @pytest.mark.parametrize("place", ["modalities.media.images.Image.open", "modalities.image.fit_frames"])
-def test_whatever_goes_wrong_with_a_picture_costs_that_record(error, place, monkeypatch):
+def test_whatever_goes_wrong_with_an_image_costs_that_record(error, place, monkeypatch):
     def broken(*_args, **_options):
         raise error
 
-    data = picture_bytes(gradient())
+    data = image_bytes(gradient())
     monkeypatch.setattr(place, broken)
     with pytest.raises(
         DataError, match=rf"^folder/file: cannot be decoded as an image: {type(error).__name__}: {error}"

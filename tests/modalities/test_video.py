@@ -8,7 +8,7 @@ from core.errors import ConfigError, DataError
 from core.keys import generator
 from modalities.media.video import index_video
 from modalities.video import VideoAdapter, VideoConfig
-from tests.modalities.making import numbered, numbers, picture_bytes, record, video_file
+from tests.modalities.making import image_bytes, numbered, numbers, record, video_file
 
 
 def frame_numbers(media: torch.Tensor) -> list[int]:
@@ -16,28 +16,28 @@ def frame_numbers(media: torch.Tensor) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
+def video(tmp_path_factory):
     return video_file(tmp_path_factory.mktemp("clips") / "a.mp4", numbered(40), fps=24)
 
 
-def test_a_window_has_the_wanted_rate(clip):
+def test_a_window_has_the_wanted_rate(video):
     adapter = VideoAdapter(VideoConfig(frames=9, fps=12.0))
-    seen = frame_numbers(adapter.load(record(clip), generator("a")))
+    seen = frame_numbers(adapter.load(record(video), generator("a")))
     assert np.diff(seen).tolist() == [2] * 8
     assert 0 <= seen[0] <= 40 - 17
 
 
-def test_the_window_is_a_function_of_its_generator(clip):
+def test_the_window_is_a_function_of_its_generator(video):
     adapter = VideoAdapter(VideoConfig(frames=5, fps=24.0))
-    first = [frame_numbers(adapter.load(record(clip), generator("sample", i)))[0] for i in range(12)]
-    again = [frame_numbers(adapter.load(record(clip.read_bytes()), generator("sample", i)))[0] for i in range(12)]
+    first = [frame_numbers(adapter.load(record(video), generator("sample", i)))[0] for i in range(12)]
+    again = [frame_numbers(adapter.load(record(video.read_bytes()), generator("sample", i)))[0] for i in range(12)]
     assert first == again
     assert len(set(first)) > 6
     assert 0 <= min(first) < 12
     assert 24 < max(first) <= 35
 
 
-def test_a_file_as_long_as_a_clip_is_taken_whole():
+def test_a_file_as_long_as_a_window_is_taken_whole():
     item = record(numbered(9, 16, 16), rate=8.0)
     for i in range(5):
         media = VideoAdapter(VideoConfig()).load(item, generator(i))
@@ -120,7 +120,7 @@ def test_tokens_invert_bit_for_bit(first_frame_alone):
 def test_a_given_first_frame_is_kept_and_only_that(tmp_path):
     adapter = VideoAdapter(VideoConfig())
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    media = adapter.load_first_frame(record(picture_bytes(pixels)), generator("a"))
+    media = adapter.load_first_frame(record(image_bytes(pixels)), generator("a"))
     assert media.shape == (9, 3, 16, 16)
     conditioning_mask = adapter.first_frame_mask()
     assert conditioning_mask.sum() == 16
@@ -164,12 +164,12 @@ def test_all_frames_are_mirrored_together():
     assert 2 < mirrored < 14
     assert mirrored + sum(torch.equal(one, media) for one in seen) == 16
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    first = adapter.load_first_frame(record(picture_bytes(pixels)), generator("a"))[0]
+    first = adapter.load_first_frame(record(image_bytes(pixels)), generator("a"))[0]
     assert torch.equal(first, torch.tensor(pixels).permute(2, 0, 1) / 127.5 - 1)  # what a user gives is kept
 
 
 @pytest.mark.parametrize("fps", [24, 30, 60])
-def test_the_clips_of_the_paper(tmp_path, fps):
+def test_the_videos_of_the_paper(tmp_path, fps):
     """45 frames of 192 pixels at 24 fps (paper, App. A.2), from files of any rate."""
     count = fps * 2 + 1
     path = video_file(tmp_path / "a.mp4", ramp(count, 96, 168), fps=fps)
@@ -187,7 +187,7 @@ def ramp(frames: int, height: int, width: int) -> np.ndarray:
     return np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3)).copy()
 
 
-def test_a_clip_of_uneven_times_is_what_the_screen_showed(tmp_path):
+def test_a_video_of_uneven_times_is_what_the_screen_showed(tmp_path):
     gaps = np.random.default_rng(0).integers(10, 120, 40)
     times = np.cumsum(gaps) - gaps[0]
     path = video_file(tmp_path / "a.mp4", numbered(40), milliseconds=[int(time) for time in times])
@@ -209,32 +209,32 @@ def test_pixels_that_are_not_square_keep_the_shape_of_the_scene(tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord", "torchcodec"])
-def test_workers_and_their_parent_load_the_same_clips(clip, backend):
+def test_workers_and_their_parent_load_the_same_videos(video, backend):
     """The parent reads first, as a run does to check its data; then workers that were forked off."""
     adapter = VideoAdapter(VideoConfig(frames=5, fps=24.0, backend=backend))
     try:
-        first = adapter.load(record(clip), generator("sample", 0))
+        first = adapter.load(record(video), generator("sample", 0))
     except ConfigError as error:
         pytest.skip(str(error))
 
-    class Clips(torch.utils.data.Dataset):
+    class Videos(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return 8
 
         def __getitem__(self, item: int) -> torch.Tensor:
-            return adapter.load(record(clip), generator("sample", item))
+            return adapter.load(record(video), generator("sample", item))
 
     expected = [
-        VideoAdapter(VideoConfig(frames=5, fps=24.0)).load(record(clip), generator("sample", i)) for i in range(8)
+        VideoAdapter(VideoConfig(frames=5, fps=24.0)).load(record(video), generator("sample", i)) for i in range(8)
     ]
     loader = torch.utils.data.DataLoader(
-        Clips(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+        Videos(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
     )
     assert torch.equal(first, expected[0])
     assert all(torch.equal(one, other) for one, other in zip(loader, expected, strict=True))
 
 
-def test_a_written_clip_has_its_frame_rate(tmp_path):
+def test_a_written_video_has_its_frame_rate(tmp_path):
     adapter = VideoAdapter(VideoConfig(fps=8.0))
     media = adapter.load(record(numbered(9, 16, 16), rate=8.0), generator("a"))
     path = adapter.write(media, tmp_path / "clip")
@@ -263,11 +263,11 @@ def test_tokens_of_an_autoencoder_are_known_without_its_weights():
     assert adapter.first_frame_mask().sum() == 12 * 21
 
 
-def test_a_clip_goes_through_an_autoencoder_to_a_file(clip, tmp_path):
+def test_a_video_goes_through_an_autoencoder_to_a_file(video, tmp_path):
     small = pytest.importorskip("tests.autoencoders.small")
     config = Wan22Config(path=str(small.save("wan22", tmp_path / "weights")))
     adapter = VideoAdapter(VideoConfig(size=[32], frames=5, autoencoder=config))
-    media = adapter.load(record(clip), generator("a"))
+    media = adapter.load(record(video), generator("a"))
     tokens = adapter.encode(media[None])
     assert tokens.shape == (1, 8, 48)
     assert adapter.normalization.mean.shape == (48,)
@@ -275,7 +275,7 @@ def test_a_clip_goes_through_an_autoencoder_to_a_file(clip, tmp_path):
     assert decoded.shape == (1, 5, 3, 32, 32)
     written = adapter.write(decoded[0], tmp_path / "a")
     assert index_video(written, "a", None).count(8.0) == 5
-    first = adapter.load_first_frame(record(picture_bytes(np.zeros((40, 40, 3), np.uint8))), generator("a"))
+    first = adapter.load_first_frame(record(image_bytes(np.zeros((40, 40, 3), np.uint8))), generator("a"))
     conditioning_mask = adapter.first_frame_mask()
     assert torch.equal(
         adapter.encode(first[None])[:, conditioning_mask], adapter.encode(first[None, :1])[:, : conditioning_mask.sum()]

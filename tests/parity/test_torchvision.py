@@ -13,7 +13,7 @@ v2 = pytest.importorskip(
 )
 
 
-def picture(height: int, width: int) -> torch.Tensor:
+def image(height: int, width: int) -> torch.Tensor:
     draw = generator("torchvision", height, width)
     return torch.randint(0, 256, (height, width, 3), generator=draw, dtype=torch.uint8)
 
@@ -27,7 +27,7 @@ def resized(levels: torch.Tensor, size: list[int]) -> torch.Tensor:
 )
 def test_center_crop(size, whole):
     """`whole` is rounded; torchvision, asked for the short side, would cut the long one down to an integer."""
-    pixels = picture(*size)
+    pixels = image(*size)
     ours = fit_frames(pixels.numpy()[None], ImageConfig([32]), "picture", torch.Generator())[0]
     theirs = resized(pixels.permute(2, 0, 1), list(whole))
     top, left = ((side - 32) // 2 for side in whole)
@@ -35,7 +35,7 @@ def test_center_crop(size, whole):
 
 
 def test_pad():
-    pixels = picture(50, 100)
+    pixels = image(50, 100)
     config = ImageConfig([32], crop="pad", background=[10, 20, 30])
     ours = fit_frames(pixels.numpy()[None], config, "picture", torch.Generator())[0]
     inside = resized(pixels.permute(2, 0, 1), [16, 32])

@@ -18,7 +18,7 @@ from core.training import trainer as trainer_module
 from core.training.checkpoint import CheckpointStore, digest
 from core.training.config import differences, read_plain, refuse_changes, to_plain
 from core.training.trainer import Trainer
-from tests.modalities.making import numbered, picture_bytes
+from tests.modalities.making import image_bytes, numbered
 from tests.thinned import slow, thinned
 from tests.tools.tiny import CONFIG, STEPS, published, result, train
 
@@ -177,14 +177,14 @@ def test_data_may_move_but_not_change(tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
     for index, pixels in enumerate(numbered(6, 8, 8)):
-        (photos / f"{index}.png").write_bytes(picture_bytes(pixels))
+        (photos / f"{index}.png").write_bytes(image_bytes(pixels))
     data = ["streams.image.data.kind=folder", "streams.image.data.caption=grey"]
     alone = ["streams.video=null", "streams.audio=null", *data]
     assert train(tmp_path / "run", "training.steps=2", *alone, f"streams.image.data.path={photos}") == 0
     (tmp_path / "moved").mkdir()
     moved = photos.rename(tmp_path / "moved" / "photos")
     assert train(tmp_path / "run", "training.steps=3", *alone, f"streams.image.data.path={moved}") == 0
-    (moved / "6.png").write_bytes(picture_bytes(numbered(1, 8, 8)[0]))
+    (moved / "6.png").write_bytes(image_bytes(numbered(1, 8, 8)[0]))
     assert train(tmp_path / "run", "training.steps=4", *alone, f"streams.image.data.path={moved}") == 2
     assert "The records or their order have changed" in capsys.readouterr().err
 
@@ -269,12 +269,12 @@ def test_a_resume_with_other_settings_names_all_of_them_and_one_with_free_ones_g
 
 
 def test_a_resume_on_other_data_is_refused(tmp_path, capsys):
-    from tests.modalities.making import numbered, picture_bytes
+    from tests.modalities.making import image_bytes, numbered
 
     photos = tmp_path / "data" / "grey"
     photos.mkdir(parents=True)
     for index, pixels in enumerate(numbered(6, 8, 8)):
-        (photos / f"{index}.png").write_bytes(picture_bytes(pixels))
+        (photos / f"{index}.png").write_bytes(image_bytes(pixels))
     config = tmp_path / "photos.yaml"
     config.write_text(
         "streams: {image: {batch: 2, data: {kind: folder, path: data, captions: label}, media: {size: [8]}}}\n"
@@ -282,6 +282,6 @@ def test_a_resume_on_other_data_is_refused(tmp_path, capsys):
         "training: {steps: 2, device: cpu}\n"
     )
     assert train(tmp_path / "run", config=config) == 0
-    (photos / "6.png").write_bytes(picture_bytes(numbered(7, 8, 8)[6]))
+    (photos / "6.png").write_bytes(image_bytes(numbered(7, 8, 8)[6]))
     assert train(tmp_path / "run", "training.steps=3", config=config) == 2
     assert "data of image: " in capsys.readouterr().err

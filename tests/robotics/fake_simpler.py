@@ -1,4 +1,4 @@
-"""Stands in for robotics/simpler/worker.py where there is no SAPIEN: the same messages, pictures, rates and rules.
+"""Stands in for robotics/simpler/worker.py where there is no SAPIEN: the same messages, images, rates and rules.
 
 What a reset shows (poses, gripper, instruction) was recorded from the real one (simpler_resets.json). Physics is only
 this: the tool moves as it is told, and a drawer is pushed by a tool in front of it. FAKE_SIMPLER names a failure.

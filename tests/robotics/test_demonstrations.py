@@ -80,7 +80,7 @@ def images(table) -> list[dict]:
 
 
 def test_row_k_is_what_was_seen_before_action_k():
-    """Replayed without noise, the recorded actions lead through the recorded pictures to success."""
+    """Replayed without noise, the recorded actions lead through the recorded images to success."""
     (undisturbed,) = recordings("pick", noisy=0.0)
     environment = KinematicEnvironment("pick", **OPTIONS)
     episode = demonstrate(undisturbed, environment, FIRST + 2)
@@ -100,7 +100,7 @@ def test_noise_moves_the_gripper_and_not_the_label():
     clean, noisy = (demonstrate(recordings("pick", noisy=share)[0], environment, FIRST) for share in (0.0, 1.0))
     assert clean is not None
     assert noisy is not None
-    assert np.array_equal(clean.actions[0], noisy.actions[0])  # the same picture, hence the same wish
+    assert np.array_equal(clean.actions[0], noisy.actions[0])  # the same image, hence the same wish
     assert not np.allclose(clean.states[1], noisy.states[1], atol=1e-3)  # but the gripper came elsewhere
     again = demonstrate(recordings("pick", noisy=1.0)[0], environment, FIRST)
     assert again is not None

@@ -20,7 +20,7 @@ BLIND = Observation(image=np.zeros((1, 1, 3), np.uint8), state=np.zeros(4, np.fl
 
 
 def play(task: str, episode: int, policy: Policy | None = None, repeat: bool = False) -> dict[str, bool]:
-    """An episode without its pictures, which have no influence; by the expert where no policy is given."""
+    """An episode without its images, which have no influence; by the expert where no policy is given."""
     scene, goal = draw_scene(task, episode)
     expert = Expert(task, lambda: (scene, goal))
     chosen = policy or (Repeat(expert) if repeat else expert)
@@ -196,7 +196,7 @@ def test_episodes_differ_and_are_never_solved_at_the_start():
         assert len(places) == 50
 
 
-def test_the_picture_shows_height_openness_and_every_object():
+def test_the_image_shows_height_openness_and_every_object():
     environment = KinematicEnvironment("move_near", size=32)
     start = environment.reset(0)["image"].astype(int)
     for name, colour in {"apple": (205, 35, 40), "can": (40, 85, 200), "sponge": (240, 205, 50)}.items():

@@ -17,7 +17,7 @@ STATES = np.arange(3, dtype=np.float32)[:, None]
 
 
 class Told:
-    """Predicts what it is told, shifted by an error; the picture tells it which step it is."""
+    """Predicts what it is told, shifted by an error; the image tells it which step it is."""
 
     def __init__(self, error: float):
         self.error = error

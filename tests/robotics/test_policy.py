@@ -94,7 +94,7 @@ def test_what_needs_a_given_part_has_no_previews(run, capsys):
 
 
 @pytest.mark.parametrize(("settings", "sees"), [({"mode": "fast"}, False), ({"video_steps": 0}, False)])
-def test_without_a_video_nothing_is_pictured(run, seen, settings, sees):
+def test_without_a_video_there_is_no_predicted_video(run, seen, settings, sees):
     policy = RunPolicy.from_pretrained(run, **settings)
     assert policy.predict_action_chunk(seen).shape == (3, 7)
     assert (policy.predicted_video is not None) == sees

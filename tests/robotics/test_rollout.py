@@ -92,11 +92,11 @@ def test_a_policy_that_lifts_and_drops_fails_by_the_headline_only():
     assert result["selfflow"]["success"]["any"]["rate"] == 1
 
 
-def test_a_film_shows_beside_each_picture_what_was_predicted_of_it():
+def test_a_film_shows_beside_each_image_what_was_predicted_of_it():
     _, film = run_episode(Scripted([0] * 5), Imagining(), 0, 0, filmed=True)
     assert film is not None
     shown = [None if frame is None else int(frame[0, 0, 0]) for frame in film.predicted]
-    # Step 0 predicts 100 101 102: pictures 1 and 2 show 101, 102; step 2 predicts 200 ..., step 4 again (as 44: uint8).
+    # Step 0 predicts 100 101 102: images 1 and 2 show 101, 102; step 2 predicts 200 ..., step 4 again (as 44: uint8).
     assert shown == [None, 101, 102, 201, 202, 45]
     frames = film.frames()
     assert frames.shape == (6, 4, 6 + 2 + 6, 3)
@@ -187,7 +187,7 @@ def test_workers_change_no_result_and_their_errors_arrive(tmp_path):
 @pytest.mark.slow
 def test_an_error_of_a_worker_is_the_commands_error(tmp_path):
     rollout = Rollout("kinematic", "reach", "random", options={"size": 4})
-    with pytest.raises(ConfigError, match="a picture of 4 pixels"):
+    with pytest.raises(ConfigError, match="an image of 4 pixels"):
         list(spread(partial(run_episodes, rollout, frozenset(), tmp_path), range(4), 2))
 
 

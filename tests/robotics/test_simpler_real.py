@@ -47,7 +47,7 @@ def simulator() -> Iterator[Simulator]:
 
 
 def frames(environment: SimplerEnvironment, episode: int) -> str:
-    """md5 of the first pictures of an episode under a random policy."""
+    """md5 of the first images of an episode under a random policy."""
     policy = Random()
     seen = environment.reset(episode)
     policy.reset(seen["instruction"], seed=episode)
@@ -64,7 +64,7 @@ def test_the_pins_hold(simulator):
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_reset_is_as_it_was_recorded(simulator, name):
-    """Poses and joints on any machine. The picture, too, on the same driver: its md5 is told, not asked for."""
+    """Poses and joints on any machine. The image, too, on the same driver: its md5 is told, not asked for."""
     recorded = RECORDED[name]
     task, number = recorded["episode"].split()
     environment = SimplerEnvironment(task, raster=True, python=simulator)

@@ -19,7 +19,7 @@ from websockets.sync.client import connect  # noqa: E402
 from robotics.vla_eval import vla_eval_session  # noqa: E402
 from tests.robotics.serving import serving  # noqa: E402
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
 
 
 class Recorder:
@@ -37,7 +37,7 @@ class Recorder:
 
 
 def png(image: np.ndarray) -> dict:
-    """As vla-eval sends pictures."""
+    """As vla-eval sends images."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="PNG")
     return {"__image__": True, "format": "png", "data": file.getvalue(), "shape": list(image.shape)}
@@ -55,7 +55,7 @@ def test_a_benchmark_by_its_messages():
         hello = say("hello", 1, {"harness_version": "0.8.0", "protocol_version": 1})
         assert (hello["type"], hello["seq"], hello["payload"]["protocol_version"]) == ("hello", 1, 1)
         say("episode_start", 2, {"task": {"name": "x", "episode_idx": 0}}, answered=False)
-        seen = {"images": {"primary": png(PICTURE)}, "task_description": "pick coke can", "task_name": "x"}
+        seen = {"images": {"primary": png(IMAGE)}, "task_description": "pick coke can", "task_name": "x"}
         taken = []
         for number in range(3, 6):
             action = say("observation", number, seen)
@@ -67,7 +67,7 @@ def test_a_benchmark_by_its_messages():
         expected = Rotation.from_euler("xyz", [0.4, 0.3, -0.2]).as_rotvec()
         np.testing.assert_allclose(taken[0][3:6], expected, atol=1e-6)
         assert taken[0][6] == 1.0
-        np.testing.assert_array_equal(made.seen[0]["image"], PICTURE)
+        np.testing.assert_array_equal(made.seen[0]["image"], IMAGE)
 
         say("episode_end", 6, {"metrics": {"success": False}}, answered=False)
         say("episode_start", 7, {"task": {}}, answered=False)
@@ -89,7 +89,7 @@ def test_its_own_client():
         async with connection_of.Connection(url, timeout=10, max_retries=1) as connection:
             assert connection.server_info["protocol_version"] == 1
             await connection.start_episode({"task": {"name": "google_robot_pick_coke_can"}})
-            seen = {"images": {"primary": PICTURE}, "task_description": "pick coke can"}
+            seen = {"images": {"primary": IMAGE}, "task_description": "pick coke can"}
             taken = [(await connection.act(seen))["actions"] for _ in range(4)]
             await connection.end_episode({"metrics": {"success": False}})
             return taken
@@ -98,16 +98,16 @@ def test_its_own_client():
     with serving(lambda: made, vla_eval_session()) as (url, _):
         taken = asyncio.run(play(url))
     assert [tuple(action[:2]) for action in taken] == [(1, 0), (1, 1), (1, 2), (2, 0)]
-    np.testing.assert_array_equal(made.seen[0]["image"], PICTURE)
+    np.testing.assert_array_equal(made.seen[0]["image"], IMAGE)
 
 
 def test_a_camera_by_its_name():
     from robotics.vla_eval import as_request
     from robotics.wire import WireError
 
-    payload = {"images": {"wrist": PICTURE[:4], "front": PICTURE}, "task_description": "x", "states": np.zeros(8)}
+    payload = {"images": {"wrist": IMAGE[:4], "front": IMAGE}, "task_description": "x", "states": np.zeros(8)}
     assert as_request(payload, "front")["image"].shape == (8, 6, 3)
     assert as_request(payload, None)["image"].shape == (4, 6, 3)
     assert as_request(payload, None)["state"].shape == (8,)
-    with pytest.raises(WireError, match="no picture of the camera 'top', only of wrist, front"):
+    with pytest.raises(WireError, match="no image of the camera 'top', only of wrist, front"):
         as_request(payload, "top")

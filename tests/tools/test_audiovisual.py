@@ -25,7 +25,7 @@ from modalities.synthetic import audiovisual_check as check
 from modalities.synthetic.audiovisual import AudiovisualSource
 from modalities.synthetic.audiovisual_score import MODES, VAL_SEED, contact_sheet, read_file, score, shares, val
 from tests.modalities.data.containers import KINDS, stored
-from tests.modalities.making import picture_bytes, sound_bytes, tone
+from tests.modalities.making import audio_bytes, image_bytes, tone
 from tests.tools.tiny import train
 from tools import audiovisual
 from tools.cli import main
@@ -44,11 +44,11 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
+def pair(tmp_path_factory) -> Path:
     """An MP4 with audio of the held-out records."""
-    _, _, video, sound = AudiovisualSource(seed=VAL_SEED).draw(3)
+    _, _, video, audio = AudiovisualSource(seed=VAL_SEED).draw(3)
     media = torch.tensor(video).permute(0, 3, 1, 2) / 127.5 - 1
-    return write_video(media, tmp_path_factory.mktemp("clip") / "clip", 8, torch.tensor(sound.T), 4000)
+    return write_video(media, tmp_path_factory.mktemp("clip") / "clip", 8, torch.tensor(audio.T), 4000)
 
 
 def generate(run: Path, out: Path, *options: str) -> int:
@@ -60,7 +60,7 @@ def frames_of(path: Path) -> np.ndarray:
     return np.stack(read_frames(path, "", index, np.arange(FRAMES))).astype(int)
 
 
-def sound_of(path: Path) -> np.ndarray:
+def audio_of(path: Path) -> np.ndarray:
     return read_audio(path, "", 0, 54_000)[:, 0]
 
 
@@ -95,48 +95,48 @@ def test_the_folder_is_that_of_the_stream_and_nothing_is_overwritten(run):
         assert (run / "generated" / STREAM / f"000{number}-a-blue-cross.mp4").exists()
 
 
-def test_a_given_video_gets_a_sound(run, clip, tmp_path):
-    assert generate(run, tmp_path, "--video", str(clip)) == 0
+def test_a_given_video_gets_audio(run, pair, tmp_path):
+    assert generate(run, tmp_path, "--video", str(pair)) == 0
     (path,) = tmp_path.glob("*.mp4")
-    assert np.abs(frames_of(path) - frames_of(clip)).mean() < 3  # what the codec costs, twice
-    assert np.abs(sound_of(path) - sound_of(clip)).mean() > 0.02
+    assert np.abs(frames_of(path) - frames_of(pair)).mean() < 3  # what the codec costs, twice
+    assert np.abs(audio_of(path) - audio_of(pair)).mean() > 0.02
     about = json.loads(path.with_suffix(".json").read_text())
     assert {name: part["was"] for name, part in about["parts"].items()} == {"video": "given", "audio": "made"}
-    assert about["files"] == {"video": str(clip)}
+    assert about["files"] == {"video": str(pair)}
 
 
 @pytest.mark.parametrize("kind", ["mp4", "wav"])
-def test_a_given_sound_gets_a_video(kind, run, clip, tmp_path):
+def test_given_audio_gets_a_video(kind, run, pair, tmp_path):
     """The audio of an MP4, or a file of audio alone."""
-    given, wave = clip, sound_of(clip)
+    given, wave = pair, audio_of(pair)
     if kind == "wav":
         given, wave = tmp_path / "given.wav", tone(FRAMES / 8, 48_000)
-        given.write_bytes(sound_bytes(wave, 48_000))
+        given.write_bytes(audio_bytes(wave, 48_000))
     assert generate(run, tmp_path / "out", "--audio", str(given)) == 0
     (path,) = (tmp_path / "out").glob("*.mp4")
-    error = np.abs(sound_of(path) - wave)[2000:-2000]
+    error = np.abs(audio_of(path) - wave)[2000:-2000]
     assert error.mean() < 0.1 * np.abs(wave).mean()  # what 4 kHz and the codec cost
-    assert np.abs(frames_of(path) - frames_of(clip)).mean() > 3
+    assert np.abs(frames_of(path) - frames_of(pair)).mean() > 3
     about = json.loads(path.with_suffix(".json").read_text())
     assert {name: part["was"] for name, part in about["parts"].items()} == {"video": "made", "audio": "given"}
 
 
-def test_options_of_one_modality_apply_to_its_part(run, clip, tmp_path, capsys):
+def test_options_of_one_modality_apply_to_its_part(run, pair, tmp_path, capsys):
     frame = np.full((16, 16, 3), (200, 60, 40), dtype=np.uint8)
-    (tmp_path / "frame.png").write_bytes(picture_bytes(frame))
-    (tmp_path / "start.wav").write_bytes(sound_bytes(tone(0.5, 4000), 4000))
+    (tmp_path / "frame.png").write_bytes(image_bytes(frame))
+    (tmp_path / "start.wav").write_bytes(audio_bytes(tone(0.5, 4000), 4000))
     options = ("--first-frame", str(tmp_path / "frame.png"), "--continue", str(tmp_path / "start.wav"))
     assert generate(run, tmp_path / "out", *options) == 0
     (path,) = (tmp_path / "out").glob("*.mp4")
     assert np.abs(frames_of(path)[0] - frame[0, 0]).max() <= 16
     assert np.abs(frames_of(path)[1] - frame[0, 0]).mean() > 16
-    assert np.abs(sound_of(path) - tone(FRAMES / 8, 48_000))[1000:20_000].max() < 0.05
+    assert np.abs(audio_of(path) - tone(FRAMES / 8, 48_000))[1000:20_000].max() < 0.05
     about = json.loads(path.with_suffix(".json").read_text())
     assert {part["was"] for part in about["parts"].values()} == {"kept in part"}
-    assert generate(run, tmp_path / "both", "--first-frame", options[1], "--audio", str(clip)) == 0
+    assert generate(run, tmp_path / "both", "--first-frame", options[1], "--audio", str(pair)) == 0
     capsys.readouterr()
     for wrong, expected in (
-        (("--video", str(clip), "--audio", str(clip)), "--video, --audio: give all of a sample"),
+        (("--video", str(pair), "--audio", str(pair)), "--video, --audio: give all of a sample"),
         (("--image", "x.png"), f"--image: goes with streams that have image; {STREAM} has video, audio"),
         (("--audio", options[1]), "has no audio track"),
         (("--video", str(tmp_path / "start.wav")), "has no video stream"),
@@ -207,16 +207,16 @@ def files(tmp_path_factory) -> list[Path]:
     source, folder = AudiovisualSource(count=20), tmp_path_factory.mktemp("files")
     found = []
     for index in range(20):
-        caption, _, video, sound = source.draw(index)
+        caption, _, video, audio = source.draw(index)
         media = torch.tensor(video).permute(0, 3, 1, 2) / 127.5 - 1
-        track = (torch.tensor(sound.T), 4000) if index else ()
+        track = (torch.tensor(audio.T), 4000) if index else ()
         found.append(write_video(media, folder / f"{index:02d}", 8, *track))
         found[-1].with_suffix(".txt").write_text(caption)
     return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_on_files_with_sound(kind, files, tmp_path):
+def test_a_run_on_files_with_audio(kind, files, tmp_path):
     run, data = tmp_path / "run", stored(kind, files, tmp_path / kind)
     source = f"streams.{STREAM}.data={{kind: {kind}, path: {data.path}}}"
     assert train(run, "training.steps=3", "streams.audiovisual.batch=8", source, *SMALL, config=CONFIG) == 0
@@ -228,7 +228,7 @@ def test_a_run_on_files_with_sound(kind, files, tmp_path):
     assert check.read_video(frames_of(path).astype(np.uint8))[0].shape == (FRAMES,)
 
 
-def test_a_contact_sheet_shows_the_sound_below_the_frames(run, tmp_path):
+def test_a_contact_sheet_shows_the_audio_below_the_frames(run, tmp_path):
     parts = parts_of(run)
     captions, media = val(parts, {"video": "video", "audio": "audio"}, 2)
     reads = [read_file(write_sample(parts, row, tmp_path / f"{i}"), FRAMES) for i, row in enumerate(media)]

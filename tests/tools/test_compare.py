@@ -189,7 +189,7 @@ def test_encoders_are_part_of_the_cost_and_missing_ones_are_refused(tmp_path, ca
     assert compare(study, tmp_path / "out", "--arms", "plain", "--seeds", "0") == 0  # a machine without the weights
 
 
-def test_figures_are_pictures_with_curves(finished):
+def test_figures_are_images_with_curves(finished):
     _, out = finished
     drawn = sorted((out / "small").glob("*.png"))
     names = ["differences.png", "velocity-mean.png"]  # k-NN was measured at the end only, and has no curve
@@ -198,9 +198,9 @@ def test_figures_are_pictures_with_curves(finished):
     assert "![held-out loss](velocity-mean.png)" in report
     assert "](differences.png)" in report
     for path in drawn:
-        with Image.open(path) as picture:
-            assert min(picture.size) > 200
-            assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
+        with Image.open(path) as image:
+            assert min(image.size) > 200
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 50
 
 
 def test_a_second_run_trains_and_measures_nothing(finished, tmp_path):

@@ -27,7 +27,7 @@ from modalities.data.batches import RawBatch
 from tests.autoencoders.small import save
 from tests.modalities.data.sets import flip
 from tests.modalities.latents.jobs import content
-from tests.modalities.making import picture_bytes
+from tests.modalities.making import image_bytes
 from tests.tools.tiny import published, result, train
 from tools.cli import main
 
@@ -57,7 +57,7 @@ def place(tmp_path_factory) -> Path:
     for number in range(COUNT):
         path = folder / "photos" / ("cat", "dog")[number % 2] / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture_bytes(np.random.default_rng(number).integers(0, 256, (32, 32, 3)).astype(np.uint8)))
+        path.write_bytes(image_bytes(np.random.default_rng(number).integers(0, 256, (32, 32, 3)).astype(np.uint8)))
         path.with_suffix(".txt").write_text(f"photo {number}\nlonger caption of {number}")
     (folder / "photos" / "cat" / "10.png").write_bytes(b"")
     assert encode(folder, folder / "latents", "--dtype", "float32") == 0

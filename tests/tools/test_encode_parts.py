@@ -161,8 +161,8 @@ def test_a_damaged_part_costs_the_sample(place, tmp_path):
 
 def test_a_stream_may_read_one_of_the_parts(place):
     media = "{sample_rate: 4000, seconds: 1.125, hop: 125}"
-    sound = f"{{modality: audio, batch: 2, data: {{kind: latents, path: latents/clips}}, media: {media}}}"
-    one = assembly(place, "streams.clips=null", f"streams.sound={sound}")
+    audio = f"{{modality: audio, batch: 2, data: {{kind: latents, path: latents/clips}}, media: {media}}}"
+    one = assembly(place, "streams.clips=null", f"streams.sound={audio}")
     (part,) = one.dataset[0].parts
     assert (part.name, tuple(part.latents.shape)) == ("audio", (2, 37, 125))
 

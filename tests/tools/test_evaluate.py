@@ -12,7 +12,7 @@ import torch
 
 from configs.runs import aligned_pair, load_run
 from core.training.checkpoint import CheckpointStore
-from tests.modalities.making import picture_bytes
+from tests.modalities.making import image_bytes
 from tests.tools.tiny import CONFIG, STEPS, train
 from tools.cli import main
 
@@ -143,7 +143,7 @@ def photos(folder: Path, count: int, start: int = 0, damaged: bool = False) -> s
     folder.mkdir()
     for index in range(start, start + count):
         pixels = np.full((8, 8, 3), 5 * index, dtype=np.uint8)
-        (folder / f"{index}.png").write_bytes(picture_bytes(pixels))
+        (folder / f"{index}.png").write_bytes(image_bytes(pixels))
         (folder / f"{index}.txt").write_text(f"grey {index}")
     if damaged:
         (folder / "damaged.png").write_bytes(b"no image")
@@ -324,8 +324,8 @@ def test_sample_files_are_what_the_evaluator_of_adm_reads(sit_run, tmp_path, cap
     assert f"30 images in {tmp_path / 'samples.npz'}" in capsys.readouterr().out
     with np.load(tmp_path / "samples.npz") as file:
         assert file.files == ["arr_0"]
-        pictures = file["arr_0"]
-    assert (pictures.shape, pictures.dtype) == ((30, 8, 8, 3), np.uint8)
-    assert len(np.unique(pictures.reshape(30, -1), axis=0)) > 1
+        images = file["arr_0"]
+    assert (images.shape, images.dtype) == ((30, 8, 8, 3), np.uint8)
+    assert len(np.unique(images.reshape(30, -1), axis=0)) > 1
     assert evaluate(sit_run, "--npz", str(tmp_path / "again.npz"), settings[0]) == 0
-    assert np.array_equal(np.load(tmp_path / "again.npz")["arr_0"], pictures)
+    assert np.array_equal(np.load(tmp_path / "again.npz")["arr_0"], images)

@@ -11,7 +11,7 @@ import pytest
 from modalities.media.audio import probe_audio, read_audio
 from modalities.media.images import read_image
 from modalities.media.video import index_video, read_frames
-from tests.modalities.making import picture_bytes, sound_bytes, tone
+from tests.modalities.making import audio_bytes, image_bytes, tone
 from tests.tools.tiny import CONFIG, STEPS, published, train
 from tools.cli import main
 from tools.generate import generate as generate_tool
@@ -109,8 +109,8 @@ def test_a_mask_keeps_the_dark_pixels_exactly(tiny_run, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     mask = np.zeros((8, 8, 3), dtype=np.uint8)
     mask[2:, 3:] = 255
-    (tmp_path / "cat.png").write_bytes(picture_bytes(pixels))
-    (tmp_path / "mask.png").write_bytes(picture_bytes(mask))
+    (tmp_path / "cat.png").write_bytes(image_bytes(pixels))
+    (tmp_path / "mask.png").write_bytes(image_bytes(mask))
     options = ("--image", str(tmp_path / "cat.png"), "--mask", str(tmp_path / "mask.png"))
     assert generate(tiny_run, "image", tmp_path / "out", *options) == 0
     result = read_image(tmp_path / "out" / "0000-a-cat.png", "")
@@ -124,7 +124,7 @@ def test_a_mask_keeps_the_dark_pixels_exactly(tiny_run, tmp_path):
 
 def test_a_first_frame_is_the_first_frame(tiny_run, tmp_path):
     pixels = np.full((8, 8, 3), (200, 60, 40), dtype=np.uint8)
-    (tmp_path / "frame.png").write_bytes(picture_bytes(pixels))
+    (tmp_path / "frame.png").write_bytes(image_bytes(pixels))
     assert generate(tiny_run, "video", tmp_path / "out", "--first-frame", str(tmp_path / "frame.png")) == 0
     path = tmp_path / "out" / "0000-a-cat.mp4"
     index = index_video(path, "")
@@ -134,15 +134,15 @@ def test_a_first_frame_is_the_first_frame(tiny_run, tmp_path):
     assert np.abs(frames[1] - pixels[0, 0]).max() > 12
 
 
-def test_a_continued_sound_begins_with_what_was_given(tiny_run, tmp_path):
+def test_continued_audio_begins_with_what_was_given(tiny_run, tmp_path):
     start = tone(0.15, 4000)  # 600 samples, of which 8 whole hops of 64 are kept
-    (tmp_path / "start.wav").write_bytes(sound_bytes(start, 4000))
+    (tmp_path / "start.wav").write_bytes(audio_bytes(start, 4000))
     assert generate(tiny_run, "audio", tmp_path / "out", "--continue", str(tmp_path / "start.wav")) == 0
     path = tmp_path / "out" / "0000-a-cat.wav"
     assert probe_audio(path, "").samples == 1200
-    sound = read_audio(path, "", 0, 1200)[:, 0]
-    assert np.abs(sound[:512] - start[:512]).max() <= 1.01 / 32768
-    assert np.abs(sound[600:]).max() > 0
+    audio = read_audio(path, "", 0, 1200)[:, 0]
+    assert np.abs(audio[:512] - start[:512]).max() <= 1.01 / 32768
+    assert np.abs(audio[600:]).max() > 0
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_a_wrong_request_is_one_clear_error(modality, options, expected, tiny_ru
 
 
 def test_a_part_that_is_all_of_a_sample_leaves_nothing_to_make(tiny_run, tmp_path, capsys):
-    (tmp_path / "a.wav").write_bytes(sound_bytes(tone(0.3, 4000), 4000))
-    (tmp_path / "a.png").write_bytes(picture_bytes(np.zeros((8, 8, 3), dtype=np.uint8)))
+    (tmp_path / "a.wav").write_bytes(audio_bytes(tone(0.3, 4000), 4000))
+    (tmp_path / "a.png").write_bytes(image_bytes(np.zeros((8, 8, 3), dtype=np.uint8)))
     for stream, option, name in (("audio", "--audio", "a.wav"), ("audio", "--continue", "a.wav")):
         assert generate(tiny_run, stream, tmp_path / "out", option, str(tmp_path / name)) == 2
         assert f"{option}: give all of a sample, so that nothing is left to make" in capsys.readouterr().err

@@ -126,14 +126,14 @@ def test_a_model_of_several_parts_goes_round(tmp_path, capsys):
 
 
 def test_an_imported_run_generates_what_the_original_does(sit_run, released, tmp_path):
-    run, pictures = tmp_path / "run", []
+    run, images = tmp_path / "run", []
     assert bring(released, run) == 0
     for folder in (sit_run, run):
         out = tmp_path / folder.parent.name
         assert main(["generate", "image", "--run", str(folder), "--class", "red circle", "--out", str(out)]) == 0
-        pictures += sorted(out.glob("0000-*.png"))
-    assert len(pictures) == 2
-    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+        images += sorted(out.glob("0000-*.png"))
+    assert len(images) == 2
+    assert images[0].read_bytes() == images[1].read_bytes()
 
 
 def test_training_goes_on_from_imported_weights(released, tmp_path):
@@ -329,15 +329,15 @@ def test_statistics_of_other_data_are_refused_unless_chosen(spoken, sit_run, tmp
     assert "--statistics file" in shown
     assert not (tmp_path / "refused").exists()
 
-    pictures, red = {}, ["--class", "red circle"]
+    images, red = {}, ["--class", "red circle"]
     assert main(["generate", "image", "--run", str(sit_run), *red, "--out", str(tmp_path / "a")]) == 0
     for choice in ("file", "data"):
         run, out = tmp_path / choice, tmp_path / f"{choice} made"
         assert bring(spoken, run, "--statistics", choice) == 0
         assert main(["generate", "image", "--run", str(run), *red, "--out", str(out)]) == 0
-        pictures[choice] = (out / "0000-red-circle.png").read_bytes()
-    assert pictures["file"] == (tmp_path / "a" / "0000-red-circle.png").read_bytes()
-    assert pictures["data"] != pictures["file"]
+        images[choice] = (out / "0000-red-circle.png").read_bytes()
+    assert images["file"] == (tmp_path / "a" / "0000-red-circle.png").read_bytes()
+    assert images["data"] != images["file"]
 
     # What was taken is what training goes on with.
     monkeypatch.setattr(normalization, "measured", real)

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from configs.load import load_config
 from modalities.media.writing import write_video
-from tests.modalities.making import numbered, picture_bytes
+from tests.modalities.making import image_bytes, numbered
 from tools.cli import main
 
 # The written settings are for minutes of training; these are for seconds, and leave the data and media as they are.
@@ -32,22 +32,22 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def pictures(folder: Path, count: int, height: int = 24, width: int = 40, caption: str | None = None) -> None:
+def images(folder: Path, count: int, height: int = 24, width: int = 40, caption: str | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index, pixels in enumerate(numbered(count, height, width)):
-        (folder / f"{index:03d}.png").write_bytes(picture_bytes(pixels))
+        (folder / f"{index:03d}.png").write_bytes(image_bytes(pixels))
         if caption is not None:
             (folder / f"{index:03d}.txt").write_text(caption.format(index))
 
 
-def sounds(folder: Path, count: int, seconds: float = 0.4, rate: int = 8000) -> None:
+def audio(folder: Path, count: int, seconds: float = 0.4, rate: int = 8000) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         times = np.arange(round(seconds * rate)) / rate
         soundfile.write(folder / f"{index:03d}.wav", 0.5 * np.sin(2 * np.pi * (300 + 20 * index) * times), rate)
 
 
-def clips(folder: Path, count: int, frames: int = 12, fps: float = 12) -> None:
+def videos(folder: Path, count: int, frames: int = 12, fps: float = 12) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         media = torch.linspace(-1, 1, frames)[:, None, None, None].expand(frames, 3, 32, 48) * (1 - index / count)
@@ -66,8 +66,8 @@ def works(config: str, modality: str, *prompt: str) -> None:
     assert list(Path("run/generated", modality).glob("0000*"))
 
 
-def test_pictures_with_captions(capsys):
-    pictures(Path("photos"), 40, caption="an image with the number {} and quite some words behind it")
+def test_images_with_captions(capsys):
+    images(Path("photos"), 40, caption="an image with the number {} and quite some words behind it")
     assert init("photos") == 0
     shown = capsys.readouterr().out
     assert "image     40 images, 40 x 24 (folder" in shown
@@ -85,7 +85,7 @@ def test_pictures_with_captions(capsys):
 
 def test_folders_that_are_classes(capsys):
     for name in ("cats", "dogs"):
-        pictures(Path("pets", name), 12)
+        images(Path("pets", name), 12)
     assert init("pets") == 0
     assert "2 classes: cats, dogs" in capsys.readouterr().out
     assert load_config(Path("pets.yaml"), []).condition.kind == "label"
@@ -93,7 +93,7 @@ def test_folders_that_are_classes(capsys):
 
 
 def test_neither_captions_nor_classes():
-    pictures(Path("plain"), 5)
+    images(Path("plain"), 5)
     assert init("plain") == 0
     config = load_config(Path("plain.yaml"), [])
     assert (config.condition.kind, config.streams["image"].val) == ("none", None)
@@ -102,11 +102,11 @@ def test_neither_captions_nor_classes():
 
 
 def test_all_modalities_at_once_where_only_some_have_captions(capsys):
-    pictures(Path("mix"), 20, caption="number {}")
+    images(Path("mix"), 20, caption="number {}")
     (Path("mix/000.txt")).unlink()
-    sounds(Path("mix/low"), 6)
-    sounds(Path("mix/high"), 6)
-    clips(Path("mix/clips"), 4)
+    audio(Path("mix/low"), 6)
+    audio(Path("mix/high"), 6)
+    videos(Path("mix/clips"), 4)
     Path("mix/notes.pdf").write_bytes(b"x")
     assert init("mix", "--out", "joint.yaml") == 0
     shown = capsys.readouterr().out
@@ -122,9 +122,9 @@ def test_all_modalities_at_once_where_only_some_have_captions(capsys):
 
 
 def test_folders_of_training_and_validation():
-    pictures(Path("set/train"), 8, caption="one {}")
-    pictures(Path("set/val"), 4, caption="two {}")
-    pictures(Path("set/other"), 4)
+    images(Path("set/train"), 8, caption="one {}")
+    images(Path("set/val"), 4, caption="two {}")
+    images(Path("set/other"), 4)
     assert init("set") == 0
     image = load_config(Path("set.yaml"), []).streams["image"]
     assert (Path(image.data.path).name, Path(image.val.path).name) == ("train", "val")
@@ -136,7 +136,7 @@ def test_tars_and_parquet_files(capsys):
     table = {"jpg": [], "text": [], "url": []}
     with tarfile.open("tars/a.tar", "w") as tar:
         for index, pixels in enumerate(numbered(24, 20, 20)):
-            data = picture_bytes(pixels)
+            data = image_bytes(pixels)
             for name, content in ((f"{index}.png", data), (f"{index}.json", json.dumps({"caption": "a b c"}).encode())):
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
@@ -154,7 +154,7 @@ def test_tars_and_parquet_files(capsys):
 
 
 def test_nothing_is_overwritten_and_what_cannot_be_used_is_named(capsys):
-    pictures(Path("photos"), 3)
+    images(Path("photos"), 3)
     Path("photos.yaml").write_text("mine")
     assert init("photos") == 2
     assert "photos.yaml is there already and is not overwritten" in capsys.readouterr().err
@@ -177,15 +177,15 @@ def test_nothing_is_overwritten_and_what_cannot_be_used_is_named(capsys):
 
 
 def test_some_broken_files_are_counted_and_only_leaves_the_others_out(capsys):
-    pictures(Path("photos"), 5)
+    images(Path("photos"), 5)
     Path("photos/bad.png").write_text("x")
-    sounds(Path("photos"), 3)
+    audio(Path("photos"), 3)
     assert init("photos", "--only", "image") == 0
     assert "1 of 6 that were looked at cannot be read" in capsys.readouterr().out
     assert list(load_config(Path("photos.yaml"), []).streams) == ["image"]
 
 
 def test_names_that_yaml_or_the_shell_would_read_otherwise(capsys):
-    pictures(Path("my photos: #1 'x'"), 3, caption="one")
+    images(Path("my photos: #1 'x'"), 3, caption="one")
     assert init("my photos: #1 'x'", "--out", "one.yaml") == 0
     assert main(["train", "one.yaml", "--dry-run"]) == 0

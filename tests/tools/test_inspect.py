@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.modalities.making import gradient, numbered, picture_bytes, sound_bytes, tone, video_file
+from tests.modalities.making import audio_bytes, gradient, image_bytes, numbered, tone, video_file
 from tests.tools.tiny import STEPS, result, train
 from tools.cli import main
 
@@ -80,7 +80,7 @@ def test_data_with_and_without_captions(captions, tmp_path, capsys):
     folder = tmp_path / "grey"
     folder.mkdir()
     for index, pixels in enumerate(numbered(4, 20, 30)):
-        (folder / f"{index}.png").write_bytes(picture_bytes(pixels))
+        (folder / f"{index}.png").write_bytes(image_bytes(pixels))
         if captions:
             (folder / f"{index}.txt").write_text(f"level {index}")
     (folder / "1.png").write_bytes(b"")
@@ -93,9 +93,9 @@ def test_data_with_and_without_captions(captions, tmp_path, capsys):
     assert "3.png" not in shown
 
 
-def test_clips_and_sounds(tmp_path, capsys):
+def test_videos_and_audio(tmp_path, capsys):
     video_file(tmp_path / "clip.mp4", numbered(30))
-    (tmp_path / "tone.wav").write_bytes(sound_bytes(tone(1.5, 8000), 8000))
+    (tmp_path / "tone.wav").write_bytes(audio_bytes(tone(1.5, 8000), 8000))
     assert "clip.mp4: (9, 3, 16, 16)" in inspect(capsys, tmp_path, "--data", "video")
     assert "tone.wav: (1, 4000)" in inspect(capsys, tmp_path, "--data", "audio")
     assert main(["inspect", str(tmp_path / "nowhere"), "--data", "audio"]) == 2
@@ -105,9 +105,9 @@ def test_clips_and_sounds(tmp_path, capsys):
 def mixed(root: Path) -> Path:
     """A folder of a little of everything that people have."""
     files = {
-        "cats/1.png": picture_bytes(gradient(8, 8)),
+        "cats/1.png": image_bytes(gradient(8, 8)),
         "cats/1.txt": b"a cat",
-        "cats/2.JPG": picture_bytes(gradient(8, 8), "JPEG"),
+        "cats/2.JPG": image_bytes(gradient(8, 8), "JPEG"),
         "cats/2.TXT": b"another cat",
         "cats/3.heic": b"\0\0\0\x18ftypheic",
         "cats/4.xyz": b"?",
@@ -115,8 +115,8 @@ def mixed(root: Path) -> Path:
         "cats/._1.png": b"\0\5\26\7",
         "cats/Thumbs.db": b"x",
         "@eaDir/1.png": b"thumbnail",
-        "dogs/5.gif": picture_bytes(Image.new("RGB", (8, 8)), "GIF"),
-        "dogs/tone.wav": sound_bytes(tone(0.6, 8000), 8000),
+        "dogs/5.gif": image_bytes(Image.new("RGB", (8, 8)), "GIF"),
+        "dogs/tone.wav": audio_bytes(tone(0.6, 8000), 8000),
         "metadata.jsonl": b'{"file_name": "dogs/5.gif", "caption": "a dog"}\n{"file_name": "dogs/6.gif"}\n',
         "shard.tar": b"",
         "table.parquet": b"",
@@ -153,7 +153,7 @@ def test_what_is_left_out_of_a_mixed_folder_is_counted_and_named(tmp_path, capsy
 def test_a_folder_of_tables_or_tars_is_read_as_such(tmp_path, capsys):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "tables").mkdir()
-    table = pa.table({"image": [picture_bytes(numbered(1, 8, 8)[0])] * 2, "caption": ["x", "y"]})
+    table = pa.table({"image": [image_bytes(numbered(1, 8, 8)[0])] * 2, "caption": ["x", "y"]})
     pq.write_table(table, tmp_path / "tables" / "b.parquet")
     (tmp_path / "tables" / "a.parquet").write_bytes(b"PAR1PAR1")
     (tmp_path / "tables" / "._b.parquet").write_bytes(b"\0\5\26\7")
@@ -181,7 +181,7 @@ def test_a_compressed_tar_is_refused_with_a_reason_and_shards_are_read(tmp_path,
     assert "compressed with gzip" in capsys.readouterr().err
     streaming = pytest.importorskip("streaming", reason="mosaicml-streaming is not installed (extra `full`)")
     with streaming.MDSWriter(out=str(tmp_path / "mds"), columns={"image": "bytes", "caption": "str"}) as writer:
-        writer.write({"image": picture_bytes(gradient(8, 8)), "caption": "x"})
+        writer.write({"image": image_bytes(gradient(8, 8)), "caption": "x"})
     assert "1 image records, 0 labels" in inspect(capsys, tmp_path / "mds", "--data", "image")
 
 

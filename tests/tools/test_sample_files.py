@@ -13,18 +13,18 @@ from core.evaluation.inception_score import inception_score_of_runs
 from modalities.evaluation.networks.base import Features
 from modalities.evaluation.networks.inception import Inception
 from tests.modalities.evaluation.networks.test_inception import weights
-from tests.modalities.making import picture_bytes
+from tests.modalities.making import image_bytes
 from tools.cli import main
 
 
-def reference(path: Path, network, pictures: np.ndarray) -> dict[str, np.ndarray]:
+def reference(path: Path, network, images: np.ndarray) -> dict[str, np.ndarray]:
     """A file with numpy's statistics, as ADM computes those it publishes."""
-    features = network(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    features = network(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
     found = {}
     for short, rows in (("", features.pool), ("_s", features.spatial)):
         found[f"mu{short}"] = rows.double().numpy().mean(axis=0)
         found[f"sigma{short}"] = np.cov(rows.double().numpy(), rowvar=False)
-    np.savez(path, arr_0=pictures, **found)
+    np.savez(path, arr_0=images, **found)
     return found
 
 
@@ -52,9 +52,9 @@ def test_a_sample_file_against_a_reference_with_a_known_answer(shift, tmp_path, 
     monkeypatch.setattr("modalities.evaluation.sample_files.Inception", Colours)
     shapes = {"mu": (3,), "sigma": (3, 3), "mu_s": (2,), "sigma_s": (2, 2)}
     monkeypatch.setattr("modalities.evaluation.adm.STATISTICS", shapes)
-    pictures = np.random.default_rng(0).integers(0, 230, (70, 8, 8, 3), dtype=np.uint8)
-    reference(tmp_path / "reference.npz", Colours(""), pictures)
-    np.savez(tmp_path / "samples.npz", pictures + np.uint8(shift))
+    images = np.random.default_rng(0).integers(0, 230, (70, 8, 8, 3), dtype=np.uint8)
+    reference(tmp_path / "reference.npz", Colours(""), images)
+    np.savez(tmp_path / "samples.npz", images + np.uint8(shift))
     result = measure_files(tmp_path, "any")
     moved = (shift / 127.5) ** 2  # of every channel's mean; the covariance stays
     assert result["values"]["FID"] == pytest.approx(3 * moved, rel=1e-4, abs=1e-9)
@@ -98,24 +98,24 @@ def test_a_reference_of_mu_and_sigma_alone_gives_fid_alone(colours, tmp_path, ca
 
 
 @pytest.mark.parametrize("kind", ["npz", "folder", "parquet"])
-def test_plain_pictures_are_a_reference_and_samples_too(kind, colours, tmp_path):
-    pictures, samples = noise(40), noise(30, seed=1)
-    whole = reference(tmp_path / "whole.npz", Colours(""), pictures)
+def test_plain_images_are_a_reference_and_samples_too(kind, colours, tmp_path):
+    images, samples = noise(40), noise(30, seed=1)
+    whole = reference(tmp_path / "whole.npz", Colours(""), images)
     np.savez(tmp_path / "samples.npz", samples)
     expected = compare_files(tmp_path, tmp_path / "samples.npz", tmp_path / "whole.npz")
     assert set(whole) == {"mu", "sigma", "mu_s", "sigma_s"}
     plain = {"npz": tmp_path / "plain.npz", "folder": tmp_path / "plain", "parquet": tmp_path / "plain.parquet"}[kind]
     if kind == "npz":
-        np.savez(plain, pictures)
+        np.savez(plain, images)
     elif kind == "folder":
-        for number, pixels in enumerate(pictures):
+        for number, pixels in enumerate(images):
             path = plain / f"{number % 3}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture_bytes(pixels))
+            path.write_bytes(image_bytes(pixels))
     else:
         parquet = pytest.importorskip("pyarrow.parquet", reason="Parquet needs pyarrow")
         pyarrow = pytest.importorskip("pyarrow")
-        rows = [{"bytes": picture_bytes(pixels), "path": None} for pixels in pictures]
+        rows = [{"bytes": image_bytes(pixels), "path": None} for pixels in images]
         parquet.write_table(pyarrow.table({"img": rows, "label": [0] * 40}), plain)
     result = compare_files(tmp_path, tmp_path / "samples.npz", plain)
     assert result["values"] == pytest.approx(expected["values"], rel=1e-6)
@@ -124,11 +124,11 @@ def test_plain_pictures_are_a_reference_and_samples_too(kind, colours, tmp_path)
     assert other_way["values"]["FID"] == pytest.approx(expected["values"]["FID"], rel=1e-5)
 
 
-def test_pictures_that_cannot_be_read_and_other_sizes_are_said(colours, tmp_path):
+def test_images_that_cannot_be_read_and_other_sizes_are_said(colours, tmp_path):
     folder = tmp_path / "real"
     folder.mkdir()
     for number, pixels in enumerate(noise(20)):
-        (folder / f"{number:02}.png").write_bytes(picture_bytes(np.tile(pixels, (1 + number % 2, 1, 1))))
+        (folder / f"{number:02}.png").write_bytes(image_bytes(np.tile(pixels, (1 + number % 2, 1, 1))))
     (folder / "05.png").write_bytes(b"no image")
     np.savez(tmp_path / "samples.npz", noise(20, seed=1))
     warnings = compare_files(tmp_path, tmp_path / "samples.npz", folder)["warnings"]
@@ -159,11 +159,11 @@ def test_the_inception_score_of_a_sample_file_is_adms(count, colours, tmp_path, 
 
 
 @pytest.mark.slow
-def test_inception_itself_on_a_sample_file_of_the_references_own_pictures(tmp_path):
+def test_inception_itself_on_a_sample_file_of_the_references_own_images(tmp_path):
     torch.save(weights(), tmp_path / "random.pth")
-    pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
-    found = reference(tmp_path / "reference.npz", Inception(str(tmp_path / "random.pth")), pictures)
-    np.savez(tmp_path / "samples.npz", pictures)
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    found = reference(tmp_path / "reference.npz", Inception(str(tmp_path / "random.pth")), images)
+    np.savez(tmp_path / "samples.npz", images)
     result = measure_files(tmp_path, tmp_path / "random.pth")
     for name, sigma in (("FID", found["sigma"]), ("sFID", found["sigma_s"])):
         assert result["values"][name] == pytest.approx(0, abs=1e-5 * np.trace(sigma))

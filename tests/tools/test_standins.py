@@ -17,7 +17,7 @@ from modalities.base import Source, StoredLatents
 from modalities.data.sources.build import ConcatConfig
 from modalities.data.sources.webdataset import WebdatasetConfig
 from modalities.synthetic.config import SyntheticConfig
-from tests.modalities.making import picture_bytes
+from tests.modalities.making import image_bytes
 from tests.tools.tiny import CONFIG
 from tools.dry_run.standins import is_there, open_data, record
 
@@ -153,7 +153,7 @@ def test_classes_are_those_of_the_data_that_are_there_or_as_many_as_the_trunk_ha
         opened(config, tmp_path)
     for label in ("cat", "dog"):
         (tmp_path / "set" / label).mkdir(parents=True)
-        (tmp_path / "set" / label / "1.png").write_bytes(picture_bytes(np.zeros((8, 8, 3), np.uint8)))
+        (tmp_path / "set" / label / "1.png").write_bytes(image_bytes(np.zeros((8, 8, 3), np.uint8)))
     own = ["condition.kind=label", "streams.audio=null", ABSENT[1]]
     config = load_config(CONFIG, [*own, "streams.image.data={kind: folder, path: set, captions: label}"])
     sources, absent = opened(config, tmp_path)

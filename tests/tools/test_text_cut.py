@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.modalities.making import numbered, picture_bytes
+from tests.modalities.making import image_bytes, numbered
 from tests.tools.tiny import CONFIG, train
 from tools.cli import main
 
@@ -20,7 +20,7 @@ def photos(tmp_path_factory) -> Path:
     """40 images, of which 10 have a caption of 17 words, 30 one of two."""
     folder = tmp_path_factory.mktemp("photos")
     for index, pixels in enumerate(numbered(40, 8, 8)):
-        (folder / f"{index:02d}.png").write_bytes(picture_bytes(pixels))
+        (folder / f"{index:02d}.png").write_bytes(image_bytes(pixels))
         (folder / f"{index:02d}.txt").write_text(LONG if index < 10 else "a circle")
     return folder
 

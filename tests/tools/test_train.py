@@ -11,7 +11,7 @@ import yaml
 
 from configs.load import load_config
 from core.training.records import read_lines
-from tests.modalities.making import numbered, picture_bytes
+from tests.modalities.making import image_bytes, numbered
 from tests.tools.tiny import CONFIG, STEPS, published, train
 from tools.cli import COMMANDS, main
 
@@ -149,7 +149,7 @@ def photos(folder: Path, captions: bool = True, count: int = 8) -> Path:
     """A configuration for grey images beside it."""
     (folder / "photos").mkdir(parents=True)
     for index, pixels in enumerate(numbered(count, 8, 8)):
-        (folder / "photos" / f"{index}.png").write_bytes(picture_bytes(pixels))
+        (folder / "photos" / f"{index}.png").write_bytes(image_bytes(pixels))
         if captions:
             (folder / "photos" / f"{index}.txt").write_text(f"level {index}\n")
     path = folder / "photos.yaml"
@@ -161,7 +161,7 @@ def photos(folder: Path, captions: bool = True, count: int = 8) -> Path:
     return path
 
 
-def test_a_folder_of_pictures_beside_the_config_trains_from_anywhere(tmp_path, monkeypatch):
+def test_a_folder_of_images_beside_the_config_trains_from_anywhere(tmp_path, monkeypatch):
     config = photos(tmp_path)
     monkeypatch.chdir(Path(__file__).parent)
     assert train(tmp_path / "run", config=config) == 0

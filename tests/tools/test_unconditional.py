@@ -1,4 +1,4 @@
-"""condition.kind: none, from a folder of pictures without captions to generated ones, on every trunk."""
+"""condition.kind: none, from a folder of images without captions to generated ones, on every trunk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from configs.runs import load_run
-from tests.modalities.making import numbered, picture_bytes
+from tests.modalities.making import image_bytes, numbered
 from tests.tools.tiny import CONFIG, train
 from tools.cli import main
 
@@ -22,7 +22,7 @@ ALONE = "streams={video: null, audio: null}"
 def photos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for index, pixels in enumerate(numbered(60, 8, 8)):
-        (folder / f"{index:02d}.png").write_bytes(picture_bytes(pixels))
+        (folder / f"{index:02d}.png").write_bytes(image_bytes(pixels))
     return folder
 
 

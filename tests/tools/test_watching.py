@@ -21,7 +21,7 @@ from core.training.records import read_lines
 from core.training.trainer import Trainer
 from modalities.generation import generate
 from modalities.video import VideoAdapter
-from tests.modalities.making import numbered, picture_bytes
+from tests.modalities.making import image_bytes, numbered
 from tests.tools.tiny import CONFIG, STEPS, published, result, train
 from tools.cli import main
 
@@ -108,7 +108,7 @@ def test_validation_is_what_evaluate_measures_of_that_checkpoint(watched):
         assert lines[0][f"{name}/velocity/mean"] != lines[1][f"{name}/velocity/mean"]
 
 
-def test_tensorboard_has_pictures_clips_sounds_and_val_numbers(watched):
+def test_tensorboard_has_images_videos_audio_and_val_numbers(watched):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -118,8 +118,8 @@ def test_tensorboard_has_pictures_clips_sounds_and_val_numbers(watched):
     assert {"preview/image", "preview/video/0", "preview/video/1"} <= set(tags["images"])
     assert set(tags["audio"]) == {"preview/audio/0", "preview/audio/1"}
     assert [event.step for event in events.Images("preview/image")] == [2, 4, 6]
-    clip = events.Images("preview/video/0")[0].encoded_image_string
-    assert clip.startswith(b"GIF8")
+    video = events.Images("preview/video/0")[0].encoded_image_string
+    assert video.startswith(b"GIF8")
     assert [event.step for event in events.Scalars("val/image/velocity/mean")] == [3, 6]
 
 
@@ -360,11 +360,11 @@ def test_post_hoc_averages_change_no_bit_and_are_part_of_a_resume(tmp_path, tiny
     assert train(tmp_path / "whole", "training.steps=8") == 2  # they cannot be left out half-way
 
 
-def test_pictures_that_a_source_cannot_read_do_not_end_a_preview(tmp_path):
+def test_images_that_a_source_cannot_read_do_not_end_a_preview(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for index, pixels in enumerate(numbered(8, 8, 8)):
-        (photos / f"{index}.png").write_bytes(picture_bytes(pixels))
+        (photos / f"{index}.png").write_bytes(image_bytes(pixels))
         if index:  # the first has no caption
             (photos / f"{index}.txt").write_text(f"level {index}\n")
     data = f"streams.image.data={{kind: folder, path: {photos}}}"

@@ -1,4 +1,4 @@
-"""A tiny run on videos with their sound: its previews, its validation, and what selfflow evaluate measures of it."""
+"""A tiny run on videos with their audio: its previews, its validation, and what selfflow evaluate measures of it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_a_preview_is_one_file_with_picture_and_sound(run):
+def test_a_preview_is_one_file_with_image_and_audio(run):
     import av
 
     folder = run / "samples" / "step-00000004"
@@ -105,6 +105,6 @@ def test_evaluate_measures_every_part_and_agrees_with_validation(run, tmp_path, 
     assert {name: values[name] for name in validated} == pytest.approx(validated, rel=1e-6)
 
 
-def test_pictures_cannot_be_asked_of_a_run_without_a_stream_of_pictures(run, tmp_path, capsys):
+def test_images_cannot_be_asked_of_a_run_without_a_stream_of_images(run, tmp_path, capsys):
     assert main(["evaluate", "--run", str(run), "--npz", str(tmp_path / "samples"), "--device", "cpu"]) == 2
     assert "--npz: holds images, and none of clips is a stream of images alone" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from modalities.data.sources.config import MediaConfig
 from modalities.data.sources.parquet import ParquetConfig
 from modalities.data.sources.selection import SUFFIXES
 from modalities.media.audio import probe_audio
-from modalities.media.images import PICTURE_ERRORS
+from modalities.media.images import IMAGE_ERRORS
 from modalities.media.video import index_video, read_frames
 
 PROBED = {"image": 64, "video": 16, "audio": 32}  # files whose size is looked at
@@ -282,7 +282,7 @@ def measure(record: Record, modality: str) -> dict[str, float]:
     try:
         with Image.open(source) as image:  # its header alone
             return {"height": image.height, "width": image.width}
-    except PICTURE_ERRORS as error:
+    except IMAGE_ERRORS as error:
         raise DataError(f"{record.origin}: {error}") from error
 
 

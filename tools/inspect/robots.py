@@ -40,7 +40,7 @@ def describe_robots(path: Path, number: int) -> list[str]:
         lines.append(f"  left out: {short} episodes of fewer than 2 steps")
     for index in range(min(number, len(steps))):
         try:
-            episode = episodes.read(index, pictures=False)
+            episode = episodes.read(index, images=False)
         except DataError as error:
             lines.append(f"  {episodes.key(index)}: cannot be used: {error}")
             continue
@@ -69,10 +69,10 @@ def _opened(path: Path) -> tuple[EpisodeSet, str]:
 
 
 def guessed_fields(info: RldsInfo) -> Fields:
-    """Of a data set that is not known, by names. Raises ConfigError where there is no picture or action."""
-    pictures = [name for name, feature in info.steps.items() if feature.kind == "image"]
+    """Of a data set that is not known, by names. Raises ConfigError where there is no image or action."""
+    images = [name for name, feature in info.steps.items() if feature.kind == "image"]
     actions = [n for n, feature in info.steps.items() if feature.kind == "number" and n.partition("/")[0] == "action"]
-    if not pictures or not actions:
-        raise ConfigError(f"no picture or no action among its fields {', '.join(info.steps)}")
+    if not images or not actions:
+        raise ConfigError(f"no image or no action among its fields {', '.join(info.steps)}")
     texts = [name for name, feature in info.steps.items() if feature.kind == "text" and "instruction" in name]
-    return Fields(pictures[0], tuple(actions), (), texts[0] if texts else "")
+    return Fields(images[0], tuple(actions), (), texts[0] if texts else "")

@@ -146,7 +146,7 @@ def read_weights(kind: str, path: str, takes: str) -> Any:
 
 
 class Framewise(nn.Module):
-    """An image network over all frames of videos: (B, T, 3, H, W) -> Features of B T rows, a clip's frames together."""
+    """An image network over all frames of videos: (B, T, 3, H, W) -> Features of B T rows, frame by frame."""
 
     CHUNK = 32  # frames at once, so that memory does not grow with the length of videos
 

@@ -40,11 +40,11 @@ def to_planes(media: Tensor, modality: str, sample_rate: int | None) -> Tensor:
     if modality == "audio":
         assert sample_rate is not None  # of audio, the classifier asks for it
         window = 2 ** round(math.log2(max(16, 0.064 * sample_rate)))
-        sound = media.float().mean(dim=1)  # (B, S)
-        sound = functional.pad(sound, (0, max(0, window - sound.shape[1])))
+        audio = media.float().mean(dim=1)  # (B, S)
+        audio = functional.pad(audio, (0, max(0, window - audio.shape[1])))
         hann = torch.hann_window(window, device=media.device)
         spectrum = torch.stft(
-            sound, window, window // 4, window=hann, center=True, pad_mode="constant", return_complex=True
+            audio, window, window // 4, window=hann, center=True, pad_mode="constant", return_complex=True
         )
         power = functional.adaptive_avg_pool2d((spectrum / hann.sum()).abs().square()[:, None], (BANDS, BANDS))
         decibels = 10 * (power + 1e-12).log10()

@@ -170,7 +170,7 @@ class Clap(nn.Module):
     The paper's CLAP-M and CLAP-A are laion/larger_clap_music and the LAION audio weights. Its plain "CLAP" is
     Microsoft's model (Elizalde et al.), which transformers cannot load. FADs of different weights do not compare.
 
-    Audio is mixed to mono, 16-bit levels, resampled to the model's rate (48 kHz), the middle 10 s of a longer clip (the
+    Audio is mixed to mono, 16-bit levels, resampled to the model's rate (48 kHz), the middle 10 s of longer audio (the
     package would draw a random part), a shorter one repeated as the model's own preparation does.
 
     Args:
@@ -198,11 +198,11 @@ class Clap(nn.Module):
         mono = (mono.clamp(-1, 1) * 32767).round() / 32767  # (B, S) as a 16-bit file holds it
         rate = self.extractor.sampling_rate
         mels = []
-        for sound in mono.numpy():
-            sound = resample(sound[:, None], self.sample_rate, rate)[:, 0]
+        for audio in mono.numpy():
+            audio = resample(audio[:, None], self.sample_rate, rate)[:, 0]
             length = self.extractor.nb_max_samples
-            start = max(0, len(sound) - length) // 2
-            heard = sound[start : start + length].astype(np.float64)
+            start = max(0, len(audio) - length) // 2
+            heard = audio[start : start + length].astype(np.float64)
             mels.append(self.extractor(heard, sampling_rate=rate, return_tensors="pt").input_features)
         mel = torch.cat(mels).to(device_of(self), torch.float32)  # (B, 1, frames, bands), 4 channels for fused weights
         # Nothing is longer than the model hears; the package would mark one audio clip at random for fused weights.

@@ -168,10 +168,10 @@ class I3D(nn.Module):
     @torch.inference_mode()
     def forward(self, media: Tensor) -> Features:
         expect(media, "video", self.name)
-        clip = to_levels(pick_frames(media, max(self.FEWEST, media.shape[1])).to(device_of(self))).to(torch.uint8)
+        video = to_levels(pick_frames(media, max(self.FEWEST, media.shape[1])).to(device_of(self))).to(torch.uint8)
         try:
             logits = self.model(
-                clip.transpose(1, 2), rescale=True, resize=True, return_features=True
+                video.transpose(1, 2), rescale=True, resize=True, return_features=True
             )  # (B, 3, T, H, W)
         except RuntimeError as error:
             raise CheckpointError(

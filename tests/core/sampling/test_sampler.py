@@ -146,10 +146,10 @@ def test_given_tokens_stay_and_are_seen_at_their_level(solver, conditioning_nois
         pytest.importorskip("torchdiffeq")
     trunk = Field(lambda x, t, dropped: x - 0.3)
     config = SamplerConfig(solver, 4, conditioning_noise=conditioning_noise, cfg_scale=2.0, batch_invariant=False)
-    pictures, actions = sample(trunk, batch, noise, config)
+    images, actions = sample(trunk, batch, noise, config)
 
-    assert torch.equal(pictures[conditioning_mask], image.x0[conditioning_mask])
-    assert (pictures[~conditioning_mask] != noise[0][~conditioning_mask]).all()
+    assert torch.equal(images[conditioning_mask], image.x0[conditioning_mask])
+    assert (images[~conditioning_mask] != noise[0][~conditioning_mask]).all()
     assert (actions != noise[1]).all()
     held = image.x0 + (noise[0] - image.x0) * conditioning_noise
     for noisy, levels, _ in trunk.calls:

@@ -12,11 +12,11 @@ from modalities.base import Record
 from modalities.conditioning import TextConfig, TextEncoder, TextEncoderConfig, collate_text
 from modalities.conditioning.conditions import ConditionConfig, Conditions, Prompt
 
-PICTURE = np.zeros((8, 8, 3), dtype=np.uint8)
+IMAGE = np.zeros((8, 8, 3), dtype=np.uint8)
 
 
 def record(*captions: str, label: str | None = None) -> Record:
-    return Record("key", "folder/file.png", PICTURE, captions=captions, label=label)
+    return Record("key", "folder/file.png", IMAGE, captions=captions, label=label)
 
 
 def draws(conditions: Conditions, item: Record, count: int = 600) -> list[tuple[Prompt, bool]]:
@@ -85,7 +85,7 @@ def stored(*lengths: int, width: int = 3) -> Record:
     """Captions of the letters a, b, ..., with features of these lengths, each filled with its place + 1."""
     letters = "abcdefgh"[: len(lengths)]
     text = tuple(torch.full((length, width), float(i + 1)) for i, length in enumerate(lengths))
-    return Record("key", "folder/file.png", PICTURE, captions=tuple(letters), text=text)
+    return Record("key", "folder/file.png", IMAGE, captions=tuple(letters), text=text)
 
 
 def test_stored_features_go_with_their_caption():
@@ -125,10 +125,10 @@ def test_stored_features_that_do_not_fit_are_named():
     conditions = Conditions(FROZEN, [])
     with pytest.raises(DataError, match=r"file\.png: stored text features of shape \(2, 5\), .*width is 3"):
         conditions.chosen(stored(2, width=5))
-    lacking = Record("key", "file.png", PICTURE, captions=("a", "b"), text=(torch.ones(1, 3),))
+    lacking = Record("key", "file.png", IMAGE, captions=("a", "b"), text=(torch.ones(1, 3),))
     with pytest.raises(DataError, match="2 captions, but stored features of 1"):
         conditions.chosen(lacking)
-    broken = Record("key", "file.png", PICTURE, captions=("a",), text=(torch.full((1, 3), float("nan")),))
+    broken = Record("key", "file.png", IMAGE, captions=("a",), text=(torch.full((1, 3), float("nan")),))
     with pytest.raises(DataError, match="hold NaN or infinite values"):
         conditions.chosen(broken)
 

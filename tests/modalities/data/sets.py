@@ -16,15 +16,15 @@ from pyarrow import parquet
 from modalities.base import Source
 from modalities.data.sources.build import MEDIA_SOURCES, build_source
 from modalities.data.sources.config import SourceConfig
-from tests.modalities.making import picture_bytes
+from tests.modalities.making import image_bytes
 
 COUNT, BLOCKS = 40, 4
 KINDS = ("folder", "webdataset", "parquet", "mds")
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     """PNG of 8x8 pixels, all of the level `number`."""
-    return picture_bytes(np.full((8, 8, 3), number, np.uint8))
+    return image_bytes(np.full((8, 8, 3), number, np.uint8))
 
 
 def write_set(kind: str, folder: Path) -> SourceConfig:
@@ -57,7 +57,7 @@ def cut(path: Path, share: float) -> None:
 
 def _folder(folder: Path) -> None:
     for number in range(COUNT):
-        (folder / f"{number:02d}.png").write_bytes(picture(number))
+        (folder / f"{number:02d}.png").write_bytes(image(number))
         (folder / f"{number:02d}.txt").write_text(f"number {number}")
 
 
@@ -67,7 +67,7 @@ def _webdataset(folder: Path) -> None:
         with tarfile.open(folder / f"shard-{shard}.tar", "w") as tar:
             for number in range(shard * per_tar, (shard + 1) * per_tar):
                 fields = json.dumps({"caption": f"number {number}", "label": number % 3}).encode()
-                for suffix, data in (("png", picture(number)), ("json", fields)):
+                for suffix, data in (("png", image(number)), ("json", fields)):
                     info = tarfile.TarInfo(f"{number:02d}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
@@ -79,7 +79,7 @@ def _parquet(folder: Path) -> None:
         numbers = range(part * per_file, (part + 1) * per_file)
         table = pa.table(
             {
-                "image": [picture(number) for number in numbers],
+                "image": [image(number) for number in numbers],
                 "caption": [f"number {number}" for number in numbers],
                 "label": [number % 3 for number in numbers],
             }
@@ -94,7 +94,7 @@ def _mds(folder: Path) -> None:
     columns = {"image": "bytes", "caption": "str", "label": "int"}
     with streaming.MDSWriter(out=str(folder), columns=columns, hashes=["xxh64"], size_limit=1300) as writer:
         for number in range(COUNT):
-            writer.write({"image": picture(number), "caption": f"number {number}", "label": number % 3})
+            writer.write({"image": image(number), "caption": f"number {number}", "label": number % 3})
 
 
 _WRITE: dict[str, Callable[[Path], None]] = {

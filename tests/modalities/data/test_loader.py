@@ -29,7 +29,7 @@ from modalities.image import ImageAdapter, ImageConfig
 from modalities.streams import Stream, make_parts
 from modalities.synthetic.draw import SyntheticSource
 from modalities.video import VideoAdapter, VideoConfig
-from tests.modalities.making import numbered, picture_bytes, sound_bytes, tone
+from tests.modalities.making import audio_bytes, image_bytes, numbered, tone
 
 TEXT = ConditionConfig(cfg_dropout=0.5, text=TextConfig(vocabulary=64, max_words=6, rows_per_word=4))
 SIZES = {"image": 4, "video": 2, "audio": 6}
@@ -164,7 +164,7 @@ def folder(path: Path, broken: bool) -> FolderSource:
     """Ten grey images of class `grey`; two of them damaged."""
     (path / "grey").mkdir(parents=True)
     for index, pixels in enumerate(numbered(10, 8, 8)):
-        (path / "grey" / f"{index}.png").write_bytes(picture_bytes(pixels))
+        (path / "grey" / f"{index}.png").write_bytes(image_bytes(pixels))
     if broken:
         good = (path / "grey" / "3.png").read_bytes()
         (path / "grey" / "3.png").write_bytes(good[: len(good) // 2])
@@ -172,13 +172,13 @@ def folder(path: Path, broken: bool) -> FolderSource:
     return FolderSource(path, "image", CaptionRule("label"))
 
 
-def pictures(source) -> dict[str, Stream]:
+def images(source) -> dict[str, Stream]:
     return {"image": single(source, ImageAdapter(ImageConfig([8, 8])), TimestepConfig(), 0.25)}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_damaged_pictures_are_replaced_by_the_next_position_and_named(workers, tmp_path):
-    data = dataset(pictures(folder(tmp_path, broken=True)))
+def test_damaged_images_are_replaced_by_the_next_position_and_named(workers, tmp_path):
+    data = dataset(images(folder(tmp_path, broken=True)))
     steps = dict(StepLoader(data, workers).steps(0, 5))  # two epochs
     keys = [key for items in steps.values() for key in items[0].keys]
     assert not {"grey/3.png", "grey/6.png"} & set(keys)
@@ -191,17 +191,17 @@ def test_damaged_pictures_are_replaced_by_the_next_position_and_named(workers, t
         assert "0 bytes" in entry.reason if "6.png" in entry.key else "decoded" in entry.reason
         replacement = data.sample("image", entry.replaced_by, [])
         assert keys[entry.position] == replacement.key  # deterministic: that of the later position itself
-    again = dict(StepLoader(dataset(pictures(folder(tmp_path / "again", broken=True))), 0).steps(0, 5))
+    again = dict(StepLoader(dataset(images(folder(tmp_path / "again", broken=True))), 0).steps(0, 5))
     assert [flat(i[0].parts) for i in again.values()] == [flat(i[0].parts) for i in steps.values()]
 
 
-def test_a_sound_with_nan_is_replaced(tmp_path):
+def test_audio_with_nan_is_replaced(tmp_path):
     (tmp_path / "tones").mkdir()
     for index in range(6):
         samples = tone(0.3, 4000, 200.0 + 50 * index)
         if index == 2:
             samples[100] = np.nan
-        (tmp_path / "tones" / f"{index}.wav").write_bytes(sound_bytes(samples, 4000, subtype="FLOAT"))
+        (tmp_path / "tones" / f"{index}.wav").write_bytes(audio_bytes(samples, 4000, subtype="FLOAT"))
     source = FolderSource(tmp_path, "audio", CaptionRule("label"))
     one = single(source, AudioAdapter(AudioConfig(seconds=0.3)), TimestepConfig(), 0.5)
     microbatch = dataset({"audio": one})[0]
@@ -225,7 +225,7 @@ class Unusable(SyntheticSource):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_data_without_any_usable_record_is_one_clear_error_with_and_without_workers(workers):
-    data = dataset(pictures(Unusable(first_bad=0)))
+    data = dataset(images(Unusable(first_bad=0)))
     with pytest.raises(DataError) as caught:
         list(StepLoader(data, workers).steps(0, 1))
     assert str(caught.value).startswith(f"image: {MAX_REPLACEMENTS} records in a row from position 0 could not be used")
@@ -262,7 +262,7 @@ def test_normalization_is_measured_on_what_training_sees_and_skips_bad_records()
     tokens = torch.cat([part.flatten(0, 1) for part in latents])  # one epoch
     assert tokens.mean(dim=0).abs().max() < 1e-4
     assert (tokens.std(dim=0, unbiased=False) - 1).abs().max() < 1e-3
-    fewer = measured_of("image", pictures(Unusable(first_bad=60))["image"])
+    fewer = measured_of("image", images(Unusable(first_bad=60))["image"])
     assert fewer.std.isfinite().all()
     assert not torch.equal(measured.mean, measured_of("image", one, count=10).mean)
 
@@ -270,7 +270,7 @@ def test_normalization_is_measured_on_what_training_sees_and_skips_bad_records()
 @pytest.mark.parametrize("usable", [True, False])
 def test_workers_end_with_the_loop_even_while_a_traceback_is_kept(usable):
     first_bad = 2 * MAX_REPLACEMENTS if usable else 0
-    steps = StepLoader(dataset(pictures(Unusable(first_bad))), workers=1).steps(0, 50)
+    steps = StepLoader(dataset(images(Unusable(first_bad))), workers=1).steps(0, 50)
     try:
         next(steps)
     except DataError as error:

@@ -35,17 +35,17 @@ FRAMES, FPS, RATE, LONG = 9, 8, 4000, 18  # the files are twice as long as a win
 SOURCE = AudiovisualSource(frames=LONG, count=24)
 
 
-def adapters(short_video: str = "refuse", short_sound: str = "pad", **video) -> dict:
+def adapters(short_video: str = "refuse", short_audio: str = "pad", **video) -> dict:
     return {
         "video": VideoAdapter(VideoConfig([16], FRAMES, FPS, patch_frames=2, short=short_video, **video)),
-        "audio": AudioAdapter(AudioConfig(RATE, FRAMES / FPS, hop=125, short=short_sound)),
+        "audio": AudioAdapter(AudioConfig(RATE, FRAMES / FPS, hop=125, short=short_audio)),
     }
 
 
 PARTS = make_parts(adapters())
 
 
-def clip(pixels: np.ndarray) -> torch.Tensor:
+def as_video(pixels: np.ndarray) -> torch.Tensor:
     return torch.tensor(pixels).permute(0, 3, 1, 2) / 127.5 - 1
 
 
@@ -55,8 +55,8 @@ def files(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("files")
     found = []
     for index in range(len(SOURCE)):
-        caption, _, video, sound = SOURCE.draw(index)
-        found.append(write_video(clip(video), folder / f"{index:02d}", FPS, torch.tensor(sound.T), RATE))
+        caption, _, video, audio = SOURCE.draw(index)
+        found.append(write_video(as_video(video), folder / f"{index:02d}", FPS, torch.tensor(audio.T), RATE))
         found[-1].with_suffix(".txt").write_text(caption)
     return found
 
@@ -74,7 +74,7 @@ def heights(media: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loaded_sound_belongs_to_the_loaded_frames(kind, files, tmp_path):
+def test_the_loaded_audio_belongs_to_the_loaded_frames(kind, files, tmp_path):
     source = build_source(stored(kind, files, tmp_path / kind), ("video", "audio"), Path())
     loaded = [load_parts("av", PARTS, source.read(index), 0, 0) for index in range(len(files))]
     seen, heard = (np.stack(rows) for rows in zip(*map(heights, loaded), strict=True))
@@ -98,7 +98,7 @@ def test_the_window_is_a_function_of_the_sample_and_the_epoch(files):
     assert all(torch.equal(*pair) for pair in zip(once, reversed(backwards), strict=True))
 
 
-def late_sound(path: Path, late: float, sound: np.ndarray, start: float = 0.0) -> Path:
+def late_audio(path: Path, late: float, audio: np.ndarray, start: float = 0.0) -> Path:
     """A numbered video of LONG frames whose audio track, the end of `audio` (S,) at 48 kHz, begins `late` seconds later
     than its image, on a clock that begins at `start`."""
     with av.open(str(path), "w") as container:
@@ -114,7 +114,7 @@ def late_sound(path: Path, late: float, sound: np.ndarray, start: float = 0.0) -
             frame.pts, frame.time_base = round((start + i / FPS) * 48_000), Fraction(1, 48_000)
             packets += video.encode(frame)
         first = round(late * 48_000)
-        frame = av.AudioFrame.from_ndarray(sound[None, first:], format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(audio[None, first:], format="fltp", layout="mono")
         frame.sample_rate, frame.pts = 48_000, round(start * 48_000) + first
         frame.time_base = Fraction(1, 48_000)
         packets += [*video.encode(), *track.encode(frame), *track.encode()]
@@ -129,9 +129,9 @@ def chirp() -> np.ndarray:
     return (0.5 * np.sin(2 * np.pi * (200 * timestep + 150 * timestep**2))).astype(np.float32)
 
 
-def shift_of(sound: torch.Tensor, start: float, wave: np.ndarray) -> float:
+def shift_of(audio: torch.Tensor, start: float, wave: np.ndarray) -> float:
     """Seconds by which a loaded audio lies later than `wave` (S,) at 48 kHz from `start` on."""
-    here = sound[0].numpy()
+    here = audio[0].numpy()
     inside = np.flatnonzero(np.abs(here) > 0.01)
     low, high = inside[0] + 200, min(inside[-1], len(here)) - 200
     shifts = np.arange(-150, 151)
@@ -142,45 +142,45 @@ def shift_of(sound: torch.Tensor, start: float, wave: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("suffix", "tolerance"), [("mp4", 0.001), ("mkv", 0.002), ("ts", 0.025)])
 @pytest.mark.parametrize("start", [0.0, 0.75])
-def test_picture_and_sound_stay_together_where_the_sound_begins_later(suffix, tolerance, start, tmp_path):
-    """In MPEG-TS nothing states how many samples the encoder put before the sound: 1024, which is 0.021 s."""
+def test_image_and_audio_stay_together_where_the_audio_begins_later(suffix, tolerance, start, tmp_path):
+    """In MPEG-TS nothing states how many samples the encoder put before the audio: 1024, which is 0.021 s."""
     wave, late = chirp(), 0.4
-    record = Record("a", "a", late_sound(tmp_path / f"a.{suffix}", late, wave, start))
+    record = Record("a", "a", late_audio(tmp_path / f"a.{suffix}", late, wave, start))
     video, audio = (adapter.windows(record) for adapter in adapters().values())
     assert audio.first - video.first == pytest.approx(late, abs=0.03)
     low, high = common_starts({"video": video, "audio": audio}, "a")
     assert low == pytest.approx(audio.first)
     assert high == pytest.approx(video.first + 1.125, abs=0.002)
     for offset in (0.5, 0.813, 1.1):
-        frames, sound = (each.load(video.first + offset, generator("a")) for each in (video, audio))
+        frames, audio = (each.load(video.first + offset, generator("a")) for each in (video, audio))
         shown = numbers((to_bytes(frames)).astype(float))
         assert shown == [int(offset * FPS) + k for k in range(FRAMES)]
-        assert abs(shift_of(sound, offset, wave)) <= tolerance
+        assert abs(shift_of(audio, offset, wave)) <= tolerance
     early = audio.load(video.first + 0.125, generator("a"))  # silent where the audio has not begun
     assert early[0, : round((0.275 - 0.03) * RATE)].abs().max() < 0.02
     assert early[0, round(0.3 * RATE) :].abs().max() > 0.3
     assert abs(shift_of(early, 0.125, wave)) <= tolerance
 
 
-def test_a_window_of_a_sound_begins_at_its_sample_at_any_rate():
+def test_a_window_of_audio_begins_at_its_sample_at_any_rate():
     """Not only where a sample of the file and one of the adapter coincide: 11025 and 4000 Hz do so every 40 ms."""
     adapter = AudioAdapter(AudioConfig(RATE, 0.5, hop=125))
     for rate in (11_025, 44_100, 48_000, RATE):
         timestep = np.arange(2 * rate) / rate
         record = Record("a", "a", (0.5 * np.sin(2 * np.pi * 330 * timestep))[:, None].astype(np.float32), rate=rate)
         for start in (0.2, 0.3333, 1.4999, -0.1, 1.7):
-            sound = adapter.windows(record).load(start, generator("a"))[0].numpy()
+            audio = adapter.windows(record).load(start, generator("a"))[0].numpy()
             wanted = round(start * RATE) + np.arange(2000)
             true = np.where((wanted >= 0) & (wanted < 2 * RATE), 0.5 * np.sin(2 * np.pi * 330 * wanted / RATE), 0)
             inside = (wanted > 200) & (wanted < 2 * RATE - 200)
-            assert np.abs(sound - true)[inside].max() < 0.005
-            assert (sound[wanted < 0] == 0).all()
-            assert (sound[wanted >= 2 * RATE] == 0).all()
+            assert np.abs(audio - true)[inside].max() < 0.005
+            assert (audio[wanted < 0] == 0).all()
+            assert (audio[wanted >= 2 * RATE] == 0).all()
 
 
-def pair(video_frames: int = LONG, sound: np.ndarray | None = None) -> Record:
+def pair(video_frames: int = LONG, audio: np.ndarray | None = None) -> Record:
     """A record of arrays: a numbered video at FPS, and an audio clip (S,) at RATE."""
-    wave = tone(video_frames / FPS, RATE) if sound is None else sound
+    wave = tone(video_frames / FPS, RATE) if audio is None else audio
     video = numbered(video_frames, 16, 16)
     return Record(
         "a", "a", video, rate=FPS, parts={"video": Media(video, rate=FPS), "audio": Media(wave[:, None], rate=RATE)}
@@ -196,7 +196,7 @@ def test_the_places_where_all_parts_have_a_window():
 
     assert found(v=of(0, 5, False), a=of(1, 3, True)) == (1, 3)
     assert found(v=of(0, 0, False), a=of(0.3, 0.0, True)) == (0, 0)  # the audio begins later, and the video has no room
-    assert found(v=of(0, 5, False), a=of(4, 3, True)) == (4, 4)  # a short sound: where it begins
+    assert found(v=of(0, 5, False), a=of(4, 3, True)) == (4, 4)  # short audio: where it begins
     assert found(v=of(0, 5, False), a=of(7, 6, True)) == (5, 5)
     assert found(v=of(0, 1, True), a=of(4, 9, True)) == (4, 4)  # the longest decides
     assert found(v=of(0, -1, True), a=of(0.2, -0.5, True)) == (0, 0)
@@ -204,18 +204,18 @@ def test_the_places_where_all_parts_have_a_window():
         found(v=of(0, 1, False), a=of(2, 3, False))
 
 
-def test_a_sound_shorter_than_a_window_follows_its_setting():
+def test_audio_shorter_than_a_window_follows_its_setting():
     record = pair(FRAMES, tone(0.5, RATE))
-    _, sound = load_parts("av", PARTS, record, 0, 0)
-    assert sound[0, :2000].abs().max() > 0.4
-    assert (sound[0, 2000:] == 0).all()
+    _, audio = load_parts("av", PARTS, record, 0, 0)
+    assert audio[0, :2000].abs().max() > 0.4
+    assert (audio[0, 2000:] == 0).all()
     with pytest.raises(DataError, match=r"a: 0\.500 s, a window needs 1\.125 s"):
-        load_parts("av", make_parts(adapters(short_sound="refuse")), record, 0, 0)
+        load_parts("av", make_parts(adapters(short_audio="refuse")), record, 0, 0)
     # One that fills a window is cut where it is there, however long the video is.
     record = pair(10 * FRAMES, tone(1.2, RATE))
     for epoch in range(10):
-        frames, sound = load_parts("av", make_parts(adapters(short_sound="refuse")), record, epoch, 0)
-        assert sound[0, -100:].abs().max() > 0.4
+        frames, audio = load_parts("av", make_parts(adapters(short_audio="refuse")), record, epoch, 0)
+        assert audio[0, -100:].abs().max() > 0.4
         assert numbers(to_bytes(frames).astype(float))[0] == 0
     with pytest.raises(DataError, match="4 frames at 8 fps"):
         load_parts("av", PARTS, pair(4), 0, 0)
@@ -223,12 +223,12 @@ def test_a_sound_shorter_than_a_window_follows_its_setting():
     assert numbers(to_bytes(frames).astype(float)) == [0, 1, 2, 3, 3, 3, 3, 3, 3]
 
 
-def test_another_window_is_drawn_where_the_sound_is_silent_or_the_picture_damaged(monkeypatch):
+def test_another_window_is_drawn_where_the_audio_is_silent_or_the_image_damaged(monkeypatch):
     wave = np.concatenate([np.zeros(2 * RATE, np.float32), tone(2, RATE)])
     record = pair(4 * FPS, wave)
     for epoch in range(20):
-        frames, sound = load_parts("av", PARTS, record, epoch, 0)
-        assert sound.any()
+        frames, audio = load_parts("av", PARTS, record, epoch, 0)
+        assert audio.any()
         assert numbers(to_bytes(frames).astype(float))[-1] >= 2 * FPS - 1
     with pytest.raises(DataError, match=rf"a: silent: every sample is 0 \(windows tried: {STARTS}\)"):
         load_parts("av", PARTS, pair(4 * FPS, np.zeros(4 * RATE, np.float32)), 0, 0)
@@ -253,11 +253,11 @@ def test_whatever_goes_wrong_with_a_part_costs_that_record(monkeypatch):
         load_parts("av", PARTS, pair(), 0, 0)
 
 
-def test_a_file_without_a_sound_track_is_a_bad_record_with_that_reason(files, tmp_path):
+def test_a_file_without_an_audio_track_is_a_bad_record_with_that_reason(files, tmp_path):
     for path in files[1:4]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
         (tmp_path / path.name).with_suffix(".txt").write_text("a red circle")
-    write_video(clip(numbered(LONG, 16, 16)), tmp_path / "silent", FPS)
+    write_video(as_video(numbered(LONG, 16, 16)), tmp_path / "silent", FPS)
     (tmp_path / "silent.txt").write_text("a red circle")
     source = build_source(FolderConfig(path=str(tmp_path)), ("video", "audio"), Path())
     batch = dataset(source)[0]

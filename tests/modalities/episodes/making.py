@@ -19,7 +19,7 @@ from pyarrow import parquet
 from modalities.episodes.example import example_type
 from modalities.episodes.tfrecord import crc32c, masked
 
-BITS, BLOCK = 12, 8  # of a number that is painted into a picture
+BITS, BLOCK = 12, 8  # of a number that is painted into an image
 CAMERA = "observation.images.front"
 
 
@@ -70,14 +70,14 @@ def counting(episode: int, steps: int, width: int = 3) -> np.ndarray:
 
 
 def example(
-    episode: int, steps: int, actions: np.ndarray | None = None, text: str = "pick it up", picture: bytes | None = None
+    episode: int, steps: int, actions: np.ndarray | None = None, text: str = "pick it up", frame: bytes | None = None
 ) -> bytes:
-    """An episode whose pictures hold episode * 100 + step, unless all are one `picture`."""
+    """An episode whose frames hold episode * 100 + step, unless all are one `frame`."""
     actions = counting(episode, steps) if actions is None else actions
-    pictures = [picture or jpeg(numbered_frame(episode * 100 + step)) for step in range(steps)]
+    frames = [frame or jpeg(numbered_frame(episode * 100 + step)) for step in range(steps)]
     return serialized(
         {
-            "steps/observation/image": pictures,
+            "steps/observation/image": frames,
             "steps/observation/state": np.stack([np.arange(steps), np.arange(steps) ** 2], axis=1).astype(np.float32),
             "steps/action/world": actions[:, :2],
             "steps/action/gripper": actions[:, 2:],

@@ -94,7 +94,7 @@ def test_rows_that_are_not_those_of_the_episode(tmp_path):
         opened(folder).read(1)
 
 
-def test_pictures_in_the_parquet_files(tmp_path):
+def test_images_in_the_parquet_files(tmp_path):
     from tests.modalities.episodes.making import jpeg, numbered_frame
 
     folder = write_lerobot_2(tmp_path / "set", LENGTHS)
@@ -103,8 +103,8 @@ def test_pictures_in_the_parquet_files(tmp_path):
     (folder / "meta/info.json").write_text(json.dumps(info))
     for episode, steps in enumerate(LENGTHS):
         path = folder / f"data/chunk-000/episode_{episode:06d}.parquet"
-        pictures = [{"bytes": jpeg(numbered_frame(episode * 100 + step)), "path": ""} for step in range(steps)]
-        parquet.write_table(parquet.read_table(path).append_column(CAMERA, pa.array(pictures)), path)
+        images = [{"bytes": jpeg(numbered_frame(episode * 100 + step)), "path": ""} for step in range(steps)]
+        parquet.write_table(parquet.read_table(path).append_column(CAMERA, pa.array(images)), path)
     check(folder)
 
 

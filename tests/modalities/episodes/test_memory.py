@@ -78,8 +78,8 @@ class Decoded(Dataset):
 @pytest.mark.timeout(1800)
 def test_workers_do_not_grow_over_50_epochs(tmp_path):
     columns = np.linspace(0, 255, 320).astype(np.uint8)
-    picture = jpeg(np.broadcast_to(columns[None, :, None], (256, 320, 3)).copy())
-    rows = [example(e, 3, picture=picture) for e in range(200)]
+    frame = jpeg(np.broadcast_to(columns[None, :, None], (256, 320, 3)).copy())
+    rows = [example(e, 3, frame=frame) for e in range(200)]
     episodes = RldsSet(write_rlds(tmp_path / "set", [rows[:100], rows[100:]]), FIELDS, 3.0, cache=tmp_path / "cache")
     source = EpisodesSource(episodes, ("image", "video", "action"), Reading(WindowPlan(4, 6)))
     epochs, size = 50, len(source)

@@ -39,7 +39,7 @@ def test_checksums_are_crc32c_turned_and_shifted():
     assert masked(1) == 0xA284EAD8  # 1 turned right by 15 bits is 0x20000
 
 
-def test_episodes_are_read_with_their_numbers_pictures_and_texts(folder):
+def test_episodes_are_read_with_their_numbers_images_and_texts(folder):
     found = opened(folder)
     assert found.steps.tolist() == [5, 2, 4]
     episode = found.read(2)

@@ -31,7 +31,7 @@ ALL = ("image", "video", "action_count", "state_count")
         (WindowPlan(4, 3, stride=2), [7, 9, 11, 13], [5, 7, 9], 10),
         (WindowPlan(5, 3, stride=4, frames_per_action=4), [6, 7, 8, 9, 10], [5, 9, 13], 11),
         (WindowPlan(5, 3, stride=4, frames_per_action=2), [7, 9, 11, 13, 15], [5, 9, 13], 10),
-        # pictures shown several times: frame i is on screen at step 5 + (i + 1) / 4
+        # images shown several times: frame i is on screen at step 5 + (i + 1) / 4
         (WindowPlan(8, 2, frames_per_action=4), [5, 5, 5, 6, 6, 6, 6, 7], [5, 6], 11),
         (WindowPlan(8, 2, frames_per_action=4, first_frame="current"), [5, 5, 5, 5, 6, 6, 6, 6], [5, 6], 11),
     ],
@@ -75,7 +75,7 @@ def episodes(request, tmp_path: Path):
 
 @pytest.mark.parametrize("first_frame", ["next", "current"])
 def test_no_record_is_off_by_one(episodes, first_frame):
-    """The action of a step is the one that was taken at the picture of that step, and leads to the next one."""
+    """The action of a step is the one that was taken at the image of that step, and leads to the next one."""
     source = EpisodesSource(episodes, ALL, Reading(WindowPlan(5, 3, first_frame=first_frame)))
     assert len(source) == 5 + 8 + 3
     begins = []
@@ -107,7 +107,7 @@ def test_no_record_is_off_by_one(episodes, first_frame):
     assert len({source.read(index).key for index in range(len(source))}) == len(source)
 
 
-def test_pictures_are_decoded_when_they_are_asked_for(episodes):
+def test_images_are_decoded_when_they_are_asked_for(episodes):
     source = EpisodesSource(episodes, ALL, Reading(WindowPlan(5, 3)))
     video = source.read(0).part("video").media
     assert isinstance(video, Deferred)

@@ -82,31 +82,33 @@ def subject(val: Memory, training: Memory, kind: str = "label") -> Subject:
 STREAM = "clips"  # a name that is none of its parts'
 
 
-def clip_parts() -> Parts:
+def audiovisual_parts() -> Parts:
     """A video of 27 tokens with 96 channels and its audio, 41 tokens with 64."""
     video = VideoAdapter(VideoConfig(size=[12, 12], frames=5, patch=4))
     return make_parts({"video": video, "audio": AudioAdapter(AudioConfig(seconds=0.625, hop=64))})
 
 
-def clip_source(seed: int, count: int) -> AudiovisualSource:
+def audiovisual_source(seed: int, count: int) -> AudiovisualSource:
     return AudiovisualSource(size=12, seed=seed, count=count, frames=5)
 
 
-def clip_trunk(parts: Parts, classes: int, **more) -> MMDiT:
+def audiovisual_trunk(parts: Parts, classes: int, **more) -> MMDiT:
     channels = {name: part.adapter.channels for name, part in parts.items()}
     context = ContextConfig(kind="labels", num_classes=classes)
     return drawn(MMDiT(MMDiTConfig("tiny", 96, 2, 1, 1, mlp_ratio=1.0, channels=channels, context=context), **more))
 
 
-def clip_subject(val: int = 24, training: int = 30) -> Subject:
+def audiovisual_subject(val: int = 24, training: int = 30) -> Subject:
     """A model of classes on the stream `videos`: videos with their audio, drawn in code."""
-    parts, classes = clip_parts(), clip_source(0, 1).labels()
+    parts, classes = audiovisual_parts(), audiovisual_source(0, 1).labels()
     normalization = {
         name: LatentNormalization(torch.zeros(width), torch.ones(width))
         for name, width in ((name, part.adapter.channels) for name, part in parts.items())
     }
     conditions = Conditions(ConditionConfig(kind="label"), classes)
-    made = Generator(clip_trunk(parts, len(classes)), {STREAM: parts}, normalization, conditions, torch.device("cpu"))
-    sources = clip_source(1, val), clip_source(0, training)
+    made = Generator(
+        audiovisual_trunk(parts, len(classes)), {STREAM: parts}, normalization, conditions, torch.device("cpu")
+    )
+    sources = audiovisual_source(1, val), audiovisual_source(0, training)
     readers = [Reader(made, STREAM, source, classes, seed=0) for source in sources]
     return Subject(made, STREAM, *readers, SamplerConfig(steps=2), "videos in memory")

@@ -92,7 +92,7 @@ def test_reference_statistics_round_trip(tmp_path):
     assert found.samples == 0
 
 
-def test_a_published_reference_has_pictures_too(tmp_path):
+def test_a_published_reference_has_images_too(tmp_path):
     ours = reference()
     arrays = {name: getattr(ours, name).astype(np.float32) for name in ("mu", "sigma", "mu_s", "sigma_s")}
     np.savez(tmp_path / "virtual.npz", arr_0=np.zeros((5, 8, 8, 3), np.uint8), **arrays)
@@ -102,9 +102,9 @@ def test_a_published_reference_has_pictures_too(tmp_path):
     assert next(read_samples(tmp_path / "virtual.npz")).shape == (5, 3, 8, 8)
 
 
-def test_a_reference_may_be_statistics_of_other_programs_or_pictures_alone(tmp_path):
-    pictures = read_reference(write_samples(tmp_path / "a", [torch.zeros(2, 3, 2, 2)], 2))
-    assert (pictures.mu, pictures.sigma, pictures.mu_s, pictures.samples) == (None, None, None, 2)
+def test_a_reference_may_be_statistics_of_other_programs_or_images_alone(tmp_path):
+    images = read_reference(write_samples(tmp_path / "a", [torch.zeros(2, 3, 2, 2)], 2))
+    assert (images.mu, images.sigma, images.mu_s, images.samples) == (None, None, None, 2)
     np.savez(tmp_path / "fid.npz", mu=np.ones(2048, np.float32), sigma=np.eye(2048))
     pooled = read_reference(tmp_path / "fid.npz")
     assert np.array_equal(pooled.mu, np.ones(2048))
@@ -141,7 +141,7 @@ def test_wrong_statistics_are_refused(tmp_path, arrays, message):
         (np.zeros((0, 4, 4, 3), np.uint8), r"arr_0 is uint8 \(0, 4, 4, 3\)"),
     ],
 )
-def test_wrong_pictures_are_refused(tmp_path, array, message):
+def test_wrong_images_are_refused(tmp_path, array, message):
     np.savez(tmp_path / "a.npz", array)
     with pytest.raises(DataError, match=message):
         next(read_samples(tmp_path / "a.npz"))

@@ -1,4 +1,4 @@
-"""Evaluation of samples with several parts: a video with its sound."""
+"""Evaluation of samples with several parts: a video with its audio."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from modalities.evaluation.records import Reader, token_batch
 from modalities.evaluation.samples import samples
 from modalities.evaluation.settings import MEASURES, EvaluationSettings
 from modalities.evaluation.subject import plan
-from tests.modalities.evaluation.subjects import STREAM, clip_source, clip_subject, clip_trunk
+from tests.modalities.evaluation.subjects import STREAM, audiovisual_source, audiovisual_subject, audiovisual_trunk
 
 FEW = EvaluationSettings(
     val=12, training=30, batch=5, generated=12, timesteps=[0.2, 0.7], classifier_steps=3, measures=["velocity"]
@@ -48,7 +48,7 @@ class Moments(nn.Module):
 
 
 def test_records_have_the_media_of_every_part_in_order_for_any_batch_size():
-    asked = clip_subject()
+    asked = audiovisual_subject()
     (whole,) = asked.val.records(6, 6)
     assert list(whole.media) == ["video", "audio"]
     assert whole.media["video"].shape == (6, 5, 3, 12, 12)
@@ -56,16 +56,16 @@ def test_records_have_the_media_of_every_part_in_order_for_any_batch_size():
     ones = list(asked.val.records(6, 1))
     for name, media in whole.media.items():
         assert torch.equal(torch.cat([one.media[name] for one in ones]), media)
-    source = clip_source(1, 24)
+    source = audiovisual_source(1, 24)
     (index,) = (i for i in range(24) if source.read(i).key == whole.keys[0])
-    _, _, video, sound = source.draw(index)
+    _, _, video, audio = source.draw(index)
     shown = torch.tensor(video).permute(0, 3, 1, 2) / 127.5 - 1
     torch.testing.assert_close(whole.media["video"][0], shown, rtol=0, atol=1e-6)
-    torch.testing.assert_close(whole.media["audio"][0], torch.tensor(sound).T, rtol=0, atol=1e-6)
+    torch.testing.assert_close(whole.media["audio"][0], torch.tensor(audio).T, rtol=0, atol=1e-6)
 
 
 def test_a_batch_has_a_segment_for_every_part():
-    asked = clip_subject()
+    asked = audiovisual_subject()
     (batch,) = asked.val.batches(4, 4)
     assert [(segment.name, tuple(segment.x0.shape)) for segment in batch.segments] == [
         ("video", (4, 27, 96)),
@@ -76,8 +76,8 @@ def test_a_batch_has_a_segment_for_every_part():
 
 def test_parts_may_be_stored_as_latents():
     """Media and latents of the same records make the same tokens."""
-    asked = clip_subject()
-    model, source = asked.model, clip_source(1, 6)
+    asked = audiovisual_subject()
+    model, source = asked.model, audiovisual_source(1, 6)
 
     class Stored:
         def __len__(self):
@@ -85,8 +85,8 @@ def test_parts_may_be_stored_as_latents():
 
         def read(self, index):
             record = source.read(index)
-            sound = torch.tensor(record.part("audio").media).T
-            latents = StoredLatents(model.parts[STREAM]["audio"].adapter.encode(sound[None])[0])
+            audio = torch.tensor(record.part("audio").media).T
+            latents = StoredLatents(model.parts[STREAM]["audio"].adapter.encode(audio[None])[0])
             return replace(record, parts={**record.parts, "audio": Media(latents)})
 
         def fingerprint(self):
@@ -102,8 +102,8 @@ def test_parts_may_be_stored_as_latents():
 
 
 def test_every_measure_has_its_names():
-    asked = clip_subject()
-    student = clip_trunk(asked.parts, len(asked.classes), projectors={"teacher": ProjectorSpec()})
+    asked = audiovisual_subject()
+    student = audiovisual_trunk(asked.parts, len(asked.classes), projectors={"teacher": ProjectorSpec()})
     pair = PairPlan(student, 1, 2, NoisingConfig("dual"), TimestepConfig(), 0.25, Modes(rest=Mode(independent=True)))
     networks = {"video/a": PartNetwork("video", Moments("a")), "audio/b": PartNetwork("audio", Moments("b"))}
     found = evaluate(replace(asked, pair=pair), FEW, list(MEASURES), networks)
@@ -118,7 +118,7 @@ def test_every_measure_has_its_names():
 
 
 def test_velocity_of_a_trunk_that_predicts_zero_is_that_of_each_part():
-    asked = clip_subject()
+    asked = audiovisual_subject()
     for parameter in asked.model.trunk.media_out.parameters():
         torch.nn.init.zeros_(parameter)
     found = evaluate(asked, replace(FEW, val=24), ["velocity"], {}).values
@@ -133,7 +133,7 @@ def test_numbers_do_not_depend_on_the_batch_size():
     for batch in (5, 12):
         networks = {"audio/b": PartNetwork("audio", Moments("b"))}
         measures = ["velocity", "health", "samples"]
-        found[batch] = evaluate(clip_subject(), replace(FEW, batch=batch), measures, networks).values
+        found[batch] = evaluate(audiovisual_subject(), replace(FEW, batch=batch), measures, networks).values
     assert found[5] == pytest.approx(found[12], rel=1e-4, abs=1e-5)
 
 
@@ -144,13 +144,13 @@ def test_a_network_that_fails_on_one_part_leaves_the_other():
 
     found = Measured()
     networks = {"video/a": PartNetwork("video", Broken("a")), "audio/a": PartNetwork("audio", Moments("a"))}
-    samples(clip_subject(), FEW, networks, found)
+    samples(audiovisual_subject(), FEW, networks, found)
     assert found.failed == ["samples/video/a"]
     assert "samples/audio/a/FD" in found.values
 
 
 def test_every_part_has_a_classifier_of_its_own(tmp_path):
-    asked, found = clip_subject(), Measured()
+    asked, found = audiovisual_subject(), Measured()
     networks = own_networks(asked, FEW, tmp_path, found)
     assert {name: (one.part, one.network.modality) for name, one in networks.items()} == {
         "video/classifier": ("video", "video"),
@@ -158,7 +158,7 @@ def test_every_part_has_a_classifier_of_its_own(tmp_path):
     }
     assert networks["audio/classifier"].network.sample_rate == 4000
     assert (found.failed, len([*tmp_path.iterdir()])) == ([], 2)
-    again = own_networks(clip_subject(), FEW, tmp_path, found)
+    again = own_networks(audiovisual_subject(), FEW, tmp_path, found)
     for name, one in networks.items():
         same = again[name].network.state_dict()
         assert all(torch.equal(same[key], value) for key, value in one.network.state_dict().items())
@@ -166,7 +166,7 @@ def test_every_part_has_a_classifier_of_its_own(tmp_path):
 
 
 def test_a_network_looks_at_the_parts_of_its_modality(tmp_path):
-    asked = clip_subject()
+    asked = audiovisual_subject()
     path = Classifier("audio", ["a", "b"], "sounds", 4000).save(tmp_path / "audio clips.safetensors")
     for config, parts in (
         (NetworkConfig("clap", "weights"), ["audio"]),
@@ -184,17 +184,17 @@ def test_a_network_looks_at_the_parts_of_its_modality(tmp_path):
     assert result_names(asked, settings) == ["video/classifier", "audio/classifier", "video/i3d", "audio/i3d"]
 
 
-def test_a_classifier_of_other_sounds_is_refused_by_its_part(tmp_path):
+def test_a_classifier_of_other_audio_is_refused_by_its_part(tmp_path):
     path = Classifier("audio", ["a", "b"], "sounds", 8000).save(tmp_path / "audio clips.safetensors")
     with pytest.raises(ConfigError, match="is a classifier of audio at 8000 Hz, not of audio at 4000 Hz"):
-        stored_networks(clip_subject(), replace(FEW, networks=[NetworkConfig("classifier", str(path))]), Path())
+        stored_networks(audiovisual_subject(), replace(FEW, networks=[NetworkConfig("classifier", str(path))]), Path())
 
 
 def test_what_can_be_measured_is_planned_as_for_one_part():
-    assert plan(clip_subject(), replace(FEW, measures=None)) == (list(MEASURES), [])
-    measures, notes = plan(clip_subject(val=3), replace(FEW, measures=None))
+    assert plan(audiovisual_subject(), replace(FEW, measures=None)) == (list(MEASURES), [])
+    measures, notes = plan(audiovisual_subject(val=3), replace(FEW, measures=None))
     assert measures == ["velocity", "probe", "knn", "health"]
     assert notes[0].startswith("samples is left out: 3 held-out records to compare")
-    same = clip_subject()
+    same = audiovisual_subject()
     with pytest.raises(ConfigError, match=r"streams\.clips\.val: holds records that the run is trained on"):
         plan(replace(same, val=same.training), replace(FEW, measures=None))

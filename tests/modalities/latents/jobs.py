@@ -27,7 +27,7 @@ ABOUT = {
 }
 
 
-class Pictures:
+class Images:
     """`count` images of 10 x 14 pixels, of three classes, with one caption or two. Those in `broken` are damaged."""
 
     def __init__(self, count: int = 21, broken: tuple[int, ...] = ()):
@@ -50,11 +50,11 @@ class Pictures:
         return f"images {self.count} {self.broken}"
 
 
-def pictures_job(**changes) -> Job:
+def images_job(**changes) -> Job:
     """Chunks of 8 records: two whole ones and a short one."""
     adapter = ImageAdapter(ImageConfig([8, 8], crop="random"))
     parts = make_parts({"image": adapter})
-    return replace(Job("image", Pictures(), parts, 3, 1, 8, "float32", 100), **changes)
+    return replace(Job("image", Images(), parts, 3, 1, 8, "float32", 100), **changes)
 
 
 def settings_of(job: Job) -> dict:

@@ -22,7 +22,7 @@ from modalities.latents import chunks, encode, publish
 from modalities.latents.encode import Job, encode_chunks
 from modalities.latents.source import LatentsSource
 from modalities.streams import make_parts
-from tests.modalities.latents.jobs import Pictures, chunk_folder, content, make, pictures_job
+from tests.modalities.latents.jobs import Images, chunk_folder, content, images_job, make
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def whole(tmp_path_factory) -> Path:
 
 
 def job(**changes) -> Job:
-    return pictures_job(**{"source": Pictures(21, broken=(2, 9)), "views": 2} | changes)
+    return images_job(**{"source": Images(21, broken=(2, 9)), "views": 2} | changes)
 
 
 def adapter_of(job: Job) -> ModalityAdapter:
@@ -157,7 +157,7 @@ def test_finished_chunks_are_not_made_again(tmp_path, monkeypatch):
     encode_chunks(made, folder, [0, 2], 0, 3)
     assert folder.missing() == [1]
     read = []
-    monkeypatch.setattr(Pictures, "read", _noting(Pictures.read, read))
+    monkeypatch.setattr(Images, "read", _noting(Images.read, read))
     make(made, tmp_path)
     assert sorted(set(read)) == list(range(8, 16))
     read.clear()
@@ -207,7 +207,7 @@ def test_too_many_bad_records_end_the_work_and_keep_what_is_done(tmp_path):
 
 def test_the_limit_counts_records_and_not_their_views(tmp_path):
     """26 damaged files of 40 once ended a job of four views under a limit of 100."""
-    made = pictures_job(source=Pictures(40, broken=tuple(range(26))), views=4, limit=26)
+    made = images_job(source=Images(40, broken=tuple(range(26))), views=4, limit=26)
     manifest = make(made, tmp_path)
     assert (manifest.samples, manifest.bad) == (14 * 4, 26)
     assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 26
@@ -215,8 +215,8 @@ def test_the_limit_counts_records_and_not_their_views(tmp_path):
 
 def test_the_limit_holds_across_restarts_and_processes(tmp_path):
     """Two records of chunk 0 and one of chunk 1, which another process makes, leave room for none in chunk 2."""
-    source = Pictures(24, broken=(2, 3, 9, 17))
-    made = pictures_job(source=source, views=2, limit=3)
+    source = Images(24, broken=(2, 3, 9, 17))
+    made = images_job(source=source, views=2, limit=3)
     first, second = chunk_folder(made, tmp_path), chunk_folder(made, tmp_path)
     encode_chunks(made, first, [0], 0, 3)
     encode_chunks(made, second, [1], 0, 3)
@@ -231,7 +231,7 @@ def test_the_limit_holds_across_restarts_and_processes(tmp_path):
 
 
 def test_chunks_that_another_process_finishes_meanwhile_count(tmp_path, monkeypatch):
-    made = pictures_job(source=Pictures(24, broken=(0, 8, 16)), limit=2)
+    made = images_job(source=Images(24, broken=(0, 8, 16)), limit=2)
     folder, real = chunk_folder(made, tmp_path), chunks.ChunkFolder.start
 
     def start(self, number, columns):
@@ -245,7 +245,7 @@ def test_chunks_that_another_process_finishes_meanwhile_count(tmp_path, monkeypa
 
 
 def test_a_record_with_one_bad_view_is_one_record(tmp_path, monkeypatch):
-    made = pictures_job(source=Pictures(8), views=3)
+    made = images_job(source=Images(8), views=3)
     real = type(adapter_of(made)).load
     bad_draws = {
         generator(made.seed, "image", view, key, "media").initial_seed() for view, key in ((0, "k1"), (2, "k1"))
@@ -273,7 +273,7 @@ def test_views_of_an_earlier_version_are_joined(tmp_path):
 @pytest.mark.parametrize("error", [ZeroDivisionError("1 / 0"), IndexError("out"), MemoryError(), RuntimeError("jpeg")])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_any_exception_of_a_decoder_sets_the_record_aside(error, workers, tmp_path, monkeypatch):
-    made = pictures_job(source=Pictures(8))
+    made = images_job(source=Images(8))
     real = type(adapter_of(made)).load
 
     def load(self, record, draw):
@@ -289,19 +289,19 @@ def test_any_exception_of_a_decoder_sets_the_record_aside(error, workers, tmp_pa
 
 
 def test_a_file_that_is_gone_is_set_aside(tmp_path, monkeypatch):
-    read = Pictures.read
+    read = Images.read
 
     def gone(self, index):
         record = read(self, index)
         return replace(record, media=tmp_path / "gone.png") if index == 1 else record
 
-    monkeypatch.setattr(Pictures, "read", gone)
-    manifest = make(pictures_job(source=Pictures(8)), tmp_path / "out")
+    monkeypatch.setattr(Images, "read", gone)
+    manifest = make(images_job(source=Images(8)), tmp_path / "out")
     assert manifest.bad == 1
 
 
 def test_a_decoder_that_is_not_installed_ends_the_work_with_its_message(tmp_path, monkeypatch):
-    made = pictures_job(source=Pictures(8))
+    made = images_job(source=Images(8))
 
     def load(self, record, draw):
         raise ConfigError("needs the package pyav")
@@ -312,7 +312,7 @@ def test_a_decoder_that_is_not_installed_ends_the_work_with_its_message(tmp_path
 
 
 def test_latents_that_are_not_finite_are_set_aside(tmp_path, monkeypatch):
-    made = pictures_job()
+    made = images_job()
     real = type(adapter_of(made)).posterior
 
     def posterior(self, media):
@@ -329,7 +329,7 @@ def test_latents_that_are_not_finite_are_set_aside(tmp_path, monkeypatch):
 
 
 def test_values_beyond_half_precision_end_the_work(tmp_path, monkeypatch):
-    made = pictures_job(dtype="float16")
+    made = images_job(dtype="float16")
     monkeypatch.setattr(type(adapter_of(made)), "posterior", lambda self, media: (self.encode(media) * 1e6, None))
     with pytest.raises(ConfigError, match=r"memory/0: its image latents hold .* encode with --dtype float32"):
         make(made, tmp_path)
@@ -337,7 +337,7 @@ def test_values_beyond_half_precision_end_the_work(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_ends_the_work_and_keeps_what_is_done(tmp_path, monkeypatch):
-    made, calls = pictures_job(), []
+    made, calls = images_job(), []
 
     def add(self, rows):
         calls.append(rows)
@@ -356,7 +356,7 @@ def test_a_full_disk_ends_the_work_and_keeps_what_is_done(tmp_path, monkeypatch)
 
 def test_nothing_usable_is_an_error(tmp_path):
     with pytest.raises(DataError, match="not one of 3 records can be used; the first: memory/0: damaged"):
-        make(pictures_job(source=Pictures(3, broken=(0, 1, 2))), tmp_path)
+        make(images_job(source=Images(3, broken=(0, 1, 2))), tmp_path)
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -370,7 +370,7 @@ def test_progress_counts_every_sample_once(tmp_path):
 
 
 def test_media_that_are_not_finite_are_refused(monkeypatch):
-    made = pictures_job()
+    made = images_job()
     monkeypatch.setattr(type(adapter_of(made)), "load", lambda *_: torch.full((3, 8, 8), float("nan")))
     with pytest.raises(DataError, match="memory/1: the decoded media holds NaN"):
         load_parts(made.stream, made.parts, made.source.read(1), 0, made.seed)
@@ -378,7 +378,7 @@ def test_media_that_are_not_finite_are_refused(monkeypatch):
 
 def test_names_and_captions_that_are_not_valid_text_are_stored_as_they_are(tmp_path, monkeypatch):
     """The name of a file may be any bytes, and JSON may cut a pair of surrogates in two."""
-    bad, read = "b\udcff", Pictures.read
+    bad, read = "b\udcff", Images.read
 
     def named(self, index: int) -> Record:
         if index == 0:
@@ -386,8 +386,8 @@ def test_names_and_captions_that_are_not_valid_text_are_stored_as_they_are(tmp_p
         record = read(self, index)
         return replace(record, key=bad, origin=f"{bad}.png", captions=("half \ud83d",), label=bad)
 
-    monkeypatch.setattr(Pictures, "read", named)
-    made = make(pictures_job(source=Pictures(2)), tmp_path)
+    monkeypatch.setattr(Images, "read", named)
+    made = make(images_job(source=Images(2)), tmp_path)
     record = LatentsSource(tmp_path, ("image",)).read(0)
     assert (record.key, record.origin, record.captions) == (bad, f"{bad}.png", ("half \ud83d",))
     assert made.labels == LatentsSource(tmp_path, ("image",)).labels() == [bad]
@@ -399,8 +399,8 @@ def test_an_unexpected_error_in_a_worker_ends_the_program(tmp_path):
     child = os.fork()
     if child == 0:
         try:
-            Pictures.read = lambda self, index: 1 / 0
-            make(pictures_job(), tmp_path, workers=2)
+            Images.read = lambda self, index: 1 / 0
+            make(images_job(), tmp_path, workers=2)
         except ZeroDivisionError:
             _exit_function()  # what the interpreter does at its end: it waits for processes that are left
             os._exit(0)
@@ -418,8 +418,8 @@ class HalfSilent:
     def read(self, index: int) -> Record:
         half = np.sin(np.arange(4000) * (0.1 + 0.01 * index)).astype(np.float32)
         halves = [half, np.zeros_like(half)] if index % 2 else [np.zeros_like(half), half]
-        sound = np.zeros(8000) if index == 3 else np.concatenate(halves)
-        return Record(f"s{index}", f"memory/{index}", sound.astype(np.float32)[:, None], captions=("a",), rate=4000.0)
+        audio = np.zeros(8000) if index == 3 else np.concatenate(halves)
+        return Record(f"s{index}", f"memory/{index}", audio.astype(np.float32)[:, None], captions=("a",), rate=4000.0)
 
     def labels(self) -> list[str]:
         return []

@@ -8,7 +8,7 @@ import torch
 
 from core.errors import ConfigError, DataError
 from modalities.media.audio import RESAMPLERS, probe_audio, read_audio, resample, write_audio
-from tests.modalities.making import gradient, picture_bytes, sound_bytes, tone
+from tests.modalities.making import audio_bytes, gradient, image_bytes, tone
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,9 @@ from tests.modalities.making import gradient, picture_bytes, sound_bytes, tone
     ],
 )
 @pytest.mark.parametrize("rate", [8000, 44100, 192_000])
-def test_sound_files_are_read_at_their_resolution(kind, subtype, error, rate):
+def test_audio_files_are_read_at_their_resolution(kind, subtype, error, rate):
     stereo = np.stack([tone(0.3, rate, 440), tone(0.3, rate, 660)], axis=1)
-    data = sound_bytes(stereo, rate, kind, subtype)
+    data = audio_bytes(stereo, rate, kind, subtype)
     info = probe_audio(data, "x")
     assert (info.samples, info.rate, info.channels) == (len(stereo), rate, 2)
     seen = read_audio(data, "x", 100, 2000)
@@ -41,7 +41,7 @@ def test_sound_files_are_read_at_their_resolution(kind, subtype, error, rate):
 def test_compressed_files_are_close_and_every_place_is_the_same_from_anywhere(kind, subtype):
     rate = 48_000
     stereo = np.stack([tone(1.5, rate, 440), tone(1.5, rate, 660)], axis=1)
-    data = sound_bytes(stereo, rate, kind, subtype)
+    data = audio_bytes(stereo, rate, kind, subtype)
     info = probe_audio(data, "x")
     assert (info.samples, info.rate, info.channels) == (len(stereo), rate, 2)
     whole = read_audio(data, "x", 0, info.samples)
@@ -53,8 +53,8 @@ def test_compressed_files_are_close_and_every_place_is_the_same_from_anywhere(ki
 @pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
 def test_values_beyond_one_are_kept(subtype):
     loud = 7 * tone(0.1, 8000)
-    assert np.array_equal(read_audio(sound_bytes(loud, 8000, subtype=subtype), "x", 0, 800)[:, 0], loud)
-    resampled = resample(read_audio(sound_bytes(loud, 8000, subtype=subtype), "x", 0, 800), 8000, 16_000)
+    assert np.array_equal(read_audio(audio_bytes(loud, 8000, subtype=subtype), "x", 0, 800)[:, 0], loud)
+    resampled = resample(read_audio(audio_bytes(loud, 8000, subtype=subtype), "x", 0, 800), 8000, 16_000)
     assert np.abs(resampled).max() == pytest.approx(3.5, rel=0.01)
 
 
@@ -72,9 +72,9 @@ def test_both_resamplers_agree_within_their_pass_band(rate, wanted):
     time = np.arange(rate) / rate
     pitches = np.linspace(20, 0.9 * min(rate, wanted) / 2, 40)
     phases = np.random.default_rng(0).uniform(0, 2 * np.pi, 40)
-    sound = np.sin(2 * np.pi * pitches[:, None] * time + phases[:, None]).sum(axis=0)
-    sound = (sound / np.abs(sound).max()).astype(np.float32)[:, None]
-    one, other = (resample(sound, rate, wanted, name) for name in RESAMPLERS)
+    audio = np.sin(2 * np.pi * pitches[:, None] * time + phases[:, None]).sum(axis=0)
+    audio = (audio / np.abs(audio).max()).astype(np.float32)[:, None]
+    one, other = (resample(audio, rate, wanted, name) for name in RESAMPLERS)
     assert abs(len(one) - len(other)) <= 1
     inside = slice(wanted // 20, wanted - wanted // 20)
     assert np.abs(one[inside] - other[inside]).max() < 3e-4
@@ -104,7 +104,7 @@ def load(data: bytes) -> np.ndarray:
     ],
 )
 def test_files_cut_short_are_refused(tmp_path, kind, subtype, keep):
-    data = sound_bytes(NOISE, 48_000, kind, subtype)
+    data = audio_bytes(NOISE, 48_000, kind, subtype)
     assert len(load(data)) == len(NOISE)
     cut = data[: int(keep * len(data))]
     path = tmp_path / "a.x"
@@ -118,9 +118,9 @@ def test_files_cut_short_are_refused(tmp_path, kind, subtype, keep):
 
 def test_a_file_that_ends_a_moment_early_has_its_true_length():
     """A WAV inside the padding of its chunk, and an MP3 whose header counts a frame too many."""
-    odd = sound_bytes(np.zeros(333, np.float32) + 0.5, 8000, "WAV", "PCM_U8")
+    odd = audio_bytes(np.zeros(333, np.float32) + 0.5, 8000, "WAV", "PCM_U8")
     assert probe_audio(odd[:-1] if len(odd) % 2 == 0 else odd, "a.wav").samples == 333
-    mp3 = bytearray(sound_bytes(NOISE, 48_000, "MP3", None))
+    mp3 = bytearray(audio_bytes(NOISE, 48_000, "MP3", None))
     place = next(mp3.find(name) for name in (b"Xing", b"Info") if name in mp3) + 8
     frames = struct.unpack_from(">I", mp3, place)[0]
     struct.pack_into(">I", mp3, place, frames + 1)
@@ -133,7 +133,7 @@ def test_a_file_that_ends_a_moment_early_has_its_true_length():
 
 
 def flac_of_length(promised: int) -> bytearray:
-    data = bytearray(sound_bytes(NOISE, 48_000, "FLAC"))
+    data = bytearray(audio_bytes(NOISE, 48_000, "FLAC"))
     data[21] = data[21] & 0xF0 | promised >> 32
     data[22:26] = (promised & 0xFFFFFFFF).to_bytes(4, "big")
     return data
@@ -162,7 +162,7 @@ def test_a_flac_from_a_pipe_does_not_say_how_long_it_is(tmp_path):
 
 
 def test_a_wav_header_that_lies():
-    wav = bytearray(sound_bytes(NOISE, 48_000))
+    wav = bytearray(audio_bytes(NOISE, 48_000))
     assert wav[36:40] == b"data"
     for place, value, reason in (
         (40, 10**8, "cut short"),
@@ -177,7 +177,7 @@ def test_a_wav_header_that_lies():
 
 
 def test_damage_inside_a_flac_is_refused_where_it_is_read():
-    data = bytearray(sound_bytes(NOISE, 48_000, "FLAC"))
+    data = bytearray(audio_bytes(NOISE, 48_000, "FLAC"))
     half = len(data) // 2
     data[half : half + 40] = bytes(byte ^ 0x5A for byte in data[half : half + 40])
     with pytest.raises(DataError, match=r"a\.x: cannot be decoded as an audio clip: "):
@@ -193,13 +193,13 @@ def test_damage_inside_a_flac_is_refused_where_it_is_read():
         (b"\xff" * 20_000, "cannot be decoded|has no audio"),
         (np.random.default_rng(0).bytes(20_000), "cannot be decoded|has no audio"),
         (b"\xff\xfb\x90\x00" + np.random.default_rng(0).bytes(20_000), "cannot be decoded|has no audio"),
-        (picture_bytes(gradient()), r"has no audio track \("),
-        (picture_bytes(gradient(), "JPEG"), r"has no audio track \("),
-        (sound_bytes(NOISE[:0], 8000), "no samples"),
-        (sound_bytes(NOISE, 8000)[:10], "cannot be decoded"),
+        (image_bytes(gradient()), r"has no audio track \("),
+        (image_bytes(gradient(), "JPEG"), r"has no audio track \("),
+        (audio_bytes(NOISE[:0], 8000), "no samples"),
+        (audio_bytes(NOISE, 8000)[:10], "cannot be decoded"),
     ],
 )
-def test_what_is_not_a_sound(tmp_path, media, reason):
+def test_what_is_not_audio(tmp_path, media, reason):
     path = tmp_path / "a.flac"  # whatever its suffix says
     path.write_bytes(media)
     for given in (media, path):
@@ -211,7 +211,7 @@ def test_a_suffix_does_not_matter(tmp_path):
     for kind in ("FLAC", "MP3"):
         for suffix in (".wav", ".jpg", ".raw", ""):
             path = tmp_path / f"{kind}{suffix}"
-            path.write_bytes(sound_bytes(NOISE[:9000], 48_000, kind, None))
+            path.write_bytes(audio_bytes(NOISE[:9000], 48_000, kind, None))
             assert probe_audio(path, "a").samples == 9000
 
 
@@ -224,7 +224,7 @@ def test_what_is_not_there(tmp_path):
         probe_audio(NOISE, "array")
 
 
-def test_a_written_sound_is_sixteen_bit(tmp_path):
+def test_written_audio_is_sixteen_bit(tmp_path):
     stereo = torch.tensor(np.stack([tone(0.1, 4000), 3 * tone(0.1, 4000)]))
     path = write_audio(stereo, tmp_path / "sound", 4000)
     assert soundfile.info(path).subtype == "PCM_16"
@@ -238,7 +238,7 @@ def test_whatever_a_decoder_raises_costs_one_record(error, monkeypatch):
     def broken(*_args, **_options):
         raise error
 
-    data = sound_bytes(NOISE, 8000)
+    data = audio_bytes(NOISE, 8000)
     monkeypatch.setattr(soundfile, "SoundFile", broken)
     with pytest.raises(DataError, match=rf"^a\.wav: cannot be decoded as an audio clip: {type(error).__name__}:"):
         probe_audio(data, "a.wav")

@@ -8,16 +8,16 @@ import pytest
 
 from core.errors import DataError
 from modalities.media.audio import probe_audio, read_audio
-from tests.modalities.making import sound_bytes, tone
+from tests.modalities.making import audio_bytes, tone
 
 RATE = 8000
-SOUND = np.stack([tone(0.5, RATE, 440), tone(0.5, RATE, 660)], axis=1)
+AUDIO = np.stack([tone(0.5, RATE, 440), tone(0.5, RATE, 660)], axis=1)
 HUGE = 2**64 - 1
 
 
 def with_sizes(kind: str, *sizes: tuple[str, int, int]) -> bytes:
     """A file with numbers changed: (struct's format, place or place behind the name of the chunk of samples, value)."""
-    data = bytearray(sound_bytes(SOUND, RATE, kind, "PCM_16"))
+    data = bytearray(audio_bytes(AUDIO, RATE, kind, "PCM_16"))
     chunk = data.index({"AIFF": b"SSND"}.get(kind, b"data")) if kind != "AU" else 0
     for form, place, value in sizes:
         struct.pack_into(form, data, place if place >= 0 else chunk - place, value)
@@ -26,7 +26,7 @@ def with_sizes(kind: str, *sizes: tuple[str, int, int]) -> bytes:
 
 def rifx(size: int, samples: int) -> bytes:
     header = struct.pack(">4sI4s4sIHHIIHH", b"RIFX", size, b"WAVE", b"fmt ", 16, 1, 2, RATE, 4 * RATE, 4, 16)
-    levels = np.round(SOUND * 32768).astype(">i2").tobytes()
+    levels = np.round(AUDIO * 32768).astype(">i2").tobytes()
     return header + struct.pack(">4sI", b"data", samples) + levels
 
 
@@ -48,15 +48,15 @@ NEVER_FILLED_IN = {
     "AU, largest": with_sizes("AU", (">I", 8, 2**32 - 1)),
     "CAF, -1": with_sizes("CAF", (">q", -4, -1)),
 }
-WHOLE = len(sound_bytes(SOUND, RATE))
+WHOLE = len(audio_bytes(AUDIO, RATE))
 WRONG = {
     "RIFF 8 too large": with_sizes("WAV", ("<I", 4, WHOLE)),
     "RIFF far too large": with_sizes("WAV", ("<I", 4, 10**9)),
     "RIFF too small": with_sizes("WAV", ("<I", 4, 100)),
     "samples counted with the header": with_sizes("WAV", ("<I", -4, WHOLE)),
-    "FORM 8 too large": with_sizes("AIFF", (">I", 4, len(sound_bytes(SOUND, RATE, "AIFF", None)))),
-    "RF64 8 too large": with_sizes("RF64", ("<Q", 20, len(sound_bytes(SOUND, RATE, "RF64", None)))),
-    "W64 8 too large": with_sizes("W64", ("<Q", 16, len(sound_bytes(SOUND, RATE, "W64", None)) + 8)),
+    "FORM 8 too large": with_sizes("AIFF", (">I", 4, len(audio_bytes(AUDIO, RATE, "AIFF", None)))),
+    "RF64 8 too large": with_sizes("RF64", ("<Q", 20, len(audio_bytes(AUDIO, RATE, "RF64", None)))),
+    "W64 8 too large": with_sizes("W64", ("<Q", 16, len(audio_bytes(AUDIO, RATE, "W64", None)) + 8)),
 }
 
 
@@ -64,8 +64,8 @@ def check(data: bytes, path) -> None:
     path.write_bytes(data)
     for media in (data, path):
         info = probe_audio(media, "a")
-        assert (info.samples, info.rate, info.channels) == (len(SOUND), RATE, 2)
-        assert np.abs(read_audio(media, "a", 1000, 2000) - SOUND[1000:3000]).max() <= 2**-15
+        assert (info.samples, info.rate, info.channels) == (len(AUDIO), RATE, 2)
+        assert np.abs(read_audio(media, "a", 1000, 2000) - AUDIO[1000:3000]).max() <= 2**-15
 
 
 @pytest.mark.filterwarnings("ignore:WAV, AIFF and other files")
@@ -98,20 +98,20 @@ def test_a_wrong_size_does_not_hide_that_data_are_missing(name):
 
 
 def test_a_file_without_samples_that_says_so_stays_one():
-    empty = sound_bytes(SOUND[:0], RATE)
+    empty = audio_bytes(AUDIO[:0], RATE)
     for behind in (b"", struct.pack("<4sI4s", b"LIST", 4, b"INFO"), struct.pack("<4sI4s", b"LIST", 3, b"INF\0")):
         with pytest.raises(DataError, match=r"^a: the audio has no samples"):
             probe_audio(empty + behind, "a")
 
 
 def test_an_odd_byte_at_the_end_of_an_open_file_is_no_sample():
-    assert probe_audio(NEVER_FILLED_IN["WAV, both 0"] + b"\1", "a").samples == len(SOUND)
+    assert probe_audio(NEVER_FILLED_IN["WAV, both 0"] + b"\1", "a").samples == len(AUDIO)
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "RF64", "W64", "CAF"])
 def test_random_sizes_never_raise_anything_else(kind):
-    good = sound_bytes(SOUND, RATE, kind, "PCM_16")
+    good = audio_bytes(AUDIO, RATE, kind, "PCM_16")
     rng = np.random.default_rng(0)
     for _ in range(60):
         data = bytearray(good)

@@ -10,8 +10,8 @@ from PIL import Image
 from core.errors import DataError
 from modalities.data.sources.selection import SUFFIXES
 from modalities.media.images import read_image
-from tests.modalities.making import picture_bytes
-from tests.modalities.media.picture_files import LONG, SHORT, png, png_chunk, tiff
+from tests.modalities.making import image_bytes
+from tests.modalities.media.image_files import LONG, SHORT, png, png_chunk, tiff
 
 OLD_PILLOW = int(PIL.__version__.partition(".")[0]) < 13
 BACKGROUND = (10, 20, 30)
@@ -52,7 +52,7 @@ def test_grey_of_every_depth_has_its_full_range(data, levels):
 
 def test_grey_of_sixteen_bits_in_a_jpeg_2000():
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    seen = read_image(picture_bytes(ramp, "JPEG2000"), "x")
+    seen = read_image(image_bytes(ramp, "JPEG2000"), "x")
     assert np.abs(seen[..., 0].astype(int) - np.arange(256).reshape(16, 16)).max() <= 1
 
 
@@ -97,7 +97,7 @@ def test_the_transparent_level_of_grey(bits):
     assert seen == [[0] * 3, [*BACKGROUND], [shown] * 3, [*BACKGROUND]]
 
 
-def test_the_transparent_colour_of_a_picture_in_colour():
+def test_the_transparent_colour_of_an_image_in_colour():
     row = bytes([1, 2, 3, 1, 2, 4])
     assert first_row(png(2, 8, 2, [row], png_chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)))) == [[*BACKGROUND], [1, 2, 4]]
     wide = np.array([257, 257, 257, 257, 257, 258, 256, 257, 257, 65535, 0, 0], ">u2")
@@ -111,7 +111,7 @@ def test_palettes_with_transparent_entries():
     gif = Image.new("P", (2, 1))
     gif.putpalette(RED + GREEN)
     gif.putdata([0, 1])
-    assert first_row(picture_bytes(gif, "GIF", transparency=1)) == [RED, [*BACKGROUND]]
+    assert first_row(image_bytes(gif, "GIF", transparency=1)) == [RED, [*BACKGROUND]]
     both = tiff(2, 1, bytes([0, 255, 1, 0]), [8, 8], 3, [2], more=[colour_map(65535)])
     assert first_row(both) == [RED, [*BACKGROUND]]
 
@@ -156,11 +156,11 @@ def test_luma_and_chroma_in_a_tiff():
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "WEBP", "PNG", "TIFF"])
-def test_half_transparent_pictures_of_other_formats(kind):
+def test_half_transparent_images_of_other_formats(kind):
     suffix = {"AVIF": ".avif", "JPEG2000": ".jp2"}.get(kind, ".png")
     if suffix not in SUFFIXES["image"]:
         pytest.skip(f"this Pillow has no {kind}")
-    data = picture_bytes(Image.new("RGBA", (8, 8), (200, 100, 50, 128)), kind)
+    data = image_bytes(Image.new("RGBA", (8, 8), (200, 100, 50, 128)), kind)
     assert np.abs(read_image(data, "x", BACKGROUND).astype(int) - [105, 60, 40]).max() <= 2
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from core.errors import DataError
 from modalities.media.audio import probe_audio, read_audio
-from tests.modalities.making import sound_bytes
+from tests.modalities.making import audio_bytes
 
 RATE = 44_100
 FRAME = 1152
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (3 * RATE, 2)).astype(np.float32)
-WITH_COUNT = sound_bytes(NOISE * np.linspace(0, 1, len(NOISE))[:, None].astype(np.float32), RATE, "MP3", None)
+WITH_COUNT = audio_bytes(NOISE * np.linspace(0, 1, len(NOISE))[:, None].astype(np.float32), RATE, "MP3", None)
 # Of a first frame of its own, which a program cannot write into a pipe.
 PIPED = WITH_COUNT[WITH_COUNT.index(b"\xff\xfb", 4) :]
 FRAMES = struct.unpack_from(">I", WITH_COUNT, WITH_COUNT.index(b"Xing") + 8)[0]
@@ -55,13 +55,13 @@ def test_a_count_in_the_first_frame_is_believed_as_before():
         (b"", bytes(5000)),
     ],
 )
-def test_tags_and_rubbish_are_no_sound(before, behind):
+def test_tags_and_rubbish_are_no_audio(before, behind):
     check(before + PIPED + behind, FRAMES * FRAME)
 
 
 def test_a_variable_rate_does_not_matter():
     """A quiet first frame, from which libsndfile estimates, is short."""
-    loud = sound_bytes(np.concatenate([np.zeros_like(NOISE), NOISE]), RATE, "MP3", None)
+    loud = audio_bytes(np.concatenate([np.zeros_like(NOISE), NOISE]), RATE, "MP3", None)
     piped = loud[loud.index(b"\xff\xfb", 4) :]
     check(piped, struct.unpack_from(">I", loud, loud.index(b"Xing") + 8)[0] * FRAME)
 

@@ -5,7 +5,7 @@ import pytest
 
 from core.errors import DataError
 from modalities.media.audio import probe_audio, read_audio
-from tests.modalities.making import sound_bytes
+from tests.modalities.making import audio_bytes
 
 RATE = 48_000
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (3 * RATE, 1)).astype(np.float32)
@@ -34,7 +34,7 @@ def without_end(data: bytes) -> bytes:
 @pytest.mark.filterwarnings("ignore:Ogg files without")
 @pytest.mark.parametrize("subtype", ["OPUS", "VORBIS"])
 def test_a_file_without_an_end_is_read_to_its_last_page(tmp_path, subtype):
-    good = sound_bytes(NOISE, RATE, "OGG", subtype)
+    good = audio_bytes(NOISE, RATE, "OGG", subtype)
     data = without_end(good)
     path = tmp_path / "a.ogg"
     path.write_bytes(data)
@@ -51,12 +51,12 @@ def test_a_file_without_an_end_is_read_to_its_last_page(tmp_path, subtype):
 
 def test_a_file_without_an_end_is_said():
     with pytest.warns(UserWarning, match="Ogg files without an end-of-stream mark are read to their last page"):
-        probe_audio(without_end(sound_bytes(NOISE, RATE, "OGG", "OPUS")), "a.ogg")
+        probe_audio(without_end(audio_bytes(NOISE, RATE, "OGG", "OPUS")), "a.ogg")
 
 
 @pytest.mark.parametrize("subtype", ["OPUS", "VORBIS"])
 def test_all_links_of_a_chain_are_read(tmp_path, subtype):
-    first, second = (sound_bytes(part, RATE, "OGG", subtype) for part in (NOISE, -NOISE[: 2 * RATE]))
+    first, second = (audio_bytes(part, RATE, "OGG", subtype) for part in (NOISE, -NOISE[: 2 * RATE]))
     for data, seconds in ((first + second, 5), (first + first, 6), (first + second + first, 8)):
         path = tmp_path / "a.ogg"
         path.write_bytes(data)
@@ -70,7 +70,7 @@ def test_all_links_of_a_chain_are_read(tmp_path, subtype):
 
 
 def test_a_chain_of_different_rates_or_channels_is_refused_as_a_whole():
-    mono = sound_bytes(NOISE, RATE, "OGG", "VORBIS")
-    stereo = sound_bytes(np.repeat(NOISE, 2, axis=1), RATE, "OGG", "VORBIS")
+    mono = audio_bytes(NOISE, RATE, "OGG", "VORBIS")
+    stereo = audio_bytes(np.repeat(NOISE, 2, axis=1), RATE, "OGG", "VORBIS")
     with pytest.raises(DataError, match=r"^a\.ogg: "):
         probe_audio(mono + stereo, "a.ogg")

@@ -7,8 +7,8 @@ from PIL import Image, ImageOps
 
 from modalities.media.images import read_image
 from modalities.media.orientation import exif_orientation
-from tests.modalities.making import gradient, picture_bytes
-from tests.modalities.media.picture_files import ASCII, LONG, ORIENTATION, RATIONAL, SHORT, png_chunk, tags, tiff
+from tests.modalities.making import gradient, image_bytes
+from tests.modalities.media.image_files import ASCII, LONG, ORIENTATION, RATIONAL, SHORT, png_chunk, tags, tiff
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
 RIGHT = (ORIENTATION, SHORT, [6])  # the camera was turned: shown rotated by 90 degrees clockwise
@@ -40,8 +40,8 @@ def test_all_turns_are_those_of_pillow(kind, turn):
     exif = Image.Exif()
     exif[ORIENTATION] = turn
     options = {"lossless": True} if kind == "WEBP" else {}
-    data = picture_bytes(PIXELS, kind, exif=exif.tobytes(), **options)
-    plain = Image.fromarray(read_image(picture_bytes(PIXELS, kind, **options), "x"))
+    data = image_bytes(PIXELS, kind, exif=exif.tobytes(), **options)
+    plain = Image.fromarray(read_image(image_bytes(PIXELS, kind, **options), "x"))
     plain.getexif()[ORIENTATION] = turn
     assert np.array_equal(read_image(data, "x"), np.asarray(ImageOps.exif_transpose(plain)))
 
@@ -53,8 +53,8 @@ def test_a_tag_of_an_odd_type_changes_nothing(name, kind, order):
     entry, behind = ODD[name]
     exif = tags([RIGHT, entry], order) + behind
     options = {"lossless": True} if kind == "WEBP" else {}
-    seen = read_image(picture_bytes(PIXELS, kind, exif=b"Exif\0\0" + exif, **options), "x")
-    plain = read_image(picture_bytes(PIXELS, kind, **options), "x")
+    seen = read_image(image_bytes(PIXELS, kind, exif=b"Exif\0\0" + exif, **options), "x")
+    plain = read_image(image_bytes(PIXELS, kind, **options), "x")
     assert np.array_equal(seen, np.rot90(plain, k=-1))
 
 
@@ -65,14 +65,14 @@ def test_a_tag_of_an_odd_type_in_a_tiff(name):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_damaged_exif_never_costs_the_picture(kind):
+def test_damaged_exif_never_costs_the_image(kind):
     exif = bytearray(tags([RIGHT, (271, ASCII, b"Maker of it\0"), (0x8769, LONG, [40]), (GPS, LONG, [60])]) + bytes(80))
     rng = np.random.default_rng(1)
     for _ in range(60):
         broken = exif.copy()
         for place in rng.integers(8, len(exif), 4):
             broken[place] = rng.integers(256)
-        seen = read_image(picture_bytes(PIXELS, kind, exif=b"Exif\0\0" + bytes(broken)), "x")
+        seen = read_image(image_bytes(PIXELS, kind, exif=b"Exif\0\0" + bytes(broken)), "x")
         assert sorted(seen.shape[:2]) == [8, 16]
 
 
@@ -98,7 +98,7 @@ def test_the_tag_in_a_block_of_exif(exif, turn):
 
 @pytest.mark.parametrize("value", [0, 9, 300])
 def test_a_turn_that_does_not_exist_is_none(value):
-    data = picture_bytes(PIXELS, exif=tags([(ORIENTATION, SHORT, [value])]))
+    data = image_bytes(PIXELS, exif=tags([(ORIENTATION, SHORT, [value])]))
     assert np.array_equal(read_image(data, "x"), PIXELS)
 
 
@@ -106,7 +106,7 @@ XMP = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 
 
 def png_with(chunk: bytes) -> bytes:
-    data = picture_bytes(PIXELS)
+    data = image_bytes(PIXELS)
     return data[:33] + chunk + data[33:]
 
 
@@ -148,7 +148,7 @@ def test_damage_elsewhere_in_a_png_with_texts_is_still_noticed():
         read_image(bytes(data), "a.png")
 
 
-def test_the_first_picture_of_a_stereo_photo():
+def test_the_first_image_of_a_stereo_photo():
     first, second = Image.fromarray(gradient()), Image.fromarray(255 - gradient())
-    data = picture_bytes(first, "MPO", save_all=True, append_images=[second])
-    assert np.array_equal(read_image(data, "x"), read_image(picture_bytes(first, "JPEG"), "x"))
+    data = image_bytes(first, "MPO", save_all=True, append_images=[second])
+    assert np.array_equal(read_image(data, "x"), read_image(image_bytes(first, "JPEG"), "x"))

@@ -7,7 +7,7 @@ import pytest
 from core.errors import DataError
 from modalities.media import video
 from modalities.media.video import index_video, read_frames
-from tests.modalities.making import gradient, numbered, numbers, picture_bytes, sound_bytes, tone, video_file
+from tests.modalities.making import audio_bytes, gradient, image_bytes, numbered, numbers, tone, video_file
 from tests.modalities.media.boxes import TURNS, trimmed, turned
 
 
@@ -129,7 +129,7 @@ def test_the_direction_of_a_turn_is_that_of_the_standard(tmp_path):
         assert seen[-1 - row, -1 - column].max() < 30
 
 
-def test_mirrored_and_slanted_pictures_are_refused(tmp_path):
+def test_mirrored_and_slanted_images_are_refused(tmp_path):
     path = video_file(tmp_path / "a.mp4", numbered(2))
     for matrix in ((-1, 0, 0, 1), (0.7071, 0.7071, -0.7071, 0.7071)):
         data = turned(path.read_bytes(), *matrix)
@@ -178,7 +178,7 @@ def test_the_cover_of_a_song_is_no_video(tmp_path, with_video):
         if with_video:
             video_stream = container.add_stream("libx264", rate=24)
             video_stream.height, video_stream.width, video_stream.pix_fmt = 48, 64, "yuv420p"
-        sound = container.add_stream("aac", rate=44100)
+        audio = container.add_stream("aac", rate=44100)
         cover = container.add_stream("mjpeg", rate=1)
         cover.height, cover.width, cover.pix_fmt = 240, 320, "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
@@ -186,8 +186,8 @@ def test_the_cover_of_a_song_is_no_video(tmp_path, with_video):
         container.mux(cover.encode())
         samples = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
         samples.sample_rate = 44100
-        container.mux(sound.encode(samples))
-        container.mux(sound.encode())
+        container.mux(audio.encode(samples))
+        container.mux(audio.encode())
         if with_video:
             for frame in numbered(6):
                 container.mux(video_stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -200,13 +200,13 @@ def test_the_cover_of_a_song_is_no_video(tmp_path, with_video):
             index_video(tmp_path / "a.mp4", "a.mp4")
 
 
-def test_a_file_with_sound_only_is_no_video(tmp_path):
+def test_a_file_with_audio_only_is_no_video(tmp_path):
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        sound = container.add_stream("aac", rate=44100)
+        audio = container.add_stream("aac", rate=44100)
         samples = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
         samples.sample_rate = 44100
-        container.mux(sound.encode(samples))
-        container.mux(sound.encode())
+        container.mux(audio.encode(samples))
+        container.mux(audio.encode())
     with pytest.raises(DataError, match=r"a\.mp4: has no video stream"):
         index_video(tmp_path / "a.mp4", "a.mp4")
 
@@ -245,7 +245,7 @@ def test_most_single_flipped_bytes_are_noticed(tmp_path, codec):
     assert refused >= 10
 
 
-def test_damage_inside_a_video_is_refused_when_the_clip_needs_it(tmp_path):
+def test_damage_inside_a_video_is_refused_when_the_video_needs_it(tmp_path):
     path = video_file(tmp_path / "a.mp4", numbered(24), gop=6)
     with av.open(str(path)) as container:
         place = {packet.pts: packet.pos for packet in container.demux(video=0)}
@@ -264,9 +264,9 @@ def test_what_is_not_a_video(tmp_path):
         (b"", "empty"),
         (b"once upon a time\n" * 100, "cannot be decoded"),
         (bytes(4096), "cannot be decoded"),
-        (sound_bytes(tone(0.2, 8000), 8000), "no video stream"),
-        (picture_bytes(gradient()), "is not a video but png"),
-        (picture_bytes(gradient(), "JPEG"), "is not a video but jpeg"),
+        (audio_bytes(tone(0.2, 8000), 8000), "no video stream"),
+        (image_bytes(gradient()), "is not a video but png"),
+        (image_bytes(gradient(), "JPEG"), "is not a video but jpeg"),
         (tmp_path / "a.mp4", "No such file"),
     ):
         with pytest.raises(DataError, match=rf"a\.mp4: .*{reason}"):

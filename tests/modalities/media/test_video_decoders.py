@@ -76,7 +76,7 @@ def test_all_backends_give_the_same_levels(tmp_path, optional, kind):
 
 
 @pytest.mark.parametrize("degrees", TURNS)
-def test_all_backends_turn_pictures_upright(tmp_path, optional, degrees):
+def test_all_backends_turn_images_upright(tmp_path, optional, degrees):
     data = turned(video_file(tmp_path / "a.mp4", moving(6, 120, 160)).read_bytes(), *TURNS[degrees])
     index = index_video(data, "x")
     seen, expected = (read_frames(data, "x", index, np.arange(6), backend) for backend in (optional, "pyav"))
@@ -179,7 +179,7 @@ def test_rotated_files_are_turned_or_refused(tmp_path, optional, name, degrees, 
 
 
 @pytest.mark.parametrize("backend", DECODERS)
-def test_mirrored_pictures_are_refused_by_all(tmp_path, backend):
+def test_mirrored_images_are_refused_by_all(tmp_path, backend):
     data = turned(video_file(tmp_path / "a.mp4", numbered(2)).read_bytes(), -1, 0, 0, 1)
     with pytest.raises(DataError, match="x: the container asks to mirror the image"):
         read_frames(data, "x", index_video(data, "x"), np.array([0]), backend)

@@ -84,7 +84,7 @@ def test_a_recording_that_begins_between_key_frames(tmp_path, open_groups):
         assert codes(read_frames(data[cut:], "x", index, np.array([30]))) == [42]
 
 
-def test_two_pictures_in_one_packet(tmp_path):
+def test_two_frames_in_one_packet(tmp_path):
     """DivX: a B-frame lies in the chunk of the frame that it needs, and an empty image stands in its place."""
     data = video_file(tmp_path / "a.avi", coded(40), codec="mpeg4", options={"bf": "1"}).read_bytes()
     chunks, packed = chunks_of(data), []
@@ -111,7 +111,7 @@ def test_frames_that_were_left_out_in_recording_take_their_time(tmp_path):
     assert index.times[10] - index.times[9] == pytest.approx(3 / 25)
 
 
-def test_pictures_of_vp8_that_are_never_shown_are_no_frames():
+def test_frames_of_vp8_that_are_never_shown_are_not_counted():
     class Packet:
         pts, dts, duration, size, is_keyframe, is_discard, is_corrupt = 1, 1, 1, 3, False, False, False
 

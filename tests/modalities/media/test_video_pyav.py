@@ -99,7 +99,7 @@ def test_transparency_of_vp9_shows_the_background(tmp_path):
         ("a.avi", "rawvideo", "yuv420p", "<II"),
     ],
 )
-def test_a_picture_of_any_promised_size_takes_no_memory(tmp_path, name, codec, pixels, form):
+def test_an_image_of_any_promised_size_takes_no_memory(tmp_path, name, codec, pixels, form):
     data = video_file(tmp_path / name, numbered(4, 96, 128), codec=codec, pixel_format=pixels).read_bytes()
     size = struct.pack(form, 128, 96)
     assert size in data

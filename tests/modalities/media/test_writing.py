@@ -10,7 +10,7 @@ from modalities.media.writing import write_grid, write_image, write_video
 from tests.modalities.making import gradient, numbered, numbers
 
 
-def test_a_written_picture_is_read_back_exactly(tmp_path):
+def test_a_written_image_is_read_back_exactly(tmp_path):
     pixels = gradient()
     media = torch.tensor(pixels).permute(2, 0, 1) / 127.5 - 1
     path = write_image(media, tmp_path / "deep" / "a.0.5")
@@ -20,7 +20,7 @@ def test_a_written_picture_is_read_back_exactly(tmp_path):
     assert np.array_equal(read_image(tmp_path / "b.png", "x")[0, 0], [0, 0, 0])
 
 
-def test_a_grid_holds_every_picture_and_its_label(tmp_path):
+def test_a_grid_holds_every_image_and_its_label(tmp_path):
     levels = torch.linspace(-1, 1, 5)
     images = levels[:, None, None, None].expand(5, 3, 16, 16)
     plain = read_image(write_grid(images, tmp_path / "plain", columns=3), "x")
@@ -35,9 +35,9 @@ def test_a_grid_holds_every_picture_and_its_label(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 31), (300, 401)])
-def test_a_written_clip_plays_back(tmp_path, size):
-    clip = torch.tensor(numbered(9, *size)).permute(0, 3, 1, 2) / 127.5 - 1
-    path = write_video(clip, tmp_path / "clip", fps=7.5)
+def test_a_written_video_plays_back(tmp_path, size):
+    video = torch.tensor(numbered(9, *size)).permute(0, 3, 1, 2) / 127.5 - 1
+    path = write_video(video, tmp_path / "clip", fps=7.5)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert float(stream.average_rate) == 7.5
@@ -49,10 +49,10 @@ def test_a_written_clip_plays_back(tmp_path, size):
     assert numbers(read_frames(path, "x", index, wanted)) == list(range(9))
 
 
-def test_a_clip_is_written_without_h264_too(tmp_path, monkeypatch):
+def test_a_video_is_written_without_h264_too(tmp_path, monkeypatch):
     monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
-    clip = torch.tensor(numbered(5, 16, 16)).permute(0, 3, 1, 2) / 127.5 - 1
-    path = write_video(clip, tmp_path / "clip.mp4", fps=8)
+    video = torch.tensor(numbered(5, 16, 16)).permute(0, 3, 1, 2) / 127.5 - 1
+    path = write_video(video, tmp_path / "clip.mp4", fps=8)
     with av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.name == "mpeg4"
     index = index_video(path, "x")
@@ -60,12 +60,12 @@ def test_a_clip_is_written_without_h264_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_a_video_carries_its_sound_at_the_right_time_and_pitch(tmp_path, channels):
+def test_a_video_carries_its_audio_at_the_right_time_and_pitch(tmp_path, channels):
     """Silence for half a second, then 440 Hz."""
     rate, time = 4000, np.arange(4000) / 4000
     wave = np.where(time < 0.5, 0, 0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
-    sound = torch.tensor(np.stack([wave] * channels))
-    path = write_video(torch.zeros(8, 3, 16, 16), tmp_path / "a", 8, sound, rate)
+    audio = torch.tensor(np.stack([wave] * channels))
+    path = write_video(torch.zeros(8, 3, 16, 16), tmp_path / "a", 8, audio, rate)
     assert len(index_video(path, "a").pts) == 8
     info = probe_audio(path, "a")
     assert info.channels == channels

@@ -1,4 +1,4 @@
-"""Synthetic videos with sound: what is drawn, and that the readers tell it back."""
+"""Synthetic videos with audio: what is drawn, and that the readers tell it back."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_heights_and_notes_by_hand():
 
 def test_the_readers_are_right_about_all_that_is_drawn(drawn):
     seen = [read_video(video) for _, _, video, _ in drawn]
-    heard = [read_audio(sound, 4000, 9) for _, _, _, sound in drawn]
+    heard = [read_audio(waveform, 4000, 9) for _, _, _, waveform in drawn]
     said, true = [caption for caption, *_ in drawn], np.stack([height for _, height, *_ in drawn])
     video, audio = (np.stack([row[0] for row in rows]) for rows in (seen, heard))
     for one, other in ((video, true), (audio, true), (video, audio)):
@@ -60,8 +60,8 @@ def test_noise_has_no_track(drawn):
     videos = rng.integers(0, 256, (24, 9, 16, 16, 3), dtype=np.uint8)
     true = np.stack([height for _, height, *_ in drawn[:24]])
     assert agreement(np.stack([read_video(video)[0] for video in videos]), true)["right"] < 0.2
-    sounds = rng.normal(0, 0.2, (24, 4500))
-    assert agreement(np.stack([read_audio(sound, 4000, 9)[0] for sound in sounds]), true)["right"] < 0.2
+    waveforms = rng.normal(0, 0.2, (24, 4500))
+    assert agreement(np.stack([read_audio(waveform, 4000, 9)[0] for waveform in waveforms]), true)["right"] < 0.2
 
 
 def test_values_out_of_range_are_named():

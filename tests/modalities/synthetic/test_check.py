@@ -50,20 +50,20 @@ def test_a_wrong_result_is_wrong_in_the_attribute_that_is_wrong():
     assert check("image", image, "a blue circle") == {"colour": False, "shape": True}
     assert check("image", image, "a red cross") == {"colour": True, "shape": False}
 
-    clip = SyntheticSource("video").read(captions("video").index("a cyan cross moving up")).media
+    video = SyntheticSource("video").read(captions("video").index("a cyan cross moving up")).media
     asked = {"colour": True, "shape": True, "motion": True}
-    assert check("video", clip, "a cyan cross moving up") == asked
-    assert check("video", clip, "a cyan cross moving left") == asked | {"motion": False}
-    assert check("video", clip[::-1], "a cyan cross moving up") == asked | {"motion": False}
-    assert check("video", clip[::-1], "a cyan cross moving down") == asked
-    assert check("video", clip, "a green cross moving up") == asked | {"colour": False}
-    assert check("video", clip, "a cyan circle moving up") == asked | {"shape": False}
-    still = np.repeat(clip[:1], 8, axis=0)
+    assert check("video", video, "a cyan cross moving up") == asked
+    assert check("video", video, "a cyan cross moving left") == asked | {"motion": False}
+    assert check("video", video[::-1], "a cyan cross moving up") == asked | {"motion": False}
+    assert check("video", video[::-1], "a cyan cross moving down") == asked
+    assert check("video", video, "a green cross moving up") == asked | {"colour": False}
+    assert check("video", video, "a cyan circle moving up") == asked | {"shape": False}
+    still = np.repeat(video[:1], 8, axis=0)
     assert check("video", still, "a cyan cross moving up") == asked | {"motion": False}
 
-    sound = SyntheticSource("audio").read(captions("audio").index("notes C E G")).media
-    assert check("audio", sound, "notes C E A", RATE) == {"note 1": True, "note 2": True, "note 3": False}
-    assert check("audio", sound, "notes G E C", RATE) == {"note 1": False, "note 2": True, "note 3": False}
+    audio = SyntheticSource("audio").read(captions("audio").index("notes C E G")).media
+    assert check("audio", audio, "notes C E A", RATE) == {"note 1": True, "note 2": True, "note 3": False}
+    assert check("audio", audio, "notes G E C", RATE) == {"note 1": False, "note 2": True, "note 3": False}
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.05, 0.2, 0.5])
@@ -75,7 +75,7 @@ def test_nothing_is_seen_in_noise_or_emptiness(sigma, level):
         assert read_video(noisy(np.full((8, 16, 16, 3), level, np.uint8), sigma, rng))[:3] == (None, None, None)
 
 
-def test_a_picture_full_of_one_colour_is_no_shape():
+def test_an_image_full_of_one_colour_is_no_shape():
     red = np.broadcast_to(np.array([230, 40, 40], np.uint8), (16, 16, 3))
     assert check("image", red, "a red square") == {"colour": False, "shape": False}
     assert read_video(np.broadcast_to(red, (8, 16, 16, 3)))[:3] == (None, None, None)

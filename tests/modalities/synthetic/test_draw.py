@@ -75,7 +75,7 @@ def test_shapes_stay_inside_their_frame():
             assert area.max() < 0.7 * 32 * 32
 
 
-def test_a_clip_moves_several_pixels_the_way_its_caption_says():
+def test_a_video_moves_several_pixels_the_way_its_caption_says():
     source = SyntheticSource("video", size=16, frames=8)
     for index in range(48):
         record = source.read(index)
@@ -90,7 +90,7 @@ def test_a_clip_moves_several_pixels_the_way_its_caption_says():
         assert abs(across[-1] - across[0]) < 0.5
 
 
-def test_sound_is_three_notes_between_silences():
+def test_audio_is_three_notes_between_silences():
     record = SyntheticSource("audio", octave=4).read(captions("audio").index("notes C E A"))
     wave = record.media[:, 0]
     assert 0.4 < np.abs(wave).max() < 0.75

@@ -22,22 +22,22 @@ def encoder(folder, samples: int, steps: int, stride: int, rate: int = 24000, **
     return build_encoder(config, "audio", (samples,), (steps, 1, 1), stride, rate)
 
 
-def reference(model, sound: torch.Tensor) -> torch.Tensor:
+def reference(model, audio: torch.Tensor) -> torch.Tensor:
     """(frames, D) of a mono audio at 24 kHz, by the feature extractor and the class of the library."""
     extract = transformers.Wav2Vec2FeatureExtractor(sampling_rate=24000, do_normalize=True)
     with torch.no_grad():
-        return model(extract(sound.numpy(), sampling_rate=24000, return_tensors="pt").input_values).last_hidden_state[0]
+        return model(extract(audio.numpy(), sampling_rate=24000, return_tensors="pt").input_values).last_hidden_state[0]
 
 
-def test_mert_is_hubert_on_the_normalised_sound(tmp_path):
+def test_mert_is_hubert_on_the_normalised_audio(tmp_path):
     """At 24 kHz, stereo, interpolated between the centres of the frames by numpy."""
     folder = save_mert(tmp_path)
     model = transformers.HubertModel(make_hubert().config).eval()
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    sound = 0.3 * media(2, 2, 4000) + 0.1
-    found = encoder(folder, 4000, 40, 100)(sound)
+    audio = 0.3 * media(2, 2, 4000) + 0.1
+    found = encoder(folder, 4000, 40, 100)(audio)
     width, hop = 10 + 2 * 5 + 1 * 20, 80
-    for sample, features in zip(sound, found, strict=True):
+    for sample, features in zip(audio, found, strict=True):
         frames = reference(model, sample.mean(0))
         assert len(frames) == (4000 - width) // hop + 1
         centres = np.arange(len(frames)) * hop + width / 2
@@ -48,19 +48,19 @@ def test_mert_is_hubert_on_the_normalised_sound(tmp_path):
 
 def test_long_steps_get_the_mean_of_their_frames(tmp_path):
     folder = save_mert(tmp_path)
-    sound = media(1, 1, 8040)  # 101 frames, the centre of the first at 20
-    each = encoder(folder, 8040, 101, 80)(sound)[0]
-    found = encoder(folder, 8040, 10, 800)(sound)[0]
+    audio = media(1, 1, 8040)  # 101 frames, the centre of the first at 20
+    each = encoder(folder, 8040, 101, 80)(audio)[0]
+    found = encoder(folder, 8040, 10, 800)(audio)[0]
     # Frame j stands for 80 j - 20 .. 80 j + 60: step 0 covers three quarters of frame 0 and a quarter of frame 10.
     plain = build_encoder(EncoderConfig("mert", str(folder)), "audio", (8040,), (101, 1, 1), 80, 24000)
     plain.weights = None
-    frames = plain(sound)[0]
+    frames = plain(audio)[0]
     expected = (0.75 * frames[0] + frames[1:10].sum(0) + 0.25 * frames[10]) / 10
     torch.testing.assert_close(found[0], expected, atol=2e-5, rtol=1e-4)
     assert each.shape == (101, 24)
 
 
-def test_a_sound_at_another_rate_has_the_features_of_the_same_sound_at_24_khz(tmp_path):
+def test_audio_at_another_rate_has_the_features_of_the_same_audio_at_24_khz(tmp_path):
     folder = save_mert(tmp_path)
     high, low = tone(24000, 24000, 440) + tone(24000, 24000, 1200), tone(8000, 8000, 440) + tone(8000, 8000, 1200)
     at_high = encoder(folder, 24000, 50, 480)(high[None, None])[0, 3:-3]
@@ -113,8 +113,8 @@ def test_silence_is_finite_and_the_preprocessor_decides_about_normalisation(tmp_
 def test_the_published_names_of_the_weight_norm_are_understood(tmp_path):
     """MERT was published with weight_g and weight_v; a loader that missed them would leave random positions."""
     folder = save_mert(tmp_path / "new")
-    sound = media(1, 1, 4000)
-    expected = encoder(folder, 4000, 40, 100)(sound)
+    audio = media(1, 1, 4000)
+    expected = encoder(folder, 4000, 40, 100)(audio)
     old = save_mert(tmp_path / "old")
     renamed = {
         name.replace("parametrizations.weight.original0", "weight_g").replace(
@@ -125,7 +125,7 @@ def test_the_published_names_of_the_weight_norm_are_understood(tmp_path):
     assert "encoder.pos_conv_embed.conv.weight_g" in renamed
     (old / "model.safetensors").unlink()
     torch.save(renamed, old / "pytorch_model.bin")
-    assert torch.equal(encoder(old, 4000, 40, 100)(sound), expected)
+    assert torch.equal(encoder(old, 4000, 40, 100)(audio), expected)
     del renamed["encoder.pos_conv_embed.conv.weight_g"]
     torch.save(renamed, old / "pytorch_model.bin")
     with pytest.raises(
@@ -141,7 +141,7 @@ def test_what_hubert_cannot_compute_is_refused(tmp_path):
             encoder(folder, 4000, 40, 100)
 
 
-def test_sounds_and_rates_that_cannot_work(tmp_path):
+def test_audio_and_rates_that_cannot_work(tmp_path):
     folder = save_mert(tmp_path)
     with pytest.raises(
         ConfigError, match=r"needs at least 0.0017 s of audio for a feature frame, the media has 0.0015 s"

@@ -30,9 +30,9 @@ def config(name: str, folders, **settings) -> EncoderConfig:
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_kind_encodes_images_and_video_frozen(name, folders):
-    for case, clips in ((IMAGE, media(2, 3, 32, 48)), (VIDEO, media(2, 9, 3, 32, 48))):
+    for case, videos in ((IMAGE, media(2, 3, 32, 48)), (VIDEO, media(2, 9, 3, 32, 48))):
         encoder = build_encoder(config(name, folders), **case)
-        features = encoder.train()(clips.requires_grad_())
+        features = encoder.train()(videos.requires_grad_())
         tokens = case["grid"][0] * 15
         assert features.shape == (2, tokens, encoder.channels)
         assert features.dtype == torch.float32
@@ -40,9 +40,9 @@ def test_every_kind_encodes_images_and_video_frozen(name, folders):
         assert not any(module.training for module in encoder.modules())
         assert not any(parameter.requires_grad for parameter in encoder.parameters())
         assert features.std() > 0.1
-        again = copy.deepcopy(encoder)(clips)
+        again = copy.deepcopy(encoder)(videos)
         assert torch.equal(again, features)
-        alone = encoder(clips[1:])
+        alone = encoder(videos[1:])
         torch.testing.assert_close(alone, features[1:], atol=1e-5, rtol=1e-4)
 
 
@@ -65,7 +65,7 @@ def test_a_patch_shows_up_in_the_token_at_its_place(name, case, folders):
                 assert int(change.argmax()) == step * 6 + row * 3 + column
 
 
-def test_mert_encodes_sound_frozen(folders):
+def test_mert_encodes_audio_frozen(folders):
     encoder = build_encoder(config("mert", folders), **AUDIO)
     features = encoder.train()(media(2, 2, 4000))
     assert features.shape == (2, 64, 24)
@@ -76,10 +76,10 @@ def test_mert_encodes_sound_frozen(folders):
 
 def test_output_is_float32_under_autocast_and_for_half_precision_weights(folders, tmp_path):
     encoder = build_encoder(config("dinov2", folders), **IMAGE)
-    pictures = media(2, 3, 32, 48)
-    exact = encoder(pictures)
+    images = media(2, 3, 32, 48)
+    exact = encoder(images)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = encoder(pictures)
+        rough = encoder(images)
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).abs().max() < 0.2  # the network, and it alone, has run in half precision
     half = save(make_dinov2(), tmp_path / "half", torch_dtype="bfloat16", dtype="bfloat16")

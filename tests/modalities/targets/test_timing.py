@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from core.errors import ShapeError
-from modalities.targets.timing import coincide, even_spans, frame_spans, sound_spans, transfer
+from modalities.targets.timing import audio_spans, coincide, even_spans, frame_spans, transfer
 
 
 def ramp(spans: torch.Tensor) -> torch.Tensor:
@@ -19,12 +19,12 @@ def test_frames_in_equal_groups_and_with_the_first_alone():
         frame_spans(10, 3, 4)
 
 
-def test_sounds_of_codecs_and_of_lapped_transforms():
-    assert sound_spans(12, 3, 4).tolist() == [[0, 4], [4, 8], [8, 12]]
-    assert sound_spans(13, 3, 4).tolist() == [[0, 4], [4, 8], [8, 12]]
-    assert sound_spans(12, 4, 4).tolist() == [[-2, 2], [2, 6], [6, 10], [10, 14]]
+def test_audio_of_codecs_and_of_lapped_transforms():
+    assert audio_spans(12, 3, 4).tolist() == [[0, 4], [4, 8], [8, 12]]
+    assert audio_spans(13, 3, 4).tolist() == [[0, 4], [4, 8], [8, 12]]
+    assert audio_spans(12, 4, 4).tolist() == [[-2, 2], [2, 6], [6, 10], [10, 14]]
     with pytest.raises(ShapeError, match="3 latent steps, or 4 of a lapped transform; the trunk has 6"):
-        sound_spans(12, 6, 4)
+        audio_spans(12, 6, 4)
 
 
 def test_spans_that_coincide_are_copied():
@@ -70,4 +70,4 @@ def test_what_coincides():
     assert coincide(even_spans(4, 0.1), even_spans(2, 0.2))
     assert not coincide(even_spans(4, 2), even_spans(8, 1))
     assert not coincide(even_spans(5, 1), even_spans(2, 2.5))
-    assert not coincide(even_spans(3, 4), sound_spans(12, 4, 4))
+    assert not coincide(even_spans(3, 4), audio_spans(12, 4, 4))

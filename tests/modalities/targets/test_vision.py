@@ -41,9 +41,9 @@ def processor(name: str, **settings):
     return (getattr(transformers, f"{name}Pil", None) or getattr(transformers, name))(**settings)
 
 
-def encode(kind: str, folder, picture: torch.Tensor, grid: tuple[int, int], **settings) -> torch.Tensor:
-    encoder = build_encoder(EncoderConfig(kind, str(folder), **settings), "image", picture.shape[-2:], (1, *grid))
-    return encoder(picture)
+def encode(kind: str, folder, image: torch.Tensor, grid: tuple[int, int], **settings) -> torch.Tensor:
+    encoder = build_encoder(EncoderConfig(kind, str(folder), **settings), "image", image.shape[-2:], (1, *grid))
+    return encoder(image)
 
 
 @pytest.mark.parametrize(("make", "prefix"), [(make_dinov2, 1), (make_dinov2_registers, 4)])
@@ -123,8 +123,8 @@ def test_siglip_of_fixed_size_sees_what_its_image_processor_makes(tmp_path):
     assert (found - expected).abs().max() < 0.05
     assert (found - expected).square().mean() < 1e-4 * expected.var()
     with torch.no_grad():
-        picture = functional.interpolate(as_media(pixels)[None], (48, 80), mode="bilinear", antialias=True)
-        other = model.vision_model(picture, interpolate_pos_encoding=True)[0]
+        image = functional.interpolate(as_media(pixels)[None], (48, 80), mode="bilinear", antialias=True)
+        other = model.vision_model(image, interpolate_pos_encoding=True)[0]
     torch.testing.assert_close(encode("siglip2", folder, as_media(pixels)[None], (3, 5)), other, atol=2e-5, rtol=1e-4)
 
 
@@ -147,24 +147,24 @@ def test_vjepa2_positions_are_those_of_the_trunks_grid(tmp_path):
     folder = save(model, tmp_path)
     wide = transformers.VJEPA2Model(transformers.VJEPA2Config(**{**model.config.to_dict(), "crop_size": 80})).eval()
     wide.load_state_dict(model.state_dict())
-    clip = media(1, 4, 3, 80, 80)
-    found = build_encoder(EncoderConfig("vjepa2", str(folder)), "video", (4, 80, 80), (2, 5, 5), 2)(clip)
+    video = media(1, 4, 3, 80, 80)
+    found = build_encoder(EncoderConfig("vjepa2", str(folder)), "video", (4, 80, 80), (2, 5, 5), 2)(video)
     with torch.no_grad():
-        expected = wide.get_vision_features(((clip + 1) / 2 - MEAN) / STD)
+        expected = wide.get_vision_features(((video + 1) / 2 - MEAN) / STD)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_vjepa2_begins_its_tubelets_with_the_trunks_steps(tmp_path):
     model = make_vjepa2()
     config = EncoderConfig("vjepa2", str(save(model, tmp_path)))
-    clip = media(1, 5, 3, 64, 64)
-    x = ((clip + 1) / 2 - MEAN) / STD
+    video = media(1, 5, 3, 64, 64)
+    x = ((video + 1) / 2 - MEAN) / STD
     with torch.no_grad():
         filled = model.get_vision_features(torch.cat([x[:, :1], x], dim=1))  # tubelets 00 12 34
-    found = build_encoder(config, "video", (5, 64, 64), (3, 4, 4), 2)(clip)
+    found = build_encoder(config, "video", (5, 64, 64), (3, 4, 4), 2)(video)
     torch.testing.assert_close(found, filled, atol=2e-5, rtol=1e-4)
     tubelets = filled.unflatten(1, (3, 16))
-    found = build_encoder(config, "video", (5, 64, 64), (2, 4, 4), 4)(clip)
+    found = build_encoder(config, "video", (5, 64, 64), (2, 4, 4), 4)(video)
     expected = torch.stack([tubelets[:, 0], tubelets[:, 1:].mean(dim=1)], dim=1).flatten(1, 2)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
@@ -172,14 +172,14 @@ def test_vjepa2_begins_its_tubelets_with_the_trunks_steps(tmp_path):
 @pytest.mark.parametrize("name", [name for name in MAKERS if name != "vjepa2"])
 def test_a_latent_frame_gets_the_mean_of_its_frames(name, tmp_path):
     folder = save(MAKERS[name](), tmp_path)
-    config, clip = EncoderConfig(name.split()[0], str(folder)), media(2, 9, 3, 32, 48)
-    single = torch.stack([encode(config.kind, folder, clip[:, i], (2, 3)) for i in range(9)], dim=1)  # (B, T, hw, D)
-    alone = build_encoder(config, "video", (9, 32, 48), (3, 2, 3), 4)(clip)
+    config, video = EncoderConfig(name.split()[0], str(folder)), media(2, 9, 3, 32, 48)
+    single = torch.stack([encode(config.kind, folder, video[:, i], (2, 3)) for i in range(9)], dim=1)  # (B, T, hw, D)
+    alone = build_encoder(config, "video", (9, 32, 48), (3, 2, 3), 4)(video)
     expected = torch.stack([single[:, 0], single[:, 1:5].mean(1), single[:, 5:].mean(1)], dim=1)
     torch.testing.assert_close(alone, expected.flatten(1, 2), atol=2e-5, rtol=1e-4)
-    even = build_encoder(config, "video", (9, 32, 48), (3, 2, 3), 3)(clip)
+    even = build_encoder(config, "video", (9, 32, 48), (3, 2, 3), 3)(video)
     torch.testing.assert_close(even, single.unflatten(1, (3, 3)).mean(2).flatten(1, 2), atol=2e-5, rtol=1e-4)
-    each = build_encoder(config, "video", (9, 32, 48), (9, 2, 3))(clip)
+    each = build_encoder(config, "video", (9, 32, 48), (9, 2, 3))(video)
     torch.testing.assert_close(each, single.flatten(1, 2), atol=2e-5, rtol=1e-4)
 
 
@@ -196,12 +196,12 @@ def test_the_preprocessors_own_statistics_are_used(tmp_path):
     own = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7], "resample": 2}
     model = make_dinov2()
     folder = save(model, tmp_path, own)
-    pictures = media(1, 3, 64, 64)
+    images = media(1, 3, 64, 64)
     mean, std = (torch.tensor(own[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
-    x = functional.interpolate(((pictures + 1) / 2 - mean) / std, 70, mode="bilinear")
+    x = functional.interpolate(((images + 1) / 2 - mean) / std, 70, mode="bilinear")
     with torch.no_grad():
         expected = model(x).last_hidden_state[:, 1:]
-    torch.testing.assert_close(encode("dinov2", folder, pictures, (5, 5)), expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(encode("dinov2", folder, images, (5, 5)), expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

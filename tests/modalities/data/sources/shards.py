@@ -12,7 +12,7 @@ streaming = pytest.importorskip("streaming", reason="mosaicml-streaming is not i
 
 from core.errors import DataError  # noqa: E402 - after the check that streaming is there
 from modalities.data.sources.mds import MdsShards  # noqa: E402
-from tests.modalities.data.sets import picture  # noqa: E402
+from tests.modalities.data.sets import image  # noqa: E402
 
 COLUMNS = {"image": "bytes", "caption": "str", "label": "int"}
 
@@ -22,7 +22,7 @@ def write_mds(folder: Path, count: int = 40, shard_bytes: int = 1300, **options)
     settings = {"columns": COLUMNS, "hashes": ["xxh64"], "size_limit": shard_bytes} | options
     with streaming.MDSWriter(out=str(folder), **settings) as writer:
         for number in range(count):
-            writer.write({"image": picture(number), "caption": f"number {number}", "label": number % 3})
+            writer.write({"image": image(number), "caption": f"number {number}", "label": number % 3})
     return folder
 
 
@@ -35,7 +35,7 @@ def read_all(shards: MdsShards) -> dict[int, str]:
         except DataError as error:
             errors[index] = str(error)
         else:
-            assert sample == {"image": picture(index), "caption": f"number {index}", "label": index % 3}
+            assert sample == {"image": image(index), "caption": f"number {index}", "label": index % 3}
     return errors
 
 

@@ -12,7 +12,7 @@ from modalities.data.sources.concat import ConcatSource
 from modalities.data.sources.parquet import ParquetConfig
 from modalities.data.sources.selection import Selection
 from modalities.synthetic.draw import SyntheticSource
-from tests.modalities.data.sets import KINDS, open_set, picture, write_set
+from tests.modalities.data.sets import KINDS, image, open_set, write_set
 
 SYSTEM = ("._0.png", ".DS_Store", "Thumbs.db", "desktop.ini")
 
@@ -50,7 +50,7 @@ def test_hidden_and_system_files_are_no_records_in_any_kind(kind, tmp_path, monk
     assert before.account().line() == ""
     for folder in ("@eaDir", "__MACOSX", ".thumbnails"):
         (tmp_path / "set" / folder).mkdir()
-        (tmp_path / "set" / folder / "00.png").write_bytes(picture(0))
+        (tmp_path / "set" / folder / "00.png").write_bytes(image(0))
     suffix = {"webdataset": ".tar", "parquet": ".parquet"}.get(kind, ".png")
     for name in ("Thumbs.db", "._00.txt", f"._part-0{suffix}", f".hidden{suffix}"):
         (tmp_path / "set" / name).write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        ")

@@ -12,7 +12,7 @@ from modalities.data.sources.folder import FolderSource
 from modalities.data.sources.selection import Selection
 
 
-def picture(path: Path) -> Path:
+def image(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4), "red").save(path)
     return path
@@ -20,12 +20,12 @@ def picture(path: Path) -> Path:
 
 @pytest.fixture
 def animals(tmp_path):
-    picture(tmp_path / "dog" / "b.JPG").with_suffix(".json").write_text(json.dumps({"caption": " a  dog "}))
-    picture(tmp_path / "cat" / "a.png").with_suffix(".txt").write_text("a cat\n\none cat\n")
+    image(tmp_path / "dog" / "b.JPG").with_suffix(".json").write_text(json.dumps({"caption": " a  dog "}))
+    image(tmp_path / "cat" / "a.png").with_suffix(".txt").write_text("a cat\n\none cat\n")
     many = {"captions": ["x", "y"], "kind": "old"}
-    picture(tmp_path / "cat" / "deep" / "c.webp").with_suffix(".json").write_text(json.dumps(many))
+    image(tmp_path / "cat" / "deep" / "c.webp").with_suffix(".json").write_text(json.dumps(many))
     (tmp_path / "notes.md").write_text("not media")
-    picture(tmp_path / ".thumbnails" / "hidden.png")
+    image(tmp_path / ".thumbnails" / "hidden.png")
     return tmp_path
 
 
@@ -52,7 +52,7 @@ def test_captions_from_folder_names_a_constant_or_none(animals):
 
 
 def test_a_single_missing_caption_is_that_records_error(animals):
-    picture(animals / "dog" / "z.png")
+    image(animals / "dog" / "z.png")
     source = FolderSource(animals, "image")
     with pytest.raises(DataError, match=r"dog/z\.png: no caption.*caption_default"):
         source.read(3)
@@ -71,14 +71,14 @@ def test_a_single_missing_caption_is_that_records_error(animals):
     ],
 )
 def test_damaged_sidecars_name_their_file(animals, name, content, message):
-    picture(animals / "dog" / "z.png").with_name(name).write_bytes(content)
+    image(animals / "dog" / "z.png").with_name(name).write_bytes(content)
     with pytest.raises(DataError, match=rf"z\..*{message}"):
         FolderSource(animals, "image").read(3)
 
 
 def test_captions_missing_everywhere_are_refused_when_built(tmp_path):
-    picture(tmp_path / "a" / "1.png")
-    picture(tmp_path / "a" / "2.png")
+    image(tmp_path / "a" / "1.png")
+    image(tmp_path / "a" / "2.png")
     with pytest.raises(ConfigError, match=r"none of 2 image files.*no caption.*captions: none"):
         FolderSource(tmp_path, "image")
     assert len(FolderSource(tmp_path, "image", CaptionRule(mode="label"))) == 2
@@ -103,7 +103,7 @@ def test_where_and_holdout(animals):
         FolderSource(animals, "image", selection=Selection(where={"kind": "new"}))
 
     for number in range(60):
-        picture(animals / "many" / f"{number}.png")
+        image(animals / "many" / f"{number}.png")
     label = CaptionRule(mode="label")
     sides = [FolderSource(animals, "image", label, Selection(split=split, holdout=0.3)) for split in ("train", "test")]
     train, test = ({source.read(index).key for index in range(len(source))} for source in sides)
@@ -124,7 +124,7 @@ def test_fingerprint_follows_names_and_sizes(animals):
 
 def folder(tmp_path, *names: str) -> Path:
     for name in names:
-        picture(tmp_path / name)
+        image(tmp_path / name)
     return tmp_path
 
 
@@ -138,7 +138,7 @@ NO_CAPTIONS = CaptionRule(mode="none")
 def test_system_folders_and_hidden_files_are_no_records_and_no_classes(animals):
     before = FolderSource(animals, "image")
     for name in ("@eaDir/a.png", "cat/@eaDir/a@SYNOPHOTO_THUMB.jpg", "__MACOSX/cat/._a.png", "$RECYCLE.BIN/x.png"):
-        picture(animals / name)
+        image(animals / name)
     (animals / "cat" / "Thumbs.db").write_bytes(b"x")
     (animals / "cat" / "._a.png").write_bytes(b"\0\5\26\7")
     after = FolderSource(animals, "image")
@@ -197,7 +197,7 @@ def test_links_to_folders_and_files_are_followed_and_counted(tmp_path):
 
 def test_links_in_a_circle_and_upwards_end(tmp_path):
     root = folder(tmp_path / "set", "a/0.png", "b/1.png")
-    picture(tmp_path / "beside.png")
+    image(tmp_path / "beside.png")
     (root / "a" / "up").symlink_to("..")
     (root / "a" / "here").symlink_to(".")
     (root / "a" / "b").symlink_to(root / "b")
@@ -215,7 +215,7 @@ def test_links_in_a_circle_and_upwards_end(tmp_path):
 
 def test_a_link_in_a_linked_folder_is_followed_to_what_is_not_read_yet(tmp_path):
     for name in ("one", "two", "three"):
-        picture(tmp_path / name / f"{name}.png")
+        image(tmp_path / name / f"{name}.png")
     (tmp_path / "one" / "next").symlink_to("../two")
     (tmp_path / "two" / "next").symlink_to("../three")
     (tmp_path / "three" / "next").symlink_to("../one")
@@ -229,7 +229,7 @@ def test_a_link_in_a_linked_folder_is_followed_to_what_is_not_read_yet(tmp_path)
 def test_many_folders_linked_to_each_other_end(tmp_path):
     names = [f"d{number}" for number in range(12)]
     for name in names:
-        picture(tmp_path / "set" / name / "0.png")
+        image(tmp_path / "set" / name / "0.png")
     for name in names:
         for other in names:
             (tmp_path / "set" / name / f"to-{other}").symlink_to(tmp_path / "set" / other)
@@ -253,8 +253,8 @@ def test_names_go_together_in_capitals_and_in_every_unicode_form(tmp_path):
         f"x/{parted}.png": ("five",),
     }
     assert source.account().line() == ""
-    picture(tmp_path / f"x{composed}" / "1.png")
-    picture(tmp_path / f"x{parted}" / "2.png")
+    image(tmp_path / f"x{composed}" / "1.png")
+    image(tmp_path / f"x{parted}" / "2.png")
     classes = FolderSource(tmp_path, "image", CaptionRule(mode="label"))
     assert classes.labels() == sorted({tmp_path.name, "x", f"x{composed}"})
     assert {classes.read(index).captions[0] for index in range(len(classes))} == set(classes.labels())

@@ -17,14 +17,14 @@ from modalities.latents.source import LatentsConfig, LatentsSource
 from modalities.synthetic.config import SyntheticConfig
 from tests.modalities.data.sets import flip
 from tests.modalities.data.sources.shards import change_index
-from tests.modalities.latents.jobs import Pictures, make, pictures_job
+from tests.modalities.latents.jobs import Images, images_job, make
 
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory) -> Path:
     """21 images in three shards."""
     path = tmp_path_factory.mktemp("encoded")
-    make(pictures_job(), path)
+    make(images_job(), path)
     return path
 
 
@@ -53,7 +53,7 @@ def test_all_records_in_their_order(encoded):
     source = LatentsSource(encoded, ("image",))
     assert len(source) == 21
     assert [source.read(index).key for index in range(21)] == [f"k{index}" for index in range(21)]
-    part, stored = pictures_job().parts["image"], source.read(4).parts["image"].data
+    part, stored = images_job().parts["image"], source.read(4).parts["image"].data
     assert stored.mean.shape == (len(part.ids), part.adapter.channels)
     assert stored.deviation is None
     assert source.blocks().sizes.tolist() == [8, 8, 5]
@@ -133,7 +133,7 @@ def test_it_is_carried_to_workers_and_stays_small(encoded):
 def test_the_fingerprint_is_of_the_content(encoded, copy, tmp_path):
     first = LatentsSource(encoded, ("image",)).fingerprint()
     assert LatentsSource(copy, ("image",)).fingerprint() == first
-    make(pictures_job(seed=4), tmp_path / "other")
+    make(images_job(seed=4), tmp_path / "other")
     assert LatentsSource(tmp_path / "other", ("image",)).fingerprint() != first
 
 
@@ -145,7 +145,7 @@ def test_a_url_is_read_through_a_cache(copy, tmp_path):
 
 
 def test_several_folders_are_joined_and_media_are_not_mixed_in(encoded, tmp_path):
-    make(pictures_job(source=Pictures(5)), tmp_path / "more")
+    make(images_job(source=Images(5)), tmp_path / "more")
     parts = {
         "a": LatentsConfig(path=str(encoded), repeat=2),
         "b": LatentsConfig(path="more"),

@@ -17,7 +17,7 @@ import pytest
 from core.errors import ConfigError, DataError
 from modalities.data.sources import mds
 from modalities.data.sources.mds import MdsShards
-from tests.modalities.data.sets import flip, picture
+from tests.modalities.data.sets import flip, image
 from tests.modalities.data.sources.shards import change_index, read_all, write_mds
 
 
@@ -205,7 +205,7 @@ def test_samples_with_their_own_checksums_need_no_look_at_the_whole_shard(tmp_pa
     shards = MdsShards(folder, hashes=False)
     *others, last = shard_of(shards, 1)
     assert all(shards.read(index)["label"] == index % 3 for index in others)
-    assert shards.read(last)["image"] != picture(last)  # for the caller's own checksum
+    assert shards.read(last)["image"] != image(last)  # for the caller's own checksum
     (folder / "shard.00002.mds").write_bytes((folder / "shard.00002.mds").read_bytes()[:-1])
     with pytest.raises(DataError, match=r"bytes, index\.json says"):
         shards.read(shard_of(shards, 2)[0])

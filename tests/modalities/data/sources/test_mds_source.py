@@ -14,7 +14,7 @@ from modalities.data.sources.build import build_source
 from modalities.data.sources.captions import CaptionRule
 from modalities.data.sources.mds_source import MdsConfig, MdsSource
 from modalities.data.sources.selection import Selection, held_out_rows
-from tests.modalities.data.sets import picture
+from tests.modalities.data.sets import image
 from tests.modalities.data.sources.shards import streaming, write_mds
 
 
@@ -26,7 +26,7 @@ def own_cache(monkeypatch, tmp_path):
 def test_records_have_media_captions_class_and_a_key_of_their_own(tmp_path):
     source = MdsSource(write_mds(tmp_path / "data"), "image", "label")
     records = [source.read(index) for index in range(len(source))]
-    assert [record.media for record in records] == [picture(number) for number in range(40)]
+    assert [record.media for record in records] == [image(number) for number in range(40)]
     assert [record.captions for record in records] == [(f"number {number}",) for number in range(40)]
     assert [record.label for record in records] == [str(number % 3) for number in range(40)]
     assert len({record.key for record in records}) == 40
@@ -51,7 +51,7 @@ def test_classes_are_not_noted_while_a_shard_cannot_be_read(tmp_path):
     assert len(list((tmp_path / "home").rglob("*.json"))) == 1
 
 
-def test_lists_of_captions_and_stored_pictures(tmp_path):
+def test_lists_of_captions_and_stored_images(tmp_path):
     columns = {"jpg": "jpeg", "texts": "str", "more": "json"}
     jpeg = write_jpeg(tmp_path / "a.jpg")
     with streaming.MDSWriter(out=str(tmp_path / "data"), columns=columns) as writer:
@@ -143,7 +143,7 @@ def test_dotted_names_and_whole_numbers_with_gaps(tmp_path):
     rows = [({"en": "a", "size": 3}, '{"en": "x"}', 0.0), ({"en": None}, '{"en": "y"}', float("nan")), ({}, "", 2.0)]
     with streaming.MDSWriter(out=str(tmp_path / "data"), columns=columns) as writer:
         for number, (meta, text, label) in enumerate(rows):
-            writer.write({"image": picture(number), "meta": meta, "text": text, "label": np.float32(label)})
+            writer.write({"image": image(number), "meta": meta, "text": text, "label": np.float32(label)})
     rule = CaptionRule(fields=("meta.en", "text.en"), default="some")
     source = MdsSource(tmp_path / "data", "image", "label", rule)
     records = [source.read(index) for index in range(3)]

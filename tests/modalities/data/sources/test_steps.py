@@ -121,7 +121,7 @@ def usable(source: Source) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_captions_belong_to_their_pictures(tmp_path, kind):
+def test_captions_belong_to_their_images(tmp_path, kind):
     source = open_set(write_set(kind, tmp_path / "set"))
     adapter = ImageAdapter(ImageConfig([8, 8]))
     for index in range(len(source)):

@@ -27,7 +27,7 @@ from modalities.latents.format import (
 )
 
 N, C, WIDTH = 6, 4, 3
-SOUND = (5, 2)  # (N, C) of a second part
+AUDIO = (5, 2)  # (N, C) of a second part
 ABOUT = {"index": 0, "view": 0, "origin": "photos/a/1.png", "bytes": 12}
 
 
@@ -45,10 +45,10 @@ def stored_part(**changes) -> StoredPart:
     return StoredPart(**plain | changes)
 
 
-def sound_part(**changes) -> StoredPart:
+def audio_part(**changes) -> StoredPart:
     """The part `audio`, without a deviation."""
-    normalization = {"mean": [0.0] * SOUND[1], "std": [1.0] * SOUND[1], "measured": True}
-    plain = {"modality": "audio", "grid": (SOUND[0], 1, 1), "channels": SOUND[1], "deviation": False}
+    normalization = {"mean": [0.0] * AUDIO[1], "std": [1.0] * AUDIO[1], "measured": True}
+    plain = {"modality": "audio", "grid": (AUDIO[0], 1, 1), "channels": AUDIO[1], "deviation": False}
     return stored_part(
         **plain | {"normalization": normalization, "autoencoder": {"kind": "mdct", "digest": ""}} | changes
     )
@@ -76,7 +76,7 @@ def manifest(**changes) -> Manifest:
 
 
 def of_two_parts(**changes) -> Manifest:
-    return manifest(parts={"image": stored_part(), "sound": sound_part()}, **changes)
+    return manifest(parts={"image": stored_part(), "sound": audio_part()}, **changes)
 
 
 def record(**changes) -> Record:
@@ -88,8 +88,8 @@ def latents(scale: float = 1.0) -> StoredLatents:
     return StoredLatents(mean, deviation.abs())
 
 
-def sound() -> StoredLatents:
-    return StoredLatents(torch.randn(SOUND, generator=generator("sound")))
+def audio() -> StoredLatents:
+    return StoredLatents(torch.randn(AUDIO, generator=generator("sound")))
 
 
 def row(dtype: str = "float32", text=None, scale: float = 1.0, of: Record | None = None, **more: StoredLatents) -> dict:
@@ -113,13 +113,13 @@ def test_a_row_comes_back_with_all_that_it_holds():
 
 
 def test_every_part_of_a_sample_has_columns_of_its_own():
-    stored = row(sound=sound())
+    stored = row(sound=audio())
     assert set(stored) == set(of_two_parts().columns()) == {*row(), "mean.sound"}
     assert of_two_parts().columns()["mean.sound"] == "ndarray:float32:5,2"
     found = unpack(stored, of_two_parts(), "shard:0")
     assert list(found.parts) == ["image", "sound"]
     assert torch.equal(found.part("image").media.deviation, latents().deviation)
-    assert torch.equal(found.part("sound").media.mean, sound().mean)
+    assert torch.equal(found.part("sound").media.mean, audio().mean)
     assert found.part("sound").media.deviation is None
     assert found.part("depth").media == b""  # never the latents of another part
     for wrong, one in ((row(), of_two_parts()), (stored, manifest())):
@@ -200,7 +200,7 @@ def test_a_manifest_comes_back_from_its_text(tmp_path):
     written = of_two_parts(text=about)
     (tmp_path / "manifest.json").write_text(written.to_json())
     assert read_manifest(tmp_path) == written
-    assert [part.shape for part in written.parts.values()] == [(N, C), SOUND]
+    assert [part.shape for part in written.parts.values()] == [(N, C), AUDIO]
     assert len(written.to_json().splitlines()) == len(json.loads(written.to_json())) + 2
 
 
@@ -253,7 +253,7 @@ def test_a_folder_without_a_manifest_says_what_it_is(tmp_path):
 def of_samples(part: torch.Tensor) -> Manifest:
     """Of a folder with latents (B, N, C)."""
     normalization = {**LatentNormalization.from_latents([part], 1e-6).to_dict(), "measured": True}
-    return manifest(samples=len(part), parts={"image": stored_part(normalization=normalization), "sound": sound_part()})
+    return manifest(samples=len(part), parts={"image": stored_part(normalization=normalization), "sound": audio_part()})
 
 
 def test_measured_statistics_of_several_folders_are_those_of_all_their_latents():
@@ -271,7 +271,7 @@ def test_measured_statistics_of_several_folders_are_those_of_all_their_latents()
 def test_each_part_has_its_own_statistics():
     found = of_samples(torch.randn(3, N, C) * 5)
     assert merged_statistics([found], "image").std.shape == (C,)
-    assert torch.equal(merged_statistics([found], "sound").std, torch.ones(SOUND[1]))
+    assert torch.equal(merged_statistics([found], "sound").std, torch.ones(AUDIO[1]))
 
 
 def test_the_floor_of_measured_statistics_is_that_of_the_reader():

@@ -15,7 +15,7 @@ from modalities.data.sources.captions import CaptionRule
 from modalities.data.sources.selection import Selection
 from modalities.data.sources.tar_index import FOLDER
 from modalities.data.sources.webdataset import WebdatasetSource
-from tests.modalities.data.sets import COUNT, cut, flip, number_of, picture, write_set
+from tests.modalities.data.sets import COUNT, cut, flip, image, number_of, write_set
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_tar_is_scanned_once(tars, scans):
     first = WebdatasetSource(tars, "image")
     assert scans == [path.name for path in tars]
     assert [number_of(record.captions) for record in contents(first)] == list(range(COUNT))
-    assert [record.media for record in contents(first)] == [picture(number) for number in range(COUNT)]
+    assert [record.media for record in contents(first)] == [image(number) for number in range(COUNT)]
     again = WebdatasetSource(tars, "image")
     assert contents(again) == contents(first)
     assert again.fingerprint() == first.fingerprint()
@@ -60,7 +60,7 @@ def test_a_tar_that_changed_is_scanned_again(tars, scans):
     before = WebdatasetSource(tars, "image").fingerprint()
     with tarfile.open(tars[2], "a") as tar:
         tar.add(tars[0], "extra.txt")
-        (tars[0].parent / "new.png").write_bytes(picture(99))
+        (tars[0].parent / "new.png").write_bytes(image(99))
         tar.add(tars[0].parent / "new.png", "new.png")
     source = WebdatasetSource(tars, "image", captions=CaptionRule("none"))
     assert len(source) == COUNT + 1
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_has_its_index_in_the_users_cache(tars, 
 def test_a_stale_index_beside_a_tar_does_not_hide_the_one_in_the_users_cache(tars, monkeypatch):
     WebdatasetSource(tars, "image")
     with tarfile.open(tars[0], "w") as tar:
-        (tars[0].parent / "new.png").write_bytes(picture(99))
+        (tars[0].parent / "new.png").write_bytes(image(99))
         tar.add(tars[0].parent / "new.png", "new.png")
     index = tars[0].parent / FOLDER
     hidden = tars[0].parent / "hidden"
@@ -104,7 +104,7 @@ def test_a_stale_index_beside_a_tar_does_not_hide_the_one_in_the_users_cache(tar
     source = WebdatasetSource(tars, "image", captions=rule)
     index.unlink()
     hidden.rename(index)
-    assert source.read(0).media == picture(99)
+    assert source.read(0).media == image(99)
 
 
 def test_many_tars_are_scanned_by_several_processes(tars, monkeypatch):

@@ -111,7 +111,7 @@ def test_no_samples_are_refused():
         train_classifier([], CLASSES, "image", "x", steps=1)
 
 
-def test_sample_rate_goes_with_sound():
+def test_sample_rate_goes_with_audio():
     with pytest.raises(ConfigError, match="audio clips need one"):
         Classifier("audio", CLASSES, "x")
     with pytest.raises(ConfigError, match="others none"):
@@ -120,7 +120,7 @@ def test_sample_rate_goes_with_sound():
         Classifier("action", CLASSES, "x")
 
 
-def test_planes_of_pictures_are_their_levels_up_to_32_pixels():
+def test_planes_of_images_are_their_levels_up_to_32_pixels():
     levels = torch.randint(0, 256, (2, 3, 16, 24), generator=generator("levels"), dtype=torch.uint8)
     assert torch.equal(to_planes(levels.float() / 127.5 - 1, "image", None), levels)
     big = torch.randint(0, 256, (2, 3, 64, 96), generator=generator("levels"), dtype=torch.uint8)
@@ -130,9 +130,9 @@ def test_planes_of_pictures_are_their_levels_up_to_32_pixels():
     assert (planes.float() - means).abs().max() <= 0.51
 
 
-def test_planes_of_clips_are_eight_frames():
-    clip = torch.arange(15.0)[None, :, None, None, None].expand(1, 15, 3, 8, 8) / 127.5 - 1
-    planes = to_planes(clip, "video", None)
+def test_planes_of_videos_are_eight_frames():
+    video = torch.arange(15.0)[None, :, None, None, None].expand(1, 15, 3, 8, 8) / 127.5 - 1
+    planes = to_planes(video, "video", None)
     assert planes.shape == (1, 24, 8, 8)
     assert planes[0, ::3, 0, 0].tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
 
@@ -152,27 +152,27 @@ def test_planes_of_a_tone_show_its_pitch_and_level():
     torch.testing.assert_close(peak, torch.full((20,), 51.0), atol=1.5, rtol=0)
 
 
-def test_only_pictures_are_mirrored():
+def test_only_images_are_mirrored():
     planes = torch.arange(32, dtype=torch.uint8).expand(64, 3, 8, 32)
     steps = {modality: move(planes, modality, generator("move")).long().diff(dim=-1) for modality in ("image", "video")}
     assert (steps["image"] == -1).any()
     assert not (steps["video"] == -1).any()
 
 
-def test_sounds_and_clips_can_be_told_apart():
+def test_audio_and_videos_can_be_told_apart():
     timestep = torch.arange(4000) / 4000
     labels = torch.arange(60) % 2
     pitch = torch.where(labels == 0, 400.0, 800.0)[:, None]
     noise = torch.randn(60, 1, 4000, generator=generator("hiss")) * 0.1
-    sounds = 0.5 * torch.sin(2 * torch.pi * pitch * timestep)[:, None] + noise
+    waveforms = 0.5 * torch.sin(2 * torch.pi * pitch * timestep)[:, None] + noise
     network = train_classifier(
-        [(sounds, labels)], ["low", "high"], "audio", "tones", steps=40, batch=16, sample_rate=4000
+        [(waveforms, labels)], ["low", "high"], "audio", "tones", steps=40, batch=16, sample_rate=4000
     )
     assert network.accuracy == 1
-    assert network(sounds[:2]).pool.shape == (2, 128)
+    assert network(waveforms[:2]).pool.shape == (2, 128)
 
     ramp = torch.linspace(-1, 1, 9)
-    clips = torch.stack([ramp if label else ramp.flip(0) for label in labels])[:, :, None, None, None]
-    clips = clips.expand(60, 9, 3, 8, 8) + 0.1 * torch.randn(60, 9, 3, 8, 8, generator=generator("grain"))
-    network = train_classifier([(clips, labels)], ["darker", "lighter"], "video", "fades", steps=40, batch=16)
+    videos = torch.stack([ramp if label else ramp.flip(0) for label in labels])[:, :, None, None, None]
+    videos = videos.expand(60, 9, 3, 8, 8) + 0.1 * torch.randn(60, 9, 3, 8, 8, generator=generator("grain"))
+    network = train_classifier([(videos, labels)], ["darker", "lighter"], "video", "fades", steps=40, batch=16)
     assert network.accuracy == 1

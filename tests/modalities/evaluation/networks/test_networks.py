@@ -49,14 +49,14 @@ def test_frames_are_picked_evenly(frames, count, wanted):
 
 def test_framewise_measures_every_frame():
     network = Framewise(Mean())
-    clips = torch.rand(3, 15, 3, 4, 4, generator=generator("clips")) * 2 - 1  # more frames than one chunk
-    features = network(clips)
+    videos = torch.rand(3, 15, 3, 4, 4, generator=generator("clips")) * 2 - 1  # more frames than one chunk
+    features = network(videos)
     assert features.pool.shape == (45, 3)
-    torch.testing.assert_close(features.pool[16], clips[1, 1].mean((1, 2)))
+    torch.testing.assert_close(features.pool[16], videos[1, 1].mean((1, 2)))
     torch.testing.assert_close(features.logits, -features.pool)
     assert (network.name, network.distance) == ("framewise mean colour", "framewise distance of colours")
     with pytest.raises(ShapeError, match="expected video"):
-        network(clips[0])
+        network(videos[0])
 
 
 def test_kinds_for_a_modality():
@@ -117,7 +117,7 @@ def test_a_classifier_of_something_else_is_refused(tmp_path):
     assert build_network(NetworkConfig("classifier", path), "audio", sample_rate=8000).classes == ["a", "b"]
 
 
-def test_an_image_network_over_clips_is_framewise(tmp_path, monkeypatch):
+def test_an_image_network_over_videos_is_framewise(tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason="transformers is not installed")
     from transformers import Dinov2Config, Dinov2Model
 

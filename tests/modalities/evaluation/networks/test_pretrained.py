@@ -23,7 +23,7 @@ from modalities.evaluation.networks.pretrained import (
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 
-def pictures(height: int, width: int, count: int = 2) -> torch.Tensor:
+def noise_images(height: int, width: int, count: int = 2) -> torch.Tensor:
     """(B, 3, H, W) uint8 with structure of several sizes."""
     draw = generator("pictures", height, width)
     coarse = torch.rand(count, 3, 5, 5, generator=draw)
@@ -85,8 +85,8 @@ def clip_folder(tmp_path_factory):
     return folder
 
 
-def test_clip_features_are_the_models_on_pictures_prepared_by_pil(clip_folder):
-    network, pixels = Clip(str(clip_folder)), pictures(80, 121)
+def test_clip_features_are_the_models_on_images_prepared_by_pil(clip_folder):
+    network, pixels = Clip(str(clip_folder)), noise_images(80, 121)
     model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
     media = pixels.float() / 127.5 - 1
     wanted = pil(pixels, (32, 48))[..., 8:40].float()  # short side 32, 121 * 32 / 80 = 48.4, the middle 32
@@ -128,7 +128,7 @@ def test_the_clip_score_in_closed_form():
 
 def test_the_clip_score_is_that_of_torchmetrics(clip_folder):
     multimodal = pytest.importorskip("torchmetrics.functional.multimodal", reason="torchmetrics is not installed")
-    network, pixels, captions = Clip(str(clip_folder)), pictures(40, 40, 4), ["a", "bcd", "red", "ship"]
+    network, pixels, captions = Clip(str(clip_folder)), noise_images(40, 40, 4), ["a", "bcd", "red", "ship"]
     images, texts = network(pixels.float() / 127.5 - 1).pool, network.texts(captions)
 
     class Features:  # torchmetrics reads plain tensors and moves the model
@@ -162,8 +162,8 @@ def dino_folder(tmp_path_factory):
     return folder
 
 
-def test_dinov2_features_are_the_class_token_on_pictures_squashed_by_pil(dino_folder):
-    network, pixels = DinoV2(str(dino_folder)), pictures(150, 300)
+def test_dinov2_features_are_the_class_token_on_images_squashed_by_pil(dino_folder):
+    network, pixels = DinoV2(str(dino_folder)), noise_images(150, 300)
     media = pixels.float() / 127.5 - 1
     found = inputs_of(network, media, network.model.embeddings.patch_embeddings.projection)
     assert found.shape == (2, 3, 224, 224)
@@ -180,7 +180,7 @@ def test_dinov2_features_are_the_class_token_on_pictures_squashed_by_pil(dino_fo
 
 @pytest.mark.parametrize(("size", "equal"), [((48, 48), 0.99), ((224, 224), 0.99), ((96, 72), 1), ((17, 90), 0.7)])
 def test_bicubic_is_pils(size, equal):
-    pixels = pictures(96, 72)
+    pixels = noise_images(96, 72)
     difference = (resize_bicubic(pixels.float(), size) - pil(pixels, size).float()).abs()
     assert difference.max() <= 1
     assert (difference == 0).float().mean() >= equal
@@ -215,7 +215,7 @@ def clap_folder(folder, fused: bool):
     return folder
 
 
-def sounds(count: int, samples: int, channels: int = 2) -> torch.Tensor:
+def waveforms(count: int, samples: int, channels: int = 2) -> torch.Tensor:
     pitch = torch.arange(1, count + 1)[:, None, None] * 0.11
     hum = torch.sin(pitch * torch.arange(samples)) * 0.3
     return hum + 0.05 * torch.randn(count, channels, samples, generator=generator("sounds", samples))
@@ -224,7 +224,7 @@ def sounds(count: int, samples: int, channels: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("fused", [False, True])
 def test_clap_features(tmp_path, fused):
     folder = str(clap_folder(tmp_path, fused))
-    network, media = Clap(folder, RATE), sounds(3, RATE)
+    network, media = Clap(folder, RATE), waveforms(3, RATE)
     found = network(media).pool
     assert found.shape == (3, 12)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
@@ -243,8 +243,8 @@ def test_clap_features(tmp_path, fused):
     torch.testing.assert_close(found, torch.nn.functional.normalize(theirs, dim=-1), atol=1e-5, rtol=1e-4)
 
 
-def test_clap_hears_the_middle_of_a_long_sound_always_the_same(tmp_path):
-    network, media = Clap(str(clap_folder(tmp_path, False)), RATE), sounds(1, 3 * RATE)
+def test_clap_hears_the_middle_of_long_audio_always_the_same(tmp_path):
+    network, media = Clap(str(clap_folder(tmp_path, False)), RATE), waveforms(1, 3 * RATE)
     assert torch.equal(network(media).pool, network(media).pool)
     assert torch.equal(network(media).pool, network(media[..., RATE : 2 * RATE]).pool)
 

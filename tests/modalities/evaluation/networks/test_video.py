@@ -10,7 +10,7 @@ from modalities.evaluation.networks.video import GIANT, I3D, VideoMAE
 WIDTH, DEPTH, INNER = 48, 2, 96
 
 
-def clips(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:
+def videos(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:
     """Two videos as uint8 levels."""
     draw = generator("clip")
     return torch.randint(0, 256, (2, frames, 3, height, width), generator=draw, dtype=torch.uint8)
@@ -58,7 +58,7 @@ def test_golden_features_of_content_debiased_fvd(tmp_path, small_giant):
     implementations differ by 3.6e-7 (torch 2.13, transformers 5.23 and 4.57)."""
     published_file(tmp_path / "mae.pth")
     network = VideoMAE(str(tmp_path / "mae.pth"))
-    found = network(clips(16).float() / 127.5 - 1).pool
+    found = network(videos(16).float() / 127.5 - 1).pool
     assert found.shape == (2, WIDTH)
     golden = [
         [0.44202858, -1.10519207, -0.78788286, -0.62852836, 0.27021709, 0.43019405],
@@ -71,7 +71,7 @@ def test_golden_features_of_content_debiased_fvd(tmp_path, small_giant):
 
 def test_frames_are_picked_evenly(tmp_path, small_giant):
     published_file(tmp_path / "mae.pth")
-    network, long = VideoMAE(str(tmp_path / "mae.pth")), clips(31).float() / 127.5 - 1
+    network, long = VideoMAE(str(tmp_path / "mae.pth")), videos(31).float() / 127.5 - 1
     assert torch.equal(network(long).pool, network(long[:, ::2]).pool)
     short = network(long[:, :9]).pool
     assert short.shape == (2, WIDTH)
@@ -102,7 +102,7 @@ def test_a_videomae_of_transformers(tmp_path, small_giant):
     model.save_pretrained(folder)
     network = VideoMAE(str(folder))
     assert network.name == "VideoMAE (videomae-tiny)"
-    pixels = clips(4, 28, 28)
+    pixels = videos(4, 28, 28)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = (pixels.float() / 255 - mean[:, None, None]) / std[:, None, None]
     with torch.no_grad():
@@ -125,9 +125,9 @@ class Stub(torch.nn.Module):
         return self.scale * x.float().mean(dim=(3, 4)).flatten(1)  # (B, 3 T)
 
 
-def test_i3d_gets_8_bit_clips_with_channels_first(tmp_path):
+def test_i3d_gets_8_bit_videos_with_channels_first(tmp_path):
     torch.jit.script(Stub()).save(str(tmp_path / "i3d.pt"))
-    network, pixels = I3D(str(tmp_path / "i3d.pt")), clips(20)
+    network, pixels = I3D(str(tmp_path / "i3d.pt")), videos(20)
     found = network(pixels.float() / 127.5 - 1).pool
     wanted = 2 * pixels.float().mean(dim=(3, 4)).transpose(1, 2).flatten(1)
     torch.testing.assert_close(found, wanted)
