@@ -152,10 +152,10 @@ def test_image_and_audio_stay_together_where_the_audio_begins_later(suffix, tole
     assert low == pytest.approx(audio.first)
     assert high == pytest.approx(video.first + 1.125, abs=0.002)
     for offset in (0.5, 0.813, 1.1):
-        frames, audio = (each.load(video.first + offset, generator("a")) for each in (video, audio))
+        frames, waveform = (each.load(video.first + offset, generator("a")) for each in (video, audio))
         shown = numbers((to_bytes(frames)).astype(float))
         assert shown == [int(offset * FPS) + k for k in range(FRAMES)]
-        assert abs(shift_of(audio, offset, wave)) <= tolerance
+        assert abs(shift_of(waveform, offset, wave)) <= tolerance
     early = audio.load(video.first + 0.125, generator("a"))  # silent where the audio has not begun
     assert early[0, : round((0.275 - 0.03) * RATE)].abs().max() < 0.02
     assert early[0, round(0.3 * RATE) :].abs().max() > 0.3
