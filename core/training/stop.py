@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -175,23 +176,22 @@ class _Watcher:
 
     def __init__(self, alarm: Alarm, hurry: Callable[[], None]):
         self.alarm, self._hurry = alarm, hurry
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="stop")
         self._thread.start()
 
     def _watch(self) -> None:
-        first = True
-        while (sent := os.read(self._read, 1)) not in (b"", _NO_MORE):
-            if first and sent[0] in SIGNALS:
-                first = False
+        while (sent := self._read.recv(1)) not in (b"", _NO_MORE):
+            if sent[0] in SIGNALS:
                 self._hurry()
 
     def close(self) -> None:
         signal.set_wakeup_fd(self._before)
-        os.write(self._write, _NO_MORE)
+        self._write.setblocking(True)
+        self._write.send(_NO_MORE)
         self._thread.join()
-        os.close(self._read)
-        os.close(self._write)
+        self._read.close()
+        self._write.close()
         self.alarm.close()

@@ -306,7 +306,7 @@ def test_wandb_gets_no_step_twice(tmp_path, monkeypatch):
     assert fake.steps == [1, 2, 3, 4, 5]
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
-        assert train(tmp_path, "logging.wandb=offline") == 0
+        assert train(tmp_path, "logging.wandb=offline") == 75
     assert train(tmp_path, "logging.wandb=offline") == 0
     assert fake.steps == [1, 2, 3, 4, 5, 6]
 

@@ -33,7 +33,7 @@ def half(tmp_path, monkeypatch) -> Path:
     """A run that was stopped after 3 of 6 steps."""
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
-        assert train(tmp_path / "run") == 0
+        assert train(tmp_path / "run") == 75
     return tmp_path / "run"
 
 
@@ -41,7 +41,7 @@ def test_a_changed_learning_rate_holds_from_the_checkpoint_on_and_the_plain_comm
     capsys.readouterr()
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
-        assert train(half, "--change", f"{LR}=1e-3", "--change", "training.optimizer.clip=0.5") == 0
+        assert train(half, "--change", f"{LR}=1e-3", "--change", "training.optimizer.clip=0.5") == 75
     assert f"from step 3 on: {LR} 0.003 -> 0.001" in capsys.readouterr().err
     assert train(half) == 0
     assert f"{LR}: 0.001, changed at step 3 from 0.003" in capsys.readouterr().err
@@ -62,11 +62,11 @@ def test_a_changed_run_that_is_killed_has_the_bits_of_one_that_is_not(tmp_path, 
     for name in ("whole", "cut"):
         with monkeypatch.context() as patch:
             stop_after(patch, 3)
-            assert train(tmp_path / name) == 0
+            assert train(tmp_path / name) == 75
     assert train(tmp_path / "whole", *change) == 0
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
-        assert train(tmp_path / "cut", *change) == 0
+        assert train(tmp_path / "cut", *change) == 75
     assert train(tmp_path / "cut") == 0
     assert result(tmp_path / "cut") == result(tmp_path / "whole")
 
@@ -74,10 +74,10 @@ def test_a_changed_run_that_is_killed_has_the_bits_of_one_that_is_not(tmp_path, 
 def test_the_same_change_again_and_a_change_back(half, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
-        assert train(half, "--change", f"{LR}=1e-3") == 0
+        assert train(half, "--change", f"{LR}=1e-3") == 75
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
-        assert train(half, "--change", f"{LR}=1e-3") == 0  # the arrow-up key
+        assert train(half, "--change", f"{LR}=1e-3") == 75  # the arrow-up key
     assert "the run has these settings already" in capsys.readouterr().err
     assert train(half, "--change", f"{LR}=3e-3") == 0
     assert lrs(half) == [0.003] * 3 + [0.001] * 2 + [0.003]
@@ -87,7 +87,7 @@ def test_the_same_change_again_and_a_change_back(half, monkeypatch, capsys):
 def test_a_third_value_without_a_change_is_refused_with_what_to_type(half, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
-        assert train(half, "--change", f"{LR}=1e-3") == 0
+        assert train(half, "--change", f"{LR}=1e-3") == 75
     before = (half / "config.yaml").read_bytes()
     assert train(half, f"{LR}=5e-4") == 2
     message = capsys.readouterr().err
@@ -151,7 +151,7 @@ def test_a_method_with_a_projector_starts_it_fresh_also_after_a_kill(tmp_path, m
     def begin(run: Path) -> None:
         with monkeypatch.context() as patch:
             stop_after(patch, 3)
-            assert train(run, "method=flow_matching") == 0
+            assert train(run, "method=flow_matching") == 75
 
     begin(tmp_path / "whole")
     begin(tmp_path / "cut")
