@@ -10,11 +10,16 @@ from core.errors import ConfigError, choose
 from robotics.environment import Observation, Step, checked_action
 from robotics.kinematic.expert import Expert
 from robotics.kinematic.render import render
-from robotics.kinematic.scene import GRASP, MAX_STEP, advance
-from robotics.kinematic.tasks import TASKS, draw_scene, instruction, measures
+from robotics.kinematic.scene import DRAWER, GRASP, MAX_STEP, Scene, advance
+from robotics.kinematic.tasks import KINDS, TASKS, draw_scene, instruction, measures
 
 SIZES = (16, 512)  # pixels of a side that make sense
 IMAGE = 64
+GRIPPER = ("x", "y", "z", "gripper")
+OBJECTS = tuple(f"{kind}.{axis}" for kind in (*KINDS, DRAWER) for axis in "xyz")
+# What the observed state holds: what a robot knows of itself, or with it where everything is, as in the simulators'
+# tasks "from state", which are learned in minutes.
+STATES = {"gripper": GRIPPER, "objects": (*GRIPPER, *OBJECTS)}
 
 
 class KinematicEnvironment:
@@ -23,17 +28,19 @@ class KinematicEnvironment:
     Args:
         task: a key of `tasks.TASKS`.
         size: of a side of its square image, in pixels.
+        state: gripper (its position and openness), or objects: with them the position of every kind of object from
+            the gripper, in metres, zeros for one that is not there.
 
     Raises:
-        ConfigError: no such task, or no such size.
+        ConfigError: no such task, size or state.
     """
 
     name, fps = "kinematic", 3.0
     episodes: int | None = None
-    state_names: tuple[str, ...] = ("x", "y", "z", "gripper")
 
-    def __init__(self, task: str, size: int = IMAGE):
+    def __init__(self, task: str, size: int = IMAGE, state: str = "gripper"):
         self._task = choose("task of the kinematic environment", task, TASKS)
+        self.state_names: tuple[str, ...] = choose("state of the kinematic environment", state, STATES)
         if not SIZES[0] <= size <= SIZES[1]:
             raise ConfigError(f"an image of {size} pixels; allowed are {SIZES[0]} to {SIZES[1]}")
         self.task, self.size, self.max_steps = task, size, self._task.max_steps
@@ -41,6 +48,7 @@ class KinematicEnvironment:
             "variant": "kinematic",
             "comparable": "with runs on this environment only",
             "image": [size, size],
+            "state": state,
             "max_steps": self.max_steps,
             "max_displacement": MAX_STEP,
             "grasp_tolerance": GRASP,
@@ -75,5 +83,16 @@ class KinematicEnvironment:
         self._steps = None
 
     def _observe(self) -> Observation:
-        state = np.array([*self._scene.gripper, self._scene.openness], dtype=np.float32)
+        known = dict(zip(GRIPPER, (*self._scene.gripper, self._scene.openness), strict=True))
+        known |= object_positions(self._scene)
+        state = np.array([known.get(name, 0.0) for name in self.state_names], dtype=np.float32)
         return Observation(image=render(self._scene, self.size), state=state, instruction=self._instruction)
+
+
+def object_positions(scene: Scene) -> dict[str, float]:
+    """Metres from the gripper, such as {"apple.x": 0.12}, of what is there."""
+    return {
+        f"{body.kind}.{axis}": float(offset)
+        for body in scene.bodies
+        for axis, offset in zip("xyz", body.position - scene.gripper, strict=True)
+    }

@@ -80,9 +80,9 @@ def _shut(scene: Scene, goal: Goal) -> bool:
 
 
 TASKS: dict[str, Task] = {
-    "reach": Task(2, 12, "reach {source}", _reached),
-    "pick": Task(2, 16, "pick {source}", _picked),
-    "move_near": Task(3, 20, "move {source} near {target}", _moved_near),
+    "reach": Task(1, 12, "reach {source}", _reached),
+    "pick": Task(1, 16, "pick {source}", _picked),
+    "move_near": Task(2, 20, "move {source} near {target}", _moved_near),
     "open_drawer": Task(0, 16, "open drawer", _opened),
     "close_drawer": Task(0, 16, "close drawer", _shut, extension=AJAR),
 }

@@ -119,7 +119,7 @@ def test_mistakes_are_named(written, tmp_path):
     with pytest.raises(ConfigError, match=r"share of noisy steps: 1\.5"):
         record(recordings("reach", noisy=1.5), 1, tmp_path / "a", 1, list)
     with pytest.raises(
-        ConfigError, match=r"sise: the environment kinematic has the options size\. Did you mean: 'size'"
+        ConfigError, match=r"sise: the environment kinematic has the options size, state\. Did you mean: 'size'"
     ):
         record([Recording("kinematic", "reach", {"sise": 3})], 1, tmp_path / "b", 1, list)
     writer = LeRobotWriter(tmp_path / "c", 3, (16, 16), ("x",), ("x",), "kinematic")

@@ -198,14 +198,41 @@ def test_episodes_differ_and_are_never_solved_at_the_start():
 
 def test_the_image_shows_height_openness_and_every_object():
     environment = KinematicEnvironment("move_near", size=32)
-    start = environment.reset(0)["image"].astype(int)
-    for name, colour in {"apple": (205, 35, 40), "can": (40, 85, 200), "sponge": (240, 205, 50)}.items():
-        near = np.abs(start - np.array(colour)).sum(axis=-1) < 60
-        assert near.sum() >= 4, name
+    colors = {"apple": (205, 35, 40), "can": (40, 85, 200), "sponge": (240, 205, 50)}
+    shown = set()
+    for episode in (2, 1, 0):
+        observation = environment.reset(episode)
+        start, words = observation["image"].astype(int), observation["instruction"].split()
+        for name, color in colors.items():
+            near = np.abs(start - np.array(color)).sum(axis=-1) < 60
+            assert near.sum() >= 4 if name in words else near.sum() == 0, (episode, name)
+        shown |= colors.keys() & set(words)
+    assert shown == colors.keys()
     lifted = environment.step(action(z=0.1)).observation["image"].astype(int)
     assert (np.abs(lifted - start).sum(axis=-1) > 30).sum() >= 6
     closed = environment.step(action(openness=0)).observation["image"].astype(int)
     assert (np.abs(closed - lifted).sum(axis=-1) > 30).sum() >= 4
+
+
+def test_the_state_with_objects_has_the_way_from_the_gripper_to_each():
+    environment = KinematicEnvironment("move_near", size=16, state="objects")
+    plain = KinematicEnvironment("move_near", size=16)
+    for episode in range(3):
+        seen = environment.reset(episode)
+        assert np.array_equal(seen["state"][:4], plain.reset(episode)["state"])
+        known = dict(zip(environment.state_names, seen["state"].tolist(), strict=True))
+        scene, goal = draw_scene("move_near", episode)
+        for body in scene.bodies:
+            found = [known[f"{body.kind}.{axis}"] for axis in "xyz"]
+            np.testing.assert_allclose(found, body.position - scene.gripper, atol=1e-6)
+        absent = {"apple", "can", "sponge", "drawer"} - {body.kind for body in scene.bodies}
+        assert len(absent) == 2
+        assert all(known[f"{kind}.{axis}"] == 0 for kind in absent for axis in "xyz")
+        source = [known[f"{scene.bodies[goal.source].kind}.{axis}"] for axis in "xy"]
+        wish = environment.expert().select_action(seen)[:2]
+        np.testing.assert_allclose(wish, np.clip(source, -0.1, 0.1), atol=0.02)
+    with pytest.raises(ConfigError, match="state of the kinematic environment.*'objcts'"):
+        KinematicEnvironment("pick", state="objcts")
 
 
 def test_mistakes_are_named():
