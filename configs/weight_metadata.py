@@ -29,7 +29,7 @@ from core.training.config import to_plain
 LAYOUT = 2  # in 1, media had the names of streams
 # Settings of a trunk that no shape shows. `attention` and `text_time` change no sample.
 HIDDEN = {
-    "mmdit": ("heads", "qk_norm", "rope_axes", "rope_theta", "time_scale"),
+    "mmdit": ("heads", "qk_norm", "rope_axes", "rope_theta", "pos_embed", "time_scale"),
     "sit": ("heads", "patch"),
     "ddt": ("heads", "head_heads", "qk_norm"),
 }

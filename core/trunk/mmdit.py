@@ -89,6 +89,8 @@ class MMDiTSettings:
         rope_axes: channels of a head per axis (t, h, w), even, summing to the head dimension; empty for an even
             split.
         rope_theta: base of the rotary frequencies.
+        pos_embed: sine-cosine positions are added to the media tokens, beside the rotary ones. FLUX.2 has none. A
+            small network that has to say where something is, such as a policy, learns it in fewer steps with them.
         time_scale: factor of the level before its sinusoid.
         text_time: a name of `TEXT_TIMES`, over the tokens that are neither padding nor given. All agree when
             these share one level, as they do at sampling and in the teacher. Not looked at under attention
@@ -106,6 +108,7 @@ class MMDiTSettings:
     qk_norm: bool = True
     rope_axes: list[int] = field(default_factory=list)
     rope_theta: float = 2000.0
+    pos_embed: bool = False
     time_scale: float = 1000.0
     text_time: str = "mean_embedding"
     attention: str = "sdpa"
@@ -206,6 +209,7 @@ class MMDiT(nn.Module):
         self.depth = double + single
         self.attention, self.text_time = config.attention, TEXT_TIMES[config.text_time]
         self.rope_axes, self.rope_theta = config.axes(), config.rope_theta
+        self.pos_embed = config.pos_embed
         block = (self.width, self.heads, round(config.mlp_ratio * self.width), config.qkv_bias, config.qk_norm)
 
         self.media_in = nn.ModuleDict({name: nn.Linear(c, self.width) for name, c in config.channels.items()})
@@ -300,7 +304,10 @@ class MMDiT(nn.Module):
             wanted = (*segment.x0.shape[:2], layer.in_features)
             if tuple(tokens.shape) != wanted:
                 raise ShapeError(f"noisy {segment.modality}: expected {wanted}, got {tuple(tokens.shape)}")
-            parts.append(layer(tokens.to(layer.weight.dtype)))
+            embedded = layer(tokens.to(layer.weight.dtype))
+            if self.pos_embed:
+                embedded = embedded + rope.sincos(segment.ids, self.width).to(embedded.dtype)
+            parts.append(embedded)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _write_velocity(self, media: Tensor, batch: TokenBatch) -> tuple[Tensor, ...]:

@@ -42,6 +42,24 @@ def rotation(ids: Tensor, axes: tuple[int, ...], theta: float, dtype: torch.dtyp
     return torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
 
 
+def sincos(ids: Tensor, width: int, theta: float = 100.0) -> Tensor:
+    """Absolute positions on the same axes: sines and cosines of position x theta^-(j / pairs of the axis).
+
+    Args:
+        ids: (B or 1, N, 3) positions.
+        width: channels; those beyond a multiple of 6 are zero.
+        theta: base of the frequencies. Small, since grids have tens of places and not thousands.
+
+    Returns:
+        (B or 1, N, width) float32.
+    """
+    pairs = width // (2 * AXES)
+    frequencies = theta ** -(torch.arange(pairs, device=ids.device, dtype=torch.float32) / pairs)
+    angles = ids[..., None].float() * frequencies  # (B or 1, N, 3, pairs)
+    table = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(2)
+    return torch.nn.functional.pad(table, (0, width - table.shape[-1]))
+
+
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """(B, T, Z, H, head_dim) queries and keys turned by their positions, in the precision of the tables.
 

@@ -1,6 +1,6 @@
 import torch
 
-from core.trunk.rope import rotate, rotation, split_axes
+from core.trunk.rope import rotate, rotation, sincos, split_axes
 
 
 def random_ids(tokens: int, seed: int = 0) -> torch.Tensor:
@@ -62,3 +62,16 @@ def test_even_split_of_the_head():
         assert all(axis >= 2 and axis % 2 == 0 for axis in axes)
         assert max(axes) - min(axes) <= 2
     assert split_axes(72) == (24, 24, 24)
+
+
+def test_absolute_positions_are_sines_and_cosines_of_each_axis():
+    ids = torch.tensor([[[0, 1, 7], [2, -1, 3]]])
+    table = sincos(ids, 14, theta=100.0)  # two pairs for each axis, two channels left over
+    assert table.shape == (1, 2, 14)
+    for token in range(2):
+        for axis in range(3):
+            position = ids[0, token, axis].item()
+            angles = torch.tensor([position, position / 10.0]).double()
+            expected = torch.cat([angles.sin(), angles.cos()])
+            torch.testing.assert_close(table[0, token, 4 * axis : 4 * axis + 4].double(), expected, atol=1e-6, rtol=0)
+    assert (table[..., 12:] == 0).all()

@@ -231,7 +231,7 @@ def test_the_state_with_objects_has_the_way_from_the_gripper_to_each():
         source = [known[f"{scene.bodies[goal.source].kind}.{axis}"] for axis in "xy"]
         wish = environment.expert().select_action(seen)[:2]
         np.testing.assert_allclose(wish, np.clip(source, -0.1, 0.1), atol=0.02)
-    with pytest.raises(ConfigError, match="state of the kinematic environment.*'objcts'"):
+    with pytest.raises(ConfigError, match=r"state of the kinematic environment.*'objcts'"):
         KinematicEnvironment("pick", state="objcts")
 
 
