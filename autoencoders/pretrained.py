@@ -28,7 +28,7 @@ class Pretrained(ABC):
         media: shape (B, *media) that `encode` takes, None for any length.
         cut_axes: which of (t, h, w) `tile` cuts: the time of an audio clip; height and width of an image or a video.
         patch: side of the square of cells that usually becomes one token.
-        overlap: cells that neighbouring tiles share at least where `tile` cuts media.
+        overlap: cells that neighboring tiles share at least where `tile` cuts media.
         published: class of diffusers, and what the published config.json says of sizes; None where it is not recorded.
             The dry run counts FLOPs with it.
     """
@@ -103,7 +103,7 @@ class Pretrained(ABC):
         return self._network
 
     def _read(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):  # a library that initialises what it then overwrites
+        with torch.random.fork_rng(devices=[]):  # a library that initializes what it then overwrites
             return self.read(self.path).eval().requires_grad_(False)
 
     def digest(self) -> str:
@@ -177,7 +177,7 @@ class Pretrained(ABC):
         network = self.load()
         moved = x.to(self.device, self.dtype)
         # On a CPU one by one: a product over a batch may round differently with the batch's size, and a sample's
-        # bytes must not depend on its neighbours.
+        # bytes must not depend on its neighbors.
         parts = moved.split(1) if self.device.type == "cpu" else (moved,)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return torch.cat([function(network, part).float() for part in parts]).to(x.device)

@@ -60,8 +60,8 @@ def _constants(config: Any) -> Constants:
     }
 
 
-def _no_initialisation() -> AbstractContextManager[Any]:
-    """transformers 4 fails to initialise a network that diffusers builds to overwrite: keep it from trying."""
+def _no_initialization() -> AbstractContextManager[Any]:
+    """transformers 4 fails to initialize a network that diffusers builds to overwrite: keep it from trying."""
     try:
         # Only transformers 4 has it.
         from transformers.modeling_utils import no_init_weights  # pyright: ignore[reportAttributeAccessIssue]
@@ -152,7 +152,7 @@ class RAE(Pretrained):
     @staticmethod
     def read(path: str) -> nn.Module:
         if not (Path(path) / "model.pt").is_file():
-            with _no_initialisation():
+            with _no_initialization():
                 return read_diffusers("rae", path, "AutoencoderRAE", _constants, LAYOUT)
         network = read_published(Path(path))
         refuse_others("rae", path, _constants(network.config))

@@ -1,6 +1,6 @@
 """A network run over overlapping tiles of its input, whose results are blended: memory of one tile for any size.
 
-What a convolution sees beyond the border of a tile is zeros instead of the neighbouring pixels, so the cells next to
+What a convolution sees beyond the border of a tile is zeros instead of the neighboring pixels, so the cells next to
 such a border are wrong. A quarter of the overlap is therefore thrown away at each of the two borders in it, and the
 two tiles are blended into each other across the half that is left. The result equals that of the whole as far as the
 network's reach is no more than a quarter of the overlap (to the rounding of the blend); a network that takes
@@ -25,7 +25,7 @@ class Cut:
     Attributes:
         cells: of the whole axis, more than `tile`.
         tile: cells of a tile, more than `overlap`.
-        overlap: cells that neighbours share at least; the tiles are spread evenly.
+        overlap: cells that neighbors share at least; the tiles are spread evenly.
         source: dimension of the network's input, and its units (pixels, samples or latents) per cell.
         target: the same of its output.
     """

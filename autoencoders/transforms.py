@@ -156,7 +156,7 @@ def mdct_basis(hop: int) -> Tensor:
     """(2M, M) float64: the windowed cosines of the MDCT with M = hop, an orthogonal lapped transform.
 
     basis[n, k] = w[n] sqrt(2/M) cos(pi/M (n + 1/2 + M/2)(k + 1/2)) with the sine window w[n] = sin(pi/(2M) (n + 1/2)),
-    which satisfies w[n]^2 + w[n + M]^2 = 1, so that the time aliasing of neighbouring frames cancels (Princen,
+    which satisfies w[n]^2 + w[n + M]^2 = 1, so that the time aliasing of neighboring frames cancels (Princen,
     Johnson, Bradley 1987).
     """
     n, k = torch.arange(2 * hop)[:, None], torch.arange(hop)[None]
@@ -219,5 +219,5 @@ class Mdct(WeightFree):
     @staticmethod
     def _each_sample(x: Tensor, matrix: Tensor) -> Tensor:
         # One product per sample: a product over the whole batch may round differently with its size, and a sample's
-        # tokens must not depend on its neighbours.
+        # tokens must not depend on its neighbors.
         return torch.stack([sample @ matrix for sample in x])

@@ -141,7 +141,7 @@ def build_trainer(
         warnings(config),
         hooks,
         anew=anew,
-        initialised=source is not None,
+        initialized=source is not None,
         store=store,
         advice=advice,
     )

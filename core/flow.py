@@ -35,7 +35,7 @@ def score_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
 
 
 def shift_time(t: Tensor, alpha: float) -> Tensor:
-    """alpha t / (1 + (alpha - 1) t): alpha > 1 moves mass towards noise (paper A.2)."""
+    """alpha t / (1 + (alpha - 1) t): alpha > 1 moves mass toward noise (paper A.2)."""
     return alpha * t / (1 + (alpha - 1) * t)
 
 

@@ -2,7 +2,7 @@
 
 A plan is drawn for one sample, on the CPU, from that sample's own generator; batches only stack samples. The
 student's levels follow the plan. What the teacher sees is one of `TEACHERS`: the whole sample at the cleanest of the
-levels that the plan drew (paper 3.4: min(t, s), of the drawn pair and not of the realised tokens, which differ when a
+levels that the plan drew (paper 3.4: min(t, s), of the drawn pair and not of the realized tokens, which differ when a
 group is empty), or every token a little earlier than the student sees it (SRA).
 """
 

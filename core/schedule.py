@@ -18,9 +18,9 @@ class TimestepConfig:
 
     Attributes:
         kind: uniform, logit_normal, or plateau_logit_normal (the logit-normal density up to its mode, then held
-            constant up to t = 1 and renormalised).
+            constant up to t = 1 and renormalized).
         mean, std: of the normal variable whose sigmoid is the time; not for `uniform`.
-        low, high: times outside are never drawn: the density is cut off there and renormalised, before the shift is
+        low, high: times outside are never drawn: the density is cut off there and renormalized, before the shift is
             applied. RAE trains within 0 and 0.999. Not for `plateau_logit_normal`, which has mass up to 1.
         shift: alpha of the shift map; for a logit-normal it adds log(alpha) to the mean. RAE takes it from the size of
             the latents, see `dimension_shift`.
@@ -69,7 +69,7 @@ class TimestepConfig:
 def dimension_shift(dim: int, base: int = 4096) -> float:
     """RAE's shift for latents of `dim` numbers in all: sqrt(dim / base), 6.93 for 16 x 16 x 768.
 
-    Latents with more numbers show through more noise, so times move towards noise. At or below the base the shift is
+    Latents with more numbers show through more noise, so times move toward noise. At or below the base the shift is
     1, no shift: its source accepts no smaller one.
     """
     return max(1.0, math.sqrt(dim / base))
@@ -86,7 +86,7 @@ def plateau_start(mu: float, std: float = 1.0) -> float:
 
 
 def plateau_masses(mu: float, std: float = 1.0) -> tuple[float, float]:
-    """(mass below t*, mass of the plateau) before renormalisation; their sum is Z."""
+    """(mass below t*, mass of the plateau) before renormalization; their sum is Z."""
     mode = plateau_start(mu, std)
     z = (math.log(mode / (1 - mode)) - mu) / std
     density = math.exp(-z * z / 2) / (math.sqrt(2 * math.pi) * std * mode * (1 - mode))

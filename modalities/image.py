@@ -150,7 +150,7 @@ def fit_frames(
     return levels.float().div_(127.5).sub_(1)
 
 
-def grey_ramp(size: tuple[int, int], least: int) -> np.ndarray:
+def gray_ramp(size: tuple[int, int], least: int) -> np.ndarray:
     """An image, uint8 (H, W, 3), of `size` (H, W) but with `least` pixels on every side."""
     height, width = (max(side, least) for side in size)
     return np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8)[:, None], (height, width, 3)).copy()
@@ -188,7 +188,7 @@ class ImageAdapter(AutoencoderAdapter):
             return fit_frames(pixels[None], self.config, record.origin, generator)[0]
 
     def stand_in(self) -> Media:
-        return Media(grey_ramp(self.size[1:], self.config.min_size))
+        return Media(gray_ramp(self.size[1:], self.config.min_size))
 
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:
         return flip_at_random(media, generator) if self.config.flip else media

@@ -84,7 +84,7 @@ def _in_time(adapters: Mapping[str, ModalityAdapter], per_second: float | None) 
     What happens together lies together, as in LTX-2 (arXiv 2601.03233).
     """
     middles = {name: adapter.seconds() for name, adapter in adapters.items()}
-    if per_second is None:  # neighbours of the finest part are then 1 apart, as on a grid of their own
+    if per_second is None:  # neighbors of the finest part are then 1 apart, as on a grid of their own
         steps = [float(row.diff().min()) for row in middles.values() if len(row) > 1]
         per_second = 1 / min(steps) if steps else 1.0
     found = {}

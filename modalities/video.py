@@ -19,7 +19,7 @@ from autoencoders.transforms import SpaceTimePixels, SpaceTimePixelsConfig
 from core.errors import ConfigError, DataError, nearest
 from core.training.sections import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
-from modalities.image import PIXEL_PATCH, fit_frames, flip_at_random, frame_problems, grey_ramp, height_and_width
+from modalities.image import PIXEL_PATCH, fit_frames, flip_at_random, frame_problems, gray_ramp, height_and_width
 from modalities.media.images import read_image
 from modalities.media.opening import WindowError
 from modalities.media.video import index_video, read_frames
@@ -171,7 +171,7 @@ class VideoAdapter(AutoencoderAdapter):
         return fit_frames(frames, config, record.origin, generator, aspect=index.aspect)
 
     def stand_in(self) -> Media:
-        frame = grey_ramp(self.size[1:], self.config.min_size)
+        frame = gray_ramp(self.size[1:], self.config.min_size)
         return Media(np.repeat(frame[None], self.config.frames, axis=0), rate=self.config.fps)
 
     def augment(self, media: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from core.errors import ConfigError
 from core.keys import generator
 from robotics.environment import ACTION_NAMES, Environment, Observation, Policy
 
-LARGEST = 0.1  # metres and radians of a random action along each axis
+LARGEST = 0.1  # meters and radians of a random action along each axis
 CHUNK = 6  # actions predicted at once for the open loop: the paper's number
 
 

@@ -32,7 +32,7 @@ class Recording:
         environment, task, options: as `make_environment` takes them.
         noisy: share of the steps in which something else is carried out than the expert asked for. What is recorded is
             what it asked for, so that a policy learns to come back from its own mistakes (DART, arXiv 1703.09327).
-        noise: standard deviation of that difference along x, y and z, in metres.
+        noise: standard deviation of that difference along x, y and z, in meters.
         seed: of the noise.
     """
 
@@ -48,7 +48,7 @@ class Recording:
         if not 0 <= self.noisy <= 1:
             found.append(f"share of noisy steps: {self.noisy} is not between 0 and 1")
         if not 0 <= self.noise < 1:
-            found.append(f"noise: {self.noise} metres; must be at least 0 and below 1")
+            found.append(f"noise: {self.noise} meters; must be at least 0 and below 1")
         return found
 
 
@@ -75,7 +75,7 @@ def demonstrate(recording: Recording, environment: Environment, episode: int) ->
 
 
 def _disturbance(recording: Recording, episode: int, step: int) -> np.ndarray:
-    """(7,) metres."""
+    """(7,) meters."""
     random = generator("execution noise", recording.seed, recording.task, episode, step)
     drawn = np.zeros(len(ACTION_NAMES))
     if torch.rand(1, generator=random).item() < recording.noisy:

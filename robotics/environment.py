@@ -14,7 +14,7 @@ import numpy as np
 
 from core.errors import DataError
 
-# Of an action, in this order: metres in the base's axes, radians, openness of the gripper.
+# Of an action, in this order: meters in the base's axes, radians, openness of the gripper.
 ACTION_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
 
 
@@ -38,7 +38,7 @@ class Step(NamedTuple):
     reward: of this step, 1.0 where `success` else 0.0, unless the environment defines another.
     success: the task is fulfilled at this moment. Whether an episode counts (last, any, hold) is the rollout's matter.
     ended: the step limit is reached, or the simulator ended the episode. `step` may not be called again before `reset`.
-    info: measures behind `success` (flags, distances in metres), JSON values only; kept for the last step of a record.
+    info: measures behind `success` (flags, distances in meters), JSON values only; kept for the last step of a record.
     """
 
     observation: Observation
@@ -100,7 +100,7 @@ class Environment(Protocol):
         """Carry out one action and observe.
 
         Args:
-            action: float (7,), see `ACTION_NAMES`: a displacement of the gripper in metres along the axes of the
+            action: float (7,), see `ACTION_NAMES`: a displacement of the gripper in meters along the axes of the
                 robot's base, a rotation of it in radians (read as axis-angle or as roll, pitch, yaw: an option of the
                 environment, named in `protocol`), and how far the gripper shall be open: 1 open, 0 closed, absolute.
                 Whatever the simulator takes instead (a relative gripper, limits, scales) is the environment's matter.

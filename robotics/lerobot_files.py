@@ -33,7 +33,7 @@ class Episode:
     """One demonstration of N steps: what was seen before each action, and the action.
 
     images: N PNG files. states: float32 (N, S). actions: float32 (N, A). brightness: (4, 3), minimum, maximum, mean and
-    standard deviation of each colour in [0, 1].
+    standard deviation of each color in [0, 1].
     """
 
     images: Sequence[bytes]
@@ -193,7 +193,7 @@ def _vectors(pa: Any, values: np.ndarray) -> Any:
 
 
 def _statistics(episode: Episode, scalars: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Minimum, maximum, mean, standard deviation and count of every feature; of an image per colour, (3, 1, 1)."""
+    """Minimum, maximum, mean, standard deviation and count of every feature; of an image per color, (3, 1, 1)."""
     count = [len(episode.actions)]
     found: dict[str, dict[str, Any]] = {}
     vectors = {STATE: episode.states, ACTION: episode.actions}

@@ -17,7 +17,7 @@ from robotics.success import HEADLINE, HOLD_STEPS, RULES
 PACKAGES = ("selfflow", "torch", "numpy")
 
 
-def summarise(records: Sequence[dict[str, Any]], settings: dict[str, Any], protocol: dict[str, Any]) -> dict[str, Any]:
+def summarize(records: Sequence[dict[str, Any]], settings: dict[str, Any], protocol: dict[str, Any]) -> dict[str, Any]:
     """The content of eval_info.json: LeRobot's fields, and what they leave out under `selfflow`.
 
     `success` and `pc_success` (percent) go by the headline rule; LeRobot's own evaluation counts any success.

@@ -18,10 +18,10 @@ def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
     if trials == 0:
         return 0.0, 1.0
     rate, square = successes / trials, z * z
-    centre = rate + square / (2 * trials)
+    center = rate + square / (2 * trials)
     half = z * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials * trials))
     scale = 1 + square / trials
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
 
 
 class Paired(NamedTuple):

@@ -45,7 +45,7 @@ def test_no_file_names_a_path_of_one_machine():
 
 
 @pytest.mark.parametrize("text", ['open("/home/me/x")', "path: /Users/me/data", "run=/tmp/run", "/root"])
-def test_machine_paths_are_recognised(text):
+def test_machine_paths_are_recognized(text):
     assert MACHINE_PATH.search(text)
 
 

@@ -35,7 +35,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--episodes", type=int, default=1000, metavar="N", help="of each task (default 1000)")
     parser.add_argument("--noisy", type=float, default=0.35, metavar="SHARE", help="of disturbed steps (default 0.35)")
-    parser.add_argument("--noise", type=float, default=0.04, metavar="METRES", help="of a disturbance (default 0.04)")
+    parser.add_argument("--noise", type=float, default=0.04, metavar="METERS", help="of a disturbance (default 0.04)")
     parser.add_argument("--seed", type=int, default=0, help="of the disturbances (default 0)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes; changes no byte (default 1)")
     parser.set_defaults(run=run)

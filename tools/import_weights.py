@@ -68,7 +68,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--kind", choices=tuple(KINDS), help="told by the names and shapes in the file unless set")
     parser.add_argument("--labels", type=Path, help="class names, one per line, in the order of the label table")
     parser.add_argument("--drop", action="append", default=[], metavar="PART", help="leave a part of the file out")
-    parser.add_argument("--fresh", action="append", default=[], metavar="PART", help="the file lacks it: initialise it")
+    parser.add_argument("--fresh", action="append", default=[], metavar="PART", help="the file lacks it: initialize it")
     parser.add_argument("--cast", action="store_true", help="convert float16, bfloat16 or float64 weights to float32")
     parser.add_argument("--statistics", choices=("file", "data"), help="of the latents, where they differ")
     parser.add_argument("--accept", action="append", default=[], metavar="SETTING", help="differs on purpose")

@@ -19,7 +19,7 @@ from robotics.open_loop import open_loop, open_loop_table
 from robotics.parallel import spread
 from robotics.policies import BUILT_IN, make_policy
 from robotics.policy import MODES, RunPolicy
-from robotics.report import compare, summarise, table
+from robotics.report import compare, summarize, table
 from robotics.rollout import Rollout, run_episodes
 from robotics.rollout_folder import EPISODES, RESULT, TABLE, RolloutFolder, missing, read_result
 from tools.outputs import output_folder
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> None:
             folder.add(record)
             bar.update()
     records = folder.records()
-    result = summarise([records[number] for number in episodes], rollout.settings(), protocol)
+    result = summarize([records[number] for number in episodes], rollout.settings(), protocol)
     compared = [compare(result, other) for other in others]
     if compared:
         result["selfflow"]["compared"] = compared

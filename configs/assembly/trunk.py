@@ -1,4 +1,4 @@
-"""The student of a configuration, initialised from the run's seed."""
+"""The student of a configuration, initialized from the run's seed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The weight of an alignment term as a function of the step: a linear rise, and an end.
 
-An end frees the student of its teacher once it has learnt what the teacher knows (HASTE, arXiv 2505.16792, ends REPA's
+An end frees the student of its teacher once it has learned what the teacher knows (HASTE, arXiv 2505.16792, ends REPA's
 alignment); the networks that only the term needed are not run from then on.
 """
 

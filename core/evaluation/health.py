@@ -72,9 +72,9 @@ class LayerHealth:
         found = {"norm": self._norms / self._tokens, "effective_rank": effective_rank(self._sums.gram)}
         if self._samples:
             found["token_cosine"] = self._pairs / self._samples
-        # The mean of u . c over tokens is the mean of u, times c: the centre need not be known in advance.
-        centre = F.normalize(self._sums.features, dim=0)
-        found["mean_cosine"] = float(self._sums.directions @ centre) / self._tokens
+        # The mean of u . c over tokens is the mean of u, times c: the center need not be known in advance.
+        center = F.normalize(self._sums.features, dim=0)
+        found["mean_cosine"] = float(self._sums.directions @ center) / self._tokens
         return found
 
 
@@ -126,9 +126,9 @@ class PairHealth:
 
 
 def effective_rank(gram: Tensor) -> float:
-    """exp of the entropy of the singular values of rows (n, D), normalised to sum 1; between 1 and min(n, D).
+    """exp of the entropy of the singular values of rows (n, D), normalized to sum 1; between 1 and min(n, D).
 
-    Roy and Vetterli (2007); as a sign of collapse Garrido et al. (2023, arXiv 2210.02885). Rows are not centred, as in
+    Roy and Vetterli (2007); as a sign of collapse Garrido et al. (2023, arXiv 2210.02885). Rows are not centerd, as in
     both. All rows being 0 gives 0.
 
     Args:

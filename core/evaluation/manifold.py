@@ -1,6 +1,6 @@
-"""Fidelity and coverage apart: precision and recall, density and coverage, from nearest neighbours in feature space.
+"""Fidelity and coverage apart: precision and recall, density and coverage, from nearest neighbors in feature space.
 
-A ball around a sample reaches to its k-th nearest neighbour among the samples of its own set, itself not counted. Balls
+A ball around a sample reaches to its k-th nearest neighbor among the samples of its own set, itself not counted. Balls
 are closed, as Kynkaanniemi et al. define them; the reference code of Naeem et al. takes open ones, which differs only
 where distances are equal (duplicated samples).
 """
@@ -74,8 +74,8 @@ def _prepare(real: Tensor, generated: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k < 1 or min(len(real), len(generated)) <= k:
         raise DataError(f"{len(real)} real and {len(generated)} generated samples, k = {k}; both must exceed k >= 1")
     real, generated = real.double(), generated.double().to(real.device)
-    centre = real.mean(dim=0)
-    return real - centre, generated - centre
+    center = real.mean(dim=0)
+    return real - center, generated - center
 
 
 def _radii(points: Tensor, k: int, chunk: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What frozen features know about classes: a linear probe and a nearest-neighbour vote.
+"""What frozen features know about classes: a linear probe and a nearest-neighbor vote.
 
 Both see test labels only to count hits. The probe is the exact minimum of a convex loss, not the end of a training
 schedule, so its number depends on nothing but features, labels and the split.
@@ -64,7 +64,7 @@ def linear_probe(
     l2_values: Sequence[float] = L2_VALUES,
     seed: int = 0,
 ) -> ProbeResult:
-    """Multinomial logistic regression on standardised features, in float64 on the device of `train_x`.
+    """Multinomial logistic regression on standardized features, in float64 on the device of `train_x`.
 
     Mean and deviation come from the training features. The penalty is the one with the best accuracy on a fifth of the
     training set, drawn by `seed` (the stronger one of equals); the fit is then repeated on all of it.
@@ -86,7 +86,7 @@ def linear_probe(
     validation, fitting = order[:held_out], order[held_out:]
 
     train_x, train_y = train_x.double(), train_y.to(train_x.device).long()
-    move, scale = _standardisation(train_x[fitting])
+    move, scale = _standardization(train_x[fitting])
     x, y = (train_x - move) / scale, train_y
     found, start = {}, None
     for l2 in sorted(l2_values, reverse=True):
@@ -94,7 +94,7 @@ def linear_probe(
         found[l2] = float((start.predict(x[validation]) == y[validation]).double().mean())
     best = max(found, key=lambda l2: (found[l2], l2))
 
-    move, scale = _standardisation(train_x)
+    move, scale = _standardization(train_x)
     model = fit_logistic((train_x - move) / scale, train_y, classes, best)
     predictions = model.predict((test_x.to(train_x) - move) / scale).cpu()
     accuracy = float((predictions == test_y.cpu()).double().mean())
@@ -118,7 +118,7 @@ def fit_logistic(x: Tensor, y: Tensor, classes: int, l2: float, start: Logistic 
     if start is not None:
         weight, bias = scale * (axes.T @ start.weight), level * start.bias
     parameters = [weight.requires_grad_(), bias.requires_grad_()]
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=LOOK_EVERY,
         max_eval=2 * LOOK_EVERY,
@@ -129,7 +129,7 @@ def fit_logistic(x: Tensor, y: Tensor, classes: int, l2: float, start: Logistic 
     )
 
     def loss() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with torch.enable_grad():
             scores = turned @ weight + bias / level
             value = F.cross_entropy(scores, y) + l2 / 2 * (weight / scale).square().sum()
@@ -138,7 +138,7 @@ def fit_logistic(x: Tensor, y: Tensor, classes: int, l2: float, start: Logistic 
 
     gradient = torch.inf
     for _ in range(MAX_ITERATIONS // LOOK_EVERY):
-        optimiser.step(loss)
+        optimizer.step(loss)
         loss()
         assert weight.grad is not None
         assert bias.grad is not None
@@ -179,7 +179,7 @@ def knn_accuracy(
     return hits / len(test_x)
 
 
-def _standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
+def _standardization(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation (D,); a constant feature keeps its scale."""
     deviation = x.std(dim=0, correction=0)
     return x.mean(dim=0), torch.where(deviation > 0, deviation, 1.0)

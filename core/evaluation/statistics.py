@@ -50,8 +50,8 @@ class FeatureStatistics:
         if not features.isfinite().all():
             raise DataError("FeatureStatistics.update: features contain NaN or infinity")
         mean = features.mean(dim=0)
-        centred = features - mean
-        self._add(len(features), mean, centred.T @ centred)
+        centerd = features - mean
+        self._add(len(features), mean, centerd.T @ centerd)
 
     def merge(self, other: FeatureStatistics) -> None:
         """Add what another object has seen, as if its features had come here: for several processes."""

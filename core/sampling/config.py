@@ -39,7 +39,7 @@ class SamplerConfig:
         batch_invariant: on a CPU, evaluate the trunk sample by sample, so that a sample has the same bytes in a batch
             of any size; dopri5 then chooses its steps for each sample, too. Without it, and on other devices, whole
             batches are evaluated, and the steps of dopri5 are those of the batch: a sample then depends on its
-            neighbours, within the tolerances.
+            neighbors, within the tolerances.
         start, end: first and last time, before the shift. The state at `start` is the noise, that at `end` the
             answer, with what noise is left in it (RAE: 0.001).
         parts: name of a part -> what it does differently from the others.

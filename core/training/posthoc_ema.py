@@ -154,7 +154,7 @@ def solve(snapshots: list[Snapshot], length: float, step: int) -> Recipe:
     wanted = gamma_of(length)
     gram = step * overlap(times[:, None], gammas[:, None], times, gammas)
     right = step * overlap(times, gammas, float(step), wanted)
-    # The least of x G x - 2 b x where the sum of x is 1. By lstsq, since neighbouring profiles are nearly the same.
+    # The least of x G x - 2 b x where the sum of x is 1. By lstsq, since neighboring profiles are nearly the same.
     bordered = np.pad(gram, (0, 1), constant_values=1.0)
     bordered[-1, -1] = 0.0
     factors = np.linalg.lstsq(bordered, np.append(right, 1.0), rcond=None)[0][:-1]

@@ -16,7 +16,7 @@ Choose = Callable[[dict[str, Any], str], type | None]  # (values of a section, i
 
 
 def section(choose: Choose) -> Any:
-    """A field of a dataclass whose own schema depends on its neighbours: annotate it with `Any`.
+    """A field of a dataclass whose own schema depends on its neighbors: annotate it with `Any`.
 
     Args:
         choose: given the settings of the section around it (plain values) and the name of that section, the dataclass

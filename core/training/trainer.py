@@ -110,7 +110,7 @@ class Trainer:
         warnings: told at the start of a new run.
         hooks: what looks at the networks while they train, and changes nothing.
         anew: what is not taken from the checkpoint that the run goes on from.
-        initialised: the weights come from elsewhere, so that they are published before the first step.
+        initialized: the weights come from elsewhere, so that they are published before the first step.
         store: of the run's checkpoints, where it has been looked into already, so that nothing is verified twice.
         advice: what a run that hangs says last, such as the command that goes on with it.
     """
@@ -128,7 +128,7 @@ class Trainer:
         warnings: Sequence[str] = (),
         hooks: Sequence[Hook] = (),
         anew: Anew = NOTHING_ANEW,
-        initialised: bool = False,
+        initialized: bool = False,
         store: CheckpointStore | None = None,
         advice: str = "",
     ):
@@ -143,7 +143,7 @@ class Trainer:
         place = folder.path / "checkpoints"
         self.store = store or CheckpointStore(place, config.keep, keep_every=config.keep_every)
         self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit)
-        self.anew, self.initialised = anew, initialised
+        self.anew, self.initialized = anew, initialized
         self.step = 0  # finished steps
         self.stop = StopRequest(config.stop_within, advice)
         stacks = folder.path / FOLDER / "rank-0.txt"
@@ -284,7 +284,7 @@ class Trainer:
         step = self.store.latest()
         if step is None:
             step = 0
-            if self.initialised:
+            if self.initialized:
                 self.save(leaving=True)
         else:
             more = self.posthoc.state() if self.posthoc is not None and step else {}

@@ -58,7 +58,7 @@ class KnownKeys:
         aliases: a name that other projects use -> our dotted keys, whose parts may be `*`, in order of preference. A
             key that exists nowhere is an error in the table, which a test of the table should find with `expand`.
         given: all settings, nested: what the sections of a dict are called, and which schema a section has whose own
-            depends on its neighbours.
+            depends on its neighbors.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ def attend(
         key_mask: (B, T) bool, True for the tokens that may be looked at; None when that is all of them. Each
             sample needs at least one. Outputs at hidden tokens mean nothing.
         backend: a name of `BACKENDS`.
-        groups: sizes of runs of neighbouring tokens that attend within themselves only; None is one run of all.
+        groups: sizes of runs of neighboring tokens that attend within themselves only; None is one run of all.
 
     Returns:
         (B, T, H * head_dim).

@@ -28,7 +28,7 @@ from core.trunk.attention import real_keys
 from core.trunk.class_conditional import embed_label, only_segment, sincos_table, table_rows
 from core.trunk.ddt_blocks import Block, Condition, FinalLayer, FourierTime, RotaryTable, TokenEmbed
 from core.trunk.features import Features
-from core.trunk.layers import initialise
+from core.trunk.layers import initialize
 from core.trunk.modulation import modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
 from core.trunk.separation import token_order
@@ -176,7 +176,7 @@ class DDT(nn.Module):
         keep PyTorch's default, uniform within 1 / sqrt(inputs).
         """
         tables = {"t_embedder.mlp": 0.02, "embedding_table": 0.02}
-        initialise(self, seed, tables, zero=("adaLN_modulation", "final_layer.linear"))
+        initialize(self, seed, tables, zero=("adaLN_modulation", "final_layer.linear"))
         for name, module in self.named_modules():
             in_block = name.startswith("blocks.") and "adaLN_modulation" not in name
             if in_block or name in ("s_projector", "final_layer.norm_final"):

@@ -172,7 +172,7 @@ class FourierTime(nn.Module):
 class RotaryTable(nn.Module):
     """Cosines and sines of row h * grid + w: the first half of a head's channels turns with h, the second with w.
 
-    Neighbouring channels (2i, 2i + 1) form a pair, unlike in core/trunk/rope.py, and have equal entries.
+    Neighboring channels (2i, 2i + 1) form a pair, unlike in core/trunk/rope.py, and have equal entries.
     """
 
     freqs_cos: Tensor

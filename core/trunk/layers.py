@@ -1,4 +1,4 @@
-"""Small pieces that all trunks use: time embedding, norms, layer numbers, initialisation."""
+"""Small pieces that all trunks use: time embedding, norms, layer numbers, initialization."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def layer_fraction(fraction: float, depth: int) -> int:
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, seed: int, standard_deviation: dict[str, float], zero: tuple[str, ...]) -> None:
-    """Initialise every parameter by its name, so that adding a part never changes another part's start.
+def initialize(module: nn.Module, seed: int, standard_deviation: dict[str, float], zero: tuple[str, ...]) -> None:
+    """Initialize every parameter by its name, so that adding a part never changes another part's start.
 
     Linear weights are Xavier-uniform and biases zero, as in DiT. `standard_deviation` maps a name's part to the
     deviation of a normal draw; names that contain a part of `zero` start at zero. Other one-dimensional weights are

@@ -22,7 +22,7 @@ from core.trunk.attention import attention_problem
 from core.trunk.blocks import DoubleBlock, Joint, Layout, Modulated, Modulation, SingleBlock
 from core.trunk.context import ContextConfig, ContextEmbed
 from core.trunk.features import Features
-from core.trunk.layers import TimestepEmbedder, initialise, plain_norm
+from core.trunk.layers import TimestepEmbedder, initialize, plain_norm
 from core.trunk.modulation import modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
 from core.trunk.separation import TokenOrder, token_order
@@ -232,7 +232,7 @@ class MMDiT(nn.Module):
         Modulations and output layers start at zero (adaLN-Zero): blocks are the identity, the velocity is 0.
         """
         tables = {"table": 0.02, "position": 0.02, "null": 0.02, "time.mlp": 0.02}
-        initialise(self, seed, tables, zero=("modulation", "media_out"))
+        initialize(self, seed, tables, zero=("modulation", "media_out"))
 
     def forward(
         self,

@@ -20,7 +20,7 @@ from core.errors import ConfigError, choose, nearest
 from core.trunk.attention import attend, real_keys
 from core.trunk.class_conditional import MLP, embed_label, only_segment, sincos_table, table_rows
 from core.trunk.features import Features
-from core.trunk.layers import TimestepEmbedder, initialise, plain_norm
+from core.trunk.layers import TimestepEmbedder, initialize, plain_norm
 from core.trunk.modulation import TokenRows, gated_add, modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
 from core.trunk.separation import token_order
@@ -197,7 +197,7 @@ class SiT(nn.Module):
         with torch.no_grad():
             self.pos_embed.copy_(sincos_table(self.width, self.config.grid))
         tables = {"t_embedder.mlp": 0.02, "embedding_table": 0.02}
-        initialise(self, seed, tables, zero=("adaLN_modulation", "final_layer"))
+        initialize(self, seed, tables, zero=("adaLN_modulation", "final_layer"))
 
     def forward(
         self,

@@ -1,7 +1,7 @@
 """Rotations as three numbers: roll, pitch and yaw, or axis times angle.
 
 Roll, pitch and yaw turn about the fixed axes x, y and z, in this order: R = Rz(yaw) Ry(pitch) Rx(roll). RT-1's
-catalogue calls its `rotation_delta` so; SIMPLER takes axis times angle. The two readings agree for rotations about one
+catalog calls its `rotation_delta` so; SIMPLER takes axis times angle. The two readings agree for rotations about one
 axis alone: those of (.4, .3, -.2) lie 4.3 degrees apart.
 """
 

@@ -87,7 +87,7 @@ class TextEncoder:
         tokenizer = self._words()
         settings = _settings(self.path)
         self._check(settings, tokenizer)
-        with torch.random.fork_rng(devices=[]):  # a library that initialises what it then overwrites
+        with torch.random.fork_rng(devices=[]):  # a library that initializes what it then overwrites
             network = load_network(
                 self.config.kind, folder, self.kind.network, self.kind.example, self.kind.unused, dtype=self.dtype
             )
@@ -135,7 +135,7 @@ class TextEncoder:
             )
 
     def _cut(self, network: Any) -> None:
-        """Leave out the blocks after the last one that is taken, and then the final normalisation too."""
+        """Leave out the blocks after the last one that is taken, and then the final normalization too."""
         owner = getattr(network, "text_model", network)  # CLIP's, before transformers 5
         blocks = owner.get_submodule(self.kind.blocks)
         last = max(self.layers, default=len(blocks))
@@ -227,7 +227,7 @@ class TextEncoder:
                 output_hidden_states=bool(self.layers),
                 **dict(self.kind.arguments),
             )
-        if self.layers:  # the last one of the list is the network's output; with all blocks, after the normalisation
+        if self.layers:  # the last one of the list is the network's output; with all blocks, after the normalization
             states = (*result.hidden_states[:-1], result.last_hidden_state)
             features = torch.cat([states[layer] for layer in self.layers], dim=-1)
         else:

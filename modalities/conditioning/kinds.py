@@ -20,7 +20,7 @@ class TextKind:
         width: channels of one hidden layer of the example.
         max_tokens: S, unless the configuration sets one.
         layers: unless the configuration names some; () is the network's last_hidden_state.
-        blocks, norm: the transformer blocks and the final normalisation inside the network.
+        blocks, norm: the transformer blocks and the final normalization inside the network.
         unused: beginnings of tensor names that a published file holds beside this network.
         chat: the caption is put into the tokenizer's chat template, as one message of a user.
         arguments: of the network's forward, beside ids and mask.
@@ -96,7 +96,7 @@ class TextEncoderConfig:
         tokenizer: the tokenizer's folder or name, where it is not at `path`; "" is `path`.
         max_tokens: S of every context; what a caption has beyond is cut off. null: 77 for clip, 512 for the others.
         layers: 1-based blocks whose outputs stand side by side in a feature, before the network's final
-            normalisation; the last block's output is taken after it. Empty: 9, 18, 27 for qwen3 (FLUX.2 klein), the
+            normalization; the last block's output is taken after it. Empty: 9, 18, 27 for qwen3 (FLUX.2 klein), the
             last for the others.
         precision: of weights, arithmetic and features, fp32 or bf16.
         width: Dc, channels of a feature, all layers together; the trunk is built from it, so that this needs no

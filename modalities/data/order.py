@@ -6,7 +6,7 @@ nothing but the step: its positions follow from it, and a position has one recor
 have to be split anew for every other number of devices.
 
 Plain sources: each epoch has its own keyed bijection of [0, size), a Feistel network over two digits (l, r) in
-Z_a x Z_b with a * b just above `size` (Black and Rogaway 2002, "Ciphers with arbitrary finite domains": generalised
+Z_a x Z_b with a * b just above `size` (Black and Rogaway 2002, "Ciphers with arbitrary finite domains": generalized
 Feistel, with cycle walking for what lies above). Time and memory do not depend on `size`.
 
 Sources in blocks (shards, tars, row groups), whose samples are cheap to read only together: each epoch visits the
@@ -192,7 +192,7 @@ def _derived(epoch_key: int, purpose: int, number: int) -> tuple[int, ...]:
 
 
 def _mix(value: int) -> int:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): 64 bits in, 64 well-mixed bits out."""
+    """The finalizer of splitmix64 (Steele, Lea and Flood 2014): 64 bits in, 64 well-mixed bits out."""
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)

@@ -21,7 +21,7 @@ class Known:
 
 
 # Name in dataset_info.json -> what its users read. RT-1: Octo's and OpenVLA's choice, 7 numbers, relative gripper made
-# absolute, state with 8; its catalogue calls `rotation_delta` roll, pitch, yaw.
+# absolute, state with 8; its catalog calls `rotation_delta` roll, pitch, yaw.
 RLDS = {
     "fractal20220817_data": Known(
         Fields(

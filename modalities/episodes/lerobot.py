@@ -1,7 +1,7 @@
 """LeRobot data sets of format 2 (a file for each episode) and 3 (many episodes in a file), read without lerobot.
 
 A frame is found by its number within the episode. Time stamps say at most where in a file an episode lies: rounded
-ones would give the neighbour's frame as soon as a clock is not exact.
+ones would give the neighbor's frame as soon as a clock is not exact.
 """
 
 from __future__ import annotations

@@ -124,12 +124,12 @@ def class_knowledge(subject: Subject, settings: EvaluationSettings, measures: li
     def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
         return linear_probe(train, train_y, test, test_y, len(subject.classes), seed=settings.seed).accuracy
 
-    def neighbours(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
+    def neighbors(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
         return knn_accuracy(train, train_y, test, test_y, len(subject.classes))
 
     found.attempt(", ".join(measures), look)
     for measure in measures if sides else []:
-        accuracy = {"probe": probe, "knn": neighbours}[measure]
+        accuracy = {"probe": probe, "knn": neighbors}[measure]
         found.attempt(measure, partial(_by_layer, measure, accuracy, sides))
 
 

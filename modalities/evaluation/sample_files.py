@@ -27,7 +27,7 @@ from modalities.evaluation.image_files import Images, is_npz
 from modalities.evaluation.networks.inception import Inception
 from modalities.evaluation.samples import frechet
 
-NEIGHBOURS = 3
+NEIGHBORS = 3
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def open_comparison(samples: Path, reference: Path) -> Comparison:
         left_out["sFID"] = "the reference holds mu and sigma, and no mu_s and sigma_s"
     if real is None:
         left_out["precision, recall"] = "the reference holds no images to compare with"
-    elif (least := min(len(real), len(made))) <= NEIGHBOURS:
-        left_out["precision, recall"] = f"{least} images on a side; more than {NEIGHBOURS} are needed"
+    elif (least := min(len(real), len(made))) <= NEIGHBORS:
+        left_out["precision, recall"] = f"{least} images on a side; more than {NEIGHBORS} are needed"
     return Comparison(made, known, real, left_out)
 
 
@@ -145,7 +145,7 @@ def _frechet(
 
 def _spread(real: _Seen, made: _Seen, device: torch.device) -> dict[str, float]:
     theirs, ours = (torch.cat(side.rows).to(device) if side.rows else torch.zeros(0, 2048) for side in (real, made))
-    return precision_recall(theirs, ours, NEIGHBOURS)._asdict()
+    return precision_recall(theirs, ours, NEIGHBORS)._asdict()
 
 
 def _sizes(images: Images) -> str:

@@ -22,7 +22,7 @@ class EvaluationSettings:
             or foreign ones, the measures that need them are left out, and the result says so. One that is named and
             cannot be measured is an error, before anything is measured.
         val: held-out records.
-        training: training records that the probe and the neighbours learn from.
+        training: training records that the probe and the neighbors learn from.
         batch: samples at once.
         timesteps: noise levels of the velocity loss.
         feature_timestep: noise level at which features are taken; class knowledge is best at a low one, not at 0.

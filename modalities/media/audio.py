@@ -1,6 +1,6 @@
 """Audio files to arrays and back, through soundfile, or PyAV for what libsndfile does not know; resampling.
 
-Loudness is left alone: nothing is normalised, and values beyond 1, which files of floats may hold, are kept.
+Loudness is left alone: nothing is normalized, and values beyond 1, which files of floats may hold, are kept.
 """
 
 from __future__ import annotations

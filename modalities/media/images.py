@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from core.errors import DataError
-from modalities.media.colours import to_rgb
+from modalities.media.colors import to_rgb
 from modalities.media.opening import Media, check_array, decoding, open_stream
 from modalities.media.orientation import orientation, upright
 from modalities.media.png import SIGNATURE, clear_pixels, without_text
@@ -28,7 +28,7 @@ IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.
 def read_image(media: Media, origin: str, background: Sequence[int] = (255, 255, 255)) -> np.ndarray:
     """uint8 (H, W, 3): upright by its orientation tag, alpha composited on `background`, at full range in 8 bits.
 
-    Of an animated file the first image is taken; a colour profile is not applied. A file that was cut short is
+    Of an animated file the first image is taken; a color profile is not applied. A file that was cut short is
     refused. Flipped bytes are noticed in PNG, which has checksums, and in about half of the cases elsewhere.
 
     Raises:

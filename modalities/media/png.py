@@ -1,4 +1,4 @@
-"""What Pillow does not do for PNG files: pass over long texts, and find the transparent colour of every bit depth."""
+"""What Pillow does not do for PNG files: pass over long texts, and find the transparent color of every bit depth."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _is_kept(name: bytes, content: bytes) -> bool:
 
 
 def clear_pixels(data: bytes, image: Image.Image) -> np.ndarray | None:
-    """(H, W) bool: pixels of the one colour that the file calls transparent; None where it does not.
+    """(H, W) bool: pixels of the one color that the file calls transparent; None where it does not.
 
     Args:
         image: of `data`, loaded. Transparent entries of a palette are left to Pillow.
@@ -63,7 +63,7 @@ def clear_pixels(data: bytes, image: Image.Image) -> np.ndarray | None:
     if image.mode == "1":
         return np.asarray(image) == bool(key)
     levels = np.asarray(image).astype(np.int64)
-    if depth < 8:  # Pillow widens the levels to 8 bits, but not the colour
+    if depth < 8:  # Pillow widens the levels to 8 bits, but not the color
         key = key * (255 // (2**depth - 1))
     if image.mode == "RGB" and depth == 16:  # Pillow keeps the upper bytes, and those two that are read as if swapped
         with Image.open(io.BytesIO(data), formats=("PNG",)) as lower:

@@ -140,11 +140,11 @@ def read_frames(
 
     Decodes from the key frame before the first wanted one on, or from the first frame where the index says so.
     Interlaced video is left as it is stored, and pixels are not made square (see `VideoIndex.aspect`). Any bit depth,
-    range and matrix of colours comes out as the full range of 8 bits of the file's own primaries; HDR (PQ, HLG) is not
+    range and matrix of colors comes out as the full range of 8 bits of the file's own primaries; HDR (PQ, HLG) is not
     tone-mapped.
 
     All backends give the same frames, or refuse the file as a whole, whatever the window. Of 8-bit video with even
-    sides the levels are equal too; of others (10 bits, odd sides) they differ at the edges of colours, since each
+    sides the levels are equal too; of others (10 bits, odd sides) they differ at the edges of colors, since each
     brings its own version of FFmpeg.
 
     Not every flipped byte is noticed. Of 40 files of 24 frames, each with one, pyav refused 34 in h264 and 30 in mpeg4,
@@ -152,7 +152,7 @@ def read_frames(
 
     Args:
         backend: a key of `video_decoders.DECODERS`.
-        background: of transparent places; None takes the colours that lie there.
+        background: of transparent places; None takes the colors that lie there.
 
     Raises:
         WindowError: a frame cannot be decoded, or the size of the image changes within the video; another window of

@@ -60,7 +60,7 @@ def decode_decord(
     source = open_stream(media, origin)
     with decoding(origin, "a video", _DecordError):
         try:
-            # Any frame that decord would replace by its neighbour is an error.
+            # Any frame that decord would replace by its neighbor is an error.
             reader = decord.VideoReader(source, ctx=decord.cpu(0), num_threads=1, fault_tol=1)
             _check_count("decord", len(reader), index, origin)
             times = reader.get_frame_timestamp(range(len(reader)))[:, 0]  # float32

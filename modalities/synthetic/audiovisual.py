@@ -1,6 +1,6 @@
 """Videos with their audio, drawn in code: a shape that moves, and a note for every frame whose pitch is its height.
 
-The caption names colour and shape alone. Where the shape is, which way it moves and how far is told by neither the
+The caption names color and shape alone. Where the shape is, which way it moves and how far is told by neither the
 caption nor the other part, so that audio for a given video, or a video for a given audio, is a real question. The
 second harmonic of the notes tells the shape: nearly none for a circle, a strong one for a cross.
 """
@@ -16,7 +16,7 @@ from core.errors import ConfigError, DataError
 from core.keys import generator, key
 from modalities.base import Media, Record
 from modalities.data.sources.account import Account
-from modalities.synthetic.draw import COLOURS, MOVING_SHAPES, coverage, paint
+from modalities.synthetic.draw import COLORS, MOVING_SHAPES, coverage, paint
 
 MOTIONS = ("up", "down", "hop", "dip")  # height over time
 LOW, HIGH = 0.2, 0.8  # heights of the lowest and the highest note, in units of the frame
@@ -29,14 +29,14 @@ HIGHEST = 2 * LOWEST * 2**OCTAVES  # Hz, of the second harmonic
 
 def captions() -> list[str]:
     """'a red circle' and so on, 12 of them."""
-    return [f"a {colour} {shape}" for colour, shape in product(COLOURS, MOVING_SHAPES)]
+    return [f"a {color} {shape}" for color, shape in product(COLORS, MOVING_SHAPES)]
 
 
-def heights(motion: str, centre: float, travel: float, frames: int) -> np.ndarray:
-    """(T,) height of the shape's centre at the middle of each frame, 0 at the bottom of the frame and 1 at its top."""
+def heights(motion: str, center: float, travel: float, frames: int) -> np.ndarray:
+    """(T,) height of the shape's center at the middle of each frame, 0 at the bottom of the frame and 1 at its top."""
     u = (np.arange(frames) + 0.5) / frames
     ramp, arch = u - 0.5, 4 * u * (1 - u) - 0.5
-    return centre + travel * {"up": ramp, "down": -ramp, "hop": arch, "dip": -arch}[motion]
+    return center + travel * {"up": ramp, "down": -ramp, "hop": arch, "dip": -arch}[motion]
 
 
 def pitch(note: np.ndarray) -> np.ndarray:
@@ -116,15 +116,15 @@ class AudiovisualSource:
         if not 0 <= index < self.count:
             raise DataError(f"synthetic audiovisual: record {index} of {self.count}")
         caption = self.captions[index % len(self.captions)]
-        _, colour, shape = caption.split()
+        _, color, shape = caption.split()
         draws = torch.rand(7, generator=generator("synthetic", "audiovisual", self.seed, index)).tolist()
         motion = MOTIONS[int(draws[0] * len(MOTIONS))]
         travel = 0.4 + 0.15 * draws[1]
-        centre = 0.5 + (2 * draws[2] - 1) * (0.3 - travel / 2)
-        height = heights(motion, centre, travel, self.frames)
+        center = 0.5 + (2 * draws[2] - 1) * (0.3 - travel / 2)
+        height = heights(motion, center, travel, self.frames)
         x = np.full(self.frames, 0.5 + 0.4 * (draws[3] - 0.5))
         mask = coverage(shape, self.size, x, 1 - height, radius=0.2 + 0.03 * draws[4])
-        video = paint(mask, colour, brightness=0.92 + 0.08 * draws[5])
+        video = paint(mask, color, brightness=0.92 + 0.08 * draws[5])
         samples = round(self.frames / self.fps * self.rate)
         return caption, height, video, draw_audio(height, shape, samples, self.rate, amplitude=0.4 + 0.1 * draws[6])
 

@@ -1,6 +1,6 @@
-"""Reads videos and audio of `synthetic.audiovisual` back, without a network: heights, pitches, colour, shape, timbre.
+"""Reads videos and audio of `synthetic.audiovisual` back, without a network: heights, pitches, color, shape, timbre.
 
-A track is right when the mean distance between two heights over time stays below TOLERANCE of the frame; neighbouring
+A track is right when the mean distance between two heights over time stays below TOLERANCE of the frame; neighboring
 notes are 0.086 apart. Next to every share stands the one of shuffled pairs, which is what chance gives.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from core.errors import ShapeError
 from modalities.synthetic.audiovisual import HIGH, HIGHEST, LOW, LOWEST, OCTAVES, SECOND_HARMONIC
 from modalities.synthetic.check import best_match, light_of
-from modalities.synthetic.draw import BACKGROUND, COLOURS, MOVING_SHAPES, coverage
+from modalities.synthetic.draw import BACKGROUND, COLORS, MOVING_SHAPES, coverage
 
 TOLERANCE = 0.08  # of the frame, mean over time
 SHUFFLES = 7  # ways in which pairs are shuffled to measure chance
@@ -22,11 +22,11 @@ _STRONG = float(np.mean(list(SECOND_HARMONIC.values()))) / 1.4  # second harmoni
 
 
 def read_video(video: np.ndarray) -> tuple[np.ndarray, str, str]:
-    """(T, S, S, 3) uint8 -> heights (T,) in [0, 1], the colour and the shape that explain the frames best."""
+    """(T, S, S, 3) uint8 -> heights (T,) in [0, 1], the color and the shape that explain the frames best."""
     light = light_of(video)  # (T, s, s, 3)
     size = light.shape[1]
-    tints = np.array(list(COLOURS.values()), np.float32) - np.array(BACKGROUND, np.float32)
-    matched = light @ (tints / (tints**2).sum(axis=1, keepdims=True)).T  # (T, s, s, colours)
+    tints = np.array(list(COLORS.values()), np.float32) - np.array(BACKGROUND, np.float32)
+    matched = light @ (tints / (tints**2).sum(axis=1, keepdims=True)).T  # (T, s, s, colors)
     seen = matched[..., int(np.argmax((np.clip(matched, 0, None) ** 2).sum(axis=(0, 1, 2))))]
     weights = np.clip(seen - 0.4 * np.maximum(seen.max(axis=(1, 2), keepdims=True), 0.25), 0, None)
     axis, mass = (np.arange(size) + 0.5) / size, weights.sum(axis=(1, 2)) + 1e-9
@@ -36,8 +36,8 @@ def read_video(video: np.ndarray) -> tuple[np.ndarray, str, str]:
         *((shape, coverage(shape, size, x, y, r)) for shape, r in product(MOVING_SHAPES, (0.18, 0.2, 0.22, 0.24))),
         strict=True,
     )
-    colour, best, _ = best_match(light, np.stack(masks))
-    return 1 - y, colour, names[best]
+    color, best, _ = best_match(light, np.stack(masks))
+    return 1 - y, color, names[best]
 
 
 def read_audio(samples: np.ndarray, rate: float, frames: int) -> tuple[np.ndarray, str]:
@@ -75,10 +75,10 @@ def _right(one: np.ndarray, other: np.ndarray) -> float:
     return float((np.abs(one - other).mean(axis=1) < TOLERANCE).mean())
 
 
-def words_right(captions: Sequence[str], colours: Sequence[str], shapes: Sequence[str]) -> dict[str, float]:
-    """Share of samples with the colour, and with the shape, of their caption."""
+def words_right(captions: Sequence[str], colors: Sequence[str], shapes: Sequence[str]) -> dict[str, float]:
+    """Share of samples with the color, and with the shape, of their caption."""
     wanted = [caption.split()[1:3] for caption in captions]
     return {
-        "colour": float(np.mean([colour == words[0] for colour, words in zip(colours, wanted, strict=True)])),
+        "colour": float(np.mean([color == words[0] for color, words in zip(colors, wanted, strict=True)])),
         "shape": float(np.mean([shape == words[1] for shape, words in zip(shapes, wanted, strict=True)])),
     }

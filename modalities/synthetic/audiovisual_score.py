@@ -2,7 +2,7 @@
 
 Three ways to ask for a video with audio: both parts from the caption, the audio of a given video, and the video of
 given audio. What is given is held out: drawn with another seed than the training data. Beside every share stands
-what chance gives: shuffled pairs for tracks, one in 6 colours and one in 2 shapes.
+what chance gives: shuffled pairs for tracks, one in 6 colors and one in 2 shapes.
 
     python -m tools.audiovisual RUN --number 96      scores of a run of configs/audiovisual.yaml, and its sheet
 """
@@ -30,11 +30,11 @@ from modalities.sample_files import write_sample
 from modalities.streams import Parts
 from modalities.synthetic.audiovisual import AudiovisualSource
 from modalities.synthetic.audiovisual_check import agreement, read_audio, read_video, words_right
-from modalities.synthetic.draw import COLOURS, MOVING_SHAPES
+from modalities.synthetic.draw import COLORS, MOVING_SHAPES
 
 VAL_SEED = 1000  # of the data
 MODES = {"pair": None, "audio of a video": "video", "video of an audio clip": "audio"}  # name -> modality that is given
-CHANCE = {"colour": 1 / len(COLOURS), "shape": 1 / len(MOVING_SHAPES), "timbre": 1 / len(MOVING_SHAPES)}
+CHANCE = {"colour": 1 / len(COLORS), "shape": 1 / len(MOVING_SHAPES), "timbre": 1 / len(MOVING_SHAPES)}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Read:
     frames: np.ndarray
     seen: np.ndarray
     heard: np.ndarray
-    colour: str
+    color: str
     shape: str
     timbre: str
 
@@ -59,7 +59,7 @@ def score(
     batch_size: int = 16,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Mode -> colour, shape, timbre, track -> {"right": share, "chance": share}; files of every mode in `folder`.
+    """Mode -> color, shape, timbre, track -> {"right": share, "chance": share}; files of every mode in `folder`.
 
     Args:
         stream: one with a video and an audio part.
@@ -112,14 +112,14 @@ def read_file(path: Path, frames: int) -> Read:
     pixels = np.stack(read_frames(path, str(path), index, np.arange(min(frames, len(index.pts)))))
     info = probe_audio(path, str(path))
     audio = read_samples(path, str(path), 0, min(info.samples, round(index.seconds * info.rate)))
-    seen, colour, shape = read_video(pixels)
+    seen, color, shape = read_video(pixels)
     heard, timbre = read_audio(audio, info.rate, len(pixels))
-    return Read(pixels, seen, heard, colour, shape, timbre)
+    return Read(pixels, seen, heard, color, shape, timbre)
 
 
 def shares(captions: Sequence[str], reads: Sequence[Read]) -> dict[str, dict[str, float]]:
     """Of samples whose image, and whose audio, fit the caption, and whose image and audio fit each other."""
-    words = words_right(captions, [read.colour for read in reads], [read.shape for read in reads])
+    words = words_right(captions, [read.color for read in reads], [read.shape for read in reads])
     right = {
         **words,
         "timbre": float(np.mean([r.timbre == c.split()[2] for r, c in zip(reads, captions, strict=True)])),

@@ -16,46 +16,46 @@ import numpy as np
 from PIL import Image
 
 from core.errors import ShapeError, choose
-from modalities.synthetic.draw import BACKGROUND, COLOURS, MOVING_SHAPES, NOTES, NOTES_PER_CLIP, SHAPES, coverage
+from modalities.synthetic.draw import BACKGROUND, COLORS, MOVING_SHAPES, NOTES, NOTES_PER_CLIP, SHAPES, coverage
 
 # Below these shares the answer is None. Pure noise stays below them, and shapes and tones under noise of standard
 # deviation 0.2 of the full range stay above; tests hold both.
 MIN_EXPLAINED = 0.12
 MIN_TONE = 0.15
 MIN_TRAVEL = 0.15  # of the frame, over the whole video
-MAX_CENTS = 80  # from the nearest note; neighbouring notes are 100 to 300 apart
+MAX_CENTS = 80  # from the nearest note; neighboring notes are 100 to 300 apart
 
 _LARGEST = 32  # pixels; larger frames are reduced first, which also averages noise away
 
 
 def read_image(image: np.ndarray) -> tuple[str | None, str | None, float]:
-    """The colour and the shape in an image.
+    """The color and the shape in an image.
 
     Args:
         image: (S, S, 3) uint8.
 
     Returns:
-        colour (a name of COLOURS), shape (a name of SHAPES), both None where nothing is found, and the confidence:
+        color (a name of COLORS), shape (a name of SHAPES), both None where nothing is found, and the confidence:
         the share of the image's variance that the best rendered shape explains, in [0, 1].
     """
     if image.ndim != 3:
         raise ShapeError(f"image: expected (S, S, 3) uint8, got {tuple(image.shape)} {image.dtype}")
     light = light_of(image[None])[0]  # (S, S, 3)
     names, masks = _image_templates(light.shape[0])
-    colour, best, explained = best_match(light[None], masks[:, None])
+    color, best, explained = best_match(light[None], masks[:, None])
     if explained < MIN_EXPLAINED:
         return None, None, explained
-    return colour, names[best], explained
+    return color, names[best], explained
 
 
 def read_video(video: np.ndarray) -> tuple[str | None, str | None, str | None, float]:
-    """The colour, the shape and the motion in a video.
+    """The color, the shape and the motion in a video.
 
     Args:
         video: (T, S, S, 3) uint8, T >= 2.
 
     Returns:
-        colour, shape (a name of MOVING_SHAPES), motion (left, right, up, down, or None for less than MIN_TRAVEL of
+        color, shape (a name of MOVING_SHAPES), motion (left, right, up, down, or None for less than MIN_TRAVEL of
         the frame), and the confidence: the share of its variance that one shape on a straight track explains.
     """
     if video.ndim != 4 or video.shape[0] < 2:
@@ -71,7 +71,7 @@ def read_video(video: np.ndarray) -> tuple[str | None, str | None, str | None, f
         for dx, dy in product((-0.03, 0.0, 0.03), repeat=2):
             names.append(shape)
             masks.append(coverage(shape, size, x + dx, y + dy, radius))
-    colour, best, explained = best_match(light, np.stack(masks))
+    color, best, explained = best_match(light, np.stack(masks))
     if explained < MIN_EXPLAINED:
         return None, None, None, explained
     travel_x, travel_y = (float(x[-1] - x[0]), float(y[-1] - y[0]))
@@ -81,7 +81,7 @@ def read_video(video: np.ndarray) -> tuple[str | None, str | None, str | None, f
             motion = "right" if travel_x > 0 else "left"
         else:
             motion = "down" if travel_y > 0 else "up"
-    return colour, names[best], motion, explained
+    return color, names[best], motion, explained
 
 
 def read_audio(samples: np.ndarray, rate: float, count: int = NOTES_PER_CLIP) -> list[str | None]:
@@ -129,14 +129,14 @@ def accuracy(checks: Iterable[dict[str, bool]]) -> dict[str, float]:
 
 def _check_image(media: np.ndarray, caption: str, rate: float | None) -> dict[str, bool]:
     words = caption.split()
-    colour, shape, _ = read_image(media)
-    return {"colour": colour in words, "shape": shape in words}
+    color, shape, _ = read_image(media)
+    return {"colour": color in words, "shape": shape in words}
 
 
 def _check_video(media: np.ndarray, caption: str, rate: float | None) -> dict[str, bool]:
     words = caption.split()
-    colour, shape, motion, _ = read_video(media)
-    return {"colour": colour in words, "shape": shape in words, "motion": motion in words}
+    color, shape, motion, _ = read_video(media)
+    return {"colour": color in words, "shape": shape in words, "motion": motion in words}
 
 
 def _check_audio(media: np.ndarray, caption: str, rate: float | None) -> dict[str, bool]:
@@ -172,17 +172,17 @@ def _image_templates(size: int) -> tuple[list[str], np.ndarray]:
 
 
 def best_match(light: np.ndarray, masks: np.ndarray) -> tuple[str, int, float]:
-    """The colour and the template that explain the light best: least squares over colour, template and brightness.
+    """The color and the template that explain the light best: least squares over color, template and brightness.
 
     Args:
         light: (T, S, S, 3), above the background.
         masks: (M, T, S, S) coverages.
 
     Returns:
-        colour, template in [0, M), and 1 - (residual / variance of the light around its mean), not below 0.
+        color, template in [0, M), and 1 - (residual / variance of the light around its mean), not below 0.
     """
     flat = masks.reshape(len(masks), -1)  # (M, P)
-    tints = np.array(list(COLOURS.values()), dtype=np.float32) - np.array(BACKGROUND, dtype=np.float32)  # (6, 3)
+    tints = np.array(list(COLORS.values()), dtype=np.float32) - np.array(BACKGROUND, dtype=np.float32)  # (6, 3)
     # For light = gain * mask x tint: residual = |light|^2 - 2 gain <mask x tint, light> + gain^2 |mask|^2 |tint|^2.
     inner = flat @ (light.reshape(-1, 3) @ tints.T)  # (M, 6)
     norm = (flat**2).sum(axis=1)[:, None] * (tints**2).sum(axis=1)[None]  # (M, 6)
@@ -192,15 +192,15 @@ def best_match(light: np.ndarray, masks: np.ndarray) -> tuple[str, int, float]:
     residual = float((light**2).sum() - gained[template, tint])
     variance = float(((light - light.mean(axis=(0, 1, 2))) ** 2).sum())
     explained = 1.0 - residual / variance if variance > 0 else 0.0
-    return list(COLOURS)[tint], int(template), max(explained, 0.0)
+    return list(COLORS)[tint], int(template), max(explained, 0.0)
 
 
 def _track(light: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Straight line through the centre of the foreground: x (T,) and y (T,) in [0, 1], or None where there is none."""
+    """Straight line through the center of the foreground: x (T,) and y (T,) in [0, 1], or None where there is none."""
     frames, size = light.shape[:2]
-    # What lies along one of the colours, and not any light: grey noise has no colour. Then a box of about the
+    # What lies along one of the colors, and not any light: gray noise has no color. Then a box of about the
     # shape's inner size, which takes single noisy pixels away.
-    tints = np.array(list(COLOURS.values()), dtype=np.float32) - np.array(BACKGROUND, dtype=np.float32)
+    tints = np.array(list(COLORS.values()), dtype=np.float32) - np.array(BACKGROUND, dtype=np.float32)
     matched = _box(light, max(3, round(size / 6) | 1)) @ (tints / (tints**2).sum(axis=1, keepdims=True)).T  # (T,S,S,6)
     energy = (np.clip(matched, 0, None) ** 2).max(axis=(1, 2)).sum(axis=0)  # (6,)
     seen = matched[..., int(np.argmax(energy))]  # (T, S, S), about 1 inside the shape
@@ -214,8 +214,8 @@ def _track(light: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     time = np.arange(frames)
     lines = []
     for along in (1, 2):  # sum over y leaves x, sum over x leaves y
-        centre = (weights.sum(axis=along) @ axis)[present] / mass[present]
-        slope, start = np.polyfit(time[present], centre, 1, w=peaks[present])
+        center = (weights.sum(axis=along) @ axis)[present] / mass[present]
+        slope, start = np.polyfit(time[present], center, 1, w=peaks[present])
         lines.append(start + slope * time)
     return lines[0], lines[1]
 
@@ -234,7 +234,7 @@ def _box(light: np.ndarray, width: int) -> np.ndarray:
 def _note(part: np.ndarray, rate: float) -> str | None:
     """The note of one stretch of audio."""
     length = len(part)
-    inner = part[length // 12 : length - length // 12]  # neighbours may ring into the ends
+    inner = part[length // 12 : length - length // 12]  # neighbors may ring into the ends
     inner = inner - inner.mean()
     if not np.sqrt(np.mean(inner**2)) >= 0.005:  # silence, or NaN
         return None

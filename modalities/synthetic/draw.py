@@ -1,7 +1,7 @@
-"""Records drawn in code: labelled shapes, moving shapes and note sequences, with exact captions.
+"""Records drawn in code: labeled shapes, moving shapes and note sequences, with exact captions.
 
 Nothing is downloaded and nothing is stored: record `index` is a function of (seed, index). Combinations of attributes
-(colour, shape, motion, notes) are walked in turn, so every stretch of `len(captions(modality))` records holds each
+(color, shape, motion, notes) are walked in turn, so every stretch of `len(captions(modality))` records holds each
 caption once; place, size, speed and loudness vary within a combination. The vocabulary is small and compositional, so
 that a very small model learns it in minutes and `modalities.synthetic.check` can tell whether a file is right.
 """
@@ -19,7 +19,7 @@ from core.keys import generator, key
 from modalities.base import Record
 from modalities.data.sources.account import Account
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (230, 40, 40),
     "green": (40, 200, 60),
     "blue": (50, 80, 235),
@@ -38,7 +38,7 @@ _SUBPIXELS = 4  # along each axis
 
 
 @lru_cache(maxsize=8)
-def _subpixel_centres(size: int) -> tuple[np.ndarray, np.ndarray]:
+def _subpixel_centers(size: int) -> tuple[np.ndarray, np.ndarray]:
     """x as (1, 1, n) and y as (1, n, 1), in units of the frame's size, for n = size * _SUBPIXELS."""
     axis = ((np.arange(size * _SUBPIXELS) + 0.5) / (size * _SUBPIXELS)).astype(np.float32)
     return axis[None, None, :], axis[None, :, None]
@@ -50,13 +50,13 @@ def coverage(shape: str, size: int, x: np.ndarray, y: np.ndarray, radius: float)
     Args:
         shape: one of SHAPES.
         size: S, pixels of a side of the frame.
-        x, y: (T,) centre of the shape in each frame, in [0, 1] of the frame, y downwards.
+        x, y: (T,) center of the shape in each frame, in [0, 1] of the frame, y downwards.
         radius: in units of the frame's size; the shapes are scaled to look equally large at one radius.
 
     Returns:
         (T, S, S) float32 in [0, 1].
     """
-    grid_x, grid_y = _subpixel_centres(size)
+    grid_x, grid_y = _subpixel_centers(size)
     dx = (grid_x - x[:, None, None].astype(np.float32)) / np.float32(radius)  # (T, 1, n)
     dy = (grid_y - y[:, None, None].astype(np.float32)) / np.float32(radius)  # (T, n, 1)
     if shape == "circle":
@@ -77,21 +77,21 @@ def coverage(shape: str, size: int, x: np.ndarray, y: np.ndarray, radius: float)
     return counts.astype(np.float32) / _SUBPIXELS**2
 
 
-def paint(mask: np.ndarray, colour: str, brightness: float = 1.0) -> np.ndarray:
-    """(..., S, S) coverage -> (..., S, S, 3) uint8: the colour over the dark background."""
+def paint(mask: np.ndarray, color: str, brightness: float = 1.0) -> np.ndarray:
+    """(..., S, S) coverage -> (..., S, S, 3) uint8: the color over the dark background."""
     background = np.array(BACKGROUND, dtype=np.float32)
-    foreground = np.array(COLOURS[colour], dtype=np.float32) * brightness
+    foreground = np.array(COLORS[color], dtype=np.float32) * brightness
     return np.rint(background + mask[..., None] * (foreground - background)).astype(np.uint8)
 
 
 def image_captions() -> list[str]:
     """'a red circle' and so on, 24 of them."""
-    return [f"a {colour} {shape}" for colour, shape in product(COLOURS, SHAPES)]
+    return [f"a {color} {shape}" for color, shape in product(COLORS, SHAPES)]
 
 
 def video_captions() -> list[str]:
     """'a blue cross moving left' and so on, 48 of them."""
-    return [f"a {colour} {shape} moving {motion}" for colour, shape, motion in product(COLOURS, MOVING_SHAPES, MOTIONS)]
+    return [f"a {color} {shape} moving {motion}" for color, shape, motion in product(COLORS, MOVING_SHAPES, MOTIONS)]
 
 
 def audio_captions() -> list[str]:
@@ -109,11 +109,11 @@ def captions(modality: str) -> list[str]:
 
 def draw_image(caption: str, size: int, draws: list[float]) -> np.ndarray:
     """'a red circle' and three draws in [0, 1) (x, y, radius) plus one for brightness -> (size, size, 3) uint8."""
-    _, colour, shape = caption.split()
+    _, color, shape = caption.split()
     x = np.array([0.5 + 0.16 * (draws[0] - 0.5)])
     y = np.array([0.5 + 0.16 * (draws[1] - 0.5)])
     mask = coverage(shape, size, x, y, radius=0.31 + 0.07 * draws[2])
-    return paint(mask[0], colour, brightness=0.92 + 0.08 * draws[3])
+    return paint(mask[0], color, brightness=0.92 + 0.08 * draws[3])
 
 
 def draw_video(caption: str, size: int, frames: int, draws: list[float]) -> np.ndarray:
@@ -121,14 +121,14 @@ def draw_video(caption: str, size: int, frames: int, draws: list[float]) -> np.n
 
     The shape passes the middle of the frame at half time; it travels 0.5 to 0.6 of the frame at constant speed.
     """
-    _, colour, shape, _, motion = caption.split()
+    _, color, shape, _, motion = caption.split()
     step_x, step_y = MOTIONS[motion]
     along = (np.arange(frames) / max(frames - 1, 1) - 0.5) * (0.5 + 0.1 * draws[1])
     across = 0.2 * (draws[0] - 0.5)
     x = 0.5 + step_x * along + abs(step_y) * across
     y = 0.5 + step_y * along + abs(step_x) * across
     mask = coverage(shape, size, x, y, radius=0.21 + 0.03 * draws[2])
-    return paint(mask, colour, brightness=0.92 + 0.08 * draws[3])
+    return paint(mask, color, brightness=0.92 + 0.08 * draws[3])
 
 
 def draw_audio(caption: str, samples: int, rate: float, octave: int, draws: list[float]) -> np.ndarray:

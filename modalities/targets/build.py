@@ -93,7 +93,7 @@ class EncoderConfig:
         kind: dinov2 (with or without registers), siglip2, vjepa2 or depth_anything for images and video; mert for
             audio.
         path: a folder with config.json, model.safetensors and preprocessor_config.json, or a name on the hub.
-        layer: 1-based block of the encoder whose output is the feature, after the encoder's own final normalisation;
+        layer: 1-based block of the encoder whose output is the feature, after the encoder's own final normalization;
             null is the last (REPA).
         resample: where an encoder's time steps do not coincide with the trunk's (tubelets, audio frames), features
             are interpolated in time, or refuse. Whole groups of frames or tubelets are averaged either way.

@@ -55,7 +55,7 @@ class Encoder(nn.Module):
 
     Media is what the adapters make: image (B, 3, H, W) and video (B, T, 3, H, W) in [-1, 1], audio (B, channels,
     samples). Preparation and resampling in time are computed in float32; the network runs under the autocast that is
-    active, as REPA's does. Features are those after the network's last (or chosen) block and its final normalisation.
+    active, as REPA's does. Features are those after the network's last (or chosen) block and its final normalization.
 
     Attributes:
         channels: D.

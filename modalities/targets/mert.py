@@ -22,16 +22,16 @@ LARGEST_FILTER = 2**24  # coefficients
 
 
 class Waveform(nn.Module):
-    """(B, channels, S) at one rate -> mono (B, S') at another, of mean 0 and variance 1 if `normalise`.
+    """(B, channels, S) at one rate -> mono (B, S') at another, of mean 0 and variance 1 if `normalize`.
 
     Resampling is a windowed sinc, one filter for each of the `new / gcd` phases, as a strided convolution.
     """
 
     filters: Tensor | None
 
-    def __init__(self, old: int, new: int, normalise: bool):
+    def __init__(self, old: int, new: int, normalize: bool):
         super().__init__()
-        self.normalise = normalise
+        self.normalize = normalize
         common = math.gcd(old, new)
         self.old, self.new = old // common, new // common
         self.register_buffer("filters", None if old == new else sinc_filters(self.old, self.new), persistent=False)
@@ -47,7 +47,7 @@ class Waveform(nn.Module):
             padded = functional.pad(x[:, None], (reach, reach + self.old))
             phases = functional.conv1d(padded, self.filters, stride=self.old)  # (B, new, blocks)
             x = phases.transpose(1, 2).flatten(1)[:, : self.length(x.shape[1])]
-        if self.normalise:  # Wav2Vec2FeatureExtractor's formula
+        if self.normalize:  # Wav2Vec2FeatureExtractor's formula
             x = (x - x.mean(dim=1, keepdim=True)) / (x.var(dim=1, correction=0, keepdim=True) + 1e-7).sqrt()
         return x
 
@@ -91,7 +91,7 @@ class Hubert(nn.Module):
 def mert(folder: Folder, request: Request, example: str) -> Parts:
     """MERT-v1-95M: its network is HuBERT's, so it is loaded into HubertModel, without running code from the hub.
 
-    The audio is mixed to mono, resampled to 24 kHz and normalised as its feature extractor says. The paper does not
+    The audio is mixed to mono, resampled to 24 kHz and normalized as its feature extractor says. The paper does not
     say which layer it aligns with; the default is the last.
 
     Raises:

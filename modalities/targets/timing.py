@@ -38,7 +38,7 @@ def audio_spans(samples: int, steps: int, stride: int) -> Tensor:
     """(steps, 2) float64: the samples that each latent step of an audio clip stands for.
 
     A codec's step i stands for [i stride, (i + 1) stride). A lapped transform (MDCT) has one step more than fit into
-    the audio: step i is centred at i stride, and stands for the half stride on both sides.
+    the audio: step i is centerd at i stride, and stands for the half stride on both sides.
 
     Raises:
         ShapeError: the number of steps is neither.
@@ -64,7 +64,7 @@ def transfer(source: Tensor, target: Tensor) -> Tensor:
     """(t, s) float64 weights, rows of sum 1, that carry features of s source spans to t target spans.
 
     A target span that covers at least two source spans gets their mean, each weighted by how much of it is covered.
-    A shorter one gets the linear interpolation at its centre between the centres of the source spans, constant beyond
+    A shorter one gets the linear interpolation at its center between the centers of the source spans, constant beyond
     the first and the last. So spans that coincide are copied, groups of frames are averaged, and a linear ramp stays
     one wherever it is interpolated.
     """

@@ -2,7 +2,7 @@
 
 The side of the input is the encoder's patch times the trunk's grid, so that the two grids are one and a patch feature
 belongs to the token at its place (REPA: 224 pixels for 16 x 16 tokens of a 256-pixel image). The whole image is
-resized; the published preprocessors' centre crop would shift the tokens against the trunk's.
+resized; the published preprocessors' center crop would shift the tokens against the trunk's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PIL_FILTERS = {2: "bilinear", 3: "bicubic"}
 
 
 class Images(nn.Module):
-    """(..., 3, H, W) in [-1, 1] -> (n, 3, *size): rescaled to [0, 1], normalised, then resized.
+    """(..., 3, H, W) in [-1, 1] -> (n, 3, *size): rescaled to [0, 1], normalized, then resized.
 
     Args:
         size: (height, width) of the encoder's input.

@@ -10,11 +10,11 @@ from robotics.environment import Observation
 from robotics.kinematic.scene import DRAWER, HEIGHTS, MAX_STEP, Body, Scene
 from robotics.kinematic.tasks import AREA, Goal, distance
 
-CLOSE_ENOUGH = 0.04  # metres, along each axis, from which the expert closes; a grasp needs 0.10
+CLOSE_ENOUGH = 0.04  # meters, along each axis, from which the expert closes; a grasp needs 0.10
 CARRY = 0.25  # height to which a picked object is lifted
-SLOPE = 0.6  # metres that the expert stays above its goal for each metre beside it
-BESIDE = 0.13  # metres between centres where Move Near puts an object down
-CLEAR = 0.2  # metres that it then keeps from any other object
+SLOPE = 0.6  # meters that the expert stays above its goal for each meter beside it
+BESIDE = 0.13  # meters between centers where Move Near puts an object down
+CLEAR = 0.2  # meters that it then keeps from any other object
 OPEN, SHUT = 1.0, 0.0
 
 
@@ -41,13 +41,13 @@ def _still(scene: Scene, openness: float) -> np.ndarray:
 
 
 def _approach(scene: Scene, body: Body) -> np.ndarray:
-    """Towards a body with open fingers, sinking as it comes nearer."""
+    """Toward a body with open fingers, sinking as it comes nearer."""
     above = SLOPE * max(0.0, distance(scene.gripper, body.position) - CLOSE_ENOUGH)
     return _action(scene, body.position + np.array([0, 0, above]), OPEN)
 
 
 def _grasp(scene: Scene, number: int) -> np.ndarray | None:
-    """The next action towards holding a body, or None while it is held."""
+    """The next action toward holding a body, or None while it is held."""
     body = scene.bodies[number]
     if scene.held == number:
         return None
@@ -98,7 +98,7 @@ def _spot(scene: Scene, goal: Goal) -> np.ndarray:
 
 
 def slide(scene: Scene, goal: Goal, extension: float) -> np.ndarray:
-    """Take the handle and bring the drawer to `extension` metres."""
+    """Take the handle and bring the drawer to `extension` meters."""
     drawer = scene.bodies[goal.source]
     assert drawer.kind == DRAWER
     grasp = _grasp(scene, goal.source)

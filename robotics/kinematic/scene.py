@@ -1,6 +1,6 @@
 """What lies on the table, and what one action changes.
 
-Metres in the robot's axes: x away from the robot, y to its left, z up from the table. The gripper is a point between
+Meters in the robot's axes: x away from the robot, y to its left, z up from the table. The gripper is a point between
 the fingertips that looks down and does not turn.
 """
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_STEP = 0.10  # metres that the gripper moves in one step at most, along each axis
-GRASP = 0.10  # metres between gripper and centre, horizontally and in height, within which closing grasps
+MAX_STEP = 0.10  # meters that the gripper moves in one step at most, along each axis
+GRASP = 0.10  # meters between gripper and center, horizontally and in height, within which closing grasps
 LOW, HIGH = np.array([-0.42, -0.42, 0.04]), np.array([0.42, 0.42, 0.45])  # where the gripper can be
-DRAWER_TRAVEL = 0.25  # metres between a closed drawer's handle and a fully opened one's
+DRAWER_TRAVEL = 0.25  # meters between a closed drawer's handle and a fully opened one's
 DRAWER = "drawer"
-# Kind -> height of its centre above what it stands on, and how far the gripper is open while it holds one.
+# Kind -> height of its center above what it stands on, and how far the gripper is open while it holds one.
 HEIGHTS = {"apple": 0.045, "can": 0.055, "sponge": 0.035, DRAWER: 0.12}
 WIDTHS = {"apple": 0.35, "can": 0.3, "sponge": 0.4, DRAWER: 0.15}
 
 
 @dataclass
 class Body:
-    """A thing that can be grasped. `position` is its centre; of a drawer, its handle."""
+    """A thing that can be grasped. `position` is its center; of a drawer, its handle."""
 
     kind: str
     position: np.ndarray  # (3,)
@@ -31,7 +31,7 @@ class Body:
 
     @property
     def extension(self) -> float:
-        """Metres that a drawer is open."""
+        """Meters that a drawer is open."""
         return self.closed - float(self.position[0])
 
 

@@ -16,13 +16,13 @@ from core.keys import generator
 from robotics.kinematic.scene import DRAWER, DRAWER_TRAVEL, HEIGHTS, Body, Scene, in_reach
 
 KINDS = ("apple", "can", "sponge")  # all that lie on the table are of different kinds
-AREA = 0.3  # metres from the middle of the table, along x and y, within which things lie
-LIFTED = 0.02  # metres; SIMPLER's "significantly lifted"
-MOVED = 0.03  # metres that the named object must have moved, as in SIMPLER's Move Near
-NEAR = 0.24  # metres between centres: both half diagonals (7 cm) and 10 cm, as in SIMPLER's Move Near
-APART = NEAR + MOVED  # metres between centres at the beginning: no task is fulfilled by chance, no grasp is ambiguous
-KEPT_HEIGHT = 0.02  # metres by which any object may end higher than it started in Move Near
-OPENED, SHUT, AJAR = 0.15, 0.05, 0.2  # metres: limits of SIMPLER, and how far a drawer to be closed is open
+AREA = 0.3  # meters from the middle of the table, along x and y, within which things lie
+LIFTED = 0.02  # meters; SIMPLER's "significantly lifted"
+MOVED = 0.03  # meters that the named object must have moved, as in SIMPLER's Move Near
+NEAR = 0.24  # meters between centers: both half diagonals (7 cm) and 10 cm, as in SIMPLER's Move Near
+APART = NEAR + MOVED  # meters between centers at the beginning: no task is fulfilled by chance, no grasp is ambiguous
+KEPT_HEIGHT = 0.02  # meters by which any object may end higher than it started in Move Near
+OPENED, SHUT, AJAR = 0.15, 0.05, 0.2  # meters: limits of SIMPLER, and how far a drawer to be closed is open
 SHUT_AT = 0.34  # x of the handle of a closed drawer
 
 
@@ -42,7 +42,7 @@ class Task:
         max_steps: of an episode, about twice what the expert needs.
         instruction: with the places of `source` and `target`.
         succeeded: of a scene and its goal, now.
-        extension: of the drawer at the beginning, in metres.
+        extension: of the drawer at the beginning, in meters.
     """
 
     things: int
@@ -89,7 +89,7 @@ TASKS: dict[str, Task] = {
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Metres on the table, whatever the heights."""
+    """Meters on the table, whatever the heights."""
     return float(np.hypot(*(one - other)[:2]))
 
 
@@ -119,7 +119,7 @@ def instruction(name: str, scene: Scene, goal: Goal) -> str:
 
 
 def measures(scene: Scene, goal: Goal) -> dict[str, Any]:
-    """What success is judged by: metres and flags of a scene, for its record."""
+    """What success is judged by: meters and flags of a scene, for its record."""
     source = scene.bodies[goal.source]
     found: dict[str, Any] = {"holding": scene.bodies[scene.held].kind if scene.held is not None else None}
     if source.kind == DRAWER:

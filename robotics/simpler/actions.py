@@ -1,6 +1,6 @@
 """Rotations: from what a policy says to what SIMPLER takes, and from its poses to the state that RT-1's data have.
 
-SIMPLER wants a displacement in metres and a rotation vector, both in the axes of the robot's base. Policies trained on
+SIMPLER wants a displacement in meters and a rotation vector, both in the axes of the robot's base. Policies trained on
 RT-1 say roll, pitch, yaw. Quaternions are wxyz here, as SAPIEN has them, but for `proprio`.
 """
 
@@ -91,7 +91,7 @@ def proprio(base_pose: np.ndarray, tcp_pose: np.ndarray, gripper_closed: float) 
         gripper_closed: 0 open, 1 closed.
 
     Returns:
-        float32 (8,): xyz in metres and the quaternion xyzw of the tool in the base's axes (w >= 0), gripper_closed.
+        float32 (8,): xyz in meters and the quaternion xyzw of the tool in the base's axes (w >= 0), gripper_closed.
     """
     inverse = base_pose[3:] * np.array([1.0, -1.0, -1.0, -1.0])
     place = rotated(inverse, tcp_pose[:3] - base_pose[:3])

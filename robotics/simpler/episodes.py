@@ -2,7 +2,7 @@
 
 Source: the scripts rt1_*_visual_matching.sh and rt1_*_variant_agg.sh of SimplerEnv (commit 4ab7178). Three variants:
 
-    visual_matching      the background is a photo of the real scene, four recoloured robots
+    visual_matching      the background is a photo of the real scene, four recolored robots
     variant_aggregation  other backgrounds, lights, tables, distractors, cabinets; no photo
     camera_variants      two other camera angles. Its authors leave them out of their averages, others count them
                          (825 instead of 675 cans, 600 instead of 480 move near), so they are a variant of their own
@@ -22,7 +22,7 @@ from typing import Any
 
 VARIANTS = ("visual_matching", "variant_aggregation", "camera_variants")
 
-# Robots whose colour is that of a photo; "" is the one that SIMPLER's scripts call None.
+# Robots whose color is that of a photo; "" is the one that SIMPLER's scripts call None.
 TABLE_ROBOTS = (
     "",
     "recolor_tabletop_visual_matching_1",
@@ -31,7 +31,7 @@ TABLE_ROBOTS = (
 )
 CABINET_ROBOTS = (TABLE_ROBOTS[3], *TABLE_ROBOTS[1:3], "")  # in the order of the drawer scripts
 ORIENTATIONS = ("lr_switch", "upright", "laid_vertically")
-# Where the robot stands before the cabinet, by the name of its photo: x, y (metres), yaw (radians).
+# Where the robot stands before the cabinet, by the name of its photo: x, y (meters), yaw (radians).
 POSES = {
     "a0": (0.644, -0.179, -0.03),
     "a1": (0.765, -0.182, -0.02),
@@ -118,7 +118,7 @@ class Scene:
 class Episode:
     """One episode. `labels` name its cells in a table: variant, robot, orientation, pose, and so on.
 
-    robot: x, y in metres and yaw in radians, beside facing the table.
+    robot: x, y in meters and yaw in radians, beside facing the table.
     placed: what SIMPLER calls obj_init_options: `init_xy` of the object, or the number of a layout.
     """
 

@@ -29,7 +29,7 @@ CONTROL = "arm_pd_ee_delta_pose_align_interpolate_by_planner_gripper_pd_joint_ta
 # number of RandomState(2022). Given to every reset, it makes an episode a function of its options alone.
 EPISODE_SEED = 40194941
 SCENE_SEED = 2022  # SimplerEnv builds every scene with it
-LOWEST = 0.5  # metres: an object below this has fallen through a scene whose stage is missing
+LOWEST = 0.5  # meters: an object below this has fallen through a scene whose stage is missing
 PACKAGES = ("numpy", "sapien", "gymnasium", "setuptools", "scipy", "opencv-python", "opencv-python-headless", "ruckig")
 
 
@@ -245,7 +245,7 @@ class Simulator:
         observation, _ = self.gym.reset(seed=EPISODE_SEED, options=options)
         fallen = {name: pose[2] for name, pose in self._objects().items() if pose[2] < LOWEST}
         if fallen:
-            raise ValueError(f"objects fell through the scene: {fallen} (metres); a stage is missing or damaged")
+            raise ValueError(f"objects fell through the scene: {fallen} (meters); a stage is missing or damaged")
         return self._state(observation)
 
     def step(self, action: np.ndarray) -> dict[str, Any]:

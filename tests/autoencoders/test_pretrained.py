@@ -38,7 +38,7 @@ def test_media_become_tokens_and_tokens_media_of_the_same_size(kind, folder):
     assert not torch.equal(again[0], again[1])
 
 
-def test_a_sample_does_not_depend_on_its_neighbours(kind, folder):
+def test_a_sample_does_not_depend_on_its_neighbors(kind, folder):
     autoencoder, media = pretrained(kind, folder), some_media(kind)
     latents, size = autoencoder.encode(media), media_size(media)
     assert torch.equal(autoencoder.encode(media[1:]), latents[1:])

@@ -76,7 +76,7 @@ def narrow(tile: int | None = None) -> Pretrained:
     return Narrow(SongBloomConfig(path="anywhere", tile=tile))
 
 
-def test_a_cell_depends_on_its_neighbours_within_the_reach():
+def test_a_cell_depends_on_its_neighbors_within_the_reach():
     """What a value that is not a number in the middle cell spreads to."""
     network, cells = narrow().load(), 2 * REACH + 3
     middle = cells // 2

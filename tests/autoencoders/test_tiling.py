@@ -94,11 +94,11 @@ def test_every_tile_has_the_same_size_and_nothing_is_cut_without_cuts():
 
 
 def image(kind: str, height: int, width: int, frames: int = 1) -> torch.Tensor:
-    """Patches of colour with some grain."""
+    """Patches of color with some grain."""
     shape = (1, 3 * frames, height, width)
     grain = uniform("picture", shape)
-    colour = functional.interpolate(grain[..., ::16, ::16], size=(height, width), mode="bicubic")
-    media = (0.7 * colour + 0.3 * grain).clamp(-1, 1)
+    color = functional.interpolate(grain[..., ::16, ::16], size=(height, width), mode="bicubic")
+    media = (0.7 * color + 0.3 * grain).clamp(-1, 1)
     return media.reshape(1, frames, 3, height, width) if kind == "wan22" else media[:, :3]
 
 
@@ -127,7 +127,7 @@ def test_wan_without_attention_is_exact_where_the_overlap_is_wide_enough(tmp_pat
 
 
 def seam(difference: torch.Tensor, places: list[int]) -> float:
-    """How much more a difference from the whole jumps between neighbouring columns at `places` than elsewhere."""
+    """How much more a difference from the whole jumps between neighboring columns at `places` than elsewhere."""
     jumps = difference.diff(dim=-1).square().flatten(0, -2).mean(dim=0).sqrt()
     at = torch.zeros(len(jumps), dtype=torch.bool)
     at[[place - 1 for place in places]] = True

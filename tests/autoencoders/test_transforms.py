@@ -53,7 +53,7 @@ def test_differing_copies_of_the_first_frame_are_averaged():
 @pytest.mark.parametrize("hop", [1, 2, 5, 16])
 def test_the_mdct_is_orthogonal_and_equals_the_direct_sum(hop):
     basis = mdct_basis(hop)
-    # Frames overlap by one hop: B^T B = 1 within a frame and B_late^T B_early = 0 between neighbours.
+    # Frames overlap by one hop: B^T B = 1 within a frame and B_late^T B_early = 0 between neighbors.
     torch.testing.assert_close(basis.T @ basis, torch.eye(hop).double(), atol=1e-12, rtol=0)
     torch.testing.assert_close(basis[hop:].T @ basis[:hop], torch.zeros(hop, hop).double(), atol=1e-12, rtol=0)
 

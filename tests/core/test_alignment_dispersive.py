@@ -79,7 +79,7 @@ def test_gradients_are_right():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equal_samples_and_zeros_have_finite_gradients(variant):
-    """The square root of a distance has none at 0: two equal samples, or the zero initialisation of a last block."""
+    """The square root of a distance has none at 0: two equal samples, or the zero initialization of a last block."""
     same = randn(1, L, D).expand(B, L, D).clone().requires_grad_()
     twins = randn(B, L, D)
     twins[1] = twins[0]

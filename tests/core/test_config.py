@@ -24,7 +24,7 @@ from core.training.sections import kinds
 from tests.field_reads import unread_fields
 
 
-class Colour(enum.Enum):
+class Color(enum.Enum):
     RED = 1
     BLUE = 2
 
@@ -51,7 +51,7 @@ class Source:
 @dataclass
 class Trunk:
     depth: int = 2
-    colour: Colour = Colour.RED
+    color: Color = Color.RED
     optimizer: Optimizer = field(default_factory=Optimizer)
 
 
@@ -87,7 +87,7 @@ def test_defaults_yaml_and_overrides_in_that_order(tmp_path):
     path = write(
         tmp_path, "seed: 3\ntrunk:\n  depth: 5\n  optimizer: {lr: 2e-3, betas: [0.5, 0.6]}\nvideo: {path: x}\n"
     )
-    config = load(Whole, path, ["trunk.depth=7", "sizes=[4, 5]", "note=a red circle", "trunk.colour=BLUE"])
+    config = load(Whole, path, ["trunk.depth=7", "sizes=[4, 5]", "note=a red circle", "trunk.color=BLUE"])
     assert isinstance(config, Whole)
     assert isinstance(config.trunk.optimizer, Optimizer)
     assert (config.seed, config.trunk.depth, config.trunk.optimizer.lr) == (3, 7, 2e-3)
@@ -95,7 +95,7 @@ def test_defaults_yaml_and_overrides_in_that_order(tmp_path):
     assert config.video == Source("x", 1.0)
     assert config.sizes == [4, 5]
     assert config.note == "a red circle"
-    assert config.trunk.colour is Colour.BLUE
+    assert config.trunk.color is Color.BLUE
     assert load(Whole, write(tmp_path, "")) == Whole()
 
 
@@ -138,7 +138,7 @@ seed: 4
     assert found[2].startswith("command line 'sizes=[1': the value is not valid YAML")
     assert found[3:] == [
         "run.yaml:1: seed: expected int, got 'soon'",
-        "run.yaml:3: trunk.depht: unknown key; allowed: depth, colour, optimizer. Did you mean: 'depth'?",
+        "run.yaml:3: trunk.depht: unknown key; allowed: depth, color, optimizer. Did you mean: 'depth'?",
         "run.yaml:6: trunk.optimizer.betas: expected list[float], got 'nine'",
         "command line 'trunk.optimizer.lrr=3': trunk.optimizer.lrr: unknown key; allowed: lr, betas, fused. "
         "Did you mean: 'lr'?",
@@ -154,8 +154,8 @@ seed: 4
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("trunk=3", "trunk: expected a section with some of depth, colour, optimizer; got 3"),
-        ("trunk=null", "trunk: expected a section with some of depth, colour, optimizer; got null"),
+        ("trunk=3", "trunk: expected a section with some of depth, color, optimizer; got 3"),
+        ("trunk=null", "trunk: expected a section with some of depth, color, optimizer; got null"),
         ("seed=null", "seed: expected int, got null"),
         ("seed=true", "seed: expected int, got True"),
         ("limit=inf", "limit: inf is not a finite number"),
@@ -164,7 +164,7 @@ seed: 4
         ("sizes=4", "sizes: expected list[int], got 4"),
         ("trunk.optimizer.fused=2", "trunk.optimizer.fused: expected bool, got 2"),
         ("trunk.optimizer.betas=[0.5, .nan]", "trunk.optimizer.betas.1: nan is not a finite number"),
-        ("trunk.colour=BLU", "trunk.colour: expected one of RED, BLUE, got 'BLU'. Did you mean: 'BLUE'?"),
+        ("trunk.color=BLU", "trunk.color: expected one of RED, BLUE, got 'BLU'. Did you mean: 'BLUE'?"),
         ("method={a: 1}", "method: expected str, got {'a': 1}"),
         ("seed=13", "nothing fits: seed 13 is unlucky"),
         ("trunc.optimizer.lr=3", "Did you mean: 'trunk'?"),
@@ -263,7 +263,7 @@ def test_a_preset_lies_between_the_defaults_and_the_user(tmp_path):
 
 
 def test_the_printed_configuration_reads_back_equal(tmp_path):
-    config = load(Whole, write(tmp_path, "method: 'off'\nlimit: 1e-8\nvideo: {path: 'a: b'}\ntrunk: {colour: BLUE}\n"))
+    config = load(Whole, write(tmp_path, "method: 'off'\nlimit: 1e-8\nvideo: {path: 'a: b'}\ntrunk: {color: BLUE}\n"))
     path = write(tmp_path, to_yaml(config), "printed.yaml")
     assert load(Whole, path) == config
     assert read_plain(path) == to_plain(config)
@@ -298,7 +298,7 @@ def test_fields_that_nothing_reads_are_found():
         to_plain(config)  # and neither is printing it
 
     assert unread_fields(config, use) == {
-        "method", "note", "limit", "sizes", "trunk.colour", "trunk.optimizer.lr", "trunk.optimizer.betas",
+        "method", "note", "limit", "sizes", "trunk.color", "trunk.optimizer.lr", "trunk.optimizer.betas",
         "trunk.optimizer.fused", "video.weight", "chain.0.path", "chain.1.path", "sources.x.path", "sources.x.weight",
     }  # fmt: skip
     assert "seed" in unread_fields(config, lambda config: None)  # nothing is left behind

@@ -5,7 +5,7 @@ import torch
 
 from core.errors import ShapeError
 from core.trunk.context import ContextConfig, ContextEmbed
-from core.trunk.layers import initialise
+from core.trunk.layers import initialize
 from core.types import Context
 
 KINDS = {
@@ -17,7 +17,7 @@ KINDS = {
 
 def embedder(kind: str) -> ContextEmbed:
     module = ContextEmbed(KINDS[kind], width=16, heads=2)
-    initialise(module, 0, {"table": 0.5, "position": 0.5, "null": 0.5}, zero=())
+    initialize(module, 0, {"table": 0.5, "position": 0.5, "null": 0.5}, zero=())
     return module.double()
 
 
@@ -60,7 +60,7 @@ def test_padding_content_is_never_read(kind):
 
 def test_bags_are_sums_of_rows_without_row_zero():
     module = ContextEmbed(replace(KINDS["tokens"], encoder_depth=0), width=16, heads=2)
-    initialise(module, 0, {"table": 0.5, "position": 0.5, "null": 0.5}, zero=())
+    initialize(module, 0, {"table": 0.5, "position": 0.5, "null": 0.5}, zero=())
     tokens = torch.tensor([[[3, 9, 0, 0], [5, 5, 2, 0]]])
     result, valid = module(Context(torch.tensor([False]), tokens=tokens, valid=torch.ones(1, 2, dtype=torch.bool)))
     table, position = module.reader.table.weight, module.reader.position

@@ -1,4 +1,4 @@
-"""The DDT trunk: levels per token, separation, positions, taps, initialisation, and what a batch may be."""
+"""The DDT trunk: levels per token, separation, positions, taps, initialization, and what a batch may be."""
 
 from dataclasses import replace
 
@@ -216,7 +216,7 @@ def test_dropped_condition_is_the_null_class():
         assert not torch.allclose(velocity([False, False], [0, 1]), velocity([False, False], [5, 1]), atol=1e-3)
 
 
-def test_initialisation_is_that_of_the_published_code():
+def test_initialization_is_that_of_the_published_code():
     config = DDTConfig(**SMALL | {"width": 64, "head_width": 96, "channels": 32})
     trunk = DDT(config, seed=1, projectors={TEACHER: ProjectorSpec()})
     state = trunk.state_dict()
@@ -248,7 +248,7 @@ def test_initialisation_is_that_of_the_published_code():
 
 
 @pytest.mark.parametrize("changes", [{}, {"rmsnorm": False, "qk_norm": True, "pos_embed": False}, {"qk_norm": True}])
-def test_initialisation_from_the_meta_device(changes):
+def test_initialization_from_the_meta_device(changes):
     config, projectors = DDTConfig(**SMALL | changes), {TEACHER: ProjectorSpec(), "dino": ProjectorSpec("repa", 7)}
     with torch.device("meta"):
         trunk = DDT(config, projectors=projectors)

@@ -41,9 +41,9 @@ def test_a_layer_against_loops_over_tokens():
     features, loss_mask = drawn(B, L, D), some_in_loss()
     found = layer((features, loss_mask))
     tokens = [features[i, j] for i in range(B) for j in range(L) if loss_mask[i, j]]
-    centre = sum(tokens) / len(tokens)
+    center = sum(tokens) / len(tokens)
     assert found["norm"] == pytest.approx(float(sum(t.norm() for t in tokens)) / len(tokens), rel=1e-6)
-    expected = float(sum(F.cosine_similarity(t, centre, dim=0) for t in tokens)) / len(tokens)
+    expected = float(sum(F.cosine_similarity(t, center, dim=0) for t in tokens)) / len(tokens)
     assert found["mean_cosine"] == pytest.approx(expected, rel=1e-5)
     per_sample = []
     for i in (0, 2):

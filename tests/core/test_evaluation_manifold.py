@@ -31,7 +31,7 @@ def test_precision_and_density_by_hand():
     assert coverage == 1.0
 
 
-def test_k_counts_neighbours_without_the_point_itself():
+def test_k_counts_neighbors_without_the_point_itself():
     """With k = 2 the ball of real 0 reaches 3 far and contains -2.9; with k = 1 it does not."""
     generated = column(-2.9, 100, 101, 102)
     assert precision_recall(REAL, generated, k=1).precision == 0
@@ -52,7 +52,7 @@ def test_a_set_against_itself_and_against_a_distant_one():
     assert precision_recall(points, points) == (1.0, 1.0)
     density, coverage = density_coverage(points, points)
     assert coverage == 1.0
-    # every ball holds its centre, its k neighbours and no more: density (k + 1) / k
+    # every ball holds its center, its k neighbors and no more: density (k + 1) / k
     assert density == pytest.approx(6 / 5)
     assert precision_recall(points, points + 100) == (0.0, 0.0)
     assert density_coverage(points, points + 100) == (0.0, 0.0)

@@ -18,13 +18,13 @@ def labels(count, classes, seed=0):
 
 
 def clusters(count, classes, dims, spread, seed):
-    """Points around one centre per class; centres are the same for every seed."""
+    """Points around one center per class; centers are the same for every seed."""
     y = labels(count, classes, seed)
     return 3 * drawn(classes, dims, seed=99)[y] + spread * drawn(count, dims, seed=seed + 1), y
 
 
 def newton(x, y, classes, l2):
-    """Damped Newton with the full Hessian, in numpy. Returns weight (D, K) and centred bias (K,)."""
+    """Damped Newton with the full Hessian, in numpy. Returns weight (D, K) and centerd bias (K,)."""
     n, d = x.shape
     x1 = np.hstack([x, np.ones((n, 1))])
     penalty = np.diag([l2] * d + [0.0])
@@ -129,17 +129,17 @@ def test_nothing_of_the_test_set_reaches_the_fit():
     """Neither labels nor other test features change a prediction or the choice of the penalty."""
     (train_x, train_y), (test_x, test_y) = clusters(200, 4, 8, 4.0, seed=1), clusters(200, 4, 8, 4.0, seed=11)
     plain = linear_probe(train_x, train_y, test_x, test_y, 4)
-    relabelled = linear_probe(train_x, train_y, test_x, (test_y + 1) % 4, 4)
+    relabeled = linear_probe(train_x, train_y, test_x, (test_y + 1) % 4, 4)
     moved = torch.cat([test_x[:50], 1000 * drawn(150, 8, seed=4)])
     beside_others = linear_probe(train_x, train_y, moved, test_y, 4)
-    assert torch.equal(relabelled.predictions, plain.predictions)
-    assert relabelled.validation == plain.validation == beside_others.validation
+    assert torch.equal(relabeled.predictions, plain.predictions)
+    assert relabeled.validation == plain.validation == beside_others.validation
     assert torch.equal(beside_others.predictions[:50], plain.predictions[:50])
-    assert relabelled.accuracy < plain.accuracy
+    assert relabeled.accuracy < plain.accuracy
 
 
 def test_knn_by_hand():
-    """Two neighbours of class 1 at cosine 0.8 against one of class 0 at cosine 1."""
+    """Two neighbors of class 1 at cosine 0.8 against one of class 0 at cosine 1."""
     train_x = torch.tensor([[2.0, 0.0], [0.8, 0.6], [8.0, -6.0], [-1.0, 0.0]])
     train_y = torch.tensor([0, 1, 1, 2])
     query, wanted = torch.tensor([[5.0, 0.0]]), torch.tensor([1])
@@ -148,8 +148,8 @@ def test_knn_by_hand():
     assert knn_accuracy(train_x, train_y, query, wanted, 3, k=3, temperature=0.28) == 0.0
     assert knn_accuracy(train_x, train_y, query, wanted, 3, k=1, temperature=10.0) == 0.0
     assert knn_accuracy(train_x, train_y, query, wanted, 3, k=20, temperature=0.29) == 1.0
-    relabelled = torch.tensor([2, 1, 1, 0])
-    assert knn_accuracy(train_x, relabelled, query, torch.tensor([2]), 3, temperature=1e-4) == 1.0  # no overflow
+    relabeled = torch.tensor([2, 1, 1, 0])
+    assert knn_accuracy(train_x, relabeled, query, torch.tensor([2]), 3, temperature=1e-4) == 1.0  # no overflow
 
 
 def test_knn_chunks_change_nothing():

@@ -8,7 +8,7 @@ from torch import nn
 
 from core.trunk.context import ContextConfig
 from core.trunk.ddt import DDT, DDTConfig
-from core.trunk.layers import initialise, layer_fraction
+from core.trunk.layers import initialize, layer_fraction
 from core.trunk.mmdit import MMDiT, MMDiTConfig
 from core.trunk.projectors import TEACHER, ProjectorSpec
 from core.trunk.sit import SiT, SiTConfig
@@ -50,7 +50,7 @@ def test_a_trunk_of_the_meta_device_starts_like_any_other_once_it_is_reset(name)
 def test_initial_values_by_kind_and_name():
     module = nn.ModuleDict({"a": nn.Linear(300, 200), "table": nn.Embedding(100, 50), "norm": nn.LayerNorm(7)})
     module["head"] = nn.Linear(4, 4)
-    initialise(module, 0, {"table": 0.02}, zero=("head",))
+    initialize(module, 0, {"table": 0.02}, zero=("head",))
     bound = (6 / 500) ** 0.5
     assert 0.99 * bound < module["a"].weight.abs().max() <= bound
     assert module["table"].weight.std().item() == pytest.approx(0.02, rel=0.05)
@@ -58,7 +58,7 @@ def test_initial_values_by_kind_and_name():
     for zero in (module["a"].bias, module["norm"].bias, *module["head"].parameters()):
         assert zero.eq(0).all()
     before = module["a"].weight.clone()
-    initialise(module["a"], 0, {}, zero=())
+    initialize(module["a"], 0, {}, zero=())
     assert not torch.equal(module["a"].weight, before)  # its name is another one: "weight" instead of "a.weight"
 
 

@@ -113,7 +113,7 @@ def test_cut_logit_normal_of_rae():
 def test_dimension_shift():
     assert dimension_shift(16 * 16 * 768) == pytest.approx(6.928203230275509, abs=1e-12)
     assert dimension_shift(64, base=16) == 2
-    assert dimension_shift(3072) == dimension_shift(4096) == 1  # never towards data
+    assert dimension_shift(3072) == dimension_shift(4096) == 1  # never toward data
 
 
 @pytest.mark.parametrize(("mean", "std", "low", "high"), [(0, 1, 0.3, 0.8), (-1, 0.7, 0, 0.999), (2, 1, 0.05, 1)])

@@ -1,4 +1,4 @@
-"""The SiT trunk: what a batch may be, positions that travel with tokens, initialisation, levels, compilation."""
+"""The SiT trunk: what a batch may be, positions that travel with tokens, initialization, levels, compilation."""
 
 from dataclasses import replace
 
@@ -74,7 +74,7 @@ def test_gradients_reach_every_parameter_with_two_levels():
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in trunk.parameters())
 
 
-def test_initialisation_is_that_of_dit():
+def test_initialization_is_that_of_dit():
     trunk = SiT(SiTConfig(**SMALL), seed=1)
     state = trunk.state_dict()
     assert all(not v.any() for n, v in state.items() if "adaLN" in n or "final_layer" in n or n.endswith("bias"))
@@ -89,7 +89,7 @@ def test_initialisation_is_that_of_dit():
     assert "pos_embed" not in dict(trunk.named_parameters())  # kept, but not trained
 
 
-def test_initialisation_from_the_meta_device():
+def test_initialization_from_the_meta_device():
     with torch.device("meta"):
         trunk = SiT(SiTConfig(**SMALL))
     trunk = trunk.to_empty(device="cpu")

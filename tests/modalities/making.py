@@ -15,7 +15,7 @@ from PIL import Image
 
 from modalities.base import Record
 
-STEP = 6  # grey levels between the frames of a numbered video
+STEP = 6  # gray levels between the frames of a numbered video
 
 
 def record(media, rate: float | None = None) -> Record:
@@ -23,7 +23,7 @@ def record(media, rate: float | None = None) -> Record:
 
 
 def numbered(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """uint8 (T, H, W, 3): frame i is grey of level STEP * i, so that `numbers` reads i back after compression."""
+    """uint8 (T, H, W, 3): frame i is gray of level STEP * i, so that `numbers` reads i back after compression."""
     levels = (np.arange(frames) * STEP).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3)).copy()
 

@@ -21,7 +21,7 @@ def test_one_part_keeps_the_positions_of_its_grid():
 
 
 def test_the_middle_of_every_token_in_seconds():
-    """Frame 0 alone, then two frames a token; MDCT frame f is centred at sample 125 f."""
+    """Frame 0 alone, then two frames a token; MDCT frame f is centerd at sample 125 f."""
     assert VIDEO.seconds().tolist() == pytest.approx([1 / 16, 2 / 8, 4 / 8, 6 / 8, 8 / 8])
     assert AUDIO.seconds().tolist() == pytest.approx([f / 32 for f in range(37)])
     whole = VideoAdapter(VideoConfig(size=[8], frames=8, fps=4, patch=4, patch_frames=4, first_frame_alone=False))

@@ -27,7 +27,7 @@ def test_shapes_tell_the_size():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_published_sizes_are_recognised(size):
+def test_published_sizes_are_recognized(size):
     """Without weights: shapes on the meta device."""
     with torch.device("meta"):
         state = SiT(SiTConfig(size=size, learn_sigma=False)).state_dict()
@@ -38,7 +38,7 @@ def test_published_sizes_are_recognised(size):
     assert infer_projectors(state) == {}
 
 
-def test_projectors_are_recognised():
+def test_projectors_are_recognized():
     specs = {TEACHER: ProjectorSpec("simple", 8), "image_dinov2": ProjectorSpec("repa", 12)}
     trunk = SiT(SiTConfig(size="S", width=8, depth=1, heads=1, grid=2, channels=4), projectors=specs)
     assert infer_projectors(trunk.state_dict()) == specs

@@ -14,7 +14,7 @@ timm = pytest.importorskip("timm", reason="timm is not installed (extra `full`)"
 WIDTH, HEADS, HIDDEN = 24, 3, 96
 
 
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
+def randomized(module: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator("timm", name)) * 0.3)
@@ -25,7 +25,7 @@ def test_a_block_made_of_their_attention_and_mlp():
     """DiT's block, x + gate * f(norm(x) * (1 + scale) + shift) twice, with a condition for every token."""
     from timm.models.vision_transformer import Attention, Mlp
 
-    ours = randomised(Block(WIDTH, HEADS, HIDDEN))
+    ours = randomized(Block(WIDTH, HEADS, HIDDEN))
     attention = Attention(WIDTH, num_heads=HEADS, qkv_bias=True).double()
     attention.load_state_dict(ours.attn.state_dict())
     mlp = Mlp(WIDTH, HIDDEN, act_layer=lambda: torch.nn.GELU(approximate="tanh"), drop=0).double()
@@ -51,7 +51,7 @@ def test_patches_through_their_embedding():
     """Their convolution over a map of latents, our linear layer over tokens of squares."""
     from timm.models.vision_transformer import PatchEmbed
 
-    embed = randomised(PatchEmbed(8, 2, 4, WIDTH, bias=True))
+    embed = randomized(PatchEmbed(8, 2, 4, WIDTH, bias=True))
     latents = torch.randn(2, 4, 8, 8, generator=generator("timm", "latents"), dtype=torch.float64)
     weight = flatten_patches({PATCH: embed.proj.weight})[PATCH]
     tokens = patchify(latents.flatten(2).transpose(1, 2), (1, 8, 8), 2)  # (B, 16, 16)

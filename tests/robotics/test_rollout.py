@@ -15,7 +15,7 @@ from core.errors import AccidentError, ConfigError
 from robotics.environment import Observation, Step
 from robotics.kinematic.environment import KinematicEnvironment
 from robotics.parallel import spread
-from robotics.report import compare, published_rows, summarise, table
+from robotics.report import compare, published_rows, summarize, table
 from robotics.rollout import Rollout, run_episode, run_episodes
 from robotics.rollout_folder import RolloutFolder, missing, read_records, read_result
 from robotics.videos import Film
@@ -86,7 +86,7 @@ def test_a_policy_that_lifts_and_drops_fails_by_the_headline_only():
     assert (record["first_success"], record["info"]) == (2, {"steps": 5})
     assert (record["instruction"], record["later_instructions"]) == ("first", ["then"])
     assert film is None
-    result = summarise([record], Rollout("scripted", "any", "x").settings(), {})
+    result = summarize([record], Rollout("scripted", "any", "x").settings(), {})
     assert result["per_episode"][0]["success"] is False
     assert result["aggregated"]["pc_success"] == 0
     assert result["selfflow"]["success"]["any"]["rate"] == 1
@@ -194,11 +194,11 @@ def test_an_error_of_a_worker_is_the_commands_error(tmp_path):
 def test_published_numbers_stand_beside_those_of_the_same_protocol_only():
     record, _ = run_episode(Scripted([1] * 5), Imagining(), 0, 0)
     of = {"task": "pick_coke_can", "variant": "visual_matching"}
-    simpler = summarise([record], Rollout("simpler", "pick_coke_can", "x").settings(), {"published": of})
+    simpler = summarize([record], Rollout("simpler", "pick_coke_can", "x").settings(), {"published": of})
     text = table([simpler])
     assert "Published for pick_coke_can, visual matching" in text
     assert "| VideoVLA (video and actions) | 92.3 |" in text
-    assert "Published" not in table([summarise([record], Rollout("kinematic", "pick", "x").settings(), {})])
+    assert "Published" not in table([summarize([record], Rollout("kinematic", "pick", "x").settings(), {})])
     assert published_rows({"task": "fold_towel", "variant": "visual_matching"}) == []
 
 

@@ -130,8 +130,8 @@ def test_an_episode_is_what_the_script_says(task, variant, number, environment, 
 def test_the_robot_faces_the_table_turned_by_its_yaw():
     for yaw in (0.0, *(pose[2] for pose in POSES.values()), -0.09):
         w, x, y, z = facing(yaw)
-        centre = Rotation.from_euler("z", math.pi)  # SIMPLER's quaternion 0 0 0 1, wxyz
-        expected = (Rotation.from_euler("z", yaw) * centre).as_matrix()
+        center = Rotation.from_euler("z", math.pi)  # SIMPLER's quaternion 0 0 0 1, wxyz
+        expected = (Rotation.from_euler("z", yaw) * center).as_matrix()
         np.testing.assert_allclose(Rotation.from_quat([x, y, z, w]).as_matrix(), expected, atol=1e-12)
 
 

@@ -125,7 +125,7 @@ def test_report_of_every_section(tmp_path, capsys):
     parameters = sum(parameter.numel() for parameter in network[0](network[1], projectors=HEADS).parameters())
     assert named["trunk mmdit:tiny", "parameters"] == parameters / 1e6
     rate = named["trunk mmdit:tiny", "model FLOPs per second"]
-    assert named["trunk mmdit:tiny", "model FLOP utilisation of 1 TFLOP/s"] == pytest.approx(100 * rate)
+    assert named["trunk mmdit:tiny", "model FLOP utilization of 1 TFLOP/s"] == pytest.approx(100 * rate)
     assert report["setup"]["grid"] == 3
 
 

@@ -393,7 +393,7 @@ def test_a_study_without_a_report_does_not_keep_the_next_one_from_its_turn(finis
     assert report.exists()
 
 
-def test_a_metric_that_no_run_has_is_named_with_its_neighbour(finished, tmp_path):
+def test_a_metric_that_no_run_has_is_named_with_its_neighbor(finished, tmp_path):
     _, out = finished
     shutil.copytree(out, tmp_path / "out")
     study = write(tmp_path, metrics="metrics: {velocity/mean: lower, knn/bets: higher}")

@@ -144,7 +144,7 @@ def photos(folder: Path, count: int, start: int = 0, damaged: bool = False) -> s
     for index in range(start, start + count):
         pixels = np.full((8, 8, 3), 5 * index, dtype=np.uint8)
         (folder / f"{index}.png").write_bytes(image_bytes(pixels))
-        (folder / f"{index}.txt").write_text(f"grey {index}")
+        (folder / f"{index}.txt").write_text(f"gray {index}")
     if damaged:
         (folder / "damaged.png").write_bytes(b"no image")
         (folder / "damaged.txt").write_text("damaged")

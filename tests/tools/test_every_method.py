@@ -99,7 +99,7 @@ def check_losses(run: Path, terms: dict[str | None, float]) -> list[dict]:
 
 
 def check_file(modality: str, folder: Path, shape: tuple[int, ...]) -> None:
-    """One media file of this size lies in the folder, with its description, and it is not of one colour or silent."""
+    """One media file of this size lies in the folder, with its description, and it is not of one color or silent."""
     suffix = {"image": ".png", "video": ".mp4", "audio": ".wav"}[modality]
     (path,) = folder.glob(f"*{suffix}")
     assert path.with_suffix(".json").is_file()

@@ -130,7 +130,7 @@ def test_a_first_frame_is_the_first_frame(tiny_run, tmp_path):
     index = index_video(path, "")
     frames = np.stack(read_frames(path, "", index, np.arange(3))).astype(int)
     assert frames.shape[0] == 3
-    assert np.abs(frames[0] - pixels[0, 0]).max() <= 12  # what the codec and its colours cost
+    assert np.abs(frames[0] - pixels[0, 0]).max() <= 12  # what the codec and its colors cost
     assert np.abs(frames[1] - pixels[0, 0]).max() > 12
 
 

@@ -34,10 +34,10 @@ def measure_files(tmp_path: Path, inception: Path | str) -> dict:
     return json.loads((tmp_path / "samples.json").read_text())
 
 
-class Colours(torch.nn.Module):
+class Colors(torch.nn.Module):
     """In place of Inception, whose 2048 features take half a minute of linear algebra."""
 
-    name, kind, distance = "mean colours", "inception", "FID"
+    name, kind, distance = "mean colors", "inception", "FID"
 
     def __init__(self, path: str):
         super().__init__()
@@ -49,11 +49,11 @@ class Colours(torch.nn.Module):
 
 @pytest.mark.parametrize("shift", [0, 20])
 def test_a_sample_file_against_a_reference_with_a_known_answer(shift, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("modalities.evaluation.sample_files.Inception", Colours)
+    monkeypatch.setattr("modalities.evaluation.sample_files.Inception", Colors)
     shapes = {"mu": (3,), "sigma": (3, 3), "mu_s": (2,), "sigma_s": (2, 2)}
     monkeypatch.setattr("modalities.evaluation.adm.STATISTICS", shapes)
     images = np.random.default_rng(0).integers(0, 230, (70, 8, 8, 3), dtype=np.uint8)
-    reference(tmp_path / "reference.npz", Colours(""), images)
+    reference(tmp_path / "reference.npz", Colors(""), images)
     np.savez(tmp_path / "samples.npz", images + np.uint8(shift))
     result = measure_files(tmp_path, "any")
     moved = (shift / 127.5) ** 2  # of every channel's mean; the covariance stays
@@ -67,8 +67,8 @@ def test_a_sample_file_against_a_reference_with_a_known_answer(shift, tmp_path, 
 
 
 @pytest.fixture
-def colours(monkeypatch) -> None:
-    monkeypatch.setattr("modalities.evaluation.sample_files.Inception", Colours)
+def colors(monkeypatch) -> None:
+    monkeypatch.setattr("modalities.evaluation.sample_files.Inception", Colors)
     shapes = {"mu": (3,), "sigma": (3, 3), "mu_s": (2,), "sigma_s": (2, 2)}
     monkeypatch.setattr("modalities.evaluation.adm.STATISTICS", shapes)
 
@@ -83,8 +83,8 @@ def noise(count: int, seed: int = 0, shift: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 230, (count, 8, 8, 3), dtype=np.uint8) + np.uint8(shift)
 
 
-def test_a_reference_of_mu_and_sigma_alone_gives_fid_alone(colours, tmp_path, capsys):
-    found = reference(tmp_path / "whole.npz", Colours(""), noise(70))
+def test_a_reference_of_mu_and_sigma_alone_gives_fid_alone(colors, tmp_path, capsys):
+    found = reference(tmp_path / "whole.npz", Colors(""), noise(70))
     np.savez(tmp_path / "other.npz", mu=found["mu"], sigma=found["sigma"])
     np.savez(tmp_path / "samples.npz", noise(70, shift=20))
     result = compare_files(tmp_path, tmp_path / "samples.npz", tmp_path / "other.npz")
@@ -98,9 +98,9 @@ def test_a_reference_of_mu_and_sigma_alone_gives_fid_alone(colours, tmp_path, ca
 
 
 @pytest.mark.parametrize("kind", ["npz", "folder", "parquet"])
-def test_plain_images_are_a_reference_and_samples_too(kind, colours, tmp_path):
+def test_plain_images_are_a_reference_and_samples_too(kind, colors, tmp_path):
     images, samples = noise(40), noise(30, seed=1)
-    whole = reference(tmp_path / "whole.npz", Colours(""), images)
+    whole = reference(tmp_path / "whole.npz", Colors(""), images)
     np.savez(tmp_path / "samples.npz", samples)
     expected = compare_files(tmp_path, tmp_path / "samples.npz", tmp_path / "whole.npz")
     assert set(whole) == {"mu", "sigma", "mu_s", "sigma_s"}
@@ -124,7 +124,7 @@ def test_plain_images_are_a_reference_and_samples_too(kind, colours, tmp_path):
     assert other_way["values"]["FID"] == pytest.approx(expected["values"]["FID"], rel=1e-5)
 
 
-def test_images_that_cannot_be_read_and_other_sizes_are_said(colours, tmp_path):
+def test_images_that_cannot_be_read_and_other_sizes_are_said(colors, tmp_path):
     folder = tmp_path / "real"
     folder.mkdir()
     for number, pixels in enumerate(noise(20)):
@@ -136,20 +136,20 @@ def test_images_that_cannot_be_read_and_other_sizes_are_said(colours, tmp_path):
     assert warnings[1].startswith("samples of 8 x 8 pixels are compared with images of 8 x 8 and 16 x 8 pixels: ")
 
 
-def test_few_samples_are_measured_as_far_as_they_go(colours, tmp_path):
-    reference(tmp_path / "whole.npz", Colours(""), noise(40))
+def test_few_samples_are_measured_as_far_as_they_go(colors, tmp_path):
+    reference(tmp_path / "whole.npz", Colors(""), noise(40))
     for count, names in ((1, {"IS"}), (3, {"IS", "FID", "sFID"}), (4, {"IS", "FID", "sFID", "precision", "recall"})):
         np.savez(tmp_path / "samples.npz", noise(count, seed=1))
         assert set(compare_files(tmp_path, tmp_path / "samples.npz", tmp_path / "whole.npz")["values"]) == names
 
 
 @pytest.mark.parametrize("count", [1500, 2500])
-def test_the_inception_score_of_a_sample_file_is_adms(count, colours, tmp_path, monkeypatch):
+def test_the_inception_score_of_a_sample_file_is_adms(count, colors, tmp_path, monkeypatch):
     """Runs of 1,000 in place of 5,000: the short last one counts as much as the others."""
     monkeypatch.setattr(inception_score_of_runs, "__defaults__", (1000,))
     np.savez(tmp_path / "samples.npz", noise(count))
-    reference(tmp_path / "whole.npz", Colours(""), noise(40))
-    p = Colours("")(torch.from_numpy(noise(count)).permute(0, 3, 1, 2).float() / 127.5 - 1).logits.softmax(1).double()
+    reference(tmp_path / "whole.npz", Colors(""), noise(40))
+    p = Colors("")(torch.from_numpy(noise(count)).permute(0, 3, 1, 2).float() / 127.5 - 1).logits.softmax(1).double()
     scores = []
     for start in range(0, count, 1000):
         run = p[start : start + 1000]

@@ -133,7 +133,7 @@ def test_unknown_options_are_refused_and_settings_may_stand_behind_options(capsy
     assert "seed: 17" in capsys.readouterr().out
 
 
-def test_a_missing_config_names_its_neighbours_and_a_missing_run_is_asked_for(capsys):
+def test_a_missing_config_names_its_neighbors_and_a_missing_run_is_asked_for(capsys):
     assert main(["train", str(CONFIG.with_name("tiyn.yaml")), "run=x"]) == 2
     assert "Did you mean: 'tiny.yaml'?" in capsys.readouterr().err
     assert main(["train", str(CONFIG)]) == 2
@@ -146,7 +146,7 @@ def test_a_sit_that_does_not_fit_the_data_says_what_would(tmp_path, capsys):
 
 
 def photos(folder: Path, captions: bool = True, count: int = 8) -> Path:
-    """A configuration for grey images beside it."""
+    """A configuration for gray images beside it."""
     (folder / "photos").mkdir(parents=True)
     for index, pixels in enumerate(numbered(count, 8, 8)):
         (folder / "photos" / f"{index}.png").write_bytes(image_bytes(pixels))

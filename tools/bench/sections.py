@@ -296,7 +296,7 @@ def trunk_rows(setup: Setup, name: str, text_tokens: int, peak_tflops: float | N
     ]
     if peak_tflops:
         used = [100 * rate / peak_tflops for rate in rates]
-        rows.append(median_row(section, f"model FLOP utilisation of {peak_tflops:g} TFLOP/s", used, "%", times))
+        rows.append(median_row(section, f"model FLOP utilization of {peak_tflops:g} TFLOP/s", used, "%", times))
     return rows
 
 

@@ -305,7 +305,7 @@ def generate_files(
     negative: str | None = None,
     files: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write every sample with its .json, and a labelled grid of several images; returns the first file of each.
+    """Write every sample with its .json, and a labeled grid of several images; returns the first file of each.
 
     No file is overwritten; numbers go on behind the highest one in the folder. Raises DataError where one cannot be
     written.

@@ -234,13 +234,13 @@ def with_classes(data: MediaConfig, source: Source, modality: str) -> tuple[Medi
         labels = source.labels()
         return data, [] if Path(data.path).name in labels or not _are_classes(labels, len(source)) else labels
     for name in LABEL_FIELDS:
-        labelled = replace(data, label_field=name)
+        labeled = replace(data, label_field=name)
         try:
-            labels = build_source(labelled, modality, Path.cwd()).labels()
+            labels = build_source(labeled, modality, Path.cwd()).labels()
         except (ConfigError, DataError):
             continue
         if _are_classes(labels, len(source)):
-            return labelled, labels
+            return labeled, labels
     return data, []
 
 

@@ -59,7 +59,7 @@ def opened(value: Any) -> object:
 
 
 def json_list(value: Any) -> object:
-    """The list in a text such as '["a cat", "a grey cat"]'; anything else as it is."""
+    """The list in a text such as '["a cat", "a gray cat"]'; anything else as it is."""
     if isinstance(value, str) and value.startswith("["):
         parsed = parsed_json(value, value)
         # A caption may begin with a bracket, and a list of numbers is none of captions.

@@ -77,8 +77,8 @@ SHAPES = {"image": "(B, 3, H, W)", "video": "(B, T, 3, H, W)", "audio": "(B, cha
 def expect(media: Tensor, modality: str, name: str) -> None:
     """Raises ShapeError unless `media` are a non-empty, finite float batch of the modality."""
     dims = SHAPES[modality].count(",") + 1
-    colours = modality == "audio" or (media.ndim == dims and media.shape[-3] == 3)
-    if media.ndim != dims or not colours or not media.is_floating_point() or media.numel() == 0:
+    colors = modality == "audio" or (media.ndim == dims and media.shape[-3] == 3)
+    if media.ndim != dims or not colors or not media.is_floating_point() or media.numel() == 0:
         raise ShapeError(
             f"{name}: expected {modality} {SHAPES[modality]} float in [-1, 1], got {tuple(media.shape)} {media.dtype}"
         )
@@ -101,7 +101,7 @@ def to_levels(media: Tensor) -> Tensor:
     return ((media.float() + 1) * 127.5).round().clamp(0, 255)
 
 
-def normalise(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(..., 3, H, W) levels 0..255 -> (levels / 255 - mean) / std."""
     shift, scale = (levels.new_tensor(values)[:, None, None] for values in (mean, std))
     return (levels / 255 - shift) / scale

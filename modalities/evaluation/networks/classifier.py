@@ -5,8 +5,8 @@ same data with the same file, and are never called FID; the name in every result
 well it does on samples held out of its own training.
 
 Every medium becomes planes of 8-bit levels, which are small enough to keep a whole training set in memory:
-- image: colours, resized by area to at most 32 x 32
-- video: the colours of 8 evenly spaced frames, likewise
+- image: colors, resized by area to at most 32 x 32
+- video: the colors of 8 evenly spaced frames, likewise
 - audio: power spectrogram in dB (64 ms windows), 64 bands x 64 frames
 
 Measured: the default 1,000 steps take 50 s on one CPU core for CIFAR-10 and name 70.8% of its test set rightly.

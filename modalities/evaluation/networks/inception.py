@@ -16,8 +16,8 @@ What is read off, in the evaluator's order of values, so that its reference stat
 - logits: pool times the softmax weights WITHOUT the bias, 1008 classes, as the evaluator computes its inception score.
 
 Preparation: 8-bit levels, then TensorFlow-1 bilinear to 299 x 299 (output pixel i samples input i * in / out, neither
-half-pixel centres nor antialiasing), then (x - 128) / 128. The libraries differ here: pytorch-fid 0.3 samples at
-half-pixel centres and scales by 2 x / 255 - 1, clean-fid resizes antialiased bicubic; their FIDs differ from these.
+half-pixel centers nor antialiasing), then (x - 128) / 128. The libraries differ here: pytorch-fid 0.3 samples at
+half-pixel centers and scales by 2 x / 255 - 1, clean-fid resizes antialiased bicubic; their FIDs differ from these.
 
 The graph alone is equal to that of pytorch-fid 0.3.0 too.
 """

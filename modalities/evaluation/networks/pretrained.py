@@ -26,7 +26,7 @@ from modalities.evaluation.networks.base import (
     expect,
     freeze,
     no_weights,
-    normalise,
+    normalize,
     resize_bicubic,
     to_levels,
 )
@@ -79,9 +79,9 @@ def label(path: str) -> str:
 
 
 class Clip(nn.Module):
-    """Images and texts in one space: `self(images).pool` and `self.texts(captions)`, both not normalised.
+    """Images and texts in one space: `self(images).pool` and `self.texts(captions)`, both not normalized.
 
-    Images: 8-bit levels, short side to the model's size (224 for most) by antialiased bicubic, centre crop.
+    Images: 8-bit levels, short side to the model's size (224 for most) by antialiased bicubic, center crop.
     """
 
     kind = "clip"
@@ -108,7 +108,7 @@ class Clip(nn.Module):
         size = int(self.side * height / short), int(self.side * width / short)
         top, left = ((length - self.side) // 2 for length in size)
         levels = resize_bicubic(levels, size)[..., top : top + self.side, left : left + self.side]
-        return Features(embedding(self.model.get_image_features(normalise(levels, CLIP_MEAN, CLIP_STD))).float())
+        return Features(embedding(self.model.get_image_features(normalize(levels, CLIP_MEAN, CLIP_STD))).float())
 
     @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> Tensor:
@@ -160,7 +160,7 @@ class DinoV2(nn.Module):
     def forward(self, media: Tensor) -> Features:
         expect(media, "image", self.name)
         levels = resize_bicubic(to_levels(media.to(device_of(self))), (self.SIDE, self.SIDE))
-        output = self.model(pixel_values=normalise(levels, IMAGENET_MEAN, IMAGENET_STD))
+        output = self.model(pixel_values=normalize(levels, IMAGENET_MEAN, IMAGENET_STD))
         return Features(output.last_hidden_state[:, 0].float())
 
 

@@ -24,7 +24,7 @@ from modalities.evaluation.networks.base import (
     expect,
     freeze,
     no_weights,
-    normalise,
+    normalize,
     pick_frames,
     read_weights,
     to_levels,
@@ -97,7 +97,7 @@ class VideoMAE(nn.Module):
         frames = functional.interpolate(
             levels.flatten(0, 1), (self.side, self.side), mode="bilinear", align_corners=False
         ).unflatten(0, levels.shape[:2])  # (B, T, 3, side, side)
-        hidden = self.model(pixel_values=normalise(frames, self.mean, self.std)).last_hidden_state
+        hidden = self.model(pixel_values=normalize(frames, self.mean, self.std)).last_hidden_state
         return Features(self.fc_norm(hidden.mean(1)).float())
 
 

@@ -35,7 +35,7 @@ def test_statistics_of_the_sde(steps):
     (final,) = sample(
         Field(gaussian(mean, deviation)), batch, (noise[0].double(),), SamplerConfig("sde", steps), seed=3
     )
-    tolerance = 3 / steps + 0.005  # discretisation, and 2.5 standard errors
+    tolerance = 3 / steps + 0.005  # discretization, and 2.5 standard errors
     assert float(final.mean()) == pytest.approx(mean, abs=tolerance)  # worst seen 1.2e-3
     assert float(final.std()) == pytest.approx(deviation, abs=tolerance)  # worst seen 8.7e-3
 
@@ -318,11 +318,11 @@ def test_a_null_context_of_another_size_or_kind_is_refused():
 
 
 def test_bytes_depend_on_batch_size_without_exact():
-    """What `exact` is for: a kernel that sees the whole batch rounds one sample by its neighbours."""
+    """What `exact` is for: a kernel that sees the whole batch rounds one sample by its neighbors."""
 
     def velocity(x, t, dropped):
-        neighbours = 1e-6 * len(x)  # a stand-in for it, so that this test does not hang on one machine's kernels
-        return x * (1 + neighbours)
+        neighbors = 1e-6 * len(x)  # a stand-in for it, so that this test does not hang on one machine's kernels
+        return x * (1 + neighbors)
 
     finals = {}
     for batch_invariant in (True, False):

@@ -90,7 +90,7 @@ def test_blocks_behind_the_last_layer_are_left_out(folders):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neighbours_do_not_change_a_caption_on_a_cpu(folders, kind):
+def test_neighbors_do_not_change_a_caption_on_a_cpu(folders, kind):
     made = encoder(folders, kind)
     together, alone = made.encode(CAPTIONS), [made.encode([caption])[0] for caption in CAPTIONS]
     for a, b in zip(together, alone, strict=True):

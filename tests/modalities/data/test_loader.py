@@ -1,4 +1,4 @@
-"""Microbatches are a function of the step: any workers, any start, any neighbours; bad records step aside."""
+"""Microbatches are a function of the step: any workers, any start, any neighbors; bad records step aside."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_every_epoch_holds_each_record_once_in_another_order_with_new_noise():
     assert len({part.numpy().tobytes() for part in noise}) == 3
 
 
-def test_the_randomness_of_a_sample_does_not_depend_on_its_neighbours_or_its_microbatch():
+def test_the_randomness_of_a_sample_does_not_depend_on_its_neighbors_or_its_microbatch():
     def by_key(microbatches: list[RawBatch]) -> dict:
         found = {}
         for item in microbatches:
@@ -161,7 +161,7 @@ def test_given_tokens_are_clean_enough_uncounted_and_alike_for_both():
 
 
 def folder(path: Path, broken: bool) -> FolderSource:
-    """Ten grey images of class `grey`; two of them damaged."""
+    """Ten gray images of class `gray`; two of them damaged."""
     (path / "grey").mkdir(parents=True)
     for index, pixels in enumerate(numbered(10, 8, 8)):
         (path / "grey" / f"{index}.png").write_bytes(image_bytes(pixels))

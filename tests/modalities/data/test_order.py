@@ -55,7 +55,7 @@ def test_records_are_equally_likely_at_every_place(size):
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
-def test_neighbours_in_the_order_are_unrelated():
+def test_neighbors_in_the_order_are_unrelated():
     order = np.array(epoch_order(4096, 0))
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.06  # deviation is 1 / sqrt(4095) = 0.016
     assert abs(np.corrcoef(order, np.arange(4096))[0, 1]) < 0.06
@@ -123,7 +123,7 @@ def test_few_blocks_are_read_at_a_time_and_one_comes_in_with_each_slot():
     looked_back = (spans > len(block) / 2).sum()
     assert looked_back == window - 1  # of the first slots
     assert np.median(spans) < (window + 1) * size
-    # Each stretch mixes the samples of `window` blocks evenly: neighbours are of one block in one case of eight.
+    # Each stretch mixes the samples of `window` blocks evenly: neighbors are of one block in one case of eight.
     same = np.mean(block[1:] == block[:-1])
     assert abs(same - 1 / window) < 5 * np.sqrt(1 / window / len(block))
 
@@ -171,7 +171,7 @@ def test_one_block_is_ordered_as_a_plain_source():
 
 
 def test_scattered_ranges_are_shuffled_as_a_whole():
-    """Records 100..299 have no use for being read together: neighbours there are unrelated."""
+    """Records 100..299 have no use for being read together: neighbors there are unrelated."""
     order = Order(InBlocks([20] * 15, window=2, scattered=[(100, 300)]), 0, "image")
     found = one_epoch(order, 0)
     assert sorted(found) == list(range(300))

@@ -1,4 +1,4 @@
-"""Small models with sources in memory, for the tests of modalities.evaluation: labelled images, videos with audio."""
+"""Small models with sources in memory, for the tests of modalities.evaluation: labeled images, videos with audio."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLASSES = ["blue", "green", "red"]
 
 
 class Memory:
-    """Images of one colour with some noise; class `i % 3`. Records at `broken` are damaged; `reads` are noted."""
+    """Images of one color with some noise; class `i % 3`. Records at `broken` are damaged; `reads` are noted."""
 
     def __init__(self, name: str, count: int, classes=CLASSES, broken=(), strange=()):
         self.name, self.count, self.classes, self.broken, self.strange = name, count, list(classes), broken, strange

@@ -210,7 +210,7 @@ def test_the_probe_learns_from_training_records_and_is_tested_on_the_others(monk
     assert sorted(train_y.tolist()) == sorted([0, 1, 2] * 10)
     assert sorted(training.reads) == list(range(30))
     assert sorted(val.reads) == list(range(24))
-    # Colours are easy: a probe that met other labels or other features would be far from this.
+    # Colors are easy: a probe that met other labels or other features would be far from this.
     assert measured.values["probe/best"] == max(measured.values[f"probe/layer={k}"] for k in (1, 2, 3)) > 0.9
     assert measured.warnings == [
         "probe, knn: 1 held-out records are left out: not of a class of the training data",
@@ -218,14 +218,14 @@ def test_the_probe_learns_from_training_records_and_is_tested_on_the_others(monk
 
 
 def test_neither_the_condition_nor_the_noise_tells_the_class():
-    """Grey images under different labels, with equal keys on both sides: only leaks could be learned."""
+    """Gray images under different labels, with equal keys on both sides: only leaks could be learned."""
 
-    class Grey(Memory):
+    class Gray(Memory):
         def read(self, index):
             record = super().read(index)
             return replace(record, media=record.media * 0 + 100)
 
-    found = evaluate(subject(Grey("val", 24), Grey("train", 30)), ALL, ["probe", "knn"], {}).values
+    found = evaluate(subject(Gray("val", 24), Gray("train", 30)), ALL, ["probe", "knn"], {}).values
     assert found["probe/best"] < 0.7
     assert found["knn/best"] < 0.7
 

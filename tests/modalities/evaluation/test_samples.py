@@ -29,10 +29,10 @@ from tests.modalities.evaluation.subjects import CLASSES, Memory, subject
 FEW = EvaluationSettings(generated=24, val=24, training=30, batch=5, classifier_steps=5)
 
 
-class Colours(nn.Module):
-    """A stand-in for Inception: mean colours, quarters of the image, logits."""
+class Colors(nn.Module):
+    """A stand-in for Inception: mean colors, quarters of the image, logits."""
 
-    name, kind, distance = "mean colours", "inception", "FID"
+    name, kind, distance = "mean colors", "inception", "FID"
 
     def forward(self, media):
         pool = media.mean((2, 3))
@@ -50,7 +50,7 @@ def features(count: int, seed: int = 0, shift: float = 0.0) -> Features:
 
 
 def test_equal_sides_have_distance_0_and_full_marks():
-    found = compare(Colours(), features(400), features(400), seed=0)
+    found = compare(Colors(), features(400), features(400), seed=0)
     values = found.values
     assert values["FID"] == pytest.approx(0, abs=1e-6)
     assert values["sFID"] == pytest.approx(0, abs=1e-6)
@@ -61,15 +61,15 @@ def test_equal_sides_have_distance_0_and_full_marks():
 
 
 def test_a_shift_shows_in_closed_form_and_few_samples_are_warned_of():
-    values = compare(Colours(), features(400), features(400, shift=2.0), seed=0).values
+    values = compare(Colors(), features(400), features(400, shift=2.0), seed=0).values
     assert values["FID"] == pytest.approx(3 * 2.0**2, rel=1e-5)
     wide = Features(torch.randn(20, 30, generator=generator("wide")))
-    (line,) = compare(Colours(), wide, wide, seed=0).warnings
+    (line,) = compare(Colors(), wide, wide, seed=0).warnings
     assert line.startswith("FID: 20 samples for 30 features: the covariance lacks full rank")
 
 
 def test_only_the_standard_inception_has_fid_and_is():
-    network = Colours()
+    network = Colors()
     network.kind, network.distance = "classifier", "FD (small classifier)"
     values = compare(network, *[replace(features(50), spatial=None)] * 2, seed=0).values
     assert set(values) == {
@@ -81,7 +81,7 @@ def test_only_the_standard_inception_has_fid_and_is():
         "coverage",
         "class score",
     }
-    framewise = compare(Framewise(Colours()), features(50), features(50), seed=0).values
+    framewise = compare(Framewise(Colors()), features(50), features(50), seed=0).values
     assert {"framewise FID", "framewise sFID"} <= set(framewise)
 
 
@@ -90,7 +90,7 @@ def test_numbers_do_not_depend_on_the_batch_size():
     for batch in (5, 24):
         found = measured[batch] = Measured()
         asked = subject(Memory("val", 40), Memory("train", 30))
-        samples(asked, replace(FEW, batch=batch), on_image(inception=Colours()), found)
+        samples(asked, replace(FEW, batch=batch), on_image(inception=Colors()), found)
     assert measured[5].values == pytest.approx(measured[24].values, rel=1e-5)
     assert measured[5].warnings == measured[24].warnings
     assert {"samples/inception/FID", "samples/inception/sFID", "samples/inception/IS"} <= set(measured[5].values)
@@ -99,15 +99,15 @@ def test_numbers_do_not_depend_on_the_batch_size():
 def test_as_many_samples_as_there_are_records_and_at_least_six():
     made = []
     asked = subject(Memory("val", 8), Memory("train", 30))
-    samples(asked, FEW, on_image(inception=Colours()), Measured(), made.append)
+    samples(asked, FEW, on_image(inception=Colors()), Measured(), made.append)
     assert sum(made) == 8 * asked.sampler.steps
     found = Measured()
-    samples(subject(Memory("val", 8, broken={1, 2, 3}), Memory("train", 30)), FEW, on_image(inception=Colours()), found)
+    samples(subject(Memory("val", 8, broken={1, 2, 3}), Memory("train", 30)), FEW, on_image(inception=Colors()), found)
     assert (found.values, found.failed) == ({}, ["samples"])
     assert found.warnings == ["samples is left out: 5 held-out records to compare with; at least 6 are needed"]
 
 
-class Broken(Colours):
+class Broken(Colors):
     """Fails on the `turn`-th batch."""
 
     def __init__(self, turn: int, error: Exception):
@@ -124,9 +124,9 @@ class Broken(Colours):
 @pytest.mark.parametrize("turn", [1, 5, 6, 10])  # held-out records make 5 batches, generated samples 5 more
 def test_a_network_that_fails_does_not_take_the_others_with_it(turn):
     asked, whole, found = subject(Memory("val", 40), Memory("train", 30)), Measured(), Measured()
-    samples(asked, FEW, on_image(inception=Colours()), whole)
+    samples(asked, FEW, on_image(inception=Colors()), whole)
     broken = Broken(turn, RuntimeError("CUDA out of memory\nTried to allocate"))
-    samples(asked, FEW, on_image(broken=broken, inception=Colours()), found)
+    samples(asked, FEW, on_image(broken=broken, inception=Colors()), found)
     assert found.values == whole.values
     assert found.failed == ["samples/broken"]
     assert "samples/broken is left out: RuntimeError: CUDA out of memory (test_samples.py:" in str(found.warnings)
@@ -141,7 +141,7 @@ def test_values_that_cannot_be_made_or_are_not_finite_do_not_take_the_others_wit
 
     monkeypatch.setattr("modalities.evaluation.samples.frechet", broken)
     monkeypatch.setattr("modalities.evaluation.samples.precision_recall", lambda *_: PrecisionRecall(1.0, math.nan))
-    found = compare(Colours(), features(50), features(50), seed=0)
+    found = compare(Colors(), features(50), features(50), seed=0)
     assert found.failed == ["FID", "sFID", "precision, recall"]
     assert set(found.values) == {"KID", "precision", "density", "coverage", "IS"}
     assert "precision, recall is left out: not finite: recall is nan" in found.warnings
@@ -150,7 +150,7 @@ def test_values_that_cannot_be_made_or_are_not_finite_do_not_take_the_others_wit
 
 def test_features_that_are_not_finite_are_said():
     bad = replace(features(50), pool=torch.full((50, 3), torch.nan), logits=torch.full((50, 3), torch.nan))
-    found = compare(Colours(), features(50), bad, seed=0)
+    found = compare(Colors(), features(50), bad, seed=0)
     assert {"FID", "KID", "IS"} <= set(found.failed)
     assert all(math.isfinite(value) for value in found.values.values())
 
@@ -158,7 +158,7 @@ def test_features_that_are_not_finite_are_said():
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_what_few_samples_allow_is_measured(count):
     least = {"FID": 2, "sFID": 2, "KID": 2, "precision": 4, "recall": 4, "density": 6, "coverage": 6, "IS": 1}
-    found = compare(Colours(), features(count), features(count, seed=1), seed=0)
+    found = compare(Colors(), features(count), features(count, seed=1), seed=0)
     assert set(found.values) == {name for name, needed in least.items() if count >= needed}
 
 

@@ -14,13 +14,13 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def png(width: int, depth: int, colour: int, rows: Sequence[bytes], *chunks: bytes) -> bytes:
+def png(width: int, depth: int, color: int, rows: Sequence[bytes], *chunks: bytes) -> bytes:
     """One with these rows; `chunks` come before the pixels.
 
     Args:
-        colour: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
+        color: 0 gray, 2 RGB, 3 palette, 4 gray with alpha, 6 RGB with alpha.
     """
-    header = png_chunk(b"IHDR", struct.pack(">2I5B", width, len(rows), depth, colour, 0, 0, 0))
+    header = png_chunk(b"IHDR", struct.pack(">2I5B", width, len(rows), depth, color, 0, 0, 0))
     pixels = png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
     return b"".join([b"\x89PNG\r\n\x1a\n", header, *chunks, pixels, png_chunk(b"IEND", b"")])
 

@@ -31,17 +31,17 @@ def test_alpha_is_composited_on_the_background():
     assert seen[1, 1].tolist() == [255, 100, 0]
 
 
-def test_transparent_palettes_and_grey_with_alpha():
+def test_transparent_palettes_and_gray_with_alpha():
     palette = Image.new("P", (2, 1))
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.putdata([0, 1])
     seen = read_image(image_bytes(palette, transparency=1), "x", background=(0, 0, 200))
     assert seen.tolist() == [[[255, 0, 0], [0, 0, 200]]]
-    grey = Image.new("LA", (1, 1), (90, 0))
-    assert read_image(image_bytes(grey), "x", background=(1, 2, 3)).tolist() == [[[1, 2, 3]]]
+    gray = Image.new("LA", (1, 1), (90, 0))
+    assert read_image(image_bytes(gray), "x", background=(1, 2, 3)).tolist() == [[[1, 2, 3]]]
 
 
-def test_sixteen_bit_grey_keeps_its_range():
+def test_sixteen_bit_gray_keeps_its_range():
     levels = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
     assert read_image(image_bytes(levels), "x")[..., 0].tolist() == [[0, 100, 255]]
     bilevel = Image.fromarray(np.array([[True, False]]))
@@ -79,7 +79,7 @@ def test_what_is_not_an_image(tmp_path):
 
 
 def test_an_image_cut_short_is_never_filled_up(monkeypatch):
-    """PIL can be told to fill a cut JPEG with grey; by default it is not, and nothing here tells it to."""
+    """PIL can be told to fill a cut JPEG with gray; by default it is not, and nothing here tells it to."""
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
     data = image_bytes(gradient(200, 300), "JPEG")
     for cut in (len(data) - 1, len(data) * 9 // 10, len(data) // 2):
@@ -95,7 +95,7 @@ def test_a_small_file_that_unpacks_to_a_huge_image_is_refused():
         read_image(bytes(bomb), "a.png")
 
 
-def test_print_colours_become_red_green_and_blue():
+def test_print_colors_become_red_green_and_blue():
     pixels = gradient()
     seen = read_image(image_bytes(Image.fromarray(pixels).convert("CMYK"), "JPEG", quality=95), "x").astype(int)
     assert np.abs(seen - pixels).mean() < 3
@@ -109,7 +109,7 @@ def test_of_an_animation_the_first_image_is_taken():
         assert np.abs(seen - gradient()).mean() < (3 if kind == "GIF" else 1e-9)
 
 
-def test_a_colour_profile_is_left_alone():
+def test_a_color_profile_is_left_alone():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     assert np.array_equal(read_image(image_bytes(gradient(), icc_profile=profile), "x"), gradient())
 

@@ -55,7 +55,7 @@ FILES = {
     "vp9": ("a.webm", {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}}),
     "variable rate, starts at 5 s": ("a.mp4", {"milliseconds": stamps()}),
     "variable rate, starts at 5 s, Matroska": ("a.mkv", {"milliseconds": stamps()}),
-    "BT.709 colours": ("a.mp4", {"options": {"x264-params": "colormatrix=bt709"}}),
+    "BT.709 colors": ("a.mp4", {"options": {"x264-params": "colormatrix=bt709"}}),
     "full range": ("a.mp4", {"pixel_format": "yuvj420p"}),
     "4:4:4": ("a.mp4", {"pixel_format": "yuv444p"}),
     "oblong pixels": ("a.mp4", {"options": {"x264-params": "sar=4/3"}}),
@@ -90,7 +90,7 @@ def test_all_backends_turn_images_upright(tmp_path, optional, degrees):
         ("a.webm", (47, 61), {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}}),
     ],
 )
-def test_ten_bits_and_odd_sides_differ_at_the_edges_of_colours_only(tmp_path, optional, name, size, options):
+def test_ten_bits_and_odd_sides_differ_at_the_edges_of_colors_only(tmp_path, optional, name, size, options):
     path = video_file(tmp_path / name, moving(40, *size), **options)
     index = index_video(path, "x")
     seen, own = (np.stack(read_frames(path, "x", index, np.arange(40), b)).astype(int) for b in (optional, "pyav"))
@@ -276,7 +276,7 @@ def test_a_missing_backend_is_one_line(tmp_path, monkeypatch, backend):
 
 
 class Decoder:
-    """Stands in for torchcodec's: frames 0, 1, ... of a file, grey of level 6 i, at 24 frames per second."""
+    """Stands in for torchcodec's: frames 0, 1, ... of a file, gray of level 6 i, at 24 frames per second."""
 
     count, shift, failure = 12, 0.0, ""
 

@@ -1,4 +1,4 @@
-"""What files ask of a decoder: any colours, transparency, sizes and failures."""
+"""What files ask of a decoder: any colors, transparency, sizes and failures."""
 
 import resource
 import struct
@@ -12,7 +12,7 @@ from core.errors import DataError
 from modalities.media.video import index_video, read_frames
 from tests.modalities.making import numbered, video_file
 
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (30, 200, 120)]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (30, 200, 120)]
 # name -> (weights of red and blue in the luma, FFmpeg's number): ITU-R BT.601, 709, 2020
 MATRICES = {
     "601": (0.299, 0.114, 6),
@@ -47,14 +47,14 @@ def levels(rgb: tuple[int, int, int], matrix: str, full: bool, bits: int) -> lis
         ("a.webm", "libvpx-vp9", "yuv420p", 8),
     ],
 )
-def test_colours_come_out_at_full_range(tmp_path, name, codec, pixels, bits, matrix, full):
+def test_colors_come_out_at_full_range(tmp_path, name, codec, pixels, bits, matrix, full):
     options = {"libx264": {"crf": "1"}, "libvpx-vp9": {"crf": "1", "b": "0", "deadline": "realtime", "cpu-used": "8"}}
     with av.open(str(tmp_path / name), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options.get(codec, {}))
         stream.width, stream.height, stream.pix_fmt = 64, 64, pixels
         stream.codec_context.colorspace, stream.codec_context.color_range = MATRICES[matrix][2], 2 if full else 1
         stream.codec_context.thread_count = 1
-        for rgb in COLOURS:
+        for rgb in COLORS:
             frame = av.VideoFrame(64, 64, pixels)
             for plane, level in zip(frame.planes, levels(rgb, matrix, full, bits), strict=True):
                 row = plane.line_size // (2 if bits > 8 else 1)
@@ -63,8 +63,8 @@ def test_colours_come_out_at_full_range(tmp_path, name, codec, pixels, bits, mat
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     index = index_video(tmp_path / name, "x")
-    seen = read_frames(tmp_path / name, "x", index, np.arange(len(COLOURS)))
-    for frame, rgb in zip(seen, COLOURS, strict=True):
+    seen = read_frames(tmp_path / name, "x", index, np.arange(len(COLORS)))
+    for frame, rgb in zip(seen, COLORS, strict=True):
         assert np.abs(frame[32, 32].astype(int) - rgb).max() <= 4
 
 

@@ -29,9 +29,9 @@ def test_a_grid_holds_every_image_and_its_label(tmp_path):
         tile = plain[4 + i // 3 * 132 :, 4 + i % 3 * 132 :][:128, :128]
         assert (tile == level).all()
     labels = ["red", "größe ✓", "a very long label that does not fit under its image", "", "last"]
-    labelled = read_image(write_grid(images, tmp_path / "labelled", columns=3, labels=labels), "x")
-    assert labelled.shape == (2 * 146 + 4, 3 * 132 + 4, 3)
-    assert (labelled[4 + 128 : 4 + 142, 4:132] < 128).any()
+    labeled = read_image(write_grid(images, tmp_path / "labelled", columns=3, labels=labels), "x")
+    assert labeled.shape == (2 * 146 + 4, 3 * 132 + 4, 3)
+    assert (labeled[4 + 128 : 4 + 142, 4:132] < 128).any()
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 31), (300, 401)])

@@ -75,7 +75,7 @@ def test_nothing_is_seen_in_noise_or_emptiness(sigma, level):
         assert read_video(noisy(np.full((8, 16, 16, 3), level, np.uint8), sigma, rng))[:3] == (None, None, None)
 
 
-def test_an_image_full_of_one_colour_is_no_shape():
+def test_an_image_full_of_one_color_is_no_shape():
     red = np.broadcast_to(np.array([230, 40, 40], np.uint8), (16, 16, 3))
     assert check("image", red, "a red square") == {"colour": False, "shape": False}
     assert read_video(np.broadcast_to(red, (8, 16, 16, 3)))[:3] == (None, None, None)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError, DataError
-from modalities.synthetic.draw import COLOURS, SyntheticSource, captions, coverage
+from modalities.synthetic.draw import COLORS, SyntheticSource, captions, coverage
 
 MODALITIES = ("image", "video", "audio")
 
@@ -100,11 +100,11 @@ def test_audio_is_three_notes_between_silences():
         assert np.argmax(spectrum) * 4000 / 16000 == pytest.approx(hertz, abs=1)
 
 
-def test_colours_are_the_named_ones():
+def test_colors_are_the_named_ones():
     source = SyntheticSource("image", size=32)
     for index, caption in enumerate(captions("image")):
-        centre = source.read(index).media[14:18, 14:18].reshape(-1, 3).mean(axis=0)
-        away = {name: np.abs(centre - np.array(colour)).sum() for name, colour in COLOURS.items()}
+        center = source.read(index).media[14:18, 14:18].reshape(-1, 3).mean(axis=0)
+        away = {name: np.abs(center - np.array(color)).sum() for name, color in COLORS.items()}
         assert min(away, key=away.get) in caption.split()
 
 

@@ -29,8 +29,8 @@ def reference(model, audio: torch.Tensor) -> torch.Tensor:
         return model(extract(audio.numpy(), sampling_rate=24000, return_tensors="pt").input_values).last_hidden_state[0]
 
 
-def test_mert_is_hubert_on_the_normalised_audio(tmp_path):
-    """At 24 kHz, stereo, interpolated between the centres of the frames by numpy."""
+def test_mert_is_hubert_on_the_normalized_audio(tmp_path):
+    """At 24 kHz, stereo, interpolated between the centers of the frames by numpy."""
     folder = save_mert(tmp_path)
     model = transformers.HubertModel(make_hubert().config).eval()
     model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -40,15 +40,15 @@ def test_mert_is_hubert_on_the_normalised_audio(tmp_path):
     for sample, features in zip(audio, found, strict=True):
         frames = reference(model, sample.mean(0))
         assert len(frames) == (4000 - width) // hop + 1
-        centres = np.arange(len(frames)) * hop + width / 2
+        centers = np.arange(len(frames)) * hop + width / 2
         wanted = np.arange(40) * 100 + 50
-        expected = np.stack([np.interp(wanted, centres, channel) for channel in frames.T.numpy()], axis=1)
+        expected = np.stack([np.interp(wanted, centers, channel) for channel in frames.T.numpy()], axis=1)
         np.testing.assert_allclose(features.numpy(), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_long_steps_get_the_mean_of_their_frames(tmp_path):
     folder = save_mert(tmp_path)
-    audio = media(1, 1, 8040)  # 101 frames, the centre of the first at 20
+    audio = media(1, 1, 8040)  # 101 frames, the center of the first at 20
     each = encoder(folder, 8040, 101, 80)(audio)[0]
     found = encoder(folder, 8040, 10, 800)(audio)[0]
     # Frame j stands for 80 j - 20 .. 80 j + 60: step 0 covers three quarters of frame 0 and a quarter of frame 10.
@@ -73,7 +73,7 @@ def test_audio_at_another_rate_has_the_features_of_the_same_audio_at_24_khz(tmp_
 
 @pytest.mark.parametrize(("old", "new"), [(4000, 24000), (16000, 24000), (44100, 24000), (48000, 24000)])
 def test_resampled_tones_are_the_tones_at_the_new_rate(old, new):
-    prepare = Waveform(old, new, normalise=False)
+    prepare = Waveform(old, new, normalize=False)
     for hertz in (60.0, 440.0, 0.4 * min(old, new)):
         found = prepare(tone(old, old, hertz)[None, None])[0]
         assert len(found) == new
@@ -82,32 +82,32 @@ def test_resampled_tones_are_the_tones_at_the_new_rate(old, new):
 
 
 def test_what_lies_above_the_new_nyquist_frequency_is_removed():
-    found = Waveform(48000, 24000, normalise=False)(tone(48000, 24000, 14000)[None, None])[0]
+    found = Waveform(48000, 24000, normalize=False)(tone(48000, 24000, 14000)[None, None])[0]
     assert found[500:-500].abs().max() < 1e-4
 
 
 def test_constant_and_odd_lengths():
     for samples in (1, 999, 1000, 1001):
-        prepare = Waveform(44100, 24000, normalise=False)
+        prepare = Waveform(44100, 24000, normalize=False)
         assert prepare(torch.ones(2, 1, samples)).shape == (2, prepare.length(samples))
-    assert torch.equal(Waveform(24000, 24000, normalise=False)(torch.ones(1, 2, 5)), torch.ones(1, 5))
+    assert torch.equal(Waveform(24000, 24000, normalize=False)(torch.ones(1, 2, 5)), torch.ones(1, 5))
     torch.testing.assert_close(
-        Waveform(16000, 24000, normalise=False)(torch.ones(1, 1, 4000))[0, 200:-200],
+        Waveform(16000, 24000, normalize=False)(torch.ones(1, 1, 4000))[0, 200:-200],
         torch.ones(5600),
         atol=1e-5,
         rtol=0,
     )
 
 
-def test_silence_is_finite_and_the_preprocessor_decides_about_normalisation(tmp_path):
-    assert (Waveform(8000, 24000, normalise=True)(torch.zeros(1, 1, 800)) == 0).all()
+def test_silence_is_finite_and_the_preprocessor_decides_about_normalization(tmp_path):
+    assert (Waveform(8000, 24000, normalize=True)(torch.zeros(1, 1, 800)) == 0).all()
     loud = save(make_hubert(), tmp_path / "a", {"do_normalize": False, "sampling_rate": 16000}, model_type="mert_model")
     prepare = encoder(loud, 16000, 100, 160, 16000).prepare
     assert prepare.filters is None
-    assert not prepare.normalise
+    assert not prepare.normalize
     prepare = encoder(save_mert(tmp_path / "b"), 16000, 100, 160, 16000).prepare
     assert prepare.filters is not None
-    assert prepare.normalise
+    assert prepare.normalize
 
 
 def test_the_published_names_of_the_weight_norm_are_understood(tmp_path):

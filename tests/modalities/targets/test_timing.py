@@ -45,7 +45,7 @@ def test_a_ramp_stays_a_ramp_where_it_is_interpolated():
     found = transfer(source, target) @ ramp(source)
     torch.testing.assert_close(found[inside], ramp(target)[inside])
     finer = transfer(even_spans(4, 2), even_spans(8, 1)) @ ramp(even_spans(4, 2))
-    assert finer.tolist() == [1, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7]  # constant beyond the outermost centres
+    assert finer.tolist() == [1, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7]  # constant beyond the outermost centers
 
 
 def test_partly_covered_spans_count_by_their_share():

@@ -143,9 +143,9 @@ def test_classes_of_whole_numbers_with_a_gap(tmp_path):
     assert ([one.label for one in records(source)], source.labels()) == (["0"], ["0"])
     source = ParquetSource([path], "image", label="label")
     assert ([one.label for one in records(source)], source.labels()) == (["0", None, "2.5"], ["0", "2.5"])
-    labelled = ParquetSource([path], "image", label="label", captions=CaptionRule("label"))
+    labeled = ParquetSource([path], "image", label="label", captions=CaptionRule("label"))
     with pytest.raises(DataError, match="no caption; needed: a label"):
-        labelled.read(1)
+        labeled.read(1)
 
 
 def test_captions_that_are_nan_are_missing(tmp_path):

@@ -9,8 +9,8 @@ from modalities.evaluation.networks.classifier import Classifier, move, to_plane
 CLASSES = ["red", "green", "blue"]
 
 
-def coloured(count: int = 90, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy images that are lighter in one colour, and which."""
+def colored(count: int = 90, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy images that are lighter in one color, and which."""
     labels = torch.arange(count) % 3
     media = torch.rand(count, 3, side, side, generator=generator("coloured", count)) - 0.7
     media[torch.arange(count), labels] += 0.4
@@ -18,10 +18,10 @@ def coloured(count: int = 90, side: int = 16) -> tuple[torch.Tensor, torch.Tenso
 
 
 def train(**changes) -> Classifier:
-    media, labels = coloured()
+    media, labels = colored()
     settings = {"steps": 30, "batch": 32, "holdout": 0.2} | changes
     batches = zip(media.split(40), labels.split(40), strict=True)
-    return train_classifier(batches, CLASSES, "image", "coloured noise", **settings)
+    return train_classifier(batches, CLASSES, "image", "colored noise", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ def trained():
 def test_it_learns_and_says_how_well(trained):
     assert trained.held_out == 18
     assert trained.accuracy > 0.8
-    assert trained.name == f"small classifier trained on coloured noise, held-out accuracy {trained.accuracy:.3f}"
+    assert trained.name == f"small classifier trained on colored noise, held-out accuracy {trained.accuracy:.3f}"
     assert "FID" not in trained.name + trained.distance
-    media, labels = coloured(60)
+    media, labels = colored(60)
     features = trained(media)
     assert features.pool.shape == (60, 128)
     assert features.logits.shape == (60, 3)
@@ -44,7 +44,7 @@ def test_it_learns_and_says_how_well(trained):
 
 def test_held_out_samples_are_measured_and_not_trained_on():
     """With wrong labels on just these, a classifier that never saw them names all others rightly and none of these."""
-    media, labels = coloured()
+    media, labels = colored()
     held = torch.randperm(90, generator=generator(0, "classifier", "split"))[:18]
     wrong = labels.clone()
     wrong[held] = (labels[held] + 1) % 3
@@ -70,14 +70,14 @@ def test_the_global_stream_is_not_touched():
 def test_save_and_load(trained, tmp_path):
     loaded = Classifier.load(trained.save(tmp_path / "deep" / "net.safetensors"))
     assert (loaded.name, loaded.classes, loaded.held_out) == (trained.name, trained.classes, trained.held_out)
-    media, _ = coloured(5)
+    media, _ = colored(5)
     assert torch.equal(loaded(media).pool, trained(media).pool)
     assert torch.equal(loaded(media[:1]).pool[0], loaded(media[:1]).pool[0])
     assert not loaded.training
 
 
 def test_features_do_not_depend_on_the_batch(trained):
-    media, _ = coloured(6)
+    media, _ = colored(6)
     torch.testing.assert_close(trained(media).pool[3:4], trained(media[3:4]).pool)
 
 
@@ -103,7 +103,7 @@ def test_other_files_are_refused(tmp_path):
 )
 def test_unfit_labels_are_refused(labels, error, message):
     with pytest.raises(error, match=message):
-        train_classifier([(coloured(9)[0], labels)], CLASSES, "image", "x", steps=1)
+        train_classifier([(colored(9)[0], labels)], CLASSES, "image", "x", steps=1)
 
 
 def test_no_samples_are_refused():

@@ -98,7 +98,7 @@ def test_logits_have_no_bias_and_spatial_is_the_first_branch_of_mixed_6d(network
 
 
 def test_the_resize_is_tensorflow_1s():
-    """Doubling [0, 10, 20] samples inputs 0, .5, 1, 1.5, 2, 2 (clamped): neither half-pixel centres nor corners."""
+    """Doubling [0, 10, 20] samples inputs 0, .5, 1, 1.5, 2, 2 (clamped): neither half-pixel centers nor corners."""
     line = torch.tensor([0.0, 10.0, 20.0])[None, None, None].expand(1, 3, 3, 3)
     assert resize_tf1(line, 6)[0, 0, 0].tolist() == [0, 5, 10, 15, 20, 20]
     assert resize_tf1(line.transpose(2, 3), 6)[0, 0, :, 0].tolist() == [0, 5, 10, 15, 20, 20]

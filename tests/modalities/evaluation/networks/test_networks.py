@@ -13,9 +13,9 @@ from modalities.media.writing import to_bytes
 
 
 class Mean(nn.Module):
-    """An image network whose feature is the mean colour."""
+    """An image network whose feature is the mean color."""
 
-    name, kind, distance = "mean colour", "mean", "distance of colours"
+    name, kind, distance = "mean color", "mean", "distance of colors"
 
     def forward(self, media):
         return Features(media.mean((2, 3)), None, -media.mean((2, 3)))
@@ -54,7 +54,7 @@ def test_framewise_measures_every_frame():
     assert features.pool.shape == (45, 3)
     torch.testing.assert_close(features.pool[16], videos[1, 1].mean((1, 2)))
     torch.testing.assert_close(features.logits, -features.pool)
-    assert (network.name, network.distance) == ("framewise mean colour", "framewise distance of colours")
+    assert (network.name, network.distance) == ("framewise mean color", "framewise distance of colors")
     with pytest.raises(ShapeError, match="expected video"):
         network(videos[0])
 

@@ -1,4 +1,4 @@
-"""The pixels of an image as 8-bit red, green and blue at full range, whatever their bit depth and colour space."""
+"""The pixels of an image as 8-bit red, green and blue at full range, whatever their bit depth and color space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.errors import DataError
 
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 # Tags of TIFF, and their values for white-is-zero and for whole numbers without a sign.
-BITS_PER_SAMPLE, PHOTOMETRIC, COLOUR_MAP, SAMPLE_FORMAT = 258, 262, 320, 339
+BITS_PER_SAMPLE, PHOTOMETRIC, COLOR_MAP, SAMPLE_FORMAT = 258, 262, 320, 339
 WHITE_IS_ZERO, UNSIGNED = 0, 1
 
 
@@ -32,10 +32,10 @@ def to_rgb(image: Image.Image, origin: str, background: Sequence[int], clear: np
             f"{origin}: an image of signed, 32-bit or float values has no defined range; whole numbers of 1 to 16 "
             "bits without a sign have one"
         )
-    if image.mode == "P" and max(tags.get(COLOUR_MAP, (256,))) < 256:  # 8-bit values where 16 bits belong
-        image.putpalette(bytes(np.reshape(tags[COLOUR_MAP], (3, -1)).T.astype(np.uint8)))
+    if image.mode == "P" and max(tags.get(COLOR_MAP, (256,))) < 256:  # 8-bit values where 16 bits belong
+        image.putpalette(bytes(np.reshape(tags[COLOR_MAP], (3, -1)).T.astype(np.uint8)))
     if image.mode.startswith("I"):
-        rgb = np.repeat(_wide_grey(image, tags, origin)[..., None], 3, axis=2)
+        rgb = np.repeat(_wide_gray(image, tags, origin)[..., None], 3, axis=2)
     elif clear is None and _is_transparent(image):
         if image.mode == "La":
             image = image.convert("LA")
@@ -50,12 +50,12 @@ def to_rgb(image: Image.Image, origin: str, background: Sequence[int], clear: np
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    clear_colours = image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
-    return image.mode in TRANSPARENT or "transparency" in image.info or clear_colours
+    clear_colors = image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+    return image.mode in TRANSPARENT or "transparency" in image.info or clear_colors
 
 
-def _wide_grey(image: Image.Image, tags: Mapping[int, Any], origin: str) -> np.ndarray:
-    """uint8 (H, W) of grey of more than 8 bits."""
+def _wide_gray(image: Image.Image, tags: Mapping[int, Any], origin: str) -> np.ndarray:
+    """uint8 (H, W) of gray of more than 8 bits."""
     levels = np.asarray(image).astype(np.float64)
     (bits,) = tags.get(BITS_PER_SAMPLE, (16,))[:1]
     top = 2**bits - 1

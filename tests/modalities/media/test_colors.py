@@ -1,4 +1,4 @@
-"""Every bit depth and colour space comes out at full range on the background, or is refused."""
+"""Every bit depth and color space comes out at full range on the background, or is refused."""
 
 import struct
 
@@ -25,7 +25,7 @@ def first_row(data: bytes) -> list[list[int]]:
     return read_image(data, "x", BACKGROUND)[0].tolist()
 
 
-def grey(levels) -> list[list[int]]:
+def gray(levels) -> list[list[int]]:
     return [[level] * 3 for level in levels]
 
 
@@ -46,11 +46,11 @@ def grey(levels) -> list[list[int]]:
         (png(4, 4, 0, [bytes([0x05, 0xAF])]), [0, 85, 170, 255]),
     ],
 )
-def test_grey_of_every_depth_has_its_full_range(data, levels):
-    assert first_row(data) == grey(levels)
+def test_gray_of_every_depth_has_its_full_range(data, levels):
+    assert first_row(data) == gray(levels)
 
 
-def test_grey_of_sixteen_bits_in_a_jpeg_2000():
+def test_gray_of_sixteen_bits_in_a_jpeg_2000():
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     seen = read_image(image_bytes(ramp, "JPEG2000"), "x")
     assert np.abs(seen[..., 0].astype(int) - np.arange(256).reshape(16, 16)).max() <= 1
@@ -73,7 +73,7 @@ def test_a_depth_that_pillow_does_not_know_is_refused_for_that(bits):
         read_image(tiff(4, 1, bytes(32), [bits]), "a.tif")
 
 
-def test_sixteen_bits_for_each_colour():
+def test_sixteen_bits_for_each_color():
     values = WIDE[[0, 1, 3]]
     assert first_row(png(1, 16, 2, [values.astype(">u2").tobytes()])) == [[0, 100, 255]]
     assert first_row(tiff(1, 1, values.astype("<u2").tobytes(), [16] * 3, 2)) == [[0, 100, 255]]
@@ -84,7 +84,7 @@ def test_sixteen_bits_for_each_colour():
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_the_transparent_level_of_grey(bits):
+def test_the_transparent_level_of_gray(bits):
     top = 2**bits - 1
     levels = [0, top, top // 2, top]
     row = (
@@ -97,7 +97,7 @@ def test_the_transparent_level_of_grey(bits):
     assert seen == [[0] * 3, [*BACKGROUND], [shown] * 3, [*BACKGROUND]]
 
 
-def test_the_transparent_colour_of_an_image_in_colour():
+def test_the_transparent_color_of_an_image_in_color():
     row = bytes([1, 2, 3, 1, 2, 4])
     assert first_row(png(2, 8, 2, [row], png_chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)))) == [[*BACKGROUND], [1, 2, 4]]
     wide = np.array([257, 257, 257, 257, 257, 258, 256, 257, 257, 65535, 0, 0], ">u2")
@@ -106,44 +106,44 @@ def test_the_transparent_colour_of_an_image_in_colour():
 
 
 def test_palettes_with_transparent_entries():
-    colours, alpha = png_chunk(b"PLTE", bytes(RED + GREEN + BLUE)), png_chunk(b"tRNS", bytes([255, 0]))
-    assert first_row(png(3, 2, 3, [bytes([0b00011000])], colours, alpha)) == [RED, [*BACKGROUND], BLUE]
+    colors, alpha = png_chunk(b"PLTE", bytes(RED + GREEN + BLUE)), png_chunk(b"tRNS", bytes([255, 0]))
+    assert first_row(png(3, 2, 3, [bytes([0b00011000])], colors, alpha)) == [RED, [*BACKGROUND], BLUE]
     gif = Image.new("P", (2, 1))
     gif.putpalette(RED + GREEN)
     gif.putdata([0, 1])
     assert first_row(image_bytes(gif, "GIF", transparency=1)) == [RED, [*BACKGROUND]]
-    both = tiff(2, 1, bytes([0, 255, 1, 0]), [8, 8], 3, [2], more=[colour_map(65535)])
+    both = tiff(2, 1, bytes([0, 255, 1, 0]), [8, 8], 3, [2], more=[color_map(65535)])
     assert first_row(both) == [RED, [*BACKGROUND]]
 
 
-def colour_map(top: int):
+def color_map(top: int):
     """Red and green."""
     return 320, SHORT, [top, *[0] * 255, 0, top, *[0] * 254, *[0] * 256]
 
 
 @pytest.mark.parametrize("top", [255, 65535])
 def test_a_palette_of_8_bits_where_tiff_wants_16(top):
-    assert first_row(tiff(2, 1, bytes([0, 1]), [8], 3, more=[colour_map(top)])) == [RED, GREEN]
+    assert first_row(tiff(2, 1, bytes([0, 1]), [8], 3, more=[color_map(top)])) == [RED, GREEN]
 
 
-@pytest.mark.skipif(OLD_PILLOW, reason="Pillow before 13 refuses grey with such alpha")
+@pytest.mark.skipif(OLD_PILLOW, reason="Pillow before 13 refuses gray with such alpha")
 def test_alpha_that_is_multiplied_in_already():
-    grey_alpha = bytes([50, 128, 0, 0])
-    colour = bytes([50, 100, 128, 128, 0, 0, 0, 0])
+    gray_alpha = bytes([50, 128, 0, 0])
+    color = bytes([50, 100, 128, 128, 0, 0, 0, 0])
     half = [5, 10, 15]  # of the background
     for data, wanted in (
-        (tiff(2, 1, grey_alpha, [8, 8], 1, [1]), [50, 50, 50]),
-        (tiff(2, 1, grey_alpha, [8, 8], 1, [2]), [25, 25, 25]),
-        (tiff(2, 1, colour, [8] * 4, 2, [1]), [50, 100, 128]),
-        (tiff(2, 1, colour, [8] * 4, 2, [2]), [25, 50, 64]),
+        (tiff(2, 1, gray_alpha, [8, 8], 1, [1]), [50, 50, 50]),
+        (tiff(2, 1, gray_alpha, [8, 8], 1, [2]), [25, 25, 25]),
+        (tiff(2, 1, color, [8] * 4, 2, [1]), [50, 100, 128]),
+        (tiff(2, 1, color, [8] * 4, 2, [2]), [25, 50, 64]),
     ):
         seen, clear = first_row(data)
         assert np.abs(np.array(seen) - np.add(wanted, half)).max() <= 1
         assert clear == [*BACKGROUND]
-    assert first_row(tiff(2, 1, colour, [8] * 4, 2, [0]))[0] == [50, 100, 128]  # a fourth sample without a meaning
+    assert first_row(tiff(2, 1, color, [8] * 4, 2, [0]))[0] == [50, 100, 128]  # a fourth sample without a meaning
 
 
-def test_other_colour_spaces():
+def test_other_color_spaces():
     assert first_row(tiff(2, 1, bytes([0, 0, 0, 0, 255, 0, 0, 0]), [8] * 4, 5)) == [[255] * 3, [0, 255, 255]]
     lab = first_row(tiff(2, 1, bytes([0x88, 0x50, 0x43, 255, 0, 0]), [8] * 3, 8))
     assert np.abs(np.array(lab) - [RED, [255] * 3]).max() <= 12  # 8 bits of a and b are coarse
