@@ -1,7 +1,7 @@
 """The straight path between data and noise, and what follows from it.
 
 t = 0 is data, t = 1 is noise, x_t = (1 - t) x0 + t x1, v = x1 - x0 (arXiv 2603.06507, Eq. 1-2). No other file
-writes these formulas. All functions broadcast a time of shape (B, L) or (B, 1) over the channels.
+writes these formulas. All functions broadcast a level t of shape (B, L) or (B, 1) over the channels.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def shift_time(t: Tensor, alpha: float) -> Tensor:
 def shift_number(t: float, alpha: float) -> float:
     """`shift_time` of one number in [0, 1], in a form that keeps 0 and 1 and stays between them for every alpha > 0.
 
-    The other form rounds 1 to 1.0000000000000002 for some alpha. It stays for the times of training, which have to be
-    the same bits when a run goes on.
+    The other form rounds 1 to 1.0000000000000002 for some alpha. It stays for the timesteps of training, which have
+    to be the same bits when a run resumes.
     """
     moved = alpha * t
     return moved / ((1 - t) + moved)

@@ -24,8 +24,8 @@ from core.types import NoiseLevels
 class NoisingConfig:
     """
     Attributes:
-        kind: homogeneous (one time for all tokens), dual (Self-Flow: t and s, unsorted, a mask picks s),
-            full_masking (masked tokens are pure noise), diffusion_forcing (one time per token).
+        kind: homogeneous (one timestep for all tokens), dual (Self-Flow: t and s, unsorted, a mask picks s),
+            full_masking (masked tokens are pure noise), diffusion_forcing (one timestep per token).
         mask: of dual and full_masking: bernoulli (each token by itself, as the paper) or exact (a fixed count of
             tokens, the nearest to the ratio; a half is rounded up).
         s_within: with dual, draw s uniformly in [t - s_within, t] instead of from p(t); 0 means off.

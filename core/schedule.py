@@ -1,4 +1,4 @@
-"""p(t): how training times are drawn (paper A.2 and App. C; RAE, arXiv 2510.11690, for the cut and the shift)."""
+"""p(t): how training timesteps are drawn (paper A.2 and App. C; RAE, arXiv 2510.11690, for the cut and the shift)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from core.flow import shift_time
 
 @dataclass
 class TimestepConfig:
-    """The distribution of training times.
+    """The distribution of training timesteps: the t of a sample, 0 for data and 1 for noise.
+
+    A timestep is what is drawn for a sample or set in a configuration; the noise level of a token is one of its
+    sample's timesteps, or 0 where it is given clean.
 
     Attributes:
         kind: uniform, logit_normal, or plateau_logit_normal (the logit-normal density up to its mode, then held
             constant up to t = 1 and renormalized).
-        mean, std: of the normal variable whose sigmoid is the time; not for `uniform`.
-        low, high: times outside are never drawn: the density is cut off there and renormalized, before the shift is
-            applied. RAE trains within 0 and 0.999. Not for `plateau_logit_normal`, which has mass up to 1.
+        mean, std: of the normal variable whose sigmoid is the timestep; not for `uniform`.
+        low, high: timesteps outside are never drawn: the density is cut off there and renormalized, before the shift
+            is applied. RAE trains within 0 and 0.999. Not for `plateau_logit_normal`, which has mass up to 1.
         shift: alpha of the shift map; for a logit-normal it adds log(alpha) to the mean. RAE takes it from the size of
             the latents, see `dimension_shift`.
-        high_noise_prob: share of times replaced by uniform ones in [high_noise_low, 1], each independently.
-        buckets: times take only this many values, the middles of equal parts of [0, 1], which are equally likely if
-            p(t) is uniform; 0 for all values. The t and s of a pair are rounded each by itself. (GR00T floors the time
-            that its network is told to 1000 `num_timestep_buckets`.)
+        high_noise_prob: share of timesteps replaced by uniform ones in [high_noise_low, 1], each independently.
+        buckets: timesteps take only this many values, the middles of equal parts of [0, 1], which are equally likely if
+            p(t) is uniform; 0 for all values. The t and s of a pair are rounded each by itself. (GR00T floors the
+            timestep that its network gets to 1000 `num_timestep_buckets`.)
     """
 
     kind: str = "uniform"
@@ -69,7 +72,7 @@ class TimestepConfig:
 def dimension_shift(dim: int, base: int = 4096) -> float:
     """RAE's shift for latents of `dim` numbers in all: sqrt(dim / base), 6.93 for 16 x 16 x 768.
 
-    Latents with more numbers show through more noise, so times move toward noise. At or below the base the shift is
+    Latents with more numbers show through more noise, so timesteps move toward noise. At or below the base the shift is
     1, no shift: its source accepts no smaller one.
     """
     return max(1.0, math.sqrt(dim / base))
@@ -94,23 +97,23 @@ def plateau_masses(mu: float, std: float = 1.0) -> tuple[float, float]:
 
 
 def uniform_times(u: Tensor, config: TimestepConfig) -> Tensor:
-    """u in [0, 1) -> times: uniform between low and high, then shifted."""
+    """u in [0, 1) -> timesteps: uniform between low and high, then shifted."""
     return shift_time(config.low + (config.high - config.low) * u, config.shift)
 
 
 def cut_logit_normal_times(u: Tensor, config: TimestepConfig) -> Tensor:
-    """u in [0, 1) -> times: the logit-normal's quantiles between low and high, then shifted."""
+    """u in [0, 1) -> timesteps: the logit-normal's quantiles between low and high, then shifted."""
     below, above = _normal_share(config, config.low), _normal_share(config, config.high)
     normal = torch.special.ndtri(below + (above - below) * u)
     timesteps = torch.sigmoid(normal * config.std + config.mean).clamp(config.low, config.high)
     return shift_time(timesteps, config.shift)
 
 
-def _normal_share(config: TimestepConfig, time: float) -> float:
-    """Share of the logit-normal density below `time`."""
-    if time in (0, 1):
-        return float(time)
-    return 0.5 * math.erfc((config.mean - math.log(time / (1 - time))) / (config.std * math.sqrt(2)))
+def _normal_share(config: TimestepConfig, t: float) -> float:
+    """Share of the logit-normal density below `t`."""
+    if t in (0, 1):
+        return float(t)
+    return 0.5 * math.erfc((config.mean - math.log(t / (1 - t))) / (config.std * math.sqrt(2)))
 
 
 def _kept(config: TimestepConfig) -> float:
@@ -149,7 +152,7 @@ _LEAST_KEPT = 1e-6  # less would be quantiles that float64 cannot tell apart
 
 
 def sample_timesteps(config: TimestepConfig, count: int, generator: torch.Generator) -> Tensor:
-    """(count,) float32 times in [0, 1], independent draws from p(t)."""
+    """(count,) float32 timesteps in [0, 1], independent draws from p(t)."""
     timesteps = choose("timestep.kind", config.kind, _KINDS)(config, count, generator)
     if config.high_noise_prob > 0:
         replaced, position = torch.rand(2, count, generator=generator, dtype=torch.float64)

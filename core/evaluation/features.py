@@ -37,7 +37,7 @@ def block_features(
     seed: int,
     pool: str | None = "mean",
 ) -> dict[int, Tensor]:
-    """{layer: (n, D)} float32 on the CPU, every token of a sample at level `time`.
+    """{layer: (n, D)} float32 on the CPU, every token of a sample at level `timestep`.
 
     Noise is keyed by (seed, sample key), so rows do not depend on the batch size. The trunk leaves after the last layer
     that is wanted.
@@ -50,7 +50,7 @@ def block_features(
 
     Raises:
         ConfigError: an unknown pool.
-        DataError: no layers, no batches, a time outside [0, 1], or a sample without a counted token under mean.
+        DataError: no layers, no batches, a timestep outside [0, 1], or a sample without a counted token under mean.
     """
     if not layers:
         raise DataError("block_features: no layers asked for")

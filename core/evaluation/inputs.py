@@ -21,18 +21,18 @@ class NoisyInputs(NamedTuple):
 
 
 def noisy_inputs(batch: TokenBatch, timestep: float, seed: int, index: int = 0) -> NoisyInputs:
-    """Every token at level `time`, as at inference; given tokens clean, since they are the condition.
+    """Every token at level `timestep`, as at inference; given tokens clean, since they are the condition.
 
     Args:
         timestep: in [0, 1], 0 is data.
-        index: of the time in a grid; another index draws other noise.
+        index: of the timestep in a grid; another index draws other noise.
 
     Raises:
         ShapeError: the batch has no keys.
-        DataError: a time outside [0, 1].
+        DataError: a timestep outside [0, 1].
     """
     if not 0 <= timestep <= 1:
-        raise DataError(f"time {timestep} must lie in [0, 1]; 0 is data, 1 is noise")
+        raise DataError(f"timestep {timestep} must lie in [0, 1]; 0 is data, 1 is noise")
     noise, levels = keyed_noise(batch, seed, index), one_level(batch, timestep)
     return NoisyInputs(noised(batch, noise, levels), noise, levels)
 

@@ -26,7 +26,7 @@ class PairPlan:
     Attributes:
         student: its trunk, in eval mode on the teacher's device.
         student_layer, teacher_layer: 1-based.
-        noising, time, mask_ratio: what draws the levels.
+        noising, timestep, mask_ratio: what draws the levels.
         modes: how the levels of the parts are drawn, and which tokens are given or absent.
     """
 

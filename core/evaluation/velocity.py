@@ -1,7 +1,7 @@
-"""Held-out velocity loss on a fixed grid of times.
+"""Held-out velocity loss on a fixed grid of timesteps.
 
 Training loss is noisy, averages over p(t) and is not comparable between methods whose noising differs. This one has
-every held-out sample at the same times with the same noise, under vanilla inference (one level for all tokens), for
+every held-out sample at the same timesteps with the same noise, under vanilla inference (one level for all tokens), for
 every model.
 """
 
@@ -24,7 +24,7 @@ class VelocityCurve:
     """
     Attributes:
         timesteps: the grid, in the order it was given.
-        losses: name of the segment -> mean squared velocity error at each time, over all counted tokens of all batches.
+        losses: name of the segment -> mean squared velocity error at each timestep, over all counted tokens.
         tokens: name of the segment -> number of counted tokens.
     """
 
@@ -41,20 +41,20 @@ class VelocityCurve:
 def velocity_loss_curve(
     trunk: nn.Module, batches: Iterable[TokenBatch], timesteps: Sequence[float], seed: int
 ) -> VelocityCurve:
-    """Mean squared error of the predicted velocity per element, as in the objective, at every time of the grid.
+    """Mean squared error of the predicted velocity per element, as in the objective, at every timestep of the grid.
 
-    Noise is keyed by (seed, sample key, time index): a sample meets the same noise in a batch of any size and under any
-    model. Conditions are used as the batch has them, dropped ones included.
+    Noise is keyed by (seed, sample key, timestep index): a sample meets the same noise in a batch of any size and under
+    any model. Conditions are used as the batch has them, dropped ones included.
 
     Args:
         trunk: called as trunk(noisy, levels, batch, taps); put into eval mode by the caller, on the batches' device.
         timesteps: in [0, 1]; 0 is data.
 
     Raises:
-        DataError: no time, a time outside [0, 1], or no counted token in any batch. A segment without one is left out.
+        DataError: no timestep, one outside [0, 1], or no counted token in any batch. A segment without one is left out.
     """
     if not timesteps:
-        raise DataError("velocity_loss_curve: the grid of times is empty")
+        raise DataError("velocity_loss_curve: the grid of timesteps is empty")
     totals: dict[str, list[float]] = {}
     tokens: dict[str, int] = {}
     for batch in batches:

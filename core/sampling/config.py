@@ -1,4 +1,4 @@
-"""The sampler's settings, one dataclass for each solver, and the grid of times."""
+"""The sampler's settings, one dataclass for each solver, and the grid of timesteps."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class SamplerConfig:
         solver: a name in SOLVERS. ODE: euler, midpoint, heun, rk4 (1, 2, 2 and 4 evaluations a step), and dopri5, which
             chooses its steps itself. SDE: sde (Euler-Maruyama) and sde_heun (2 evaluations a step).
         steps: number of solver steps, the last one of an SDE included; a grid of N points has N - 1. dopri5 only
-            reports its state at these times.
-        shift: alpha of the time shift; above 1, more of the steps are spent near noise.
+            reports its state at these timesteps.
+        shift: alpha of the timestep shift; above 1, more of the steps are spent near noise.
         cfg_scale: s in v = v_null + s (v_condition - v_null), at most 1000; 1 is no guidance, and costs none.
         cfg_interval: guidance acts where low <= t <= high (arXiv 2404.07724); elsewhere the null half is not evaluated.
         conditioning_noise: noise level at which the other tokens see the given ones; they are returned clean.
@@ -40,7 +40,7 @@ class SamplerConfig:
             of any size; dopri5 then chooses its steps for each sample, too. Without it, and on other devices, whole
             batches are evaluated, and the steps of dopri5 are those of the batch: a sample then depends on its
             neighbors, within the tolerances.
-        start, end: first and last time, before the shift. The state at `start` is the noise, that at `end` the
+        start, end: first and last timestep, before the shift. The state at `start` is the noise, that at `end` the
             answer, with what noise is left in it (RAE: 0.001).
         parts: name of a part -> what it does differently from the others.
         adaptive: the solver chooses its own steps, from the state of all the samples that it is given.
@@ -81,7 +81,7 @@ class SamplerConfig:
             found.append(f"shift: {self.shift} must be above 0")
         found += _out_of_range("cfg_scale", self.cfg_scale, MOST_CFG_SCALE)
         if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
-            found.append(f"cfg_interval: {self.cfg_interval} must be two times in [0, 1], in order")
+            found.append(f"cfg_interval: {self.cfg_interval} must be two timesteps in [0, 1], in order")
         if not 0 <= self.conditioning_noise < 1:
             found.append(f"conditioning_noise: {self.conditioning_noise} must lie in [0, 1)")
         if not 0 <= self.end < self.start <= 1:
@@ -98,8 +98,8 @@ class SamplerConfig:
         if all(t > after for t, after in pairwise(self.timesteps())):
             return []
         return [
-            f"shift: {self.shift} puts several of the {self.steps} steps at one time; bring it nearer to 1, or move "
-            "start and end apart"
+            f"shift: {self.shift} puts several of the {self.steps} steps at one timestep; bring it nearer to 1, or "
+            "move start and end apart"
         ]
 
     def _part_problems(self) -> list[str]:
@@ -148,7 +148,7 @@ class SamplerConfig:
         return None
 
     def timesteps(self) -> list[float]:
-        """steps + 1 decreasing times, after the shift."""
+        """steps + 1 decreasing timesteps, after the shift."""
         return time_grid(self.steps, self.shift, self.last_step_length(), self.start, self.end)
 
     def of_part(self, part: PartSampling) -> SamplerConfig:
@@ -232,7 +232,7 @@ class SDEConfig(SamplerConfig):
     Attributes:
         diffusion_form, diffusion_norm: the diffusion, a name in core.sampling.sde.DIFFUSION_FORMS, and its scale.
         last_step: how the last step reaches 0, a name in core.sampling.sde.LAST_STEPS.
-        last_step_size: time at which the last step begins, after the shift.
+        last_step_size: timestep at which the last step begins, after the shift.
     """
 
     solver: str = "sde"
@@ -315,15 +315,15 @@ def _out_of_range(name: str, value: float, most: float) -> list[str]:
 def time_grid(
     steps: int, shift: float = 1.0, last_step: float | None = None, start: float = 1.0, end: float = 0.0
 ) -> list[float]:
-    """steps + 1 decreasing times, in float64; by default from 1 (noise) down to 0 (data).
+    """steps + 1 decreasing timesteps, in float64; by default from 1 (noise) down to 0 (data).
 
     The first and the last one are the ends themselves, without a rounding: guidance and diffusions look at them.
 
     Args:
-        shift: alpha; evenly spaced times are moved by alpha t / (1 + (alpha - 1) t) (paper A.2).
-        last_step: length of the last step, which ends at 0; the others share the time above it. None: as even as the
+        shift: alpha; evenly spaced timesteps are moved by alpha t / (1 + (alpha - 1) t) (paper A.2).
+        last_step: length of the last step, which ends at 0; the others share what is above it. None: as even as the
             rest.
-        start, end: the ends of the evenly spaced times, before the shift; `end` is for grids without a last step.
+        start, end: the ends of the evenly spaced timesteps, before the shift; `end` is for grids without a last step.
     """
     if last_step is None:
         between = [end + (start - end) * ((steps - i) / steps) for i in range(1, steps)]

@@ -42,5 +42,5 @@ class LevelSchedule:
 
 
 def shared_schedule(timesteps: list[float], parts: int = 1) -> LevelSchedule:
-    """All parts at the same times."""
+    """All parts at the same levels."""
     return LevelSchedule(tuple((t,) * parts for t in timesteps), (True,) * parts)

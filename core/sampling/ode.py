@@ -17,7 +17,7 @@ from core.errors import ConfigError
 from core.optional import need
 from core.sampling.levels import Levels, LevelSchedule
 
-MAX_STEPS = 10_000  # of dopri5 between two times of the grid; torchdiffeq itself would go on for ever
+MAX_STEPS = 10_000  # of dopri5 between two timesteps of the grid; torchdiffeq itself would go on for ever
 
 State = tuple[Tensor, ...]
 VelocityAt = Callable[[State, Levels], State]
@@ -103,11 +103,11 @@ def dopri5(atol: float, rtol: float, land: bool = True) -> Integrate:
     """Dormand-Prince of order 5 through torchdiffeq; steps are chosen so that the root mean square of the estimated
     error over the whole state stays within atol + rtol |x|.
 
-    The times of the grid do not move the steps: states at them are interpolated. All parts have one level.
+    The timesteps of the grid do not move the steps: states at them are interpolated. All parts have one level.
 
     Args:
-        land: the last step ends at the last time. Otherwise, as SiT has it, it may reach far past it (velocities are
-            asked for at negative times) and the answer is interpolated, too.
+        land: the last step ends at the last timestep. Otherwise, as SiT has it, it may reach far past it (velocities
+            are asked for at negative timesteps) and the answer is interpolated, too.
 
     Raises:
         ConfigError: torchdiffeq is not installed, or no step is small enough for the tolerances.

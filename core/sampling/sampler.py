@@ -55,7 +55,7 @@ def sample(
         seed: of the SDE's default increments; not looked at otherwise.
         increments: step (from 0) -> unit normals (B, N, C) per segment; default `sde_increments(seed, batch)`.
         progress: called after every step with the number of finished steps and the state of the parts that are not
-            omitted; under dopri5 only when all is done, with the state at each time of the grid.
+            omitted; under dopri5 only when all is done, with the state at each timestep of the grid.
         null: what guidance leads away from, in place of the null condition: a negative prompt for each sample.
 
     Returns:

@@ -2,7 +2,7 @@
 
 Whatever D >= 0 is, the marginals are those of the ODE dx = v dt (Ma et al., SiT, arXiv 2401.08740); D decides how
 much noise is put in, and taken out again, on the way. Names and formulas follow github.com/willisma/SiT (transport/),
-turned to our time, where noise is at 1.
+turned to our t, where noise is at 1.
 """
 
 from __future__ import annotations

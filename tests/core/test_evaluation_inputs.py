@@ -57,7 +57,7 @@ def test_given_tokens_are_clean_and_their_level_is_zero():
 
 def test_mistakes_are_named():
     (batch,) = batches(2, 2)
-    with pytest.raises(DataError, match=r"time 1\.5 must lie in \[0, 1\]"):
+    with pytest.raises(DataError, match=r"timestep 1\.5 must lie in \[0, 1\]"):
         noisy_inputs(batch, 1.5, seed=0)
     with pytest.raises(ShapeError, match="keys: empty"):
         noisy_inputs(TokenBatch(batch.segments, batch.context), 0.5, seed=0)

@@ -87,7 +87,7 @@ def test_a_real_trunk_sees_the_condition_in_batches_of_any_size():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(DataError, match="grid of times is empty"):
+    with pytest.raises(DataError, match="grid of timesteps is empty"):
         velocity_loss_curve(KnownTrunk(), batches(2, 2), (), seed=0)
     with pytest.raises(DataError, match="no tokens in the loss masks"):
         velocity_loss_curve(KnownTrunk(), [], TIMES, seed=0)

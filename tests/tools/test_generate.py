@@ -155,9 +155,9 @@ def test_continued_audio_begins_with_what_was_given(tiny_run, tmp_path):
         ("image", ("--cfg-scale", "1e30"), "--cfg-scale: 1e+30 must be at most 1000"),
         ("image", ("--cfg-scale=-2",), "--cfg-scale: -2.0 must not be negative"),
         ("image", ("--shift", "nan"), "--shift: nan is not a finite number"),
-        ("image", ("--cfg-interval", "nan", "1"), "--cfg-interval: [nan, 1.0] must be two times in [0, 1], in order"),
+        ("image", ("--cfg-interval", "nan", "1"), "--cfg-interval: [nan, 1.0] must be two timesteps in [0, 1]"),
         ("image", ("--negative", "a dog"), "--negative: is not read without guidance; set a scale above 1"),
-        ("image", ("--cfg-interval", "0.9", "0.1"), "--cfg-interval: [0.9, 0.1] must be two times in [0, 1], in order"),
+        ("image", ("--cfg-interval", "0.9", "0.1"), "--cfg-interval: [0.9, 0.1] must be two timesteps in [0, 1]"),
         (
             "image",
             ("--diffusion-form", "constant"),

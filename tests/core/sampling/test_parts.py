@@ -333,7 +333,7 @@ def test_same_bytes_for_any_batch_size(config):
         ("euler", {"video": {"steps": 0}}, "parts.video.steps: 0 must be at least 1"),
         ("sde", {"video": {"steps": 1}}, "parts.video.steps: 1 must be at least 2"),
         ("euler", {"video": {"shift": -1.0}}, "parts.video.shift: -1.0 must be above 0"),
-        ("euler", {"video": {"cfg_interval": [0.7, 0.3]}}, "parts.video.cfg_interval: [0.7, 0.3] must be two times"),
+        ("euler", {"video": {"cfg_interval": [0.7, 0.3]}}, "parts.video.cfg_interval: [0.7, 0.3] must be two"),
         ("euler", {"video": {"conditioning_noise": 1.0}}, "parts.video.conditioning_noise: 1.0 must lie in [0, 1)"),
         ("euler", {"video": {"tweedie": False}}, "parts.video.tweedie: false is not read with stop_at 0"),
         ("euler", {"video": {"absent": True, "omit": True}}, "parts.video.omit: has no tokens, and absent has them"),

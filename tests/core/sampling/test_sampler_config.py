@@ -32,7 +32,7 @@ from core.training.sections import kinds
         ({"cfg_scale": -2.0}, "cfg_scale: -2.0 must not be negative"),
         ({"cfg_scale": 1e30}, "cfg_scale: 1e+30 must be at most 1000"),
         ({"solver": "sde", "diffusion_norm": 1e30}, "diffusion_norm: 1e+30 must be at most 1000"),
-        ({"shift": 1e30}, "shift: 1e+30 puts several of the 50 steps at one time"),
+        ({"shift": 1e30}, "shift: 1e+30 puts several of the 50 steps at one timestep"),
         ({"start": 1e-320, "steps": 50_000}, "shift: 1.0 puts several"),
     ],
 )

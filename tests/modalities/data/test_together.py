@@ -125,8 +125,8 @@ def late_audio(path: Path, late: float, audio: np.ndarray, start: float = 0.0) -
 
 def chirp() -> np.ndarray:
     """(S,) at 48 kHz, of LONG frames: its pitch rises, so that every place audio clips different."""
-    timestep = np.arange(LONG * 48_000 // FPS) / 48_000
-    return (0.5 * np.sin(2 * np.pi * (200 * timestep + 150 * timestep**2))).astype(np.float32)
+    seconds = np.arange(LONG * 48_000 // FPS) / 48_000
+    return (0.5 * np.sin(2 * np.pi * (200 * seconds + 150 * seconds**2))).astype(np.float32)
 
 
 def shift_of(audio: torch.Tensor, start: float, wave: np.ndarray) -> float:
@@ -166,8 +166,8 @@ def test_a_window_of_audio_begins_at_its_sample_at_any_rate():
     """Not only where a sample of the file and one of the adapter coincide: 11025 and 4000 Hz do so every 40 ms."""
     adapter = AudioAdapter(AudioConfig(RATE, 0.5, hop=125))
     for rate in (11_025, 44_100, 48_000, RATE):
-        timestep = np.arange(2 * rate) / rate
-        record = Record("a", "a", (0.5 * np.sin(2 * np.pi * 330 * timestep))[:, None].astype(np.float32), rate=rate)
+        seconds = np.arange(2 * rate) / rate
+        record = Record("a", "a", (0.5 * np.sin(2 * np.pi * 330 * seconds))[:, None].astype(np.float32), rate=rate)
         for start in (0.2, 0.3333, 1.4999, -0.1, 1.7):
             audio = adapter.windows(record).load(start, generator("a"))[0].numpy()
             wanted = round(start * RATE) + np.arange(2000)

@@ -139,8 +139,8 @@ def test_planes_of_videos_are_eight_frames():
 
 def test_planes_of_a_tone_show_its_pitch_and_level():
     rate = 4096
-    timestep = torch.arange(rate) / rate
-    tones = torch.stack([torch.sin(2 * torch.pi * pitch * timestep) for pitch in (256, 1024)])[:, None]
+    seconds = torch.arange(rate) / rate
+    tones = torch.stack([torch.sin(2 * torch.pi * pitch * seconds) for pitch in (256, 1024)])[:, None]
     planes = to_planes(tones, "audio", rate)[:, 0].float()  # (2, 64 bands, 64 frames)
     assert planes.shape == (2, 64, 64)
     band = planes[:, :, 20:40].mean(2).argmax(1)
@@ -160,11 +160,11 @@ def test_only_images_are_mirrored():
 
 
 def test_audio_and_videos_can_be_told_apart():
-    timestep = torch.arange(4000) / 4000
+    seconds = torch.arange(4000) / 4000
     labels = torch.arange(60) % 2
     pitch = torch.where(labels == 0, 400.0, 800.0)[:, None]
     noise = torch.randn(60, 1, 4000, generator=generator("hiss")) * 0.1
-    waveforms = 0.5 * torch.sin(2 * torch.pi * pitch * timestep)[:, None] + noise
+    waveforms = 0.5 * torch.sin(2 * torch.pi * pitch * seconds)[:, None] + noise
     network = train_classifier(
         [(waveforms, labels)], ["low", "high"], "audio", "tones", steps=40, batch=16, sample_rate=4000
     )
