@@ -1,4 +1,4 @@
-"""Latent cells as tokens, and squares of cells as tokens: what `patch` means behind an autoencoder with weights."""
+"""Latent cells as tokens, and squares of cells as tokens: what `patch` means after an autoencoder with weights."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Layout:
         settings: the file's tensors -> arguments of that class; a KeyError names a tensor that is not there.
         name: (a tensor of that class, those arguments) -> its name in the file.
         prefix: of the network's tensors, where the file holds more than them; the others are then not read.
-        ignored: tensors of the training that may lie beside the network's, by the beginning of their names.
+        ignored: tensors of the training that may accompany the network's, by the beginning of their names.
     """
 
     files: tuple[str, ...]

@@ -180,7 +180,7 @@ class Mdct(WeightFree):
     """An audio clip as MDCT frames: (B, channels, samples) <-> (B, ceil(samples/M) + 1, channels * M), to rounding.
 
     One token holds the M coefficients of one frame of 2M samples, of every channel, with compressed amplitude. Frame
-    f stands for samples [(f - 1) M, (f + 1) M); zeros before and behind the audio make its first and last samples
+    f stands for samples [(f - 1) M, (f + 1) M); zeros before and after the audio make its first and last samples
     recoverable.
 
     Args:

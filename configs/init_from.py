@@ -67,7 +67,7 @@ class WeightSource:
         name: for messages.
         weights: tensors by name.
         origin: {source, kind, step of a run}, for run.json.
-        extra: what a checkpoint stores beside its tensors; {} where nothing is known.
+        extra: what a checkpoint stores besides its tensors; {} where nothing is known.
         file: where the weights are those of a file, whose names may be another project's.
     """
 
@@ -81,7 +81,7 @@ class WeightSource:
 def is_resumed(run: Path, initial: Initial | None, step: int | None) -> bool:
     """Whether the run goes on from its own checkpoint, so that `initial` is not read (again).
 
-    Raises ConfigError where the run did not start from `initial`, and where it has to and has not.
+    Raises ConfigError where the run did not start from `initial`, and where it should have and did not.
     """
     known = read_run(run).get("init")
     if step is None:

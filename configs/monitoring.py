@@ -54,7 +54,7 @@ def build_preview(assembly: Assembly) -> Preview:
             "training.preview.every: nothing can be previewed, since every stream has a part with `given: true`; "
             "set it to 0"
         )
-    load_autoencoders(config, assembly.adapters)  # of runs on latents, too: missing weights are told at once
+    load_autoencoders(config, assembly.adapters)  # of runs on latents, too: missing weights are reported at once
     return Preview(settings, Path(config.run) / "samples", generator, made)
 
 

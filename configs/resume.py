@@ -32,7 +32,7 @@ def find_anew(extra: dict, config: Config, projectors: dict[str, ProjectorSpec])
 
 
 def describe_anew(anew: Anew, trunk: nn.Module) -> list[str]:
-    """A line for each part that starts anew or is left behind."""
+    """A line for each part that starts from scratch or is left behind."""
     names = list(trunk.state_dict())
     lines = []
     for part in anew.parts:

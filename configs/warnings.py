@@ -1,4 +1,4 @@
-"""What a run can do and its author hardly wants: told by the dry run and at the start of training."""
+"""Settings that work but are probably a mistake: reported by the dry run and at the start of training."""
 
 from __future__ import annotations
 

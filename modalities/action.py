@@ -45,7 +45,7 @@ class ActionConfig:
             configuration. Read when training begins, and stored with the run.
         normalize: quantiles (q01 and q99 to -1 and 1, clipped), min_max or mean_std.
         keep: places of the numbers that are not normalized, such as a gripper's.
-        rotation: how three of the numbers say a rotation: rpy, axis_angle, or none (they say joints). Written beside
+        rotation: how three of the numbers encode a rotation: rpy, axis_angle, or none (they are joints). Written beside
             generated actions, for whoever carries them out.
         autoencoder: vectors.
     """

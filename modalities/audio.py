@@ -51,7 +51,7 @@ class AudioConfig:
         hop: samples between MDCT frames and coefficients in each, 64 where left out; a window has
             ceil(samples / hop) + 1 tokens. Read by mdct only, as the next one.
         exponent: amplitude compression of the coefficients, in (0, 1], 0.5 where left out; 1 is none.
-        short: pad an audio clip that is shorter than a window with silence behind it, or refuse it.
+        short: pad an audio clip that is shorter than a window with silence after it, or refuse it.
         resampler: soxr, or torchaudio where that is installed.
     """
 
@@ -177,7 +177,7 @@ class AudioAdapter(AutoencoderAdapter):
 
     def _at(self, record: Record, info: AudioInfo, begins: float, start: float, _generator: torch.Generator) -> Tensor:
         """(channels, self.samples): the window at `start` of audio that begins at `begins`, to the sample; silent
-        before and behind the audio."""
+        before and after the audio."""
         place = round((start - begins) * self.config.sample_rate)
         before = min(max(0, -place), self.samples)
         # What is read begins where a sample of the file and a resampled one coincide, at or before the window.
@@ -246,7 +246,7 @@ class AudioAdapter(AutoencoderAdapter):
     def load_prefix(self, record: Record) -> tuple[Tensor, int]:
         """The beginning of an audio clip to be continued: a window (channels, samples) and how many samples are known.
 
-        An audio clip longer than a window is cut; behind a shorter one the window is silent.
+        An audio clip longer than a window is cut; after a shorter one the window is silent.
         """
         info = probe_audio(record.readable(), record.origin, record.rate)
         needed = math.ceil(self.samples * info.rate / self.config.sample_rate)
@@ -277,7 +277,7 @@ class AudioAdapter(AutoencoderAdapter):
         return samples if samples.shape[1] == 2 else samples.repeat(2, axis=1)
 
     def prefix_mask(self, samples: int) -> Tensor:
-        """(N,) bool: tokens that stand for nothing behind the first `samples` samples.
+        """(N,) bool: tokens that stand for nothing after the first `samples` samples.
 
         MDCT frame f spans samples [(f - 1) hop, (f + 1) hop), so the last `hop` samples of the prefix are not kept
         exactly: they are shared with the first generated frame. Token f of an autoencoder stands for

@@ -206,10 +206,10 @@ class ImageAdapter(AutoencoderAdapter):
         return Known(media, self.known_from_image_mask(mask), mask)
 
     def load_mask(self, record: Record, generator: torch.Generator) -> Tensor:
-        """(H, W) bool, True where the image is known: dark in the mask. Light parts are painted anew.
+        """(H, W) bool, True where the image is known: dark in the mask. Light parts are generated.
 
         Use the generator's state that `load` had for the image, so that both are cut at the same place. What a mask
-        does not cover (transparent or padded) is painted anew.
+        does not cover (transparent or padded) is generated.
         """
         pixels = read_image(record.readable(), record.origin)
         return fit_frames(pixels[None], self.config, record.origin, generator, (255, 255, 255))[0].mean(dim=0) < 0

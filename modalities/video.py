@@ -159,7 +159,7 @@ class VideoAdapter(AutoencoderAdapter):
         return self._read(record, index, self._shown(record, index, start - index.start), generator)
 
     def _shown(self, record: Record, index: VideoIndex, start: float) -> np.ndarray:
-        """(T,) numbers of the frames of a window; the first and the last stand for what lies before and behind them."""
+        """(T,) numbers of the frames of a window; the first and the last stand for what lies before and after them."""
         wanted = index.shown(start, self.config.fps, self.config.frames)
         if not len(wanted):
             raise WindowError(f"{record.origin}: ends {index.seconds:.2f} s behind its first frame")

@@ -59,7 +59,7 @@ class RemotePolicy:
             raise ServerError(f"no policy server at {url} ({reason}); start one with `selfflow serve`") from error
 
     def reset(self, instruction: str, seed: int = 0) -> None:
-        """An episode begins: what is left of a chunk is dropped, and the server is told with the next request."""
+        """An episode begins: what is left of a chunk is dropped, and the server learns of it with the next request."""
         self._queue, self._instruction, self._seed, self._begins = [], instruction, seed, True
 
     def select_action(self, observation: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a rollout asks of an environment, whichever it is: the tabletop in numpy, or SIMPLER behind its client.
+"""What a rollout asks of an environment, whichever it is: the tabletop in numpy, or SIMPLER through its client.
 
 An environment is made for one task. Episode i is a function of (task, i) alone: the same numbers after any other
 episodes, in any process. An environment may keep simulators, scenes and shaders between episodes, as long as that

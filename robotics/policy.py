@@ -96,7 +96,7 @@ class RunPolicy:
         stream: the one that has actions.
         predicted_video: uint8 (T, H, W, 3) at the control rate, of the last prediction of this episode: first the
             image that it was made from. None before the first, where no video is made, and of runs on stored latents,
-            which do not say whether their videos begin with the image or behind it.
+            which do not say whether their videos begin with the image or after it.
 
     Raises:
         ConfigError: settings out of range, or a run without actions.
@@ -183,7 +183,7 @@ class RunPolicy:
         assert isinstance(config, VideoConfig)
         assert isinstance(actions, ActionConfig)
         frames = ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        if self._first_frame == "next":  # the video begins behind the image
+        if self._first_frame == "next":  # the video begins after the image
             frames = np.concatenate([self._image(known, frames), frames])
         step = config.fps / actions.rate
         return frames[[round(place * step) for place in range(int((len(frames) - 1) / step) + 1)]]

@@ -1,4 +1,4 @@
-"""A policy behind a websocket, after openpi's convention: metadata on connecting, then an observation in, a chunk out.
+"""A policy served over a websocket, as openpi does: metadata on connecting, then an observation in, a chunk out.
 
 Request: {"image": uint8 (H, W, 3), "prompt": text, "state": (S,) or absent, "sequence": any number or absent,
 "reset": True at an episode's beginning, "seed": of it}, in the form of robotics/wire.py. openpi's own names
@@ -119,7 +119,7 @@ async def listen(
     """Serve until `stop` is set, or for ever.
 
     Args:
-        session: what is said in a connection.
+        session: the exchange of one connection.
         started: called with the port once connections are taken.
 
     Raises:

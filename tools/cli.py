@@ -54,14 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
     most (docs/operations.md)."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    # argparse takes positional arguments in one run only; these came behind an option: `CONFIG --dry-run key=value`.
+    # argparse takes positional arguments in one run only; these came after an option: `CONFIG --dry-run key=value`.
     if rest and not (hasattr(options, "overrides") and all(re.match(r"[\w.]+=", argument) for argument in rest)):
         parser.error(f"unknown arguments for {options.command}: {' '.join(rest)}")
     if rest:
         options.overrides += rest
     try:
         code = options.run(options) or 0
-        sys.stdout.flush()  # here, where a failure can be told
+        sys.stdout.flush()  # here, where a failure can be reported
         return code
     except SelfFlowError as error:
         say(f"error: {error}")

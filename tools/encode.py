@@ -68,7 +68,7 @@ def add_parser(subparsers) -> None:
         default=DEFAULTS.chunk,
         help=f"records that are published together: what a kill may cost (default {DEFAULTS.chunk})",
     )
-    parser.add_argument("--retry", action="store_true", help="make the chunks anew in which records were set aside")
+    parser.add_argument("--retry", action="store_true", help="redo the chunks in which records were set aside")
     parser.set_defaults(run=run)
 
 
@@ -96,7 +96,7 @@ def encode(
     """Make the missing chunks of a shard; where then none is missing, publish the whole.
 
     Args:
-        retry: the chunks of the shard in which records were set aside are made anew.
+        retry: the chunks of the shard in which records were set aside are redone.
     """
     job = encoding.job
     folder = ChunkFolder(path, encoding.settings, job.chunks)

@@ -65,7 +65,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("file", type=Path, help=".pt, .pth, .ckpt or .safetensors")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the configuration")
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the experiment")
-    parser.add_argument("--kind", choices=tuple(KINDS), help="told by the names and shapes in the file unless set")
+    parser.add_argument("--kind", choices=tuple(KINDS), help="by the names and shapes in the file unless set")
     parser.add_argument("--labels", type=Path, help="class names, one per line, in the order of the label table")
     parser.add_argument("--drop", action="append", default=[], metavar="PART", help="leave a part of the file out")
     parser.add_argument("--fresh", action="append", default=[], metavar="PART", help="the file lacks it: initialize it")

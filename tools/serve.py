@@ -1,4 +1,4 @@
-"""selfflow serve: a policy behind a websocket, for a rollout in another process or on another machine."""
+"""selfflow serve: a policy over a websocket, for a rollout in another process or on another machine."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def served(name: str, acting: dict[str, Any]) -> Inference:
 
 
 def session(options: argparse.Namespace) -> Session:
-    """What is said in a connection."""
+    """The exchange of one connection."""
     if options.protocol == "vla-eval":
         return vla_eval_session(options.execute, options.camera, options.rotation)
     return openpi_session({"policy": options.policy, "actions": list(ACTION_NAMES)})

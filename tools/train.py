@@ -53,7 +53,7 @@ def add_parser(subparsers) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command that trains is told."""
+    """Options of every command that trains."""
     parser.add_argument("config", type=Path, help="YAML file of the experiment")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     parser.add_argument(
@@ -103,7 +103,7 @@ def start(options: argparse.Namespace, initial: Initial | None) -> int:
 
 
 def _train(options: argparse.Namespace, resolved: Resolved, initial: Initial | None, stop: StopRequest) -> int:
-    """The exit code. Whatever ends the run, its reason and the command that goes on are told."""
+    """The exit code. Whatever ends the run, its reason and the command to resume it are printed."""
     config = resolved.config
     try:
         with accidents_named(), stop.leavable():

@@ -39,7 +39,7 @@ class Assembly:
     """
     Args:
         root: what relative paths of the configuration start from.
-        stored: what a checkpoint of the run holds beside its tensors; None for a new run.
+        stored: what a checkpoint of the run holds besides its tensors; None for a new run.
         device: of networks and frozen encoders.
         given: parts of the assembly that are there already, by their name, such as sources or normalization.
     """
@@ -172,7 +172,7 @@ class Assembly:
     # What is read from disk on request, and what is kept.
 
     def load_autoencoders(self) -> None:
-        """Read those that training encodes with, so that missing weights are told at once."""
+        """Read those that training encodes with, so that missing weights are reported at once."""
         encoding = {name: self.adapters[name] for name, s in self.config.streams.items() if not s.data.holds_latents}
         load_autoencoders(self.config, encoding)
 
@@ -182,7 +182,7 @@ class Assembly:
             self.text.load()
 
     def to_store(self) -> dict[str, Any]:
-        """What every checkpoint holds beside the tensors: plain data, enough to be `stored` of another assembly.
+        """What every checkpoint holds besides the tensors: plain data, enough to be `stored` of another assembly.
 
         Latent statistics that come with an autoencoder's weights stay with them: they can be megabytes. Where the data
         are latents, no weights are read, and the statistics are stored too.

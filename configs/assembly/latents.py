@@ -32,7 +32,7 @@ def media_settings(media: Any) -> dict[str, Any]:
 
 
 def text_settings(config: TextEncoderConfig) -> dict[str, Any]:
-    """What the features of a frozen text encoder depend on, beside its weights."""
+    """What the features of a frozen text encoder depend on besides its weights."""
     return {
         "kind": config.kind,
         "max_tokens": config.length(),
@@ -111,7 +111,7 @@ def missing_parts(adapters: Mapping[str, ModalityAdapter], manifest: Manifest) -
 
 
 def differences(media: Any, adapter: ModalityAdapter, stored: StoredPart) -> Iterator[str]:
-    """The end of a line, behind the key of the media settings, for every setting that is not that of the latents."""
+    """The end of a line, after the key of the media settings, for every setting that differs from the latents'."""
     if media.autoencoder.kind != stored.autoencoder["kind"]:
         yield f".autoencoder.kind: {media.autoencoder.kind!r}, and the latents are of {stored.autoencoder['kind']!r}"
         return

@@ -22,7 +22,7 @@ def build_parts(config: Config, adapters: Adapters) -> dict[str, Parts]:
         own = entry.named_parts(stream)
         weight = {name: part.loss_weight for name, part in own.items()}
         keep_media = dict.fromkeys(own, bool(entry.encoders))
-        # Where a window ends behind its episode, its video is padding too.
+        # Where a window ends after its episode, its video is padding too.
         pads = {
             name: adapter.pads or (entry.data.holds_episodes and adapter.modality == "video")
             for name, adapter in adapters[stream].items()

@@ -1,4 +1,4 @@
-"""Kernel distance (KID): unbiased, hence meaningful where samples are too few for a Frechet distance."""
+"""Kernel distance (KID): unbiased, so it is meaningful where samples are too few for a Frechet distance."""
 
 from __future__ import annotations
 

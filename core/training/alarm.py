@@ -43,7 +43,7 @@ class _Times(ctypes.Structure):
 
 
 class Alarm:
-    """Ends this process with `code` when the seconds of `set` are over, unless it is set anew or cleared before.
+    """Ends this process with `code` when the seconds of `set` are over, unless it is set again or cleared first.
 
     `text` is written to stderr shortly before. It belongs to one process: a forked child has none.
     """

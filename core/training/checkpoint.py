@@ -274,7 +274,7 @@ class CheckpointStore:
         self._tidy()
 
     def forget(self, step: int) -> None:
-        """Remove the checkpoints of all steps after `step`, which will be made anew."""
+        """Remove the checkpoints of all steps after `step`, which will be made again."""
         for later in self.steps():
             if later > step:
                 self._put_away(later)
@@ -340,7 +340,7 @@ def restore(
     anew: Anew = NOTHING_ANEW,
     more: Mapping[str, dict[str, Any]] = _NO_MORE,
 ) -> None:
-    """Load what `training_state` gave, strictly but for `anew`.
+    """Load what `training_state` returned, strictly except for `anew`.
 
     Args:
         more: further parts of the checkpoint, read in place.

@@ -83,7 +83,7 @@ def load(
         found.append((tuple((error.full_key or "").split(".")), str(error.msg or error).splitlines()[0]))
     else:
         found += [(key, f"{value} is not a finite number") for key, value in _leaves(built) if _not_finite(value)]
-        wrong = {key for key, _ in found}  # nothing more is said of these: "nan must be above 0" would mislead
+        wrong = {key for key, _ in found}  # nothing more is reported for these: "nan must be above 0" would mislead
         found += [item for item in _own_problems(built, ()) if item[0] not in wrong]
     problems += [f"{user.locate(key, path.name)}: {'.'.join(key)}{': ' * bool(key)}{what}" for key, what in found]
     if problems:

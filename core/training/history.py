@@ -93,7 +93,7 @@ class Past:
 
 
 def past(config: dict[str, Any], entries: list[dict[str, Any]]) -> list[Past]:
-    """All earlier settings of a run, oldest first, told from those of now."""
+    """All earlier settings of a run, oldest first, derived from the current ones."""
     found: list[Past] = []
     for entry in reversed(entries):
         config = with_value(config, entry["key"], entry.get("old", ABSENT))

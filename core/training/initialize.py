@@ -1,6 +1,6 @@
 """Weights from elsewhere into a network that is built: by name and shape, all of it or nothing.
 
-What may differ is said beforehand, by patterns: `drop` are tensors of the source that are not taken, `fresh` tensors of
+What may differ is named first, by patterns: `drop` are tensors of the source that are not taken, `fresh` tensors of
 the network that the source need not have and that keep their initial values. A pattern is a name, a part of the network
 (`projector` is all of `projector.*`), or a name with `*`.
 """
@@ -34,7 +34,7 @@ def initialize(
 
     Args:
         source: what it comes from, for messages.
-        drop, fresh: patterns, see above. A name of both starts anew.
+        drop, fresh: patterns, see above. A name that matches both starts from scratch.
 
     Raises:
         CheckpointError: a name, shape or dtype that is not excepted differs, a value is not finite, or a pattern fits

@@ -68,7 +68,7 @@ def _parse(data: bytes) -> list[tuple[int, dict[str, Any]]]:
 
 
 def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool] = lambda entry: True) -> None:
-    """Cut a JSON-lines file behind the last line of its leading run of `wanted` entries. Atomic: one truncation."""
+    """Cut a JSON-lines file after the last line of its leading run of `wanted` entries. Atomic: one truncation."""
     if not path.exists():
         return
     data = path.read_bytes()

@@ -40,7 +40,7 @@ class StreamMix:
         weights: stream -> relative probability (0.57 / 0.30 / 0.13 in the paper); they need not sum to 1. Their order
             counts: the draws go by it.
         global_batch: stream -> samples in one optimizer step.
-        earlier: what held before, oldest first, of the same streams; positions go on behind what they consumed.
+        earlier: what held before, oldest first, of the same streams; positions continue after what they consumed.
     """
 
     def __init__(

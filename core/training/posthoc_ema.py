@@ -3,7 +3,7 @@
 A power-function average weighs the weights of step t' with t'^gamma up to the step t at which it is looked at, so that
 its length grows with the training. sigma_rel, the standard deviation of that profile relative to t, is called its
 length here. Two of them are kept while the run trains and stored every so many steps. Afterwards the profile of any
-other length is put together from the stored ones by least squares, and the same factors put the weights together.
+other length is built from the stored ones by least squares, and the same factors combine the weights.
 
     length = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))
     average <- beta average + (1 - beta) weights, beta = (1 - 1 / t)^(gamma + 1)
@@ -126,7 +126,7 @@ class Snapshot(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an average is put together.
+    """How an average is built.
 
     Attributes:
         step: the last one that it averages.

@@ -47,7 +47,7 @@ class Quarantine:
             )
 
     def write(self) -> None:
-        """Hand the lines to the system. Where that fails they wait for the next time, which is said once: a record that
+        """Hand the lines to the system. Where that fails they wait, which is reported once: a record that
         is never written is met again by a resumed run, or was met before its checkpoint and only lacks its line."""
         try:
             self._lines.write()

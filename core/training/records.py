@@ -170,7 +170,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Flush, end the trackers, and let others train in the folder. Lines that cannot be written are lost: the steps
-        since the last checkpoint are made anew."""
+        since the last checkpoint are made again."""
         try:
             self.flush()
         except OSError as error:
@@ -193,7 +193,7 @@ class RunFolder:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        """Give the lines to the system. A failure is said once: the next checkpoint decides what it means."""
+        """Give the lines to the system. A failure is reported once: the next checkpoint decides what it means."""
         for file in self._files.values():
             try:
                 file.write()

@@ -58,7 +58,7 @@ class StopRequest:
     Args:
         within: seconds from a request until publishing begins, and from its end until the process does; the process
             is ended where that takes longer, by the exit code of an AccidentError.
-        advice: what else is told then.
+        advice: what else is reported then.
     """
 
     def __init__(self, within: float = 20.0, advice: str = ""):

@@ -47,7 +47,7 @@ class LoggingConfig:
 class Trackers:
     """The trackers that the configuration asks for.
 
-    One that fails while the run goes on is said, and left out from there on: it is no reason to stop training.
+    One that fails during the run is reported and dropped from then on: it is no reason to stop training.
 
     Args:
         path: the run folder.

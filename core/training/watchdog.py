@@ -43,12 +43,12 @@ class WatchdogConfig:
 
 
 class Watchdog:
-    """Open while a run trains; what is done next is told to `start` and `step`.
+    """Open while a run trains; what comes next is passed to `start` and `step`.
 
     Args:
         file: for the stacks of this process; its folder is created, and it is removed where nothing was written.
         late: called some seconds before the end, where Python still works.
-        advice: what else is told then.
+        advice: what else is reported then.
     """
 
     def __init__(self, config: WatchdogConfig, file: Path, late: Callable[[], None], advice: str = ""):
@@ -65,7 +65,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self.config.start or self.config.step:
-            with contextlib.suppress(OSError):  # a full disk is met, and told, by what needs it
+            with contextlib.suppress(OSError):  # a full disk is reported by what needs it
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 self._stacks = self.file.open("wb", buffering=0)
             self._alarm = Alarm(AccidentError.exit_code, self._text.strip())

@@ -24,7 +24,7 @@ def absolute_gripper(relative: np.ndarray) -> np.ndarray:
 
 
 def apply_gripper(rule: str, actions: np.ndarray, places: list[int]) -> np.ndarray:
-    """(T, W) actions of a whole episode, whose grippers are told as openness.
+    """(T, W) actions of a whole episode, whose grippers are given as openness.
 
     Args:
         rule: keep; relative (RT-1: commands that open or close); inverted (1 is closed in the data).

@@ -22,7 +22,7 @@ class TextConfig:
     """
     Attributes:
         vocabulary: V, rows of the learned table; row 0 is padding.
-        max_words: S, context tokens; the words behind it are cut off.
+        max_words: S, context tokens; the words after that are cut off.
         ngrams: lengths of the byte n-grams, word boundaries included.
         rows_per_word: G, rows summed into one token; the n-grams of a long word that go beyond are left out.
     """

@@ -21,9 +21,9 @@ class TextKind:
         max_tokens: S, unless the configuration sets one.
         layers: unless the configuration names some; () is the network's last_hidden_state.
         blocks, norm: the transformer blocks and the final normalization inside the network.
-        unused: beginnings of tensor names that a published file holds beside this network.
+        unused: beginnings of tensor names that a published file holds besides this network.
         chat: the caption is put into the tokenizer's chat template, as one message of a user.
-        arguments: of the network's forward, beside ids and mask.
+        arguments: of the network's forward, besides ids and mask.
         sizes: what the example's config.json says of sizes; () where it is not recorded here. The dry run counts FLOPs
             with it.
     """

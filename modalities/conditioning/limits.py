@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from modalities.conditioning.bytes import TextConfig, split_words, word_pieces
 
-# A word that keeps less than this share of its rows, and is longer than words are, is told: a sentence in a script
+# A word that keeps less than this share of its rows, and is longer than words are, is reported: a sentence in a script
 # without spaces, a link. Of others the first row, that of the whole word, is enough.
 WORD_SHARE, WORD_BYTES = 0.5, 32
 

@@ -3,7 +3,7 @@
 Resuming in the middle of an epoch, and with another number of devices, workers or microbatches, therefore needs
 nothing but the step: its positions follow from it, and a position has one record. A loader's own resumable state
 (mosaicml-streaming's state_dict, say) could at best restore the same thing, could be lost or be stale, and would
-have to be split anew for every other number of devices.
+have to be split again for every other number of devices.
 
 Plain sources: each epoch has its own keyed bijection of [0, size), a Feistel network over two digits (l, r) in
 Z_a x Z_b with a * b just above `size` (Black and Rogaway 2002, "Ciphers with arbitrary finite domains": generalized

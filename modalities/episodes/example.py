@@ -1,6 +1,6 @@
 """tf.train.Example through protobuf, without TensorFlow: names to lists of bytes, floats or integers.
 
-The message type is put together here, in a pool of its own, so that TensorFlow's may live in the same process.
+The message type is built here, in a pool of its own, so that TensorFlow's may live in the same process.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Example:
         self.origin = origin
         try:
             self._features = example_type().FromString(data).features.feature
-        except Exception as error:  # protobuf's DecodeError, and what its versions raise beside it
+        except Exception as error:  # protobuf's DecodeError, and what its versions raise besides
             if type(error).__name__ != "DecodeError":
                 raise
             raise DataError(f"{origin}: no tf.train.Example: {error}") from error

@@ -52,7 +52,7 @@ class EpisodesSource:
         modalities: of the parts that are read, such as image, video and action_rt1.
         selection: which side of a hold-out; all windows of an episode lie on one side.
 
-    Raises ConfigError for parts that a robot data set has not, or where no window can be used.
+    Raises ConfigError for parts that a robot data set does not have, or where no window can be used.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class EpisodesSource:
         return int(self._taken[row]), index - int(self._ends[row - 1] if row else 0)
 
     def episode(self, number: int, images: bool = True) -> Episode:
-        """An episode, with its gripper told as a state. Raises DataError where its numbers cannot be used."""
+        """An episode, with its gripper as a state. Raises DataError where its numbers cannot be used."""
         found = self.episodes.read(number, images)
         actions = apply_gripper(self.reading.gripper, found.actions, list(self.reading.gripper_places))
         return replace(found, actions=actions)

@@ -35,7 +35,7 @@ def masked(crc: int) -> int:
 
 
 def scan(path: Path) -> Iterator[tuple[int, bytes | DataError]]:
-    """(offset, bytes) of every record, or what is wrong with it; nothing can be found behind a damaged length."""
+    """(offset, bytes) of every record, or what is wrong with it; nothing can be found after a damaged length."""
     with path.open("rb") as file:
         offset = 0
         while header := file.read(HEADER.size):

@@ -152,7 +152,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 @contextmanager
 def _images(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
-    """`arr_0` behind its header, and its shape (N, H, W, 3)."""
+    """`arr_0` after its header, and its shape (N, H, W, 3)."""
     with _archive(path) as archive:
         if "arr_0.npy" not in archive.namelist():
             raise DataError(f"{path}: holds {', '.join(archive.namelist()) or 'nothing'}, but no arr_0 (uint8 images)")

@@ -166,7 +166,7 @@ def _tokens(model: Generator, part: Part, media: Tensor | StoredLatents) -> Tens
 def shared_records(val: Reader, training: Reader, tested: int, trained: int) -> str:
     """How the two sources overlap, in words; "" where they do not.
 
-    Equal sources are told by their fingerprints. Otherwise the first `tested` and `trained` records, in the order in
+    Equal sources have equal fingerprints. Otherwise the first `tested` and `trained` records, in the order in
     which evaluation reads them, are compared by file (and row or member), without decoding them: this is complete for
     sources that are no larger than that.
     """

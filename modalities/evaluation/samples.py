@@ -10,7 +10,7 @@ Values of one network, under `samples/NETWORK/`, or `samples/PART/NETWORK/` wher
     IS                         inception score; "class score" by another network with classes
     CLIP score                 of images and their captions, by CLIP
 
-NETWORK is its kind, with a number behind it where there are several of one kind. Each looks at every part that it can.
+NETWORK is its kind, with a number after it where there are several of one kind. Each looks at every part that it can.
 """
 
 from __future__ import annotations

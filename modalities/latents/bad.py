@@ -69,7 +69,7 @@ class BadRecords:
         if len(self.records) <= self.limit:
             return
         entries = one_each(self._entries)
-        with suppress(OSError):  # what ends the work is said below in any case
+        with suppress(OSError):  # what ends the work is reported below in any case
             self.folder.note_bad(entries)
         last = "".join(f"\n  {line}" for line in lines(entries[-SHOWN:]))
         raise DataError(

@@ -63,7 +63,7 @@ class StoredPart:
     Attributes:
         modality: such as image, video, audio or action_rt1.
         grid, channels: tokens along (t, h, w) of a sample, and C.
-        deviation: rows hold the posterior's deviation beside its mean.
+        deviation: rows hold the posterior's deviation next to its mean.
         autoencoder: its section of the configuration, and the `digest` of its weights ("" without weights).
         media: its section `media`, without the autoencoder.
         normalization: mean and std of every channel, and `measured`: over these samples, or published with the weights
@@ -289,7 +289,7 @@ def unpack(row: Mapping[str, Any], manifest: Manifest, origin: str) -> Record:
         parts[name] = Media(StoredLatents(mean, deviation, valid))
     return Record(
         key=row["key"],
-        origin=row["about"]["origin"],  # of the media, so that records of two encodings can be told to be the same
+        origin=row["about"]["origin"],  # of the media, so that records of two encodings can be recognized as the same
         media=b"",  # a part of another name has none
         captions=tuple(row["captions"] or ()),
         unconditional=row["captions"] is None,

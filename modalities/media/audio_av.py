@@ -162,7 +162,7 @@ def _has_equal_packets(stream: Any, first: Any) -> bool:
 def _audio_packets(container: Any, stream: Any, origin: str) -> Iterator[Any]:
     """Packets of an MP3 file that hold a frame, from where the container stands, without decoding them.
 
-    Behind the last frame anything may follow, and between frames tags, as in files that were put together.
+    After the last frame anything may follow, and between frames tags, as in concatenated files.
 
     Raises DataError for anything else between two frames.
     """

@@ -19,7 +19,7 @@ from modalities.media.opening import Media, check_array, decoding, open_stream
 from modalities.media.orientation import orientation, upright
 from modalities.media.png import SIGNATURE, clear_pixels, without_text
 
-# No format that runs an interpreter (PostScript), is not an image, or cannot be told by its first bytes.
+# No format that runs an interpreter (PostScript), is not an image, or cannot be recognized by its first bytes.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
 PLUGINS = {"pillow_avif": "AVIF", "pillow_heif": "HEIF", "pillow_jxl": "JXL"}  # package -> format it adds
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)

@@ -1,6 +1,6 @@
 """Whether an MP3 file says how long it is. Without that, libsndfile multiplies its size by the rate of the first frame.
 
-Its own count ends the audio even where there is more, as in two files that were written one behind the other.
+Its own count ends the audio even where there is more, as in two concatenated files.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-NEAR = 4096  # bytes behind the tags in which the first frame begins
-MORE = 8192  # bytes; shorter remains behind the last frame are tags and rubbish
+NEAR = 4096  # bytes after the tags in which the first frame begins
+MORE = 8192  # bytes; shorter remains after the last frame are tags and rubbish
 
 
 def states_length(file: BinaryIO, size: int) -> bool:

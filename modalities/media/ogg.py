@@ -22,7 +22,7 @@ def is_whole(tail: bytes) -> tuple[bool, bool]:
 
 
 def is_chained(media: bytes | Path) -> bool:
-    """Whether streams begin behind the pages with which those at the start begin: songs of a radio, files put together.
+    """Whether streams begin after the pages with which those at the start begin: songs of a radio, concatenated files.
 
     Looks through the whole file, at the speed of memory.
     """

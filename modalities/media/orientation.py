@@ -18,7 +18,7 @@ XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 def orientation(image: Image.Image) -> int:
-    """1 to 8 as in EXIF, of an image that was loaded; 1, upright, where nothing or nothing valid is said.
+    """1 to 8 as in EXIF, of an image that was loaded; 1, upright, where nothing valid is stated.
 
     XMP counts where EXIF has no such tag, as in Pillow, which turns TIFF files itself as it loads them.
     """

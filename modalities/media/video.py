@@ -27,7 +27,7 @@ from modalities.media.video_pyav import (
 )
 
 ASPECTS = (1 / 4, 4)  # of a pixel, width over height; beyond lie damaged headers
-BROADCAST = ("mpegts", "mpeg")  # containers whose clock may be set anew at any place
+BROADCAST = ("mpegts", "mpeg")  # containers whose clock may be reset anywhere
 # Share of frames that come later than the one before, below which the time stamps of a file mean nothing.
 MOST = 0.9
 # FFmpeg knows by the version of x264 how to decode 4:4:4 of older ones; only the beginning of a file states it.

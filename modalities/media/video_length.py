@@ -79,7 +79,7 @@ def _number(file: BinaryIO, place: int) -> int:
 
 
 def _matroska(file: BinaryIO, head: bytes, there: int) -> int | None:
-    """End of the segment, the one element behind the header (RFC 9559)."""
+    """End of the segment, the one element after the header (RFC 9559)."""
     place, size = _element_size(head, 4)
     if size is None or head[place + size : place + size + 4] != SEGMENT:
         return None
@@ -106,7 +106,7 @@ def _whole_elements(file: BinaryIO, place: int, there: int) -> bool:
 
 
 def _element_size(head: bytes, place: int) -> tuple[int, int | None]:
-    """(place behind it, value) of a number of EBML (RFC 8794, 4): leading zero bits tell its length; ones: unknown."""
+    """(place after it, value) of a number of EBML (RFC 8794, 4): leading zero bits tell its length; ones: unknown."""
     length = 9 - head[place].bit_length() if place < len(head) and head[place] else 0
     if not length or place + length > len(head):
         return place, None
@@ -121,7 +121,7 @@ def _mp4(file: BinaryIO) -> int | None:
     while True:
         file.seek(end)
         head = file.read(16)
-        if head[4:8] not in BOXES:  # behind the last one, or nothing that matters
+        if head[4:8] not in BOXES:  # after the last one, or nothing that matters
             return end
         size = int.from_bytes(head[:4], "big")
         if size == 1:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-# The clock of a broadcast that jumps by more than this many seconds was set anew; nothing is on screen for so long.
+# The clock of a broadcast that jumps by more than this many seconds was reset; nothing is on screen for so long.
 JUMP = 10
 X264 = re.compile(rb"x264 - core (\d+)")
 VOP = b"\x00\x00\x01\xb6"  # start of an image of MPEG-4 part 2
@@ -90,7 +90,7 @@ def has_clock(packets: Sequence[Packet], unit: float, broadcast: bool) -> bool:
 
     Args:
         unit: seconds.
-        broadcast: the container is one whose clock may be set anew at any place (MPEG-TS and -PS).
+        broadcast: the container is one whose clock may be reset anywhere (MPEG-TS and -PS).
     """
     timed = [(packet.stamp, packet.key) for packet in packets if packet.stamp is not None]
     stamps = [stamp for stamp, _ in timed]

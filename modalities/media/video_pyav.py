@@ -140,7 +140,7 @@ def decode_pyav(
         else:
             wanted = [int(pts) for pts in index.pts[numbers]]
             found = {}
-            # Some containers seek to a place behind the frame, and some codecs cannot begin there: then from the
+            # Some containers seek to a place after the frame, and some codecs cannot begin there: then from the
             # beginning.
             if numbers[0] > 0 and not index.whole:
                 with suppress(DataError):

@@ -76,7 +76,7 @@ class Validation:
 
 
 def append_durably(path: Path, entry: dict) -> None:
-    """One line more, behind the last whole one: a full disk can have left half of one."""
+    """One more line, after the last whole one: a full disk can have left half of one."""
     keep_lines(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")

@@ -1,6 +1,6 @@
 """Videos with their audio, drawn in code: a shape that moves, and a note for every frame whose pitch is its height.
 
-The caption names color and shape alone. Where the shape is, which way it moves and how far is told by neither the
+The caption names color and shape alone. Where the shape is, which way it moves and how far is stated by neither the
 caption nor the other part, so that audio for a given video, or a video for a given audio, is a real question. The
 second harmonic of the notes tells the shape: nearly none for a circle, a strong one for a cross.
 """

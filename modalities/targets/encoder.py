@@ -104,7 +104,7 @@ def refuse_interpolation(kind: str, parts: Parts, request: Request) -> None:
 
 
 def keep_blocks(blocks: nn.ModuleList, layer: int | None) -> nn.ModuleList:
-    """The blocks up to `layer` (1-based); those behind it are dropped, so that they cost nothing."""
+    """The blocks up to `layer` (1-based); those after it are dropped, so that they cost nothing."""
     if layer is not None and layer > len(blocks):
         raise ConfigError(
             f"encoder.layer: {layer}, but the encoder has {len(blocks)} blocks; allowed: 1..{len(blocks)}"

@@ -70,7 +70,7 @@ MORE_DISTRACTORS = (
 class Scene:
     """What a simulator is built from. Episodes with equal scenes share it.
 
-    settings: keyword arguments of the environment, beside those that all have.
+    settings: keyword arguments of the environment, besides those that all have.
     models: of objects, whose files are checked.
     overlay: name of the photo behind the scene, or None.
     """
@@ -118,7 +118,7 @@ class Scene:
 class Episode:
     """One episode. `labels` name its cells in a table: variant, robot, orientation, pose, and so on.
 
-    robot: x, y in meters and yaw in radians, beside facing the table.
+    robot: x, y in meters and yaw in radians, relative to facing the table.
     placed: what SIMPLER calls obj_init_options: `init_xy` of the object, or the number of a layout.
     """
 

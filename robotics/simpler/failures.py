@@ -1,4 +1,4 @@
-"""Failures of the simulator that people meet, told from what it prints, with what to do about each."""
+"""Failures of the simulator that people meet, recognized by what it prints, and what to do about each."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ class Answer(nn.Module):
 
 def overhead_rows(setup: Setup) -> list[Row]:
     """What of the Trainer's step is not the two network passes: the student's forward and backward, the teacher's
-    forward. Measured twice, as the rest beside the passes alone, and as the sum of the other pieces timed directly."""
+    forward. Measured twice, as the rest after the passes alone, and as the sum of the other pieces timed directly."""
     with sit_trainer(setup) as trainer:
         student, teacher, objective = trainer.student, trainer.teacher, trainer.objective
         moved = microbatch_of(trainer).to(trainer.device)

@@ -72,7 +72,7 @@ def cost(run: Run, along: list[str]) -> Cost:
 
 
 def newest(run: Path) -> dict | None:
-    """What is stored beside the tensors of a run's newest checkpoint; None for a new run."""
+    """What is stored besides the tensors of a run's newest checkpoint; None for a new run."""
     store = CheckpointStore(run / "checkpoints")
     step = store.latest()
     return None if step is None else store.extra(step)

@@ -121,7 +121,7 @@ def plan(study: Study, path: Path, out: Path) -> list[Run]:
 
 
 def refuse(wrong: Mapping[str, SelfFlowError], study: Study) -> None:
-    """Raise one ConfigError for all arms that cannot be; what is wrong with every arm is said once."""
+    """Raise one ConfigError for all arms that cannot be; what is wrong with every arm is reported once."""
     arms_of: dict[str, list[str]] = {}
     for arm, error in wrong.items():
         for line in getattr(error, "problems", [str(error)]):

@@ -35,7 +35,7 @@ def state_bytes(parameters: int, devices: int = 1, averages: int = 0) -> int:
     """Bytes on each device for a student's parameters and what belongs to them, dealt out evenly over `devices`.
 
     Args:
-        averages: post-hoc EMAs that are kept beside the teacher.
+        averages: post-hoc EMAs that are kept besides the teacher.
     """
     return -(-parameters * FLOAT32 * (sum(STATE.values()) + averages) // devices)
 
@@ -49,7 +49,7 @@ def microbatch_bytes(microbatch: Microbatch) -> int:
 
 
 def saved_bytes(objective: Objective, trunk: nn.Module, microbatch: Microbatch, precision: str, device: str) -> int:
-    """Bytes that the forward pass of the student keeps for its backward pass, beside the weights themselves.
+    """Bytes that the forward pass of the student keeps for its backward pass, besides the weights themselves.
 
     Memory that several operations keep counts once. With bf16 the copies of the weights that autocast makes are part of
     it. Of attention it has what fused kernels keep: queries, keys, values, result, and one number for each row.

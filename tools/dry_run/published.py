@@ -51,7 +51,7 @@ def text_flops(encoder: TextEncoder, readable: bool) -> int | None:
         settings = getattr(transformers, encoder.kind.network).config_class(**dict(encoder.kind.sizes))
     else:
         return None
-    settings.num_hidden_layers = max(encoder.layers, default=settings.num_hidden_layers)  # those behind are left out
+    settings.num_hidden_layers = max(encoder.layers, default=settings.num_hidden_layers)  # those after it are left out
 
     def run(network: Any) -> None:
         network(input_ids=torch.zeros(1, encoder.length, dtype=torch.int64), **dict(encoder.kind.arguments))

@@ -79,7 +79,7 @@ def open_data(assembly: Assembly) -> dict[str, list[str]]:
 
 
 def is_there(data: SourceConfig, root: Path) -> bool:
-    """Whether the place of a source exists: then what is wrong with it is to be told, and not to be passed over."""
+    """Whether the place of a source exists: then what is wrong with it is reported, not ignored."""
     return all(_is_there(path, root) for path in data.paths())
 
 

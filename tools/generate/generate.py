@@ -49,7 +49,7 @@ EXAMPLES = """examples:
   selfflow generate image --run runs/unconditional --number 8        a run with condition.kind: none takes no prompt
 
 Beside every file stands a .json with all that made it. The same seed gives the same bytes for any --batch-size.
-Nothing is overwritten: the numbers that files begin with go on behind the highest one in the folder.
+Nothing is overwritten: the numbers that files begin with continue after the highest one in the folder.
 """
 
 
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"warning: {line}", file=sys.stderr)
     known = known_parts(options, loaded.generator.parts[options.stream])
     adapters = loaded.assembly.adapters
-    load_autoencoders(loaded.config, {options.stream: adapters[options.stream]})  # missing ones are told at once
+    load_autoencoders(loaded.config, {options.stream: adapters[options.stream]})  # missing ones are reported at once
     files = generate_files(
         loaded,
         options.stream,
@@ -170,7 +170,7 @@ def asked(options: argparse.Namespace, loaded: LoadedRun) -> list[str]:
 def check_negative(options: argparse.Namespace, loaded: LoadedRun, settings: SamplerConfig) -> None:
     """Raises ConfigError where nothing would read it, and where guidance without a condition is asked for.
 
-    Guidance that is a run's own default without a condition is told by `warnings`; it changes nothing.
+    Guidance that is a run's own default without a condition is reported by `warnings`; it changes nothing.
     """
     condition = loaded.config.condition
     if options.negative is not None and settings.guidance() == 1:
@@ -182,7 +182,7 @@ def check_negative(options: argparse.Namespace, loaded: LoadedRun, settings: Sam
     ):
         raise ConfigError(_as_option(problem))
     if options.negative is not None and condition.kind == "label":
-        loaded.generator.context([options.negative])  # an unknown class is told now
+        loaded.generator.context([options.negative])  # an unknown class is reported now
 
 
 def warnings(loaded: LoadedRun, prompt: str, settings: SamplerConfig, negative: str | None) -> list[str]:
@@ -307,7 +307,7 @@ def generate_files(
 ) -> list[Path]:
     """Write every sample with its .json, and a labeled grid of several images; returns the first file of each.
 
-    No file is overwritten; numbers go on behind the highest one in the folder. Raises DataError where one cannot be
+    No file is overwritten; numbers continue after the highest one in the folder. Raises DataError where one cannot be
     written.
 
     Args:

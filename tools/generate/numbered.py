@@ -24,7 +24,7 @@ def write_numbered(
     """Write one sample, and its .json, under the first free number from `first` on.
 
     Args:
-        name: behind the number; letters, digits and hyphens.
+        name: after the number; letters, digits and hyphens.
         about: of the .json.
         write: called with a path without suffix; adds one, or more to the name, and returns the paths that it wrote.
 

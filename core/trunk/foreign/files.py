@@ -32,7 +32,7 @@ class WeightFile:
         source: the file, and what in it, for messages.
         state: tensors by name.
         arguments: of the training that wrote the file, where it tells them.
-        meaning: what a file of this project says of its weights, beside names and shapes; {} where it says nothing.
+        meaning: what a file of this project says of its weights, besides names and shapes; {} where it says nothing.
         notes: what was done to the names, a line each.
     """
 

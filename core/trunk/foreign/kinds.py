@@ -1,4 +1,4 @@
-"""The kinds of weight files: what each holds, how it is told from the others, and its conversion both ways."""
+"""The kinds of weight files: what each holds, how it is recognized, and its conversion both ways."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ KINDS: dict[str, Kind] = {
 
 
 def detect(state: Mapping[str, Tensor], source: str) -> str:
-    """The kind of a state dict, told by its names and shapes.
+    """The kind of a state dict, by its names and shapes.
 
     Raises:
         CheckpointError: none fits, with what each of them lacks, the nearest first; or several do.

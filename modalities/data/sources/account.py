@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-_REASONS = 60  # told apart; whatever else there is counts as one
+_REASONS = 60  # distinguished; all others count as one
 _OTHERS = "other file|"
 
 

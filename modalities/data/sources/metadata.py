@@ -73,7 +73,7 @@ class Metadata:
         return bool(len(self._place)) and self._place[row, 0] >= 0
 
     def take(self, rows: list[int]) -> None:
-        """Forget all media but these, which are numbered anew."""
+        """Forget all media but these, which are renumbered."""
         if len(self._place):
             self._place = self._place[rows]
 

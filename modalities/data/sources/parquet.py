@@ -2,7 +2,7 @@
 
 Why no library's reader, for single rows in the order of training (200 row groups of 100 rows of 20 kB, pyarrow 26, rows
 per second of CPU): this one keeps the row groups in use and reads 6,200 in 150 MiB. pyarrow's dataset keeps none: its
-`take` scans the file for every row (1.4), its fragments of row groups read one anew (200). Hugging Face datasets reads
+`take` scans the file for every row (1.4), its fragments of row groups read again (200). Hugging Face datasets reads
 20,000, but first copies all files to disk, uncompressed.
 """
 
@@ -99,7 +99,7 @@ class ParquetSource:
     A row is read with its whole row group. Each process keeps as many row groups as the order reads at a time, so
     media read fastest and in least memory from files written with small row groups (about 100 rows).
 
-    Of several files one that is damaged, or has not the columns of the others, gives one record that cannot be used,
+    Of several files one that is damaged, or lacks the columns of the others, gives one record that cannot be used,
     which says so when training meets it; a single one is refused.
 
     Args:

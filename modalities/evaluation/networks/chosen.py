@@ -37,7 +37,7 @@ class PartNetwork:
 
 
 def network_names(settings: EvaluationSettings) -> list[str]:
-    """The name that each network of the settings has in the result, behind that of the part it looks at."""
+    """The name that each network of the settings has in the result, after that of the part it looks at."""
     kinds = [config.kind for config in settings.networks]
     return [
         kind + (f"-{kinds[: place + 1].count(kind)}" if kinds.count(kind) > 1 else "")

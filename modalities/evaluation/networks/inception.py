@@ -92,7 +92,7 @@ class Mixed(nn.Module):
 
     Args:
         branches: lists of steps; a list as the last step is a fork, whose results are concatenated.
-        pooled: channels of the 1 x 1 convolution behind the pooling, 0 in a halving block, which has none.
+        pooled: channels of the 1 x 1 convolution after the pooling, 0 in a halving block, which has none.
     """
 
     def __init__(self, ins: int, branches: Sequence[Sequence[Step | list[Step]]], pool=average, pooled: int = 0):

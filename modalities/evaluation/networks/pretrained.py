@@ -136,7 +136,7 @@ def clip_score(images: Tensor, texts: Tensor) -> float:
 
 
 class DinoV2(nn.Module):
-    """Images -> the class token behind the last norm: FD-DINOv2 (Stein et al. 2023, layer6ai-labs/dgm-eval).
+    """Images -> the class token after the last norm: FD-DINOv2 (Stein et al. 2023, layer6ai-labs/dgm-eval).
 
     Images: 8-bit levels, antialiased bicubic to 224 x 224 whatever their shape, ImageNet mean and deviation, as
     dgm-eval by default. transformers interpolates position embeddings to 16 x 16 patches by the exact size, the
