@@ -52,7 +52,7 @@ class Moments:
         self.merge(Moments(count, tokens.mean(dim=0), squares))
 
     def merge(self, other: Moments) -> None:
-        """Those of both sets (Chan, Golub, LeVeque 1979): no cancellation."""
+        """The statistics of both sets together (Chan, Golub, LeVeque 1979): no cancellation."""
         total = self.count + other.count
         if total == 0:
             return

@@ -107,7 +107,7 @@ class Pretrained(ABC):
             return self.read(self.path).eval().requires_grad_(False)
 
     def digest(self) -> str:
-        """Of name, shape and float32 bytes of every tensor, before any rounding to bf16; computed once."""
+        """Digest of name, shape and float32 bytes of every tensor, before any rounding to bf16; computed once."""
         if not self._digest:
             exact = self.load() if self.dtype == torch.float32 else self._read()
             self._digest = digest(exact.state_dict())

@@ -92,7 +92,7 @@ def _no_captions(source: Any, at: Keys) -> Iterator[Implied]:
 
 
 def settings_of(kind: str) -> list[str]:
-    """Of a kind of source; none for an unknown one."""
+    """Names of the settings of a kind of source; none for an unknown kind."""
     return field_names(SOURCES[kind]) if kind in SOURCES else []
 
 

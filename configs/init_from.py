@@ -246,7 +246,7 @@ def media_of(plain: dict) -> dict[str, tuple[str, dict]]:
 
 
 def _position_differences(theirs: dict, ours: dict) -> list[str]:
-    """Of streams with the same modalities in one sample."""
+    """How positions differ between streams with the same modalities in one sample."""
     there, here = _per_second(theirs), _per_second(ours)
     return [
         f"{key}: {there[together][1]!r} there, {value!r} here"

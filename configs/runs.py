@@ -113,7 +113,7 @@ def load_run(
 
 
 def posthoc_weights(path: Path, length: float, step: int) -> dict[str, Tensor]:
-    """Those of a post-hoc EMA, with a line on stderr about what they were made of."""
+    """The weights of a post-hoc EMA, with a line on stderr about what they were made of."""
     weights, recipe = reconstruct(path, length, step)
     print(
         f"EMA of length {length:g} up to step {recipe.step}, from {len(recipe.factors)} stored averages; its profile "

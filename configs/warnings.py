@@ -22,12 +22,12 @@ def warnings(config: Config) -> list[str]:
 
 
 def ema_warning(training: TrainingConfig) -> str | None:
-    """For an average that is longer than a fifth of the run."""
+    """A warning for an average that is longer than a fifth of the run."""
     return training.ema.warning(training.steps)
 
 
 def schedule_warning(training: TrainingConfig) -> str | None:
-    """For a learning rate that the schedule never reaches."""
+    """A warning for a learning rate that the schedule never reaches."""
     optimizer, steps = training.optimizer, training.steps
     probed = {round(place * (steps - 1) / PROBES) for place in range(PROBES + 1)}
     probed |= {step for step in (optimizer.warmup - 1, steps - optimizer.cooldown) if 0 <= step < steps}
@@ -43,7 +43,7 @@ def schedule_warning(training: TrainingConfig) -> str | None:
 
 
 def guidance_warning(sampling: SamplerConfig, condition: ConditionConfig) -> str | None:
-    """For a guidance scale whose null condition, or whose condition, the model has not learned."""
+    """A warning for a guidance scale whose condition, or null condition, the model never learned."""
     scale = sampling.guidance()
     if scale == 1:
         return None

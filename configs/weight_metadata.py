@@ -64,7 +64,7 @@ def weights_meaning(
 
 
 def version() -> str:
-    """Of this project, as it was installed."""
+    """The installed version of this project."""
     try:
         return metadata.version("selfflow")
     except metadata.PackageNotFoundError:

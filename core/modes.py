@@ -89,7 +89,7 @@ class Modes:
         return any(mode.given is not None or mode.absent is not None for mode in self.all)
 
     def draw(self, generator: torch.Generator) -> Mode:
-        """Of one sample; nothing is drawn where there is one mode alone."""
+        """The mode of one sample; nothing is drawn where there is only one."""
         if not self.table:
             return self.rest
         place, reached = float(torch.rand((), generator=generator)), 0.0

@@ -25,7 +25,7 @@ class Objective:
         self.terms = tuple(terms)
 
     def terms_at(self, step: int) -> list[AlignmentTerm]:
-        """Those that still have a weight after `step` steps."""
+        """The terms that still have a weight after `step` steps."""
         return [term for term in self.terms if not term.is_over(step)]
 
     def reads_targets(self, step: int) -> bool:

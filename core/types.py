@@ -68,7 +68,7 @@ class Segment:
 
     @property
     def name(self) -> str:
-        """Of the part."""
+        """Name of the part."""
         return self.part or self.modality
 
     def __post_init__(self):

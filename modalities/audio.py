@@ -111,7 +111,7 @@ class AudioConfig:
         return dict(zip(("hop", "exponent"), self.frames(), strict=True))
 
     def samples(self) -> int:
-        """Of a window."""
+        """Samples of a window."""
         return round(self.seconds * self.sample_rate)
 
     def frames(self) -> tuple[int, float]:
@@ -234,7 +234,7 @@ class AudioAdapter(AutoencoderAdapter):
         return (steps + middle) * self.autoencoder.spec.stride[0] / self.config.sample_rate
 
     def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
-        """Of a whole audio the window that begins with it."""
+        """The window at the beginning of a whole audio file."""
         if len(files) > 1:
             raise ConfigError("--audio gives the whole audio; not with --continue")
         if "audio" in files:

@@ -117,7 +117,7 @@ def generate(
 
 
 def made_parts(parts: Parts, config: SamplerConfig) -> dict[str, Part]:
-    """Those of which something is made: neither absent nor omitted."""
+    """The parts that are generated: neither absent nor omitted."""
     unmade = {name for name, part in config.parts.items() if not part.sampled}
     return {name: part for name, part in parts.items() if name not in unmade}
 

@@ -184,7 +184,7 @@ class VideoAdapter(AutoencoderAdapter):
         return (starts + ends) / 2 / self.config.fps
 
     def known_from(self, files: Mapping[str, Record], draw: Callable[[], torch.Generator]) -> Known:
-        """Of a whole video the window that begins with its first frame."""
+        """The window of a whole video that begins with its first frame."""
         if len(files) > 1:
             raise ConfigError("--video gives all frames; not with --first-frame")
         if "video" in files:

@@ -17,7 +17,7 @@ from robotics.policy import RunPolicy
 
 
 def action_names(width: int) -> tuple[str, ...]:
-    """Of the numbers of an action: those of an environment's where it has as many, else their places."""
+    """Names of the numbers of an action: the environment's where it has as many, else their places."""
     return ACTION_NAMES if width == len(ACTION_NAMES) else tuple(map(str, range(width)))
 
 

@@ -146,7 +146,7 @@ def record(
 
 
 def _writer(recordings: Sequence[Recording], folder: Path) -> LeRobotWriter:
-    """For images of the size that the environment shows. Every task is made once, to report a mistake early."""
+    """A writer for images of the environment's size. Every task is made once, to report a mistake early."""
     for recording in recordings:
         environment = make_environment(recording.environment, recording.task, recording.options)
         expert_of(environment)

@@ -109,7 +109,7 @@ def open_loop(policy: ChunkPolicy, windows: Iterable[Window], names: tuple[str, 
 
 
 def _errors(distance: np.ndarray, mask: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
-    """Of (W, K, A) where the mask (W, K) holds. A step that no window reaches has no error: None."""
+    """Errors of (W, K, A) where the mask (W, K) holds. A step that no window reaches has no error: None."""
     counts = mask.sum(axis=0)  # (K,)
     sums = (distance * mask[..., None]).sum(axis=0)  # (K, A)
     steps = [row / count if count else None for row, count in zip(sums, counts, strict=True)]

@@ -96,7 +96,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def missing(records: dict[int, Any], episodes: Sequence[int]) -> list[int]:
-    """Those that are still to be run."""
+    """The episodes that are still to be run."""
     return [episode for episode in episodes if episode not in records]
 
 

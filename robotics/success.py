@@ -10,7 +10,7 @@ HOLD_STEPS = 3  # one second at 3 Hz
 
 
 def judge(fulfilled: Sequence[bool]) -> dict[str, bool]:
-    """Of the task's state after every step of an episode.
+    """Judges the task's state after every step of an episode.
 
     last: fulfilled after the last step. any: after at least one step (looser: an object may be dropped again). hold:
     after each of the last HOLD_STEPS steps (stricter: not just passing through).

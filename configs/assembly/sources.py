@@ -34,7 +34,7 @@ def open_sources(config: Config, root: Path) -> dict[str, Source]:
 
 
 def stream_modalities(name: str, stream: StreamConfig) -> tuple[str, ...]:
-    """Of its parts; a source looks for the files of the first."""
+    """The modalities of its parts; a source looks for the files of the first."""
     return tuple(part.modality for part in stream.named_parts(name).values())
 
 

@@ -37,16 +37,16 @@ class AlignmentTerm(Protocol):
 
     @property
     def teacher_feature_layers(self) -> FeatureLayers | None:
-        """Of the EMA teacher; None leaves it out."""
+        """Layers of the EMA teacher to return; None runs no teacher."""
         ...
 
     @property
     def reads_targets(self) -> bool:
-        """Of frozen encoders."""
+        """Whether the term reads features of frozen encoders."""
         ...
 
     def feature_layers(self, targets: Collection[str]) -> FeatureLayers:
-        """Of the student, when there are external targets of these names."""
+        """Layers of the student to return, when there are external targets of these names."""
         ...
 
     def is_over(self, step: int) -> bool:

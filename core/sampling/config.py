@@ -90,11 +90,11 @@ class SamplerConfig:
         return found or self._grid_problems() or self._part_problems()
 
     def _own_problems(self) -> list[str]:
-        """Of the settings that other solvers do not have."""
+        """Problems of the settings that other solvers do not have."""
         return []
 
     def _grid_problems(self) -> list[str]:
-        """Of a grid whose settings are in range, each by itself."""
+        """Problems of a grid whose settings are each in range."""
         if all(t > after for t, after in pairwise(self.timesteps())):
             return []
         return [
@@ -103,7 +103,7 @@ class SamplerConfig:
         ]
 
     def _part_problems(self) -> list[str]:
-        """Of parts, where the settings for all of them are right."""
+        """Problems of parts, where the settings for all of them are right."""
         found = waiting_problems(self.parts)
         for name, part in self.parts.items():
             lines = part.problems() or self.of_part(part).problems()
@@ -144,7 +144,7 @@ class SamplerConfig:
         return config
 
     def last_step_length(self) -> float | None:
-        """Of a last step of its own; None where the last step is as long as the grid makes it."""
+        """Length of a last step of its own; None where the last step is as long as the grid makes it."""
         return None
 
     def timesteps(self) -> list[float]:

@@ -34,7 +34,7 @@ class PlannedPart:
     tweedie: bool
 
     def scale(self, t: float) -> float:
-        """Of the guidance at a level; 1 where it does not act."""
+        """The guidance scale at a level; 1 where there is no guidance."""
         low, high = self.cfg_interval
         return self.cfg_scale if low <= min(max(t, 0.0), 1.0) <= high else 1.0  # dopri5 may look past the end
 
@@ -54,11 +54,11 @@ class Plan:
     schedule: LevelSchedule
 
     def pick(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Of a state with all parts, those that are not omitted."""
+        """The parts of a state that are not omitted."""
         return tuple(state[place] for place in self.kept)
 
     def levels(self, batch: TokenBatch, t: Levels, dtype: torch.dtype) -> NoiseLevels:
-        """Of a batch with the same parts, which are at `t`."""
+        """The levels of a batch with the same parts, which are at `t`."""
         free = [None if part.absent else level for part, level in zip(self.parts, t, strict=True)]
         return part_levels(batch, free, [part.conditioning_noise for part in self.parts], dtype)
 

@@ -92,7 +92,7 @@ def _drift(velocity_at: VelocityAt, x: State, t: Levels, dt: Levels, d: Diffusio
 
 
 def _add_noise(x: State, t: Levels, after: Levels, d: Diffusion, draw: Draw) -> State:
-    """Of the parts that move."""
+    """Add noise to the parts that move."""
 
     def noisy(x: Tensor, w: Tensor, t: float, after: float) -> Tensor:
         return x if t == after else x + math.sqrt(2 * d(t) * (t - after)) * w.to(x)

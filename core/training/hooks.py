@@ -82,7 +82,7 @@ class Hook(Protocol):
 
 
 def due_hooks(hooks: Sequence[Hook], step: int) -> list[Hook]:
-    """Those that are due at this step and have not run yet."""
+    """The hooks that are due at this step and have not run yet."""
     return [hook for hook in hooks if step and step % hook.every == 0 and not hook.is_done(step)]
 
 

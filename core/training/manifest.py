@@ -15,7 +15,7 @@ MANIFEST, TENSORS = "manifest.json", "tensors"
 
 
 def write_manifest(folder: Path, step: int) -> None:
-    """Of all files that are there."""
+    """Write the manifest of all files in the folder."""
     files = {name: describe(path) for name, path in files_of(folder).items()}
     write_durably(folder / MANIFEST, _text(step, files, SCHEMA))
 

@@ -25,7 +25,7 @@ NAMES = {"action": ("action", "actions"), "state": ("state", "proprio", "observa
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of a vector of W numbers, over all steps of all episodes.
+    """Statistics of a vector of W numbers, over all steps of all episodes.
 
     Attributes:
         values: a name of `FIELDS` -> (W,) float64; a file of others may lack some.
@@ -51,7 +51,7 @@ class Statistics:
 
 
 def measure(vectors: Sequence[np.ndarray]) -> Statistics:
-    """Of arrays (T, W) float32, with exact quantiles (linear between the two nearest values).
+    """Statistics of arrays (T, W) float32, with exact quantiles (linear between the two nearest values).
 
     Takes the memory of the vectors once more: 106 MB for the 3.8 million actions of RT-1.
     """
@@ -82,7 +82,7 @@ def write_statistics(path: Path, found: Mapping[str, Statistics], about: Mapping
 
 
 def read_statistics(path: Path, kind: str) -> Statistics:
-    """Of the actions or the states (`kind`) in a file. Raises ConfigError where it has none, or damaged ones."""
+    """Statistics of the actions or states (`kind`) in a file. Raises ConfigError where they are missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -49,7 +49,7 @@ class TextLimit:
 
 
 def word_limit(config: TextConfig | None) -> TextLimit:
-    """Of the byte-level encoder; of words alone, without a limit, where there is no configuration."""
+    """The limit of the byte-level encoder; words without a limit where there is no configuration."""
     if config is None:
         return TextLimit(
             "words", "condition.text.max_words", None, lambda texts: [_words(text, None) for text in texts]
@@ -65,7 +65,7 @@ def word_limit(config: TextConfig | None) -> TextLimit:
 
 
 def token_limit(limit: int, count: Callable[[Sequence[str]], list[int]]) -> TextLimit:
-    """Of a frozen encoder; `count` gives the tokens of texts, uncut."""
+    """The limit of a frozen encoder; `count` gives the tokens of texts, uncut."""
     return TextLimit(
         "tokens", "condition.encoder.max_tokens", limit, lambda texts: [TextLength(found) for found in count(texts)]
     )

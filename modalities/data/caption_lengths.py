@@ -102,7 +102,7 @@ def caption_lengths(
     count: int = LOOKED_AT,
     takes: Callable[[str], bool] = bool,
 ) -> CaptionLengths | None:
-    """Of the records that the first steps of training read: spread over the source, the same every time.
+    """Caption lengths of the records that the first steps read: spread over the source, the same every time.
 
     Args:
         takes: which captions count.

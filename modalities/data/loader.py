@@ -106,7 +106,7 @@ class StepDataset(Dataset):
         return replace(batch, counts=self.counts(name, everywhere))
 
     def positions(self, step: int, micro: int, rank: int) -> range:
-        """Of the samples of a microbatch in one process."""
+        """Positions of the samples of a microbatch in one process."""
         size, start = self.mix.global_batch[self.mix.stream(step)], self.mix.first_position(step)
         own = share(size, micro * self.world + rank, self.accumulate * self.world)
         return range(start + own.start, start + own.stop)

@@ -45,7 +45,7 @@ class RldsInfo:
 
 
 def read_info(folder: Path) -> RldsInfo:
-    """Of a folder that TensorFlow Datasets has written. Raises ConfigError where it is none."""
+    """Read a folder that TensorFlow Datasets wrote. Raises ConfigError where it is not one."""
     info, features = (_json(folder / name) for name in ("dataset_info.json", "features.json"))
     if info.get("fileFormat", "tfrecord") != "tfrecord":
         raise ConfigError(f"path: {folder} has the format {info['fileFormat']!r}; TFRecords are read")

@@ -107,7 +107,7 @@ class RldsSet:
         return stacked(columns, steps, names, origin)
 
     def _instruction(self, example: Example) -> str:
-        """That of the first step, or of the episode."""
+        """The instruction of the first step, or of the episode."""
         name = self.fields.instruction
         if not name:
             return ""

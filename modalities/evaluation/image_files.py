@@ -43,7 +43,7 @@ class Images:
             self._count = len(self._source)
 
     def __len__(self) -> int:
-        """Those that cannot be read included."""
+        """Number of images, including those that cannot be read."""
         return self._count
 
     def batches(self, batch: int = 64) -> Iterator[Tensor]:

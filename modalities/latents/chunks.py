@@ -142,7 +142,7 @@ class ChunkFolder:
         return chunk
 
     def digest(self) -> str:
-        """Of the settings. Every chunk has it, since chunks of several folders may be gathered in one."""
+        """Digest of the settings. Every chunk has it, since chunks of several folders may be gathered in one."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def start(self, number: int, columns: dict[str, str]) -> ChunkWriter:

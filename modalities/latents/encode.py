@@ -160,7 +160,7 @@ class _Batches(Dataset):
 
 
 def media_bytes(record: Record, parts: Iterable[str]) -> int:
-    """Of the source's media: of files, of encoded bytes, or of arrays. DataError where a file is gone."""
+    """Bytes of the source's media: of files, of encoded bytes, or of arrays. DataError where a file is gone."""
     media = [record.part(name).media for name in parts]
     total = 0
     for one in {id(one): one for one in media}.values():  # parts may lie in one file
@@ -342,7 +342,7 @@ def _encode(job: Job, batch: _Batch) -> _Encoded:
 
 
 def sample_of(latents: dict[str, StoredLatents], place: int) -> dict[str, StoredLatents]:
-    """Those (N, C) of one sample of a batch (B, N, C)."""
+    """The latents (N, C) of one sample of a batch (B, N, C)."""
     return {
         name: StoredLatents(
             part.mean[place],

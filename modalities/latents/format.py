@@ -326,7 +326,7 @@ def _split_text(row: Mapping[str, Any], features: TextFeatures, origin: str) -> 
 
 
 def stored_manifests(source: Source) -> list[Manifest]:
-    """Of every folder of stored latents that a source reads; empty for sources of media."""
+    """Manifests of every folder of stored latents that a source reads; empty for sources of media."""
     ask = getattr(source, "stored", None)
     return ask() if ask else []
 

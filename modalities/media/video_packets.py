@@ -34,7 +34,7 @@ class Packet:
 
 
 def read_packets(packets: Iterator, codec: str, reorders: bool) -> tuple[bytes, list[Packet]]:
-    """Those of a video in the order of the file, and the content of the first.
+    """The packets of a video in the order of the file, and the content of the first.
 
     Args:
         packets: of PyAV, from a container that was opened to infer nothing.

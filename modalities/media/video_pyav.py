@@ -121,7 +121,7 @@ def returned_stamps(media: bytes | Path, origin: str, skipped: Set[int]) -> tupl
 
 
 def decoded_stamps(media: bytes | Path, origin: str, skipped: Set[int], stamps: set[int]) -> set[int]:
-    """Those of the stamps with which the decoder returns a frame, which lie near the first key frame."""
+    """The stamps with which the decoder returns a frame, which lie near the first key frame."""
     found: dict[int, np.ndarray] = {}
     with suppress(DataError):
         _by_stamp(media, origin, skipped, stamps, found=found)

@@ -118,7 +118,7 @@ def read_file(path: Path, frames: int) -> Read:
 
 
 def shares(captions: Sequence[str], reads: Sequence[Read]) -> dict[str, dict[str, float]]:
-    """Of samples whose image, and whose audio, fit the caption, and whose image and audio fit each other."""
+    """Shares of samples whose image, and whose audio, fit the caption, and whose image and audio fit each other."""
     words = words_right(captions, [read.color for read in reads], [read.shape for read in reads])
     right = {
         **words,

@@ -306,7 +306,7 @@ def _pose(pose: Any) -> np.ndarray:
 
 
 def _numbers(value: Any) -> Any:
-    """Of SIMPLER's info what JSON can hold; it has numbers as text ("0.200") in places."""
+    """The part of SIMPLER's info that JSON can hold; some of its numbers are text ("0.200")."""
     if isinstance(value, dict):
         return {str(key): _numbers(entry) for key, entry in value.items()}
     if isinstance(value, (bool, np.bool_)):

@@ -131,7 +131,7 @@ def jobs(
 
 
 def chosen_sections(options: argparse.Namespace) -> list[str]:
-    """Those of --only; else those of --trunk and --data alone, or all that need neither."""
+    """The sections of --only; else those of --trunk and --data alone, or all that need neither."""
     given = {"trunk": bool(options.trunk), "data": bool(options.data)}
     if options.only is None:
         return [name for name, there in given.items() if there] or list(SECTIONS)

@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def report(study: Study, runs: list[Run], out: Path, command: str, failed: list[str]) -> Path:
-    """Of the runs that were started.
+    """The report of the runs that were started.
 
     Args:
         failed: what went wrong this time, for the report's warnings.
@@ -115,7 +115,7 @@ def report(study: Study, runs: list[Run], out: Path, command: str, failed: list[
 
 
 def choose_runs(runs: list[Run], study: Study, arms: str | None, seeds: str | None) -> list[Run]:
-    """Those that the command line asks for. Raises ConfigError for an arm or seed that the study does not have."""
+    """The runs that the command line asks for. Raises ConfigError for an arm or seed that the study does not have."""
     chosen = runs
     for option, text, known, of in (
         ("--arms", arms, list(study.arms), lambda one: one.arm),

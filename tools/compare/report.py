@@ -103,7 +103,7 @@ def collect(runs: list[Run], costs: dict[str, Cost], command: str) -> Found:
 
 
 def sampling_text(result: dict[str, Any]) -> str:
-    """Of an evaluation with samples."""
+    """How the samples of an evaluation were made."""
     if not result:
         return ""
     settings, sampler = result["settings"], result["sampler"]

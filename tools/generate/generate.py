@@ -351,7 +351,7 @@ def generate_files(
 
 
 def described_part(modality: str, known: Known | None, sampling: PartSampling | None = None) -> dict[str, str]:
-    """Of a part, for the .json: made, given as a whole, kept in part, absent or omitted."""
+    """What happened to a part, for the .json: made, given as a whole, kept in part, absent or omitted."""
     if sampling is not None and not sampling.sampled:
         return {"modality": modality, "was": "absent" if sampling.absent else "omitted"}
     if known is None:

@@ -69,7 +69,7 @@ def _opened(path: Path) -> tuple[EpisodeSet, str]:
 
 
 def guessed_fields(info: RldsInfo) -> Fields:
-    """Of a data set that is not known, by names. Raises ConfigError where there is no image or action."""
+    """The fields of an unknown data set, by name. Raises ConfigError where there is no image or action."""
     images = [name for name, feature in info.steps.items() if feature.kind == "image"]
     actions = [n for n, feature in info.steps.items() if feature.kind == "number" and n.partition("/")[0] == "action"]
     if not images or not actions:

@@ -72,7 +72,7 @@ class Account:
         return found + [f"through links: {_counted(count, what)}" for what, count in sorted(self.linked.items())]
 
     def to_plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain data for JSON."""
         return {
             "left_out": dict(self.left_out),
             "uncaptioned": self.uncaptioned,

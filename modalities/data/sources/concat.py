@@ -45,7 +45,7 @@ class ConcatSource:
         return sorted({label for _, part, turn in self.runs if turn == 0 for label in part.labels()})
 
     def blocks(self) -> Blocks | None:
-        """Those of the parts; a part without any is cut into blocks as large as the others' and scattered."""
+        """The blocks of the parts; a part without any is cut into blocks as large as the others' and scattered."""
         found = [blocks_of(part) for _, part, _ in self.runs]
         known = [one for one in found if one is not None]
         if not known:
@@ -64,11 +64,11 @@ class ConcatSource:
         return Blocks(np.concatenate(sizes), max(one.window for one in known), tuple(scattered))
 
     def stored(self) -> list[Manifest]:
-        """Of the folders of latents among the parts."""
+        """The stored latents among the parts."""
         return [manifest for _, part, turn in self.runs if turn == 0 for manifest in stored_manifests(part)]
 
     def account(self) -> Account:
-        """Of all parts; one that is repeated counts once."""
+        """The account of all parts; one that is repeated counts once."""
         total = Account()
         for _, part, turn in self.runs:
             if turn == 0:

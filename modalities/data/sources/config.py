@@ -48,7 +48,7 @@ class SourceConfig(ABC):
         return ()
 
     def layout(self, modality: str) -> str:
-        """For messages: what must lie there; "" where the source reads no media of its own."""
+        """What must lie at the path, for messages; "" where the source reads no media of its own."""
         return ""
 
     @property

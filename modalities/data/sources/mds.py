@@ -135,7 +135,7 @@ class MdsShards:
             return (Path(folder) / "file").read_bytes()
 
     def fingerprint(self) -> str:
-        """Of the index: names, sizes, sample counts and hashes of all shards."""
+        """Fingerprint of the index: names, sizes, sample counts and hashes of all shards."""
         return self._index.digest
 
     def __getstate__(self) -> dict:

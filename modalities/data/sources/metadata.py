@@ -55,7 +55,7 @@ class Metadata:
                 account.leave(f"{kind} that cannot be read ({error})", table)
 
     def fields(self, row: int) -> dict[str, object]:
-        """Of one medium; {} where no line names it. Raises DataError where the file has changed or is gone."""
+        """Fields of one medium; {} where no line names it. Raises DataError where the file has changed or is gone."""
         if not len(self._place) or self._place[row, 0] < 0:
             return {}
         number, offset, size = (int(value) for value in self._place[row])

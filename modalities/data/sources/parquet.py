@@ -209,7 +209,7 @@ class ParquetSource:
         return _File(sizes, taken if filtered else None, largest, frozenset(labels), tuple(columns), frozenset(json))
 
     def _columns(self, names: list[str], needed: list[str], path: Path) -> list[str]:
-        """Those to read of a file. Raises ConfigError for one that is missing, or there twice."""
+        """The columns to read of a file. Raises ConfigError for one that is missing, or there twice."""
         read = read_columns(names, self.media, self.label, self.captions, path)
         count = Counter(names)
         for column in (*read, *(existing_column(name, names, path) for name in needed)):
@@ -303,7 +303,7 @@ def _json_columns(file) -> set[str]:
 
 
 def _value(value: object, json: bool) -> object:
-    """Of a column, whose texts may be JSON."""
+    """The value in a column, whose texts may be JSON."""
     if json and isinstance(value, list):
         return [_value(item, json) for item in value]
     return parsed_json(value, value) if json and isinstance(value, str) else value

@@ -61,7 +61,7 @@ class Selection:
         return held_out == (self.split == "test")
 
     def describe(self) -> str:
-        """For messages: what was asked of the records."""
+        """What was asked of the records, for messages."""
         parts = [f"{name} == {value}" for name, value in self.where.items()]
         if self.split != "all":
             parts.append(f"split {self.split} of a hold-out of {self.holdout:g}")

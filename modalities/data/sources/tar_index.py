@@ -80,7 +80,7 @@ class TarTable:
     account: Account = field(default_factory=Account)
 
     def name(self, row: int) -> str:
-        """Of the media member."""
+        """Name of the media member."""
         start = int(self.samples["name"][row - 1]) if row else 0
         return self.names[start : int(self.samples["name"][row])].decode("utf-8", "surrogateescape")
 
@@ -206,7 +206,7 @@ class TarIndex:
         self._make, self._name = make, digest("tar index", *settings)
 
     def summaries(self, paths: list[Path]) -> list[Summary]:
-        """Of all tars; those without a valid index are scanned, by several processes if they are many.
+        """Summaries of all tars; those without a valid index are scanned, by several processes if they are many.
 
         Raises DataError for what `make` refuses.
         """
