@@ -186,7 +186,7 @@ class Mdct(WeightFree):
     Args:
         hop: M, samples between frames, equal to coefficients per frame.
         channels: 1 for mono, 2 for stereo.
-        exponent: of the amplitude compression, in (0, 1]; 1 is none.
+        exponent: of the amplitude compression, in (0, 1]; 1 compresses nothing.
     """
 
     def __init__(self, hop: int, channels: int = 1, exponent: float = 0.5):

@@ -1,4 +1,4 @@
-"""From a configuration to a trainer, for a new run or one that goes on."""
+"""From a configuration to a trainer, for a new or a resumed run."""
 
 from __future__ import annotations
 

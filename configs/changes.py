@@ -1,4 +1,4 @@
-"""What a run goes on with: the configuration that is given, what was changed since its start, and what is asked now.
+"""What a run resumes with: the given configuration, what was changed since its start, and what is asked for now.
 
 Without --change a run resumes bit for bit, so any other setting is refused. With it, the setting holds from the newest
 checkpoint on, is noted in run.json, and stays: the plain command then means the changed settings too.

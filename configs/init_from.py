@@ -79,7 +79,7 @@ class WeightSource:
 
 
 def is_resumed(run: Path, initial: Initial | None, step: int | None) -> bool:
-    """Whether the run goes on from its own checkpoint, so that `initial` is not read (again).
+    """Whether the run resumes from its own checkpoint, so that `initial` is not read (again).
 
     Raises ConfigError where the run did not start from `initial`, and where it should have and did not.
     """

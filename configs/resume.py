@@ -62,7 +62,7 @@ def check_fit(store: CheckpointStore, step: int, trunk: nn.Module, anew: Anew) -
 
 
 def earlier_mixes(run: Path, config: Config, change: Change, step: int) -> list[MixPiece]:
-    """Shares and batches that a run had before it goes on after `step` steps with `config`, oldest first."""
+    """Shares and batches that a run had before it resumes after `step` steps with `config`, oldest first."""
     stored = stored_config(run)
     if stored is None:
         return []

@@ -42,7 +42,7 @@ class CheckpointError(SelfFlowError):
 
 
 class AccidentError(SelfFlowError):
-    """The machine failed, and no setting is wrong: a full disk, a killed worker. The same command goes on later."""
+    """The machine failed, and no setting is wrong: a full disk, a killed worker. The same command resumes later."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 

@@ -56,7 +56,7 @@ class Modes:
     Attributes:
         table: name -> (share of the samples, mode); what is missing to 1 is `rest`.
         noise: of every part, its given tokens have a level uniform in [0, noise]; empty is 0 for all.
-        timesteps: p(t) of every part where it has one of its own; empty is none.
+        timesteps: p(t) of every part that has its own; empty means no part has.
 
     Raises ConfigError for shares beyond 1, and where a mode leaves no token that carries loss.
     """

@@ -33,7 +33,7 @@ class ImageConfig:
     """
     Attributes:
         size: pixels, [H, W] or [side] for a square; multiples of a token's side.
-        autoencoder: of the images; pixels is none.
+        autoencoder: of the images; pixels needs no weights.
         patch: side of the square of latent cells, of pixels without an autoencoder, that becomes one token. Left out,
             as the kind usually has it: pixels 4, sd_vae 2, others 1.
         crop: center or random keep the image's shape and cut off what sticks out; pad keeps all of it and fills up

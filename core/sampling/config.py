@@ -166,7 +166,7 @@ class SamplerConfig:
         return [*time_grid(part.steps, own.shift, None, own.start, end)[:-1], part.stop_at]
 
     def guidance(self) -> float:
-        """The scale that is farthest from 1, of all parts; 1 is no guidance of any."""
+        """The scale that is farthest from 1, of all parts; 1 means no part is guided."""
         own = [part.cfg_scale for part in self.parts.values() if part.cfg_scale is not None]
         return max((self.cfg_scale, *own), key=lambda scale: abs(scale - 1))
 

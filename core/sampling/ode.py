@@ -17,7 +17,7 @@ from core.errors import ConfigError
 from core.optional import need
 from core.sampling.levels import Levels, LevelSchedule
 
-MAX_STEPS = 10_000  # of dopri5 between two timesteps of the grid; torchdiffeq itself would go on for ever
+MAX_STEPS = 10_000  # of dopri5 between two timesteps of the grid; torchdiffeq itself would never stop
 
 State = tuple[Tensor, ...]
 VelocityAt = Callable[[State, Levels], State]

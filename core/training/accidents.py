@@ -1,7 +1,7 @@
 """What the world does to a run: full disks, folders that cannot be written, killed workers, memory that is not there.
 
 None of it is a mistake in the settings or the code, so none of it deserves a traceback: the reason is one line, and the
-same command goes on from the last checkpoint once it is gone.
+same command resumes from the last checkpoint once it is gone.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def refuse_changes(old: dict[str, Any], new: dict[str, Any], free: set[str]) -> 
 
 
 def changes_advice(wanted: list[tuple[str, Any]]) -> str:
-    """What to type for a run to go on with other settings."""
+    """What to type to resume a run with other settings."""
     first = " ".join(f"--change {as_argument(key, value)}" for key, value in wanted[:3] if value is not ABSENT)
     more = " ..." if len(wanted) > 3 else ""
     return (

@@ -29,7 +29,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def stored_config(path: Path) -> dict[str, Any] | None:
-    """The plain settings that a run goes on with; None before its first start.
+    """The plain settings that a run resumes with; None before its first start.
 
     run.json is written before config.yaml, so after a kill between the two the changes are made once more here.
     """
@@ -46,7 +46,7 @@ class Change:
     """What one start of a program changes in the run that it resumes.
 
     Attributes:
-        step: finished steps that the run goes on from; None for those of its newest checkpoint.
+        step: finished steps that the run resumes from; None for those of its newest checkpoint.
         keys: settings that may differ from those of the run; they are noted in run.json.
         arguments: as they were asked for, `key=value`; noted too, since they belong to the run's settings from now on.
         other_data: names of data sets whose records may differ.
@@ -64,7 +64,7 @@ NO_CHANGE = Change()
 def entries_for(
     old: dict[str, Any], new: dict[str, Any], change: Change, step: int, time: str, command: list[str]
 ) -> list[dict[str, Any]]:
-    """The entries of a start that goes on from `old` with `new` after `step` finished steps."""
+    """The entries of a start that resumes `old` with `new` after `step` finished steps."""
     found = []
     for key, before, after in differences(old, new):
         if within(key, change.keys):
@@ -79,7 +79,7 @@ def within(key: str, names: Iterable[str]) -> bool:
 
 
 def clamped(entries: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
-    """The entries for a run that goes on after `step` steps. Where newer checkpoints are lost, the settings of now hold
+    """The entries for a run that resumes after `step` steps. Where newer checkpoints are lost, the settings of now hold
     from here on, and not from where they were changed."""
     return [entry | {"step": min(entry["step"], step)} for entry in entries]
 

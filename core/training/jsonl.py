@@ -1,4 +1,4 @@
-"""JSON-lines files whose writer outlives a full disk: what could not be written waits, and goes on where it stopped.
+"""JSON-lines files whose writer survives a full disk: what could not be written waits and is appended later.
 
 Python's own buffers lose text when a write fails in the middle, and would leave a line that later ones are appended to.
 """

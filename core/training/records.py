@@ -57,7 +57,7 @@ class RunFolder:
     def check(
         path: Path, config: dict[str, Any], fingerprints: dict[str, str], free: set[str], change: Change = NO_CHANGE
     ) -> None:
-        """Whether a run may start or go on in this folder; nothing is written.
+        """Whether a run may start or resume in this folder; nothing is written.
 
         Args:
             config: the plain resolved configuration.
@@ -137,7 +137,7 @@ class RunFolder:
         self._write("timings.jsonl", {"step": step, "time": now, **{k: round(v, 6) for k, v in seconds.items()}})
 
     def truncate(self, step: int) -> None:
-        """Forget the metrics of steps after `step`, and half-written last lines; called before training goes on."""
+        """Forget the metrics of steps after `step`, and half-written last lines; called before training resumes."""
         self.close_files()
         keep_lines(self.path / "metrics.jsonl", lambda entry: entry["step"] <= step)
         keep_lines(self.path / "timings.jsonl")

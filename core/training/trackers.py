@@ -53,7 +53,7 @@ class Trackers:
         path: the run folder.
         config: the plain configuration of the whole run, shown beside the curves.
         identity: of the run; starts with the same identity continue one wandb run.
-        step: finished steps that the run goes on from; what TensorBoard has of later ones is hidden, and wandb is not
+        step: finished steps that the run resumes from; what TensorBoard has of later ones is hidden, and wandb is not
             given the steps that it has already.
 
     Raises:

@@ -109,7 +109,7 @@ class Trainer:
         preprocess: completes every batch on the training device; None for a feed of microbatches.
         warnings: told at the start of a new run.
         hooks: what looks at the networks while they train, and changes nothing.
-        anew: what is not taken from the checkpoint that the run goes on from.
+        anew: what is not taken from the checkpoint that the run resumes from.
         initialized: the weights come from elsewhere, so that they are published before the first step.
         store: of the run's checkpoints, where it has been looked into already, so that nothing is verified twice.
         advice: what a run that hangs says last, such as the command that goes on with it.

@@ -2,7 +2,7 @@
 
 The decision is drawn once per sample and stored in the Context, so that student and teacher always agree. Features of a
 frozen text encoder are stored beside the captions, or computed later, on the training device: a `RawCondition` holds
-what there is until then.
+what is known until then.
 """
 
 from __future__ import annotations

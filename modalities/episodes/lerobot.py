@@ -29,7 +29,7 @@ class LeRobotSet:
     """
     Args:
         folder: of the data set, with meta/info.json.
-        fields: what is read; `instruction` "task" is the text of the task, "" is none.
+        fields: what is read; `instruction` "task" is the text of the task, "" means no text.
         subset: split of meta/info.json, such as train.
         backend: that decodes videos, a key of `video_decoders.DECODERS`.
 

@@ -48,7 +48,7 @@ def samples(
     found: Measured,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """All values of all networks, by their names. One that fails is noted and left out; the others go on."""
+    """All values of all networks, by their names. A network that fails is noted and left out; the others continue."""
     device, networks = subject.model.device, dict(networks)
     real: dict[str, list[Features]] = {name: [] for name in networks}
     made: dict[str, list[Features]] = {name: [] for name in networks}

@@ -16,9 +16,9 @@ CONDITIONS = ("val", "random")
 class EvaluationSettings:
     """
     Attributes:
-        measures: velocity (held-out velocity loss over `times`), probe and knn (class knowledge of every block),
+        measures: velocity (held-out velocity loss over `timesteps`), probe and knn (class knowledge of every block),
             health (norms, rank, cosines of features, and of the run's student and teacher), samples (distances of
-            generated to held-out media). None is all that the data allow: where there are too few records, no classes
+            generated to held-out media). None means all that the data allow: with too few records, no classes
             or foreign ones, the measures that need them are left out, and the result says so. One that is named and
             cannot be measured is an error, before anything is measured.
         val: held-out records.

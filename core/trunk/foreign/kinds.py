@@ -171,7 +171,7 @@ def detect(state: Mapping[str, Tensor], source: str) -> str:
 
 
 def check_kind(name: str, state: Mapping[str, Tensor], source: str) -> Kind:
-    """The kind of that name. Raises ConfigError if there is none, CheckpointError if `state` is not of it."""
+    """The kind of that name. Raises ConfigError for an unknown name, CheckpointError if `state` is of another kind."""
     kind = choose("kind", name, KINDS)
     if found := kind.misfits(state):
         fitting = [other for other in KINDS if not KINDS[other].misfits(state)]

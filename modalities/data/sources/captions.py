@@ -63,7 +63,7 @@ class CaptionRule:
             try:
                 found += clean(value, origin, name)
             except DataError as error:
-                unfit = unfit or error  # of no matter beside one that fits
+                unfit = unfit or error  # ignored where another one fits
         if found:
             return tuple(found)
         if reason := problem or unfit:

@@ -1,4 +1,4 @@
-"""Names of files: which are no data, which belong together, and why one of another suffix is left out."""
+"""Names of files: which are not data, which belong together, and why a file of another suffix is left out."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def suffix_of(name: str) -> str:
 
 
 def other_suffix(name: str, modality: str) -> str:
-    """Why a file is no record of a modality: by its suffix."""
+    """Why a file is not a record of a modality, by its suffix."""
     suffix = suffix_of(name)
     if package := unreadable(modality).get(suffix):
         return f"{suffix} (no decoder here: {package})"

@@ -19,7 +19,7 @@ class Beside:
 
     Attributes:
         fields: those of the JSON object; the lines of .txt, or else of .caption, as "caption"; the class as "cls".
-        problem: why one of them could not be read; of no matter where the others hold what is needed.
+        problem: why one of them could not be read; ignored where the others hold what is needed.
     """
 
     fields: dict[str, object] = field(default_factory=dict)
