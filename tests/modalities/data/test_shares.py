@@ -68,7 +68,7 @@ def test_a_stream_with_padding_says_that_its_counts_are_of_this_process():
     assert not may_pad(stream)
     assert may_pad(padded)
 
-    class Masked:  # half of every picture is padding
+    class Masked:  # half of every image is padding
         def __init__(self, source):
             self.source = source
 
