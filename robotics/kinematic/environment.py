@@ -29,7 +29,7 @@ class KinematicEnvironment:
         task: a key of `tasks.TASKS`.
         size: of a side of its square image, in pixels.
         state: gripper (its position and openness), or objects: with them the position of every kind of object from
-            the gripper, in metres, zeros for one that is not there.
+            the gripper, in meters, zeros for one that is not there.
 
     Raises:
         ConfigError: no such task, size or state.
