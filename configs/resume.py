@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
@@ -10,7 +11,7 @@ from configs.schema import Config
 from core.errors import ConfigError
 from core.training.checkpoint import Anew, CheckpointStore
 from core.training.config import differences, to_plain
-from core.training.history import Change, clamped, entries_for, past, read_run, stored_config
+from core.training.history import Change, Past, clamped, entries_for, past, read_run, stored_config
 from core.training.mixing import MixPiece
 from core.trunk.projectors import TEACHER, ProjectorSpec
 
@@ -69,8 +70,13 @@ def earlier_mixes(run: Path, config: Config, change: Change, step: int) -> list[
     plain = to_plain(config)
     entries = clamped(read_run(run).get("changes", []), step)
     entries += entries_for(stored, plain, change, step, "", [])
+    return pieces_of(past(plain, entries))
+
+
+def pieces_of(periods: Iterable[Past]) -> list[MixPiece]:
+    """Shares and batches of earlier settings."""
     pieces = []
-    for held in past(plain, entries):
+    for held in periods:
         streams = {name: entry for name, entry in held.config["streams"].items() if entry is not None}
         weights = {name: entry["weight"] for name, entry in streams.items()}
         batches = {name: entry["batch"] for name, entry in streams.items()}

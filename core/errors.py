@@ -53,8 +53,8 @@ class NotWrittenError(CheckpointError):
     exit_code = AccidentError.exit_code
 
 
-class NotFiniteError(SelfFlowError):
-    """A loss, a gradient norm or a sample is NaN or infinite; no weights were touched.
+class BadStepError(SelfFlowError):
+    """A step that must not be taken ends the run; no weights were touched.
 
     `bad_step` is the number that the step has in metrics.jsonl, or None where it is not one step of a training.
     """
@@ -68,6 +68,14 @@ class OtherProcessError(SelfFlowError):
     """Another process of the run failed, by an error that is no message for people; its traceback is above."""
 
     exit_code = 1
+
+
+class NotFiniteError(BadStepError):
+    """A loss, a gradient norm or a sample is NaN or infinite."""
+
+
+class SpikeError(BadStepError):
+    """The loss or the gradient norm has stood out too often."""
 
 
 def described(error: BaseException) -> str:

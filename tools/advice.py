@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from configs.schema import Config
-from core.errors import NotFiniteError
+from core.errors import BadStepError
 from core.training.checkpoint import CheckpointStore
 
 
@@ -56,8 +56,8 @@ def _which(options: argparse.Namespace) -> list[str]:
     return [options.command, str(options.config), *source]
 
 
-def after_bad_step(options: argparse.Namespace, config: Config, error: NotFiniteError) -> str:
-    """What can be done about values that are not finite, each with its command."""
+def after_bad_step(options: argparse.Namespace, config: Config, error: BadStepError) -> str:
+    """What can be done about values that are not finite, or too many spikes, each with its command."""
     step, half = _latest(config), f"{config.training.optimizer.lr / 2:g}"
     name = "training.optimizer.lr"
     if step is None:  # nothing to keep, so that any setting may be another one

@@ -27,6 +27,7 @@ COMMANDS = (
     "inspect",
     "import",
     "export",
+    "replay",
     "bench",
     "demo",
 )

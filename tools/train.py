@@ -9,11 +9,15 @@ from configs.build import build_trainer, is_finished
 from configs.captions import caption_warnings
 from configs.changes import Resolved, resolve
 from configs.init_from import Initial
-from core.errors import AccidentError, CheckpointError, ConfigError, DataError, NotFiniteError, NotWrittenError
+from core.errors import AccidentError, BadStepError, CheckpointError, ConfigError, DataError, NotWrittenError
 from core.training.accidents import accidents_named
 from core.training.config import to_yaml
+from core.training.flight_recorder import record_exchanges
+from core.training.history import read_run
+from core.training.records import note_end
 from core.training.say import say
 from core.training.stop import Stopped, StopRequest
+from core.training.watchdog import FOLDER as STACKS
 from modalities.data.loader import StepLoader
 from modalities.data.preprocess import DevicePreprocess
 from tools.advice import after_bad_step, go_on, next_command
@@ -92,8 +96,13 @@ def start(options: argparse.Namespace, initial: Initial | None) -> int:
                 f"--change: all {config.training.steps} steps of {config.run} are done; make it longer, too, with "
                 "--change training.steps=NUMBER"
             )
+        if (
+            read_run(Path(config.run)).get("state") != "finished"
+        ):  # killed between its last checkpoint and its last word
+            note_end(Path(config.run), "finished", config.training.steps)
         print(f"already finished: all {config.training.steps} steps are done; run folder: {config.run}")
         return 0
+    record_exchanges(Path(config.run) / STACKS)
     with StopRequest(config.training.stop_within, f"To go on: {next_command(options, config)}") as stop:
         try:
             return _train(options, resolved, initial, stop)
@@ -122,8 +131,8 @@ def _train(options: argparse.Namespace, resolved: Resolved, initial: Initial | N
         raise type(error)(f"{error}\n{go_on(options, config)}") from error
     try:
         result = trainer.fit(stop)
-    except NotFiniteError as error:
-        raise NotFiniteError(f"{error}\n{after_bad_step(options, config, error)}", error.bad_step) from error
+    except BadStepError as error:
+        raise type(error)(f"{error}\n{after_bad_step(options, config, error)}", error.bad_step) from error
     except (AccidentError, CheckpointError, DataError) as error:
         raise type(error)(f"{error}\n{go_on(options, config)}") from error
     except Exception:  # a bug; its traceback follows

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from core.errors import NotFiniteError
+from core.training.evidence import Share, describe_step
 from core.training.say import say
 
 if TYPE_CHECKING:
@@ -35,24 +36,17 @@ def check_finite(values: Mapping[str, float | str], agree: Callable[[bool], bool
 
 
 def write_bad_step(
-    folder: RunFolder, step: int, stream: str, keys: Sequence[str], values: Mapping[str, float | str]
+    folder: RunFolder, step: int, stream: str, values: Mapping[str, float | str], ranks: Sequence[Share]
 ) -> NoReturn:
     """Leave RUN/bad_step.json as evidence and raise NotFiniteError.
 
     Args:
         step: number of finished steps; the bad one is the next, and its draws are a function of this number.
-        keys: of the samples in it.
         values: its loss terms and gradient norm.
+        ranks: the share of each process in it.
     """
     bad = {name: value for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
-    # Written as text, since NaN and infinity are no JSON.
-    evidence = {
-        "step": step,
-        "stream": stream,
-        "keys": list(keys),
-        "values": {k: str(v) for k, v in values.items()},
-    }
-    path = folder.path / "bad_step.json"
+    evidence, path = describe_step(step, stream, values, ranks), folder.path / "bad_step.json"
     try:
         folder.flush()
         path.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")

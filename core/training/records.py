@@ -143,18 +143,8 @@ class RunFolder:
         keep_lines(self.path / "timings.jsonl")
 
     def ended(self, state: str, step: int, reason: str = "") -> None:
-        """Note in run.json how the run ended. Scripts read it there: torchrun gives 1 after every signal.
-
-        Args:
-            state: finished, stopped or failed.
-            step: finished steps.
-        """
-        end = {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason}
-        try:
-            content = read_run(self.path) | {"state": state, "end": end}
-            _replace({self.path / "run.json": json.dumps(content, indent=1) + "\n"})
-        except (OSError, ConfigError) as error:
-            say(f"warning: run.json cannot tell that the run {state}: {error}")
+        """See `note_end`."""
+        note_end(self.path, state, step, reason)
 
     def flush(self) -> None:
         """Make every line durable. Raises OSError; what could not be written is kept for the next time.
@@ -203,6 +193,21 @@ class RunFolder:
                 self._failing = True
                 return
         self._failing = False
+
+
+def note_end(path: Path, state: str, step: int, reason: str = "") -> None:
+    """Note in run.json how the run ended. Scripts read it there: torchrun gives 1 after every signal.
+
+    Args:
+        state: finished, stopped or failed.
+        step: finished steps.
+    """
+    end = {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason}
+    try:
+        content = read_run(path) | {"state": state, "end": end}
+        _replace({path / "run.json": json.dumps(content, indent=1) + "\n"})
+    except (OSError, ConfigError) as error:
+        say(f"warning: run.json cannot tell that the run {state}: {error}")
 
 
 def _has_checkpoint(path: Path) -> bool:

@@ -14,19 +14,21 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from core.errors import CheckpointError, ConfigError, NotFiniteError, described
+from core.errors import BadStepError, CheckpointError, ConfigError, NotFiniteError, described
 from core.objective import Objective, total_loss
 from core.training.accidents import accidents_named
 from core.training.checkpoint import NOTHING_ANEW, Anew, CheckpointStore, restore, training_state
 from core.training.ema import EmaConfig, make_teacher, update_teacher
+from core.training.evidence import Share
 from core.training.guards import all_finite, check_finite, write_bad_step
 from core.training.hooks import Hook, PreviewConfig, ValidateConfig, attempt, due_hooks, run_hooks
 from core.training.loader import BatchLoader, Microbatch, Preprocess, Raw
 from core.training.optim import OptimizerConfig, build_optimizer
 from core.training.posthoc_ema import PosthocEma, PosthocEmaConfig
 from core.training.quarantine import Quarantine
-from core.training.records import RunFolder
+from core.training.records import RunFolder, read_lines
 from core.training.say import Outliving, say
+from core.training.spikes import MARK, Spikes, SpikesConfig, save_spike
 from core.training.stop import Stopped, StopRequest
 from core.training.watchdog import FOLDER, Watchdog, WatchdogConfig
 
@@ -63,6 +65,7 @@ class TrainingConfig:
     skip_steps: list[int] = field(default_factory=list)
     stop_within: float = 20.0
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    spikes: SpikesConfig = field(default_factory=SpikesConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     posthoc_ema: PosthocEmaConfig = field(default_factory=PosthocEmaConfig)
@@ -145,6 +148,7 @@ class Trainer:
         self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit)
         self.anew, self.initialized = anew, initialized
         self.step = 0  # finished steps
+        self.spikes = Spikes(config.spikes)
         self.stop = StopRequest(config.stop_within, advice)
         stacks = folder.path / FOLDER / "rank-0.txt"
         self.watchdog = Watchdog(config.watchdog, stacks, lambda: folder.ended("failed", self.step, "hung"), advice)
@@ -160,7 +164,7 @@ class Trainer:
         Args:
             stop: where one is open already.
 
-        Raises NotFiniteError, with the state before the bad step published, and AccidentError for what the machine did.
+        Raises BadStepError, with the state before the bad step published, and AccidentError for what the machine did.
         """
         with nullcontext(stop) if stop is not None else self.stop as self.stop, closing(self.folder):
             try:
@@ -214,7 +218,7 @@ class Trainer:
             return {"stream": microbatches[0].stream, "skipped": True}
         try:
             return self.train_step(step, microbatches)
-        except NotFiniteError as error:
+        except BadStepError as error:
             if not all_finite(self.student, self.teacher):
                 raise NotFiniteError(f"{error}, but they hold NaN or infinity since an earlier step") from error
             if step and step not in self.store.steps():
@@ -253,6 +257,11 @@ class Trainer:
 
         metrics = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))  # the one host sync
         self.guard(step, microbatches, metrics)
+        if self.spikes.is_spike(stream, metrics):
+            save_spike(self.folder.path, 0, step, microbatches, metrics, self.shares(microbatches, metrics))
+            self.spikes.contain(step, stream, metrics, self.folder.path)
+            return {"stream": stream, "lr": lr, **metrics, MARK: True}
+        self.spikes.add(stream, metrics, spike=False)
         self.optimizer.step()
         update_teacher(self.teacher, self.student, self.config.ema.decay)
         if self.posthoc is not None:
@@ -267,8 +276,11 @@ class Trainer:
     def guard(self, step: int, microbatches: Sequence[Raw], metrics: dict[str, float]) -> None:
         """Before the optimizer sees the gradients: a value that is not finite stops the run and leaves evidence."""
         if not check_finite(metrics):
-            keys = [key for microbatch in microbatches for key in microbatch.keys]
-            write_bad_step(self.folder, step, microbatches[0].stream, keys, metrics)
+            write_bad_step(self.folder, step, microbatches[0].stream, metrics, self.shares(microbatches, metrics))
+
+    def shares(self, microbatches: Sequence[Raw], values: dict[str, float]) -> list[Share]:
+        """What every process had of a step."""
+        return [Share(tuple(key for microbatch in microbatches for key in microbatch.keys), dict(values))]
 
     def show(self, bar: tqdm[Any], metrics: dict[str, Any]) -> None:
         bar.set_postfix_str(
@@ -290,6 +302,7 @@ class Trainer:
             more = self.posthoc.state() if self.posthoc is not None and step else {}
             restore(self.store, step, self.student, self.teacher, self.optimizer, self.anew, more)
         self.folder.truncate(step)
+        self.spikes.read(read_lines(self.folder.path / "metrics.jsonl") if self.config.spikes.above else ())
         for hook in self.hooks:
             hook.forget(step)
         if self.posthoc is not None:

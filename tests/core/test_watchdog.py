@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from core.training.flight_recorder import record_exchanges
 from core.training.watchdog import Watchdog, WatchdogConfig
 from tests.thinned import slow
 
@@ -80,3 +82,12 @@ def test_without_limits_it_does_nothing(tmp_path):
 def test_limits_are_checked():
     assert WatchdogConfig(step=-1).problems() == ["step: -1 must not be negative"]
     assert not WatchdogConfig(0, 0).problems()
+
+
+def test_the_flight_recorder_goes_into_the_run_and_keeps_what_is_set(tmp_path, monkeypatch):
+    names = ("TORCH_FR_BUFFER_SIZE", "TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DUMP_ON_TIMEOUT")
+    for name in (*names, "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "7")
+    record_exchanges(tmp_path)
+    assert [os.environ[name] for name in names] == ["7", f"{tmp_path}/nccl-rank-", "1"]

@@ -118,5 +118,11 @@ def test_a_run_that_fails_says_so_in_run_json_and_goes_on(tmp_path, monkeypatch,
     assert reason.startswith("ValueError: a bug (test_stop.py:")
     assert main(told(capsys.readouterr().err)) == 0
     assert ends(tmp_path) == ("finished", 2, "")
+    lacking = {
+        name: value for name, value in json.loads((tmp_path / "run.json").read_text()).items() if name != "state"
+    }
+    (tmp_path / "run.json").write_text(json.dumps(lacking))  # killed before it could tell
+    assert train(tmp_path, "training.steps=2") == 0
+    assert ends(tmp_path) == ("finished", 2, "")
     train(tmp_path, "training.steps=3", "streams.image.batch=3")  # refused: nothing is written
     assert ends(tmp_path) == ("finished", 2, "")

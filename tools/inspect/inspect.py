@@ -14,6 +14,7 @@ from core.training.checkpoint import PARTS, CheckpointStore, digest
 from core.training.config import read_plain
 from core.training.history import read_run, shown_value
 from core.training.jsonl import read_lines
+from core.training.spikes import JUDGED, MARK
 from modalities.base import Source
 from modalities.conditioning import TextConfig, word_limit
 from modalities.data.caption_lengths import caption_lengths
@@ -111,6 +112,9 @@ def describe_run(path: Path) -> list[str]:
     for entry in read_lines(path / "metrics.jsonl"):
         if "skipped" in entry:
             lines.append(f"left out  step {entry['step']} ({entry['stream']})")
+        elif MARK in entry:
+            values = ", ".join(f"{name} {entry[name]:.4g}" for name in JUDGED)
+            lines.append(f"spike     step {entry['step']} ({entry['stream']}), left out: {values}")
         else:
             last[entry["stream"]] = entry
     for modality, entry in last.items():
@@ -124,9 +128,13 @@ def describe_run(path: Path) -> list[str]:
 
 
 def describe_history(path: Path) -> list[str]:
-    """What the run started from, and every setting that was changed since, with its step."""
+    """How the run ended, what it started from, and every setting that was changed since, with its step."""
     known = read_run(path)
     lines = []
+    if state := known.get("state"):
+        end = known["end"]
+        why = f": {end['reason']}" if end["reason"] else ""
+        lines.append(f"state     {state} after step {end['step']}{why}")
     if begun := known.get("init"):
         step = f", EMA of step {begun['step']}" if "step" in begun else f", kind {begun['kind']}"
         lines.append(f"init      {begun['source']}{step}")
