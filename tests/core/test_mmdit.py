@@ -421,23 +421,16 @@ def test_config_problems_are_named(changes, line):
         MMDiT(config(**changes))
 
 
+OTHER = {"qk_norm": False, "qkv_bias": False, "rope_theta": 100.0, "pos_embed": True, "rope_axes": [8, 4, 4]}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"qk_norm": False},
-        {"qkv_bias": False},
-        {"rope_theta": 100.0},
-        {"pos_embed": True},
-        {"rope_axes": [8, 4, 4]},
-        {"time_scale": 1.0},
-    ],
-)
-def test_every_option_is_read(changes):
+@pytest.mark.parametrize(("name", "value"), [*OTHER.items(), ("time_scale", 1.0)])
+def test_every_option_is_read(name, value):
     noisy, batch = two_segments()
-    plain, other = trunk(), trunk(**changes)
+    plain, other = trunk(), trunk(**{name: value})
     other.load_state_dict(plain.state_dict(), strict=False)  # the same weights, as far as both have them
-    for parameter in (p for name, p in plain.named_parameters() if name not in other.state_dict()):
+    for parameter in (p for key, p in plain.named_parameters() if key not in other.state_dict()):
         assert parameter.ndim == 1
     before, after = (net(noisy, dual_levels(), batch).velocity[0] for net in (plain, other))
     assert not torch.allclose(before, after)
