@@ -41,9 +41,6 @@ def report(options: argparse.Namespace) -> int:
     settings = loaded.config.streams[options.stream].sampling
     settings.steps = options.steps or settings.steps
     settings.cfg_scale = settings.cfg_scale if options.cfg_scale is None else options.cfg_scale
-    settings.batch_invariant = (
-        False  # shares need no bytes that are independent of the batch, which cost twice the time
-    )
     out = options.out or options.run / "audiovisual" / f"step-{loaded.step}"
     steps = sampler_steps(loaded.generator.parts[options.stream], settings)
     with tqdm(total=options.number * steps * len(MODES), unit="step", dynamic_ncols=True) as bar:

@@ -36,10 +36,9 @@ class SamplerConfig:
         cfg_scale: s in v = v_null + s (v_condition - v_null), at most 1000; 1 is no guidance, and costs none.
         cfg_interval: guidance acts where low <= t <= high (arXiv 2404.07724); elsewhere the null half is not evaluated.
         conditioning_noise: noise level at which the other tokens see the given ones; they are returned clean.
-        batch_invariant: on a CPU, evaluate the trunk sample by sample, so that a sample has the same bytes in a batch
-            of any size; dopri5 then chooses its steps for each sample, too. Without it, and on other devices, whole
-            batches are evaluated, and the steps of dopri5 are those of the batch: a sample then depends on its
-            neighbors, within the tolerances.
+        batch_invariant: on a CPU, give a sample the same bytes in a batch of any size (core/sampling/invariant.py);
+            dopri5 then chooses its steps for each sample. Without it, and on other devices, the steps of dopri5 are
+            those of the batch, and a sample depends on its neighbors, within the tolerances.
         start, end: first and last timestep, before the shift. The state at `start` is the noise, that at `end` the
             answer, with what noise is left in it (RAE: 0.001).
         parts: name of a part -> what it does differently from the others.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from core.errors import ConfigError, ShapeError
 from core.flow import data_from_velocity, interpolate
 from core.sampling.config import LAST_SDE_STEP, SOLVERS, SamplerConfig, time_grid
+from core.sampling.invariant import each_sample
 from core.sampling.levels import Levels, LevelSchedule
 from core.sampling.noise import keyed_normals
 from core.sampling.ode import Integrate, MovingVelocity, State
@@ -74,6 +75,8 @@ def sample(
         raise ShapeError(f"sample: null: {null.dropped.shape[0]} contexts for {batch.size} samples")
     state = tuple(part.to(torch.promote_types(part.dtype, torch.float32)) for part in noise)
     plan = make_plan(config, batch)
+    if config.batch_invariant and state[0].device.type == "cpu":
+        trunk = each_sample(trunk)
     drawn = increments or sde_increments(seed, batch)
     made = _run(trunk, plan, state, drawn, progress, null)
     found = dict(zip(plan.kept, made, strict=True))
@@ -170,7 +173,7 @@ def _adaptive(
     It sees only the numbers that it has to integrate, in one row: given tokens and padding would dilute its error.
     """
     batch = guided.batch
-    if _one_by_one(plan.config, batch, state):
+    if plan.config.batch_invariant and state[0].device.type == "cpu" and batch.size > 1:
         runs = []
         for i in range(batch.size):
             own, own_held = (tuple(part[i : i + 1].clone() for part in parts) for parts in (state, held))
@@ -216,21 +219,6 @@ def _check_noise(noise: State, batch: TokenBatch) -> None:
 
 def _velocity(trunk: nn.Module, guided: Guided, x: State, t: Levels, moving: tuple[bool, ...], plan: Plan) -> State:
     """Guided velocity (B, N, C) per segment, in the dtype of the state."""
-    if not _one_by_one(plan.config, guided.batch, x):
-        return _guided(trunk, guided, x, t, moving, plan)
-    # Matrix products of other sizes run other kernels with other rounding: one row per sample (the modulation) goes
-    # through a matrix-vector kernel in a batch of one and through a matrix-matrix kernel in a larger one.
-    parts = []
-    for i in range(guided.batch.size):
-        parts.append(_guided(trunk, guided.one(i), tuple(part[i : i + 1].clone() for part in x), t, moving, plan))
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-def _one_by_one(config: SamplerConfig, batch: TokenBatch, x: State) -> bool:
-    return config.batch_invariant and x[0].device.type == "cpu" and batch.size > 1
-
-
-def _guided(trunk: nn.Module, guided: Guided, x: State, t: Levels, moving: tuple[bool, ...], plan: Plan) -> State:
     dtypes = [part.dtype for part in x]
     # Guidance costs the null half, so it is not asked for a part whose velocity nobody looks at.
     scales = [part.scale(level) if moves else 1.0 for part, level, moves in zip(plan.parts, t, moving, strict=True)]

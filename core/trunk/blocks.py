@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from core.trunk import rope
 from core.trunk.attention import QKNorm, attend
-from core.trunk.layers import SwiGLU, plain_norm
+from core.trunk.layers import Gate, SwiGLU, plain_norm
 from core.trunk.modulation import TokenRows, gated_add, modulate
 
 
@@ -22,10 +22,11 @@ class Modulation(nn.Module):
     def __init__(self, width: int, groups: int):
         super().__init__()
         self.groups = groups
+        self.silu = nn.SiLU()
         self.linear = nn.Linear(width, groups * 3 * width, bias=False)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
-        parts = list(self.linear(nn.functional.silu(rows)).chunk(3 * self.groups, dim=-1))
+        parts = list(self.linear(self.silu(rows)).chunk(3 * self.groups, dim=-1))
         parts[1::3] = [1 + scale for scale in parts[1::3]]
         return tuple(parts)
 
@@ -144,6 +145,7 @@ class SingleBlock(nn.Module):
         self.linear1 = nn.Linear(width, sum(self.parts), bias=False)
         self.qkv_bias = nn.Parameter(torch.zeros(3 * width)) if qkv_bias else None
         self.norm = QKNorm(width // heads) if qk_norm else nn.Identity()
+        self.gate = Gate()
         self.linear2 = nn.Linear(width + hidden, width, bias=False)
 
     def forward(self, x: Tensor, modulation: Modulated, joint: Joint) -> Tensor:
@@ -156,5 +158,5 @@ class SingleBlock(nn.Module):
             qk, v = qk + qk_bias, v + v_bias
         qk, v = qk.unflatten(-1, (2, joint.heads, -1)), v.unflatten(-1, (1, joint.heads, -1))
         attended = _attend(self.norm(qk), v, joint)
-        hidden = nn.functional.silu(mlp_gate) * mlp
-        return gated_add(x, gate, self.linear2(torch.cat([attended, hidden], dim=-1)), rows)
+        hidden = torch.cat([attended, self.gate(mlp_gate, mlp)], dim=-1)
+        return gated_add(x, gate, self.linear2(hidden), rows)

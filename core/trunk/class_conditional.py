@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from core.errors import ShapeError
 from core.types import NoiseLevels, Segment, TokenBatch, has_values
@@ -27,10 +26,11 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
+        self.gelu = nn.GELU("tanh")
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(self.gelu(self.fc1(x)))
 
 
 def only_segment(

@@ -153,6 +153,7 @@ class DDT(nn.Module):
         same = self.width == head_width
         self.s_projector = nn.Identity() if same else nn.Linear(self.width, head_width)
         self.t_embedder = FourierTime(self.width)
+        self.silu = nn.SiLU()
         self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(config.num_classes, self.width)})
         self.final_layer = FinalLayer(head_width, config.channels, config.rmsnorm)
         # Tables and frequencies are never trained, but part of the published state dict.
@@ -220,15 +221,15 @@ class DDT(nn.Module):
             s = s + F.embedding(places, self.pos_embed[0]).to(s.dtype)
         label = embed_label(cast(nn.Embedding, self.y_embedder["embedding_table"]), batch)  # (B, D)
         # The published code applies the SiLU here, and each adaLN layer once more.
-        condition = Condition(F.silu(F.silu(time + label[:, None])), rows)
+        condition = Condition(self.silu(self.silu(time + label[:, None])), rows)
         rotation = self.enc_feat_rope(places)
         for layer, block in enumerate(self.blocks[: self.depth], start=1):
             s = block(s, condition, rotation, levels.separate, key_mask)
             if features.last(layer, s, order.restore):
                 return features.output(None)
 
-        s = F.silu(modulate(s, time, torch.ones_like(time), rows))  # each token plus the embedding of its own level
-        condition = Condition(F.silu(self.s_projector(s)), rows=None, per_token=True)  # (B, N, D of the head)
+        s = self.silu(modulate(s, time, torch.ones_like(time), rows))  # each token plus the embedding of its own level
+        condition = Condition(self.silu(self.s_projector(s)), rows=None, per_token=True)  # (B, N, D of the head)
         x = self.x_embedder(tokens)
         rotation = self.dec_feat_rope(places)
         for block in self.blocks[self.depth :]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from core.trunk.attention import attend
 from core.trunk.class_conditional import MLP
-from core.trunk.layers import plain_norm
+from core.trunk.layers import Gate, plain_norm
 from core.trunk.modulation import TokenRows, gated_add, modulate
 
 Rotation = tuple[Tensor, Tensor]  # cosine and signed sine, (B or 1, L, 1, head_dim) each
@@ -86,11 +86,11 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.w12 = nn.Linear(width, 2 * hidden)
+        self.gate = Gate()
         self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        return self.w3(self.gate(*self.w12(x).chunk(2, dim=-1)))
 
 
 def _adaln(width: int, parts: int) -> nn.ModuleDict:
@@ -139,17 +139,28 @@ class FinalLayer(nn.Module):
         return self.linear(condition.modulate(self.norm_final(x), shift, scale))
 
 
+class Pointwise(nn.Linear):
+    """A linear layer kept as the 1x1 convolution, (D, C, 1, 1), that it is in the published weights."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__(channels, width)
+        self.weight = nn.Parameter(self.weight.detach()[..., None, None])
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.flatten(1), self.bias)
+
+
 class TokenEmbed(nn.Module):
-    """(B, N, C) -> (B, N, D): a linear layer, kept as the 1x1 convolution that it is in the published weights."""
+    """(B, N, C) -> (B, N, D)."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, kernel_size=1)
+        self.proj = Pointwise(channels, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        weight = self.proj.weight.flatten(1)
+        dtype = self.proj.weight.dtype
         # Under autocast the product is of half precision, but the sum that the blocks add up is not.
-        return F.linear(tokens.to(weight.dtype), weight, self.proj.bias).to(weight.dtype)
+        return self.proj(tokens.to(dtype)).to(dtype)
 
 
 class FourierTime(nn.Module):

@@ -37,17 +37,24 @@ def plain_norm(x: Tensor) -> Tensor:
     return nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
+class Gate(nn.Module):
+    """silu(gate) x value: the activation of a SwiGLU."""
+
+    def forward(self, gate: Tensor, value: Tensor) -> Tensor:
+        return nn.functional.silu(gate) * value
+
+
 class SwiGLU(nn.Module):
     """Linear(D, 2H), silu(first half) x second half, Linear(H, D), without biases (FLUX.2)."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
+        self.gate = Gate()
         self.linear1 = nn.Linear(width, 2 * hidden, bias=False)
         self.linear2 = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.linear1(x).chunk(2, dim=-1)
-        return self.linear2(nn.functional.silu(gate) * value)
+        return self.linear2(self.gate(*self.linear1(x).chunk(2, dim=-1)))
 
 
 def layer_fraction(fraction: float, depth: int) -> int:

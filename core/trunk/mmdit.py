@@ -220,6 +220,7 @@ class MMDiT(nn.Module):
         self.single_modulation = Modulation(self.width, groups=1)
         self.double_blocks = nn.ModuleList(DoubleBlock(*block) for _ in range(double))
         self.single_blocks = nn.ModuleList(SingleBlock(*block) for _ in range(single))
+        self.silu = nn.SiLU()
         self.final_modulation = nn.Linear(self.width, 2 * self.width, bias=False)
         self.media_out = nn.ModuleDict({name: nn.Linear(self.width, c) for name, c in config.channels.items()})
         self.projector, self.projectors = build_projectors(projectors, self.width)
@@ -287,7 +288,7 @@ class MMDiT(nn.Module):
             if features.last(layer, tokens, media_of):
                 return features.output(None)
 
-        shift, scale = self.final_modulation(nn.functional.silu(time)).chunk(2, dim=-1)
+        shift, scale = self.final_modulation(self.silu(time)).chunk(2, dim=-1)
         media = modulate(plain_norm(layout.split(tokens)[1]), shift, 1 + scale, rows)
         return features.output(self._write_velocity(order.restore(media), batch))
 
