@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from autoencoders.base import LatentNormalization
 from configs.assembly import Assembly
@@ -23,11 +24,14 @@ from configs.resume import check_fit, describe_anew, earlier_mixes, find_anew
 from configs.schema import Config
 from configs.warnings import warnings
 from core.errors import ConfigError
-from core.training.checkpoint import NOTHING_ANEW, CheckpointStore
+from core.training.checkpoint import CheckpointStore
 from core.training.config import refuse_changes, to_plain
+from core.training.distributed import ALONE, World
 from core.training.history import NO_CHANGE, Change, stored_config
+from core.training.onlooker import Onlooker
 from core.training.records import RunFolder
 from core.training.say import say
+from core.training.state import NOTHING_ANEW
 from core.training.trainer import Trainer
 from modalities.data.loader import StepLoader
 from modalities.data.sources.build import ConcatConfig
@@ -40,6 +44,8 @@ FREE_ON_RESUME = {
     "training.save_every",
     "training.keep",
     "training.keep_every",
+    "training.accumulate",  # how a step is shared changes no number, but see check_shares
+    "training.replicas",
     "training.preview",
     "training.validate",
     "training.device",
@@ -88,6 +94,7 @@ def build_trainer(
     initial: Initial | None = None,
     store: CheckpointStore | None = None,
     advice: str = "",
+    world: World = ALONE,
 ) -> Trainer:
     """Everything `selfflow train` needs, for a new run or to resume the one in `config.run`.
 
@@ -96,6 +103,7 @@ def build_trainer(
         initial: weights that a new run starts from.
         store: the run's checkpoints, where they have been looked into already, so that nothing is verified twice.
         advice: what the run says last where it ends by itself, see `Trainer`.
+        world: the processes of the run, all of which call it.
     """
     run = Path(config.run)
     store = store or CheckpointStore(run / "checkpoints")
@@ -103,20 +111,23 @@ def build_trainer(
     step = store.latest()
     stored = None if step is None else store.extra(step)
     source = None if is_resumed(run, initial, step) or initial is None else read_source(initial.path)
-    assembly = Assembly(config, root or Path.cwd(), device=config.training.torch_device())
+    assembly = Assembly(config, root or Path.cwd(), device=config.training.torch_device(), world=world)
     fingerprints = {name: source.fingerprint() for name, source in assembly.sources.items()}
     identity = (run, to_plain(config), fingerprints, free_on_resume(config), change)
     RunFolder.check(*identity)
     if stored is not None:
         check_labels(run, stored["labels"], assembly.labels)
+        check_shares(stored, config, world, change)
     if source is not None and initial is not None:
         check_meaning(source, initial, config, assembly.labels)
-    assembly.load_autoencoders()
+    world.first_before_others(assembly.load_autoencoders)
     if stored is not None:
         assembly.normalization = normalization.stored(stored, assembly.adapters)
         normalization.check_files(config, assembly.adapters, assembly.normalization)
-    elif source is not None:
-        assembly.normalization = normalization_from(source, assembly)
+    else:  # measured once: other machines might round differently
+        assembly.normalization = world.on_first(
+            lambda: assembly.normalization if source is None else normalization_from(source, assembly)
+        )
     origin, anew = None, NOTHING_ANEW
     if source is not None and initial is not None:
         origin = start_from(source, initial, assembly.trunk)
@@ -126,7 +137,7 @@ def build_trainer(
         check_fit(store, step, assembly.trunk, anew)
         for line in describe_anew(anew, assembly.trunk):
             say(line)
-    assembly.load_text_encoder()
+    world.first_before_others(assembly.load_text_encoder)
     hooks = build_hooks(assembly)
     return Trainer(
         config.training,
@@ -134,7 +145,7 @@ def build_trainer(
         assembly.objective,
         StepLoader(assembly.dataset, config.training.workers, pin=assembly.device.type == "cuda"),
         # The first thing that is written: everything else fits.
-        RunFolder.open(*identity[:-1], replace(change, step=step or 0), origin),
+        open_folder(world, run, lambda: RunFolder.open(*identity[:-1], replace(change, step=step or 0), origin)),
         {name: entry.loss_weight for name, entry in config.streams.items()},
         assembly.to_store(),
         assembly.preprocess,
@@ -144,7 +155,15 @@ def build_trainer(
         initialized=source is not None,
         store=store,
         advice=advice,
+        world=world,
     )
+
+
+def open_folder(world: World, run: Path, action: Callable[[], RunFolder]) -> RunFolder | Onlooker:
+    """Rank 0 has the folder; whether it could open it reaches all."""
+    opened: list[RunFolder] = []
+    world.on_first(lambda: opened.append(action()))
+    return opened[0] if opened else Onlooker(run)
 
 
 def normalization_from(source: WeightSource, assembly: Assembly) -> dict[str, LatentNormalization]:
@@ -160,6 +179,18 @@ def normalization_from(source: WeightSource, assembly: Assembly) -> dict[str, La
         how = "those of its file" if name in files else how
         say(f"latent statistics of {name}: {f'those of {source.name}' if name in kept else how}")
     return found
+
+
+def check_shares(stored: Mapping[str, Any], config: Config, world: World, change: Change) -> None:
+    """Refuse to cut the steps of a run into other shares where a term depends on them. Raises ConfigError."""
+    now = config.training.accumulate * world.size
+    known = stored.get("shares", stored["config"]["training"]["accumulate"])
+    if config.alignment.dispersive is not None and now != known and "training.accumulate" not in change.keys:
+        raise ConfigError(
+            f"training.accumulate: {config.training.accumulate} on {world.size} devices cuts a step into {now} shares, "
+            f"and the run had {known}; alignment.dispersive compares the samples of a share with each other. Use "
+            f"accumulate x devices = {known}, or --change training.accumulate={config.training.accumulate}"
+        )
 
 
 def check_labels(run: Path, known: list[str], labels: list[str]) -> None:

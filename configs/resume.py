@@ -9,10 +9,11 @@ from torch import nn
 
 from configs.schema import Config
 from core.errors import ConfigError
-from core.training.checkpoint import Anew, CheckpointStore
+from core.training.checkpoint import CheckpointStore
 from core.training.config import differences, to_plain
 from core.training.history import Change, Past, clamped, entries_for, past, read_run, stored_config
 from core.training.mixing import MixPiece
+from core.training.state import Anew
 from core.trunk.projectors import TEACHER, ProjectorSpec
 
 KIND = "training.optimizer.kind"

@@ -9,6 +9,7 @@ import sys
 
 from core.errors import AccidentError, SelfFlowError
 from core.training.accidents import describe
+from core.training.distributed import is_told_by_first
 from core.training.say import say
 
 COMMANDS = (
@@ -65,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a failure can be reported
         return code
     except SelfFlowError as error:
-        say(f"error: {error}")
+        if not is_told_by_first(error):  # of several processes
+            say(f"error: {error}", everywhere=True)
         return error.exit_code
     except KeyboardInterrupt:  # training handles it itself, and finishes its step first
         say("interrupted")
@@ -77,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
         reason = describe(error)
         if reason is None:
             raise
-        say(f"error: {reason}")
+        if not is_told_by_first(error):
+            say(f"error: {reason}", everywhere=True)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it may be stdout that is full
         return 2 if isinstance(error, MISTAKES) else AccidentError.exit_code
 

@@ -9,14 +9,18 @@ from configs.build import build_trainer, is_finished
 from configs.captions import caption_warnings
 from configs.changes import Resolved, resolve
 from configs.init_from import Initial
+from configs.schema import Config
 from core.errors import AccidentError, BadStepError, CheckpointError, ConfigError, DataError, NotWrittenError
+from core.training import distributed
 from core.training.accidents import accidents_named
 from core.training.config import to_yaml
+from core.training.distributed import World
 from core.training.flight_recorder import record_exchanges
 from core.training.history import read_run
 from core.training.records import note_end
 from core.training.say import say
 from core.training.stop import Stopped, StopRequest
+from core.training.trainer import Trainer
 from core.training.watchdog import FOLDER as STACKS
 from modalities.data.loader import StepLoader
 from modalities.data.preprocess import DevicePreprocess
@@ -81,52 +85,59 @@ def run(options: argparse.Namespace) -> int:
 
 def start(options: argparse.Namespace, initial: Initial | None) -> int:
     """Start the run, or resume it; `initial` are the weights that a new one starts from."""
-    resolved = resolve(options.config, options.overrides, options.change)
+    world = distributed.start()
+    with world.errors_shared():
+        code = _start(options, initial, world)
+    world.close()
+    return code
+
+
+def _start(options: argparse.Namespace, initial: Initial | None, world: World) -> int:
+    # Rank 0 alone looks into the run folder and reads its checkpoint, once.
+    resolved = world.on_first(lambda: resolve(options.config, options.overrides, options.change))
     config = resolved.config
     if options.print_config:
-        print(to_yaml(config), end="")
+        if world.is_first:
+            print(to_yaml(config), end="")
         return 0
     if not config.run:
         raise ConfigError("run: names the folder of the run; add run=FOLDER")
     for note in resolved.notes:
         say(note)
-    if is_finished(config, resolved.change, resolved.store):
+    if world.on_first(lambda: is_finished(config, resolved.change, resolved.store)):
         if resolved.change.arguments:
             raise ConfigError(
                 f"--change: all {config.training.steps} steps of {config.run} are done; make it longer, too, with "
                 "--change training.steps=NUMBER"
             )
-        if (
-            read_run(Path(config.run)).get("state") != "finished"
-        ):  # killed between its last checkpoint and its last word
-            note_end(Path(config.run), "finished", config.training.steps)
-        print(f"already finished: all {config.training.steps} steps are done; run folder: {config.run}")
+        if world.is_first:
+            if (
+                read_run(Path(config.run)).get("state") != "finished"
+            ):  # killed between its last checkpoint and last word
+                note_end(Path(config.run), "finished", config.training.steps)
+            print(f"already finished: all {config.training.steps} steps are done; run folder: {config.run}")
         return 0
     record_exchanges(Path(config.run) / STACKS)
     with StopRequest(config.training.stop_within, f"To go on: {next_command(options, config)}") as stop:
         try:
-            return _train(options, resolved, initial, stop)
+            with world.errors_shared():
+                return _train(options, resolved, initial, stop, world)
         except Stopped:
             say(f"stopped by {stop.reason} before the first step. {go_on(options, config)}")
             return AccidentError.exit_code
 
 
-def _train(options: argparse.Namespace, resolved: Resolved, initial: Initial | None, stop: StopRequest) -> int:
-    """The exit code. Whatever ends the run, its reason and the command to resume it are printed."""
+def _train(
+    options: argparse.Namespace, resolved: Resolved, initial: Initial | None, stop: StopRequest, world: World
+) -> int:
+    """The exit code. Whatever ends the run, its reason and the command that goes on are told."""
     config = resolved.config
     try:
         with accidents_named(), stop.leavable():
             trainer = build_trainer(
-                config, options.config.parent, resolved.change, initial, resolved.store, advice=stop.advice
+                config, options.config.parent, resolved.change, initial, resolved.store, stop.advice, world
             )
-            loader, preprocess = trainer.loader, trainer.preprocess
-            assert isinstance(loader, StepLoader)  # of `build_trainer`
-            assert isinstance(preprocess, DevicePreprocess)
-            sources = {name: stream.source for name, stream in loader.dataset.streams.items()}
-            report_data(sources, trainer.folder.path)
-            if trainer.store.latest() is None:
-                for line in caption_warnings(config, sources, preprocess.text):
-                    say(f"warning: {line}")
+            world.on_first(lambda: _tell(config, trainer))
     except (AccidentError, NotWrittenError) as error:
         raise type(error)(f"{error}\n{go_on(options, config)}") from error
     try:
@@ -139,11 +150,24 @@ def _train(options: argparse.Namespace, resolved: Resolved, initial: Initial | N
         say(go_on(options, config))
         raise
     by = f" by {stop.reason}" if result == "stopped" else ""
-    print(f"{result}{by} after {trainer.step} of {config.training.steps} steps; run folder: {config.run}")
+    if world.is_first:
+        print(f"{result}{by} after {trainer.step} of {config.training.steps} steps; run folder: {config.run}")
     if result == "finished":
         return 0
     say(go_on(options, config))
     return AccidentError.exit_code
+
+
+def _tell(config: Config, trainer: Trainer) -> None:
+    """What is to be known of the data, before the first step."""
+    loader, preprocess = trainer.loader, trainer.preprocess
+    assert isinstance(loader, StepLoader)  # of `build_trainer`
+    assert isinstance(preprocess, DevicePreprocess)
+    sources = {name: stream.source for name, stream in loader.dataset.streams.items()}
+    report_data(sources, trainer.folder.path)
+    if trainer.store.latest() is None:
+        for line in caption_warnings(config, sources, preprocess.text):
+            say(f"warning: {line}")
 
 
 def initial_weights(options: argparse.Namespace) -> Initial | None:

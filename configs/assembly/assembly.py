@@ -24,6 +24,7 @@ from configs.schema import Config
 from core.alignment.terms import build_alignment
 from core.objective import Objective
 from core.training.config import to_plain
+from core.training.distributed import ALONE, World
 from core.training.mixing import MixPiece, StreamMix
 from core.trunk.projectors import ProjectorSpec
 from modalities.base import Source
@@ -41,6 +42,7 @@ class Assembly:
         root: what relative paths of the configuration start from.
         stored: what a checkpoint of the run holds besides its tensors; None for a new run.
         device: of networks and frozen encoders.
+        world: processes that share the steps of a training.
         given: parts of the assembly that are there already, by their name, such as sources or normalization.
     """
 
@@ -50,9 +52,11 @@ class Assembly:
         root: Path,
         stored: Mapping[str, Any] | None = None,
         device: torch.device | str = "cpu",
+        world: World = ALONE,
         **given: Any,
     ):
         self.config, self.root, self.stored, self.device = config, root, stored, torch.device(device)
+        self.world = world
         unknown = [name for name in given if not isinstance(getattr(type(self), name, None), cached_property)]
         if unknown:
             raise TypeError(f"Assembly has no {', '.join(unknown)}")
@@ -155,7 +159,10 @@ class Assembly:
         batches = {name: entry.batch for name, entry in entries.items()}
         mix = StreamMix(self.config.seed, weights, batches, self.earlier)
         noising, accumulate = self.config.noising, self.config.training.accumulate
-        found = StepDataset(self.config.seed, mix, self.streams, noising, self.conditions, accumulate)
+        world = self.world
+        found = StepDataset(
+            self.config.seed, mix, self.streams, noising, self.conditions, accumulate, world.rank, world.size
+        )
         found.check()
         return found
 
@@ -198,4 +205,5 @@ class Assembly:
             "projectors": {name: [spec.kind, spec.out] for name, spec in self.projectors.items()},
             "autoencoders": latent_digests(self.sources, self.adapters),
             "text": text_digest(self.config, self.sources),
+            "shares": self.config.training.accumulate * self.world.size,
         }

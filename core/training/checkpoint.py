@@ -15,33 +15,28 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import warnings
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from core.durable import sync, write_durably
 from core.errors import CheckpointError, NotWrittenError, nearest
-from core.training.manifest import TENSORS, Verifier, encode, is_of_other_version, write_manifest
-from core.training.optim import AnyOptimizer, optimizers_of
+from core.training.distributed import ALONE, World
+from core.training.manifest import TENSORS, Verifier, describe, encode, is_of_other_version, write_manifest
+from core.training.say import say
 
 PARTS = ("student", "teacher", "optimizer")
 STATE = "state.json"
-_NO_MORE: Mapping[str, dict[str, Any]] = MappingProxyType({})
 
 
 def flatten(state: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -81,13 +76,21 @@ class CheckpointStore:
         keep: how many of the newest intact checkpoints stay, at least 1.
         keep_every: checkpoints of steps that are multiples of this stay for ever; 0 for none.
         report: receives one line for every damaged checkpoint that is skipped.
+        world: the processes that publish and load together. Whatever else reads is for each process alone.
     """
 
-    def __init__(self, root: Path, keep: int = 2, report: Callable[[str], None] | None = None, keep_every: int = 0):
+    def __init__(
+        self,
+        root: Path,
+        keep: int = 2,
+        report: Callable[[str], None] | None = None,
+        keep_every: int = 0,
+        world: World = ALONE,
+    ):
         if keep < 1:
             raise CheckpointError(f"keep: {keep} must be at least 1")
         self.root, self.keep, self.keep_every = Path(root), keep, keep_every
-        self.report = report or (lambda line: print(line, file=sys.stderr))
+        self.report, self.world = report or say, world
         self._verifier, self._reported = Verifier(), set()
 
     def folder(self, step: int) -> Path:
@@ -137,35 +140,85 @@ class CheckpointStore:
     def publish(self, step: int, state: dict[str, Any], extra: dict[str, Any]) -> Path:
         """Write a checkpoint and then remove those that are too old. The caller's tensors may change afterwards.
 
+        Every process of the world calls it and writes what it holds of sharded tensors; the first one does the rest.
+
         Args:
             step: number of finished optimizer steps.
             state: nested dicts of tensors, see `training_state`.
             extra: plain data (JSON) stored beside them.
         Raises NotWrittenError when it cannot be written (a full disk), and CheckpointError when it exists; nothing
-        half-written stays.
+        half-written stays, and every process raises it.
         """
         final = self.folder(step)
         aside = self.root / f".writing-{final.name}"
+        flat = {part: flatten(tensors, f"{part}/") for part, tensors in state.items()}
         try:
+            self.world.on_first(lambda: self._begin(final, aside, list(flat), step))
+            written = self.world.on_all(lambda: self._write(aside, flat))
+            files = {name: found for own in self.world.gather(written) for name, found in own.items()}
+            self.world.on_first(lambda: self._finish(final, aside, step, extra, files))
+        except NotWrittenError:
+            if self.world.is_first:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
+        self._verifier.written(final)
+        self._reported.discard(step)
+        if self.world.is_first:
+            try:
+                self._prune()
+            except OSError as error:  # the new checkpoint is safe; the next one tries to tidy up again
+                self.report(f"old checkpoints in {self.root} could not be removed: {_reason(error)}")
+        return final
+
+    def _begin(self, final: Path, aside: Path, parts: list[str], step: int) -> None:
+        """Room for a checkpoint."""
+        with _not_written(final):
             self.root.mkdir(parents=True, exist_ok=True)
             self._tidy()
             if final.exists():
                 if self.problem(step) is None:
                     raise CheckpointError(f"checkpoint {final} exists already and is intact; it is not overwritten")
                 os.rename(final, self.root / f".removing-{final.name}")
-            self._write(aside, step, state, extra)
+            os.mkdir(aside)
+            os.mkdir(aside / TENSORS)
+            for part in parts:
+                os.mkdir(aside / TENSORS / part)
+
+    def _write(self, folder: Path, flat: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, int | str]]:
+        """The tensors that this process holds, synced; size and checksum of each file that it wrote."""
+        found = {}
+        with _not_written(self.root / folder.name.removeprefix(".writing-")):
+            for part, tensors in flat.items():
+                writer = FileSystemWriter(folder / TENSORS / part, sync_files=True)
+                with _single_process_is_fine():
+                    save(
+                        _without(part, tensors),
+                        storage_writer=writer,
+                        process_group=self.world.waiting,
+                        no_dist=self.world.size == 1,
+                    )
+                names = [path.name for path in (folder / TENSORS / part).glob(f"__{self.world.rank}_*")]
+                names += [".metadata"] if self.world.is_first else []
+                for name in names:
+                    path = folder / TENSORS / part / name
+                    found[path.relative_to(folder).as_posix()] = describe(path)
+        return found
+
+    def _finish(
+        self, final: Path, aside: Path, step: int, extra: dict[str, Any], files: dict[str, dict[str, int | str]]
+    ) -> None:
+        """What lies beside the tensors, the manifest last, the folders themselves, and the name that counts."""
+        with _not_written(final):
+            for part in (aside / TENSORS).iterdir():
+                sync(part)
+            milestone = {"milestone": True} if self.keep_every and step and step % self.keep_every == 0 else {}
+            # In the order of the caller: that of streams and of their parts means something.
+            write_durably(aside / STATE, encode({"step": step, "extra": extra, **milestone}, sort_keys=False))
+            write_manifest(aside, step, files | {STATE: describe(aside / STATE)})
+            sync(aside / TENSORS)
+            sync(aside)
             os.rename(aside, final)
             sync(self.root)
-        except (OSError, CheckpointException) as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise NotWrittenError(f"checkpoint {final} could not be written: {_reason(error)}") from error
-        self._verifier.written(final)
-        self._reported.discard(step)
-        try:
-            self._prune()
-        except OSError as error:  # the new checkpoint is safe; the next one tries to tidy up again
-            self.report(f"old checkpoints in {self.root} could not be removed: {_reason(error)}")
-        return final
 
     def load(self, step: int, into: dict[str, Any], leave: Callable[[str], bool] = lambda key: False) -> None:
         """Read a checkpoint into the tensors of `into`, in place, bit for bit.
@@ -198,7 +251,7 @@ class CheckpointStore:
             known = ", ".join(self.parts(step))
             raise CheckpointError(f"checkpoint {self.folder(step)} has no {which!r}; it has {known}")
         tensors = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in stored.items()}
-        self._read(step, tensors)
+        self._read(step, tensors, alone=True)
         return _without(which, tensors)
 
     def is_milestone(self, step: int) -> bool:
@@ -233,7 +286,8 @@ class CheckpointStore:
                     found[f"{part}/{name}"] = item
         return found
 
-    def _read(self, step: int, tensors: dict[str, Tensor]) -> None:
+    def _read(self, step: int, tensors: dict[str, Tensor], alone: bool = False) -> None:
+        """`alone` without the other processes of the world."""
         by_part: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
@@ -241,25 +295,8 @@ class CheckpointStore:
         for part, own in by_part.items():
             reader = FileSystemReader(self.folder(step) / TENSORS / part)
             with _single_process_is_fine():
-                load(own, storage_reader=reader, no_dist=not _distributed())
-
-    def _write(self, folder: Path, step: int, state: dict[str, Any], extra: dict[str, Any]) -> None:
-        """Every file of a checkpoint, each synced, the manifest last, then the folders themselves."""
-        flat = {part: flatten(tensors, f"{part}/") for part, tensors in state.items()}
-        os.mkdir(folder)
-        os.mkdir(folder / TENSORS)
-        for part, tensors in flat.items():
-            os.mkdir(folder / TENSORS / part)
-            writer = FileSystemWriter(folder / TENSORS / part, sync_files=True)
-            with _single_process_is_fine():
-                save(_without(part, tensors), storage_writer=writer, no_dist=not _distributed())
-            sync(folder / TENSORS / part)
-        milestone = {"milestone": True} if self.keep_every and step and step % self.keep_every == 0 else {}
-        # In the order of the caller: that of streams and of their parts means something.
-        write_durably(folder / STATE, encode({"step": step, "extra": extra, **milestone}, sort_keys=False))
-        write_manifest(folder, step)
-        sync(folder / TENSORS)
-        sync(folder)
+                no_dist = alone or self.world.size == 1
+                load(own, storage_reader=reader, process_group=self.world.waiting, no_dist=no_dist)
 
     def _prune(self) -> None:
         """Remove what is older than the newest `keep` intact checkpoints, but no milestone; damaged ones do not count
@@ -291,115 +328,9 @@ class CheckpointStore:
             shutil.rmtree(path)
 
 
-def training_state(student: nn.Module, teacher: nn.Module, optimizer: AnyOptimizer) -> dict[str, dict[str, Any]]:
-    """{"student": {name: tensor}, "teacher": {name: tensor}, "optimizer": {parameter name: {slot: tensor}}}.
-
-    The tensors are the live ones, sharded where the modules are. Hyperparameters are not part of it: they are
-    functions of the configuration and the step. The optimizer's part is not made by torch's
-    `get_optimizer_state_dict`: its counterpart refuses a state in which some parameters have none yet, such as the
-    layers of a modality that no step has drawn so far.
-    """
-    state = optimizer.state
-    slots = {
-        name: {slot: _as_tensor(value) for slot, value in state[parameter].items()}
-        for name, parameter in _optimized(student, optimizer)
-        if parameter in state
-    }
-    return {"student": get_model_state_dict(student), "teacher": get_model_state_dict(teacher), "optimizer": slots}
-
-
-@dataclass(frozen=True)
-class Anew:
-    """What a run does not take from its checkpoint, since its settings were changed after it.
-
-    Attributes:
-        parts: of the network, such as `projector`: those that are new or of another kind start from their initial
-            weights, and those that are no longer needed are left behind.
-        optimizer: its whole state, of an optimizer of another kind.
-    """
-
-    parts: tuple[str, ...] = ()
-    optimizer: bool = False
-
-    def leaves(self, key: str) -> bool:
-        """Whether a key of the checkpoint, like "student/projector.linear1.weight", is not taken."""
-        part, _, name = key.partition("/")
-        inside = any(name == part or name.startswith((f"{part}.", f"{part}/")) for part in self.parts)
-        return inside or (self.optimizer and part == "optimizer")
-
-
-NOTHING_ANEW = Anew()
-
-
-def restore(
-    store: CheckpointStore,
-    step: int,
-    student: nn.Module,
-    teacher: nn.Module,
-    optimizer: AnyOptimizer,
-    anew: Anew = NOTHING_ANEW,
-    more: Mapping[str, dict[str, Any]] = _NO_MORE,
-) -> None:
-    """Load what `training_state` returned, strictly except for `anew`.
-
-    Args:
-        more: further parts of the checkpoint, read in place.
-
-    Raises CheckpointError naming each key that does not fit.
-    """
-    parameters = _optimized(student, optimizer)
-    by_name = dict(parameters)
-    slots: dict[str, dict[str, Tensor]] = {}
-    for key, item in store.stored(step).items():
-        part, rest = key.split("/", 1)
-        name, _, slot = rest.rpartition("/")
-        if part == "optimizer" and name in by_name and not anew.leaves(key):
-            parameter = by_name[name].detach()
-            dtype = item.properties.dtype  # moments of one byte, and a count of steps that is no number of the weights
-            if tuple(item.size) == tuple(parameter.shape):
-                empty = torch.empty_like(parameter, dtype=dtype)
-            else:
-                empty = torch.empty(item.size, dtype=dtype, device=parameter.device)
-            slots.setdefault(name, {})[slot] = empty
-    weights, average = get_model_state_dict(student), get_model_state_dict(teacher)
-    store.load(step, {"student": weights, "teacher": average, "optimizer": slots, **more}, anew.leaves)
-    set_model_state_dict(student, weights, options=StateDictOptions(strict=True))
-    set_model_state_dict(teacher, average, options=StateDictOptions(strict=True))
-    for part in optimizers_of(optimizer):
-        numbered = {
-            index: {slot: _from_tensor(slot, value) for slot, value in slots[name].items()}
-            for index, (name, _) in enumerate(_optimized(student, part))
-            if name in slots
-        }
-        part.load_state_dict({"state": numbered, "param_groups": part.state_dict()["param_groups"]})
-
-
-def _as_tensor(value: Tensor | int) -> Tensor:
-    """bitsandbytes counts its steps with Python's numbers."""
-    return torch.tensor(value) if isinstance(value, int) else value
-
-
-def _from_tensor(slot: str, value: Tensor) -> Tensor | int:
-    """The inverse: torch's own optimizers count in floats, so that a whole number is one of Python's."""
-    return int(value) if slot == "step" and not value.is_floating_point() else value
-
-
-def _optimized(model: nn.Module, optimizer: AnyOptimizer) -> list[tuple[str, nn.Parameter]]:
-    """The optimizer's parameters, in its order, with their names in the model."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if any(parameter not in names for parameter in parameters):
-        raise CheckpointError("the optimizer holds a parameter that is not one of the student's")
-    return [(names[parameter], parameter) for parameter in parameters]
-
-
 def _without(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a part by their names within it."""
     return {key.removeprefix(f"{part}/"): tensor for key, tensor in tensors.items()}
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 @contextmanager
@@ -408,6 +339,15 @@ def _single_process_is_fine() -> Generator[None, None, None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
+
+
+@contextmanager
+def _not_written(checkpoint: Path) -> Generator[None, None, None]:
+    """A full disk and the like, also inside torch's wrapper, become a NotWrittenError of one line."""
+    try:
+        yield
+    except (OSError, CheckpointException) as error:
+        raise NotWrittenError(f"checkpoint {checkpoint} could not be written: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:

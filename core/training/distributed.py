@@ -12,7 +12,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -24,13 +24,15 @@ from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivat
 from torch.distributed.rendezvous import rendezvous
 
 from core.errors import ConfigError, OtherProcessError, SelfFlowError, described
+from core.training.stop import Stopped
 
 Value = TypeVar("Value")
 
 COLLECTIVE = timedelta(minutes=10)  # an exchange between devices
 WAITING = timedelta(hours=6)  # for work of rank 0, such as reading a large checkpoint
 REASON_SECONDS = 10.0  # how long a process whose exchange failed looks for the reason of another
-_REASON = "reason"
+SAME_SECONDS = 2.0  # how long it looks whether rank 0, which then tells it, failed alike
+_REASON, _FAILED = "reason", "failed"
 
 
 @dataclass(frozen=True)
@@ -102,33 +104,49 @@ class World:
         if self.size == 1:
             yield
             return
-        assert self.store is not None  # of a world of several
         try:
             yield
-        except BaseException as error:
-            if is_known_to_all(error) or not isinstance(error, Exception):
+        except (Exception, Stopped) as error:
+            if is_known_to_all(error):
                 raise
             if is_connection_lost(error):
-                reason = self._reason()
+                reason = self._look_up(_REASON, REASON_SECONDS)
                 if reason is None:
                     raise
                 raise _known_to_all(reason, self.rank) from error
-            if self.store.add(f"{_REASON}/count", 1) == 1:  # the first of several counts
-                self.store.set(_REASON, pickle.dumps(_portable(error)).hex())
+            self._leave(error)
+            if not self.is_first and isinstance(error, SelfFlowError):  # often all fail alike, as over a setting
+                other = self._look_up(f"{_FAILED}/0", SAME_SECONDS)
+                if other is not None and str(other) == str(error):
+                    _known_to_all(error, self.rank)
             raise
 
-    def _reason(self) -> BaseException | None:
-        """The error that another process has left, for which it may take a moment."""
+    def _leave(self, error: BaseException) -> None:
+        """Where the others find it: the first of several is the reason of all."""
+        assert self.store is not None  # of a world of several
+        text = pickle.dumps(_portable(error)).hex()
+        with suppress(RuntimeError, OSError):  # the store was in a process that is gone
+            self.store.set(f"{_FAILED}/{self.rank}", text)
+            if self.store.add(f"{_REASON}/count", 1) == 1:
+                self.store.set(_REASON, text)
+
+    def _look_up(self, name: str, seconds: float) -> BaseException | None:
+        """An error that another process has left, for which it may take a moment."""
         assert self.store is not None
-        deadline = time.monotonic() + REASON_SECONDS
-        try:
-            while not self.store.check([_REASON]):
+        deadline = time.monotonic() + seconds
+        with suppress(RuntimeError, OSError):
+            while not self.store.check([name]):
                 if time.monotonic() > deadline:
                     return None
                 time.sleep(0.05)
-            return pickle.loads(bytes.fromhex(self.store.get(_REASON).decode()))
-        except (RuntimeError, OSError):  # the store was in the process that is gone
-            return None
+            return pickle.loads(bytes.fromhex(self.store.get(name).decode()))
+        return None
+
+    def first_before_others(self, action: Callable[[], object]) -> None:
+        """Run in every process, on rank 0 before the others: a download is then there for all."""
+        self.on_first(lambda: (action(), None)[1])
+        if not self.is_first:
+            action()
 
     def close(self) -> None:
         """After the last exchange of a run that ends well."""
@@ -227,9 +245,9 @@ def _outcome(action: Callable[[], Value]) -> tuple[Value | None, Exception | Non
         return None, error
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: BaseException) -> BaseException:
     """The error without its traceback, or in words where another process could not raise it."""
-    if isinstance(error, SelfFlowError | OSError):
+    if isinstance(error, SelfFlowError | OSError | Stopped):
         try:
             return pickle.loads(pickle.dumps(error))
         except Exception:  # noqa: BLE001 - a class that cannot be pickled may fail in any way

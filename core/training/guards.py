@@ -17,6 +17,7 @@ from torch import nn
 from core.errors import NotFiniteError
 from core.training.evidence import Share, describe_step
 from core.training.say import say
+from core.training.sharding import local
 
 if TYPE_CHECKING:
     from core.training.records import RunFolder
@@ -61,6 +62,7 @@ def write_bad_step(
 
 @torch.no_grad()
 def all_finite(*models: nn.Module) -> bool:
-    """Whether every parameter is finite: then a bad step is that step's fault, and the state is worth keeping."""
-    parameters = [parameter for model in models for parameter in model.parameters()]
+    """Whether every parameter is finite, of sharded ones what lies on this device: then a bad step is that step's
+    fault, and the state is worth keeping."""
+    parameters = [local(parameter) for model in models for parameter in model.parameters()]
     return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,8 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from core.training.say import say
 from core.training.trackers import Trackers
 
 
@@ -102,7 +101,7 @@ def attempt(what: str, action: Callable[[], None]) -> str | None:
     except Exception as error:  # noqa: BLE001 - a full disk, a missing codec, no memory: none is worth the run
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        tqdm.write(f"{what} failed, the training goes on: {reason}", file=sys.stderr)
+        say(f"{what} failed, the training goes on: {reason}")
         return reason
     return None
 

@@ -14,9 +14,8 @@ SCHEMA = 2  # 1 had one file for all tensors
 MANIFEST, TENSORS = "manifest.json", "tensors"
 
 
-def write_manifest(folder: Path, step: int) -> None:
-    """Write the manifest of all files in the folder."""
-    files = {name: describe(path) for name, path in files_of(folder).items()}
+def write_manifest(folder: Path, step: int, files: dict[str, dict[str, int | str]]) -> None:
+    """Of the files that were written, as `describe` tells of each."""
     write_durably(folder / MANIFEST, _text(step, files, SCHEMA))
 
 

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from core.errors import CheckpointError, ConfigError
 from core.training.checkpoint import CheckpointStore
+from core.training.distributed import ALONE, World
 from core.training.ema import lerp_
+from core.types import at_least_float32
 
 FOLDER = "ema"  # of the snapshots, in the run folder
 LONGEST = 0.28  # gamma 0, the plain mean of all steps, has 0.289
@@ -79,14 +81,15 @@ class PosthocEma:
     Args:
         model: the student; the averages are float32 and start as copies of it.
         root: the run folder.
+        world: processes that each have their share of the averages, as of the model.
     """
 
-    def __init__(self, config: PosthocEmaConfig, model: nn.Module, root: Path):
-        self.every, self.model = config.every, model
-        self.store = CheckpointStore(root / FOLDER, keep=1, keep_every=1)
+    def __init__(self, config: PosthocEmaConfig, model: nn.Module, root: Path, world: World = ALONE):
+        self.every, self.model, self.world = config.every, model, world
+        self.store = CheckpointStore(root / FOLDER, keep=1, keep_every=1, world=world)
         self._gammas = {length: gamma_of(length) for length in config.lengths}
         self._averages = {
-            length: {name: tensor.detach().float().clone() for name, tensor in model.state_dict().items()}
+            length: {name: at_least_float32(tensor.detach()).clone() for name, tensor in model.state_dict().items()}
             for length in config.lengths
         }
 
@@ -110,7 +113,7 @@ class PosthocEma:
 
         Durable and all or nothing, like a checkpoint. Raises CheckpointError when it cannot be written.
         """
-        if step not in self.store.steps() or self.store.problem(step):
+        if self.world.on_first(lambda: step not in self.store.steps() or self.store.problem(step) is not None):
             self.store.publish(step, self.state(), {"lengths": list(self._averages)})
 
 

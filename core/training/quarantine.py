@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import DataError
+from core.training.distributed import ALONE, World
 from core.training.jsonl import LineWriter, keep_lines, read_lines
 from core.training.loader import Rejected
 from core.training.say import say
@@ -18,15 +19,19 @@ class Quarantine:
 
     Args:
         limit: more distinct records than this stop the run with a DataError.
+        world: processes that know the same records; the first one writes them.
     """
 
-    def __init__(self, path: Path, limit: int):
-        self.path, self.limit = path, limit
+    def __init__(self, path: Path, limit: int, world: World = ALONE):
+        self.path, self.limit, self.world = path, limit, world
         self._known: dict[tuple[str, str], dict[str, Any]] = {}
         self._lines, self._failing = LineWriter(path), False
-        keep_lines(path)  # cuts off the half-written last line of a killed run; that record will be met again
-        for entry in read_lines(path):
+        for entry in world.on_first(self._read):
             self._known[entry["stream"], entry["key"]] = entry
+
+    def _read(self) -> list[dict[str, Any]]:
+        keep_lines(self.path)  # cuts off the half-written last line of a killed run; that record will be met again
+        return read_lines(self.path)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -37,8 +42,9 @@ class Quarantine:
             if (item.stream, item.key) not in self._known:
                 entry = asdict(item)
                 self._known[item.stream, item.key] = entry
-                self._lines.add(entry)
-                self.write()
+                if self.world.is_first:
+                    self._lines.add(entry)
+                    self.write()
         if len(self) > self.limit:
             last = "\n".join(f"  {e['origin']}: {e['reason']}" for e in list(self._known.values())[-5:])
             raise DataError(
@@ -59,5 +65,6 @@ class Quarantine:
 
     def close(self) -> None:
         """Write what waits, if it can be."""
-        self.write()
+        if self.world.is_first:
+            self.write()
         self._lines.close()

@@ -6,6 +6,8 @@ from __future__ import annotations
 import sys
 from typing import Any, TextIO
 
+import torch.distributed as dist
+
 
 class Outliving:
     """A text stream whose failed writes are forgotten."""
@@ -36,8 +38,11 @@ class Outliving:
         return getattr(self._stream, name)
 
 
-def say(line: str) -> None:
-    """One line to stderr, also while a progress bar is shown, and never an error."""
+def say(line: str, everywhere: bool = False) -> None:
+    """One line to stderr, also while a progress bar is shown, and never an error. Of the processes of a run, the first
+    one says it, or each one."""
     from tqdm import tqdm
 
+    if not everywhere and dist.is_initialized() and dist.get_rank() > 0:
+        return
     tqdm.write(line, file=Outliving(sys.stderr))

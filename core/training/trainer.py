@@ -17,20 +17,25 @@ from tqdm import tqdm
 from core.errors import BadStepError, CheckpointError, ConfigError, NotFiniteError, described
 from core.objective import Objective, total_loss
 from core.training.accidents import accidents_named
-from core.training.checkpoint import NOTHING_ANEW, Anew, CheckpointStore, restore, training_state
+from core.training.checkpoint import CheckpointStore
+from core.training.distributed import ALONE, World
 from core.training.ema import EmaConfig, make_teacher, update_teacher
 from core.training.evidence import Share
 from core.training.guards import all_finite, check_finite, write_bad_step
 from core.training.hooks import Hook, PreviewConfig, ValidateConfig, attempt, due_hooks, run_hooks
-from core.training.loader import BatchLoader, Microbatch, Preprocess, Raw
+from core.training.loader import BatchLoader, Microbatch, Preprocess, Raw, Rejected
+from core.training.onlooker import Onlooker
 from core.training.optim import OptimizerConfig, build_optimizer
 from core.training.posthoc_ema import PosthocEma, PosthocEmaConfig
 from core.training.quarantine import Quarantine
 from core.training.records import RunFolder, read_lines
 from core.training.say import Outliving, say
+from core.training.sharding import Sharding, clip_gradients, gathered, settle, shell, sync_gradients
 from core.training.spikes import MARK, Spikes, SpikesConfig, save_spike
+from core.training.state import NOTHING_ANEW, Anew, restore, training_state
 from core.training.stop import Stopped, StopRequest
 from core.training.watchdog import FOLDER, Watchdog, WatchdogConfig
+from core.trunk.layers import blocks_of
 
 
 @dataclass
@@ -38,12 +43,15 @@ class TrainingConfig:
     """
     Attributes:
         steps: optimizer steps of the whole run.
-        accumulate: microbatches per optimizer step; each holds `batch / accumulate` samples.
+        accumulate: microbatches per optimizer step and device; each holds `batch / (accumulate devices)` samples.
         save_every: steps between checkpoints; one is always published at the end and on a stop.
         keep: how many of the newest checkpoints stay.
         keep_every: a checkpoint is also published at every multiple of this, and stays for ever; 0 for none.
-        precision: fp32, or bf16 (autocast; weights, EMA, losses and cosine stay float32).
-        compile: compile student and teacher with torch.compile.
+        replicas: of several devices, how many groups hold a copy of all weights each, sharded within the group; must
+            divide their number. 1 shards over all of them.
+        precision: fp32, or bf16 (autocast, and FSDP's policy on several devices; weights, EMA, losses and cosine stay
+            float32).
+        compile: compile the blocks of student and teacher with torch.compile.
         device: auto (cuda if there is one, else cpu), cpu or cuda.
         workers: processes that prepare batches; 0 prepares them in the training process.
         data_limit: distinct unusable records after which the run stops.
@@ -57,6 +65,7 @@ class TrainingConfig:
     save_every: int = 1000
     keep: int = 2
     keep_every: int = 0
+    replicas: int = 1
     precision: str = "fp32"
     compile: bool = False
     device: str = "auto"
@@ -77,6 +86,7 @@ class TrainingConfig:
         for name, least in {
             "steps": 1,
             "accumulate": 1,
+            "replicas": 1,
             "save_every": 1,
             "keep": 2,
             "keep_every": 0,
@@ -116,6 +126,7 @@ class Trainer:
         initialized: the weights come from elsewhere, so that they are published before the first step.
         store: of the run's checkpoints, where it has been looked into already, so that nothing is verified twice.
         advice: what a run that hangs says last, such as the command that goes on with it.
+        world: the processes of the run; every one has a trainer, and the folder of those but the first is an Onlooker.
     """
 
     def __init__(
@@ -124,7 +135,7 @@ class Trainer:
         student: nn.Module,
         objective: Objective,
         loader: BatchLoader,
-        folder: RunFolder,
+        folder: RunFolder | Onlooker,
         loss_weights: dict[str, float],
         extra: dict[str, Any],
         preprocess: Preprocess | None = None,
@@ -134,28 +145,44 @@ class Trainer:
         initialized: bool = False,
         store: CheckpointStore | None = None,
         advice: str = "",
+        world: World = ALONE,
     ):
         self.config, self.objective, self.loader, self.folder = config, objective, loader, folder
         self.loss_weights, self.extra, self.preprocess = loss_weights, extra, preprocess
         self.warnings, self.hooks = warnings, hooks
         self.device = config.torch_device()
+        self.world = world
         self.student = student.to(self.device).train()
         self.teacher = make_teacher(self.student)
+        self.shells = (
+            [shell(model) for model in (self.student, self.teacher)] if hooks and world.is_first else [None] * 2
+        )
+        self.shard()
         self.optimizer = build_optimizer(config.optimizer, self.student)
-        self.posthoc = PosthocEma(config.posthoc_ema, self.student, folder.path) if config.posthoc_ema.every else None
+        averages = config.posthoc_ema
+        self.posthoc = PosthocEma(averages, self.student, folder.path, world) if averages.every else None
         place = folder.path / "checkpoints"
         self.store = store or CheckpointStore(place, config.keep, keep_every=config.keep_every)
-        self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit)
+        self.store.world = world
+        self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit, world)
         self.anew, self.initialized = anew, initialized
         self.step = 0  # finished steps
         self.spikes = Spikes(config.spikes)
         self.stop = StopRequest(config.stop_within, advice)
-        stacks = folder.path / FOLDER / "rank-0.txt"
+        self.stopping = False  # what all processes have agreed on
+        self.own_values = torch.empty(0)  # of this process, in the last step
+        stacks = folder.path / FOLDER / f"rank-{world.rank}.txt"
         self.watchdog = Watchdog(config.watchdog, stacks, lambda: folder.ended("failed", self.step, "hung"), advice)
         self.failed_saves = 0
-        if config.compile:  # in place, so that parameter names and checkpoints stay the same
-            self.student.compile()
-            self.teacher.compile()
+
+    def shard(self) -> None:
+        """Compile and shard both networks, block by block and in place, so that names and checkpoints stay the same."""
+        for model in (self.student, self.teacher) if self.config.compile else ():
+            for block in blocks_of(model):
+                block.compile()
+        sharding = Sharding(self.world, self.device, self.config.replicas, self.config.precision)
+        sharding.apply(self.student)
+        sharding.apply(self.teacher, teacher=True)
 
     def fit(self, stop: StopRequest | None = None) -> str:
         """Train to the last step. Returns 'finished', or 'stopped' after SIGTERM or SIGINT, with a published checkpoint
@@ -168,7 +195,7 @@ class Trainer:
         """
         with nullcontext(stop) if stop is not None else self.stop as self.stop, closing(self.folder):
             try:
-                with accidents_named(), self.watchdog:
+                with self.world.errors_shared(), accidents_named(), self.watchdog:
                     state = self.run()
             except Exception as error:
                 self.folder.ended("failed", self.step, described(error))
@@ -178,22 +205,22 @@ class Trainer:
 
     def run(self) -> str:
         """The loop. A request to stop ends it after the step that runs, or at once between two steps."""
-        last = self.config.steps
+        last, alone = self.config.steps, self.world.size == 1
         try:
-            with self.stop.leavable():
+            with self.stop.leavable(alone):
                 self.step = first = self.resume()
             for warning in self.warnings if first == 0 else ():
                 say(f"warning: {warning}")
             with (
                 closing(self.quarantine),
                 closing(self.loader.steps(first, last)) as steps,
-                tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, file=Outliving(sys.stderr)) as bar,
+                self.bar(first, last) as bar,
             ):
                 self.snapshot()  # what a killed or stopped run owes of its last checkpoint
                 self.look()
                 started = time.perf_counter()
                 self.watchdog.step()
-                for step, microbatches in self.stop.waiting(steps):
+                for step, microbatches in self.stop.waiting(steps, alone):
                     waited = time.perf_counter() - started
                     self.watchdog.step(microbatches[0].stream)
                     metrics = self.attempt(step, microbatches)
@@ -202,26 +229,30 @@ class Trainer:
                     self.folder.write_timing(step=self.step, seconds=time.perf_counter() - started, waited=waited)
                     self.show(bar, metrics)
                     self.snapshot()
-                    if self.is_save_due() or self.step == last or self.stop.requested:
-                        self.save(leaving=self.stop.requested or self.step == last)
+                    self.stopping = self.stop.requested if alone else self.stopping
+                    if self.is_save_due() or self.step == last or self.stopping:
+                        self.save(leaving=self.stopping or self.step == last)
+                    if self.stopping and not alone:
+                        break
                     self.look()
                     started = time.perf_counter()
                     self.watchdog.step()
         except Stopped:
-            if self.step and self.step not in self.store.steps():
+            if alone and self.step and self.step not in self.store.steps():
                 self.save(leaving=True)
         return "finished" if self.step == last else "stopped"
 
     def attempt(self, step: int, microbatches: Sequence[Raw]) -> dict[str, float | str]:
         """A step, or nothing where it is to be left out. Before a bad one ends the run, the state is published."""
         if step + 1 in self.config.skip_steps:
+            self.stopping = any(self.world.gather(self.stop.requested))
             return {"stream": microbatches[0].stream, "skipped": True}
         try:
             return self.train_step(step, microbatches)
         except BadStepError as error:
-            if not all_finite(self.student, self.teacher):
+            if not self.is_finite():
                 raise NotFiniteError(f"{error}, but they hold NaN or infinity since an earlier step") from error
-            if step and step not in self.store.steps():
+            if step and self.world.on_first(lambda: step not in self.store.steps()):
                 try:
                     self.save(leaving=True)
                 except (CheckpointError, OSError) as failed:  # the bad step is the greater news
@@ -229,22 +260,18 @@ class Trainer:
             raise
 
     def train_step(self, step: int, microbatches: Sequence[Raw]) -> dict[str, float | str]:
-        """One optimizer step: all microbatches, video, guard, AdamW, EMA. Returns the metrics of the step."""
-        stream = microbatches[0].stream
-        counts: dict[str, float] = defaultdict(float)
-        for microbatch in microbatches:
-            self.quarantine.add(microbatch.rejected)
-            for name, count in microbatch.counts.items():
-                counts[name] += count
-
+        """One optimizer step: all microbatches, guard, AdamW, EMA. Returns the metrics of the step."""
+        stream, counts = microbatches[0].stream, self.counts(microbatches)
         lr = self.config.optimizer.lr_at(step, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        values: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for microbatch in microbatches:
+        values: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device, dtype=torch.float64))
+        autocast = self.config.precision == "bf16" and self.world.size == 1
+        for number, microbatch in enumerate(microbatches, start=1):
+            sync_gradients(self.student, last=number == len(microbatches))
             moved = self.complete(microbatch.to(self.device), step)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
                 terms = self.objective(
                     self.student, self.teacher, moved.batch, moved.drawn, counts, moved.targets, step
                 )
@@ -253,20 +280,52 @@ class Trainer:
             values["loss"] += loss.detach()
             for name, term in terms.items():
                 values[name] += term.mean().detach()
-        values["grad_norm"] = nn.utils.clip_grad_norm_(self.student.parameters(), self.config.optimizer.clip)
-
-        metrics = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))  # the one host sync
+        metrics = self.reduce(values, microbatches)
         self.guard(step, microbatches, metrics)
         if self.spikes.is_spike(stream, metrics):
-            save_spike(self.folder.path, 0, step, microbatches, metrics, self.shares(microbatches, metrics))
+            save_spike(
+                self.folder.path, self.world.rank, step, microbatches, metrics, self.shares(microbatches, metrics)
+            )
             self.spikes.contain(step, stream, metrics, self.folder.path)
             return {"stream": stream, "lr": lr, **metrics, MARK: True}
         self.spikes.add(stream, metrics, spike=False)
         self.optimizer.step()
+        settle(self.student)
         update_teacher(self.teacher, self.student, self.config.ema.decay)
         if self.posthoc is not None:
             self.posthoc.update(step + 1)
         return {"stream": stream, "lr": lr, **metrics}
+
+    def counts(self, microbatches: Sequence[Raw]) -> dict[str, float]:
+        """Tokens that carry loss in the whole step, by part; an exchange only where they depend on records."""
+        counts: dict[str, float] = defaultdict(float)
+        own = [(name, count) for microbatch in microbatches for name, count in microbatch.counts.items()]
+        known = all(microbatch.counts_of_all for microbatch in microbatches)
+        for name, count in own if known else [item for other in self.world.gather(own) for item in other]:
+            counts[name] += count
+        return counts
+
+    def reduce(self, values: dict[str, torch.Tensor], microbatches: Sequence[Raw]) -> dict[str, float]:
+        """The step's sums over all processes, and its gradient norm, in the one wait for the device; what else the
+        processes must agree on travels with them."""
+        rejected = tuple(record for microbatch in microbatches for record in microbatch.rejected)
+        flags = torch.tensor([self.stop.requested, len(rejected)], dtype=torch.float64).to(self.device)
+        self.own_values = torch.stack(list(values.values()))
+        summed = self.world.sum(torch.cat([self.own_values, flags]))
+        norm = clip_gradients(self.student.parameters(), self.config.optimizer.clip)
+        *sums, stops, bad, norm = torch.cat([summed, norm.double()[None]]).tolist()
+        self.agree(self.world.gather((stops > 0, rejected)) if bad else [(stops > 0, ())])
+        return dict(zip(values, sums, strict=True)) | {"grad_norm": norm}
+
+    def agree(self, found: Sequence[tuple[bool, Sequence[Rejected]]]) -> None:
+        """What the processes have met in a step: requests to stop, and records that could not be used."""
+        self.stopping = any(stops for stops, _ in found)
+        records = [record for _, own in found for record in own]
+        self.quarantine.add(sorted(records, key=lambda record: record.position))
+
+    def is_finite(self) -> bool:
+        """Whether all weights are, in every process."""
+        return all(self.world.gather(all_finite(self.student, self.teacher)))
 
     def complete(self, raw: Raw, step: int) -> Microbatch:
         if self.preprocess is None:  # then the loader's are complete
@@ -276,11 +335,24 @@ class Trainer:
     def guard(self, step: int, microbatches: Sequence[Raw], metrics: dict[str, float]) -> None:
         """Before the optimizer sees the gradients: a value that is not finite stops the run and leaves evidence."""
         if not check_finite(metrics):
-            write_bad_step(self.folder, step, microbatches[0].stream, metrics, self.shares(microbatches, metrics))
+            folder, stream, shares = (
+                cast(RunFolder, self.folder),
+                microbatches[0].stream,
+                self.shares(microbatches, metrics),
+            )
+            self.world.on_first(lambda: write_bad_step(folder, step, stream, metrics, shares))
 
-    def shares(self, microbatches: Sequence[Raw], values: dict[str, float]) -> list[Share]:
+    def shares(self, microbatches: Sequence[Raw], metrics: dict[str, float]) -> list[Share]:
         """What every process had of a step."""
-        return [Share(tuple(key for microbatch in microbatches for key in microbatch.keys), dict(values))]
+        keys = tuple(key for microbatch in microbatches for key in microbatch.keys)
+        if self.world.size == 1:
+            return [Share(keys, dict(metrics))]
+        own = dict(zip(metrics, self.own_values.tolist(), strict=False))  # without the gradient norm, which is of all
+        return self.world.gather(Share(keys, own))
+
+    def bar(self, first: int, last: int) -> tqdm[Any]:
+        hidden, file = not self.world.is_first, Outliving(sys.stderr)
+        return tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, file=file, disable=hidden)
 
     def show(self, bar: tqdm[Any], metrics: dict[str, Any]) -> None:
         bar.set_postfix_str(
@@ -301,13 +373,18 @@ class Trainer:
         else:
             more = self.posthoc.state() if self.posthoc is not None and step else {}
             restore(self.store, step, self.student, self.teacher, self.optimizer, self.anew, more)
+        self.spikes.read(self.world.on_first(lambda: self.forget(step)))
+        return step
+
+    def forget(self, step: int) -> list[dict[str, Any]]:
+        """Remove what was written of the steps after `step`, which are done again; the lines of those before, where
+        they are looked at."""
         self.folder.truncate(step)
-        self.spikes.read(read_lines(self.folder.path / "metrics.jsonl") if self.config.spikes.above else ())
         for hook in self.hooks:
             hook.forget(step)
         if self.posthoc is not None:
             self.posthoc.store.forget(step)
-        return step
+        return read_lines(self.folder.path / "metrics.jsonl") if self.config.spikes.above else []
 
     def is_save_due(self) -> bool:
         """Whether this step has a checkpoint of its own."""
@@ -322,11 +399,20 @@ class Trainer:
 
     def look(self) -> None:
         """Hooks that are due at this step and have not been called for it, after its checkpoint."""
-        with self.stop.leavable():
-            if due := due_hooks(self.hooks, self.step):
-                self.watchdog.start()
-                compiled = self.config.compile
-                run_hooks(due, self.step, self.student, self.teacher, self.folder.trackers, compiled)
+        if not any(self.step and self.step % hook.every == 0 for hook in self.hooks):
+            return
+        with self.stop.leavable(self.world.size == 1):
+            if not self.world.on_first(lambda: bool(due_hooks(self.hooks, self.step))):
+                return
+            self.watchdog.start()
+            models = self.student, self.teacher
+            if self.world.size > 1:  # rank 0 looks at whole copies, and the others wait
+                models = [gathered(model, empty) for model, empty in zip(models, self.shells, strict=True)]
+            self.world.on_first(lambda: self.run_hooks(*cast(Sequence[nn.Module], models)))
+
+    def run_hooks(self, student: nn.Module, teacher: nn.Module) -> None:
+        trackers = cast(RunFolder, self.folder).trackers
+        run_hooks(due_hooks(self.hooks, self.step), self.step, student, teacher, trackers, self.config.compile)
 
     def save(self, leaving: bool) -> None:
         with self.stop.publishing():
@@ -335,11 +421,11 @@ class Trainer:
     def publish(self, leaving: bool) -> None:
         """Publish a checkpoint. One failed save (a full disk) is reported; the second in a row, and one that nothing
         would follow, is an error. Weights that are not finite are never published."""
-        if not all_finite(self.student, self.teacher):
+        if not self.is_finite():
             raise NotFiniteError(f"after step {self.step} the weights hold NaN or infinity; they were not published")
         self.watchdog.start()
         try:
-            self.folder.flush()
+            self.world.on_first(self.folder.flush)
             state = training_state(self.student, self.teacher, self.optimizer)
             if self.posthoc is not None:
                 state |= self.posthoc.state()

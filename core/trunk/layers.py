@@ -57,6 +57,12 @@ class SwiGLU(nn.Module):
         return self.linear2(self.gate(*self.linear1(x).chunk(2, dim=-1)))
 
 
+def blocks_of(trunk: nn.Module) -> list[nn.Module]:
+    """The blocks of any trunk, in their order: what is sharded, compiled and computed again one by one."""
+    lists = (getattr(trunk, name, ()) for name in ("double_blocks", "single_blocks", "blocks"))
+    return [block for own in lists for block in cast(nn.ModuleList, own)]
+
+
 def layer_fraction(fraction: float, depth: int) -> int:
     """The 1-based layer nearest to `fraction` of the depth: .3 and .7 of 28 give 8 and 20 (paper A.3)."""
     return max(1, min(depth, math.floor(fraction * depth + 0.5)))

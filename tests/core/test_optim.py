@@ -12,8 +12,9 @@ from torch import nn
 from configs.build import build_trainer
 from configs.load import load_config
 from core.errors import ConfigError
-from core.training.checkpoint import CheckpointStore, digest, restore, training_state
+from core.training.checkpoint import CheckpointStore, digest
 from core.training.optim import KINDS, OptimizerConfig, build_optimizer, hidden_matrices, optimizers_of
+from core.training.state import restore, training_state
 from tests.tools.tiny import CONFIG
 
 

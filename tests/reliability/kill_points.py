@@ -27,7 +27,8 @@ from pathlib import Path
 import torch
 
 from core.errors import CheckpointError
-from core.training.checkpoint import CheckpointStore, digest
+from core.training.checkpoint import CheckpointStore, digest, flatten
+from core.training.manifest import describe, files_of, write_manifest
 
 EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
@@ -54,9 +55,10 @@ class WritesInPlace(CheckpointStore):
     """Broken on purpose: writes into the final folder and takes the largest number for the newest checkpoint."""
 
     def publish(self, step: int, state: dict, extra: dict) -> Path:
-        self.root.mkdir(exist_ok=True)
-        self._write(self.folder(step), step, state, extra)
-        return self.folder(step)
+        final, flat = self.folder(step), {part: flatten(own, f"{part}/") for part, own in state.items()}
+        self._begin(final, final, list(flat), step)
+        self._finish(final, final, step, extra, self._write(final, flat))
+        return final
 
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
@@ -89,6 +91,11 @@ def watch(root: Path, act: Callable[[int, str], None]) -> None:
 
     os.fsync = fsync
     sys.addaudithook(hook)
+
+
+def rewrite(folder: Path, step: int) -> None:
+    """A manifest of all files that are there."""
+    write_manifest(folder, step, {name: describe(path) for name, path in files_of(folder).items()})
 
 
 def in_child(action: Callable[[], None]) -> int:

@@ -13,9 +13,10 @@ from torch import nn
 
 from core.errors import CheckpointError
 from core.training import manifest as manifests
-from core.training.checkpoint import CheckpointStore, digest, restore, training_state
+from core.training.checkpoint import CheckpointStore, digest
 from core.training.manifest import SCHEMA
-from tests.reliability.kill_points import example_state
+from core.training.state import restore, training_state
+from tests.reliability.kill_points import example_state, rewrite
 from tests.thinned import slow, thinned
 
 REPOSITORY = Path(__file__).parents[2]
@@ -152,7 +153,7 @@ def test_extra_file_other_schema_and_renamed_folder_are_refused(tmp_path, monkey
     manifest.write_text(good)
     with monkeypatch.context() as patch:
         patch.setattr(manifests, "SCHEMA", 1)
-        manifests.write_manifest(tmp_path / "step-00000030", 30)
+        rewrite(tmp_path / "step-00000030", 30)
     assert store.problem(30) == f"manifest.json: schema 1, this version reads {SCHEMA}"
     with pytest.raises(CheckpointError, match=r"step-00000030 was written by another version of this project \(manif"):
         CheckpointStore(tmp_path).latest()

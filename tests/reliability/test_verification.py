@@ -12,7 +12,7 @@ from configs.runs import aligned_pair, load_run
 from core.errors import CheckpointError
 from core.training import manifest
 from core.training.checkpoint import CheckpointStore
-from tests.reliability.kill_points import example_state
+from tests.reliability.kill_points import example_state, rewrite
 from tests.reliability.test_store import PARTS, filled, flip
 from tests.tools.tiny import published, train
 from tools.cli import main
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_an_older_version_is_refused_by_name(tmp_path, monkeypat
     assert train(tmp_path, "training.steps=1") == 0
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "SCHEMA", 1)
-        manifest.write_manifest(tmp_path / "checkpoints" / "step-00000001", 1)
+        rewrite(tmp_path / "checkpoints" / "step-00000001", 1)
     for act in (lambda: train(tmp_path, "training.steps=2"), lambda: main(["inspect", str(tmp_path), "--digest"])):
         capsys.readouterr()
         assert act() == 2
