@@ -29,9 +29,9 @@ def go_on(options: argparse.Namespace, config: Config) -> str:
     return f"There is no checkpoint yet. To start again: {next_command(options, config)}"
 
 
-def next_command(options: argparse.Namespace, config: Config) -> str:
-    """What goes on with the run, or starts it again."""
-    if _latest(config) is not None:
+def next_command(options: argparse.Namespace, config: Config, store: CheckpointStore | None = None) -> str:
+    """What goes on with the run, or starts it again. `store` has its checkpoints, where they have been looked into."""
+    if (_latest(config) if store is None else store.latest()) is not None:
         return command(options)
     return shlex.join(["selfflow", *_arguments(options)])
 

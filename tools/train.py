@@ -113,12 +113,12 @@ def _start(options: argparse.Namespace, initial: Initial | None, world: World) -
         if world.is_first:
             if (
                 read_run(Path(config.run)).get("state") != "finished"
-            ):  # killed between its last checkpoint and last word
+            ):  # killed behind its last checkpoint
                 note_end(Path(config.run), "finished", config.training.steps)
             print(f"already finished: all {config.training.steps} steps are done; run folder: {config.run}")
         return 0
     record_exchanges(Path(config.run) / STACKS)
-    with StopRequest(config.training.stop_within, f"To go on: {next_command(options, config)}") as stop:
+    with StopRequest(config.training.stop_within, f"To go on: {next_command(options, config, resolved.store)}") as stop:
         try:
             with world.errors_shared():
                 return _train(options, resolved, initial, stop, world)

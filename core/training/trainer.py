@@ -283,9 +283,8 @@ class Trainer:
         metrics = self.reduce(values, microbatches)
         self.guard(step, microbatches, metrics)
         if self.spikes.is_spike(stream, metrics):
-            save_spike(
-                self.folder.path, self.world.rank, step, microbatches, metrics, self.shares(microbatches, metrics)
-            )
+            shares = self.shares(microbatches, metrics)
+            save_spike(self.folder.path, self.world.rank, step, microbatches, metrics, shares)
             self.spikes.contain(step, stream, metrics, self.folder.path)
             return {"stream": stream, "lr": lr, **metrics, MARK: True}
         self.spikes.add(stream, metrics, spike=False)
