@@ -130,7 +130,7 @@ def _start(options: argparse.Namespace, initial: Initial | None, world: World) -
 def _train(
     options: argparse.Namespace, resolved: Resolved, initial: Initial | None, stop: StopRequest, world: World
 ) -> int:
-    """The exit code. Whatever ends the run, its reason and the command that goes on are told."""
+    """The exit code. Whatever ends the run, its reason and the command to resume it are printed."""
     config = resolved.config
     try:
         with accidents_named(), stop.leavable():
