@@ -12,12 +12,12 @@ from configs.resume import find_anew, pieces_of
 from configs.schema import Config
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
-from core.training.state import restore
 from core.training.config import from_plain
 from core.training.history import past, read_run, stored_config
 from core.training.jsonl import read_lines
 from core.training.loader import Raw
 from core.training.records import RunFolder
+from core.training.state import restore
 from core.training.trainer import Trainer
 from modalities.data.loader import StepLoader
 

@@ -111,9 +111,7 @@ def _start(options: argparse.Namespace, initial: Initial | None, world: World) -
                 "--change training.steps=NUMBER"
             )
         if world.is_first:
-            if (
-                read_run(Path(config.run)).get("state") != "finished"
-            ):  # killed behind its last checkpoint
+            if read_run(Path(config.run)).get("state") != "finished":  # killed behind its last checkpoint
                 note_end(Path(config.run), "finished", config.training.steps)
             print(f"already finished: all {config.training.steps} steps are done; run folder: {config.run}")
         return 0
