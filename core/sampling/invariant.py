@@ -39,21 +39,22 @@ class EachSampleGELU(nn.GELU):
 
 
 class EachSampleGate(Gate):
-    def forward(self, gate: Tensor, value: Tensor) -> Tensor:
-        return _activated(super().forward, gate, value)
+    def forward(self, x: Tensor) -> Tensor:
+        return _activated(super().forward, x, parts=2)
 
 
-def _activated(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    numbers, size = inputs[0].numel(), len(inputs[0])
-    if size == 1 or (_is_even(numbers, inputs[0]) and _is_even(numbers // size, inputs[0])):
-        return function(*inputs)
-    return torch.cat([function(*row) for row in zip(*(x.split(1) for x in inputs), strict=True)])
+def _activated(function: Callable[[Tensor], Tensor], x: Tensor, parts: int = 1) -> Tensor:
+    """`parts` numbers of the last dimension make one."""
+    numbers, size, width = x.numel() // parts, len(x), x.shape[-1] // parts
+    if size == 1 or (_is_even(numbers, width) and _is_even(numbers // size, width)):
+        return function(x)
+    return torch.cat([function(row) for row in x.split(1)])
 
 
-def _is_even(numbers: int, like: Tensor) -> bool:
+def _is_even(numbers: int, width: int) -> bool:
     """Whether no number of threads leaves a part of a vector over, whatever number PyTorch takes."""
     shares = (-(-numbers // threads) for threads in range(1, torch.get_num_threads() + 1))
-    return like.shape[-1] % VECTOR == 0 and all(share % VECTOR == 0 for share in shares)
+    return width % VECTOR == 0 and all(share % VECTOR == 0 for share in shares)
 
 
 class EachSampleLinear(nn.Linear):

@@ -85,10 +85,19 @@ class Joint(NamedTuple):
     layout: Layout
 
 
+def _rotated(norm: nn.Module, qk: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Normed and turned by their positions, (B, T, 2, H, head_dim) each.
+
+    In float32 (bfloat16 angles would blur positions), then back to the dtype of the values.
+    """
+    if isinstance(norm, QKNorm):
+        return rope.normed_rotation(qk, norm.scale, norm.eps, tables).to(qk.dtype)
+    return rope.rotate(qk, tables).to(qk.dtype)
+
+
 def _attend(qk: Tensor, v: Tensor, joint: Joint) -> Tensor:
     """qk (B, T, 2, H, head_dim), v (B, T, 1, H, head_dim) -> (B, T, D)."""
-    # Rotated in float32 (bfloat16 angles would blur positions), then back to the dtype of the values.
-    q, k = rope.rotate(qk, joint.rotation).to(v.dtype).unbind(2)
+    q, k = qk.unbind(2)
     return attend(q, k, v.squeeze(2), joint.key_mask, joint.backend, joint.layout.groups())
 
 
@@ -102,12 +111,14 @@ class Stream(nn.Module):
         self.attention_out = nn.Linear(width, width, bias=False)
         self.mlp = SwiGLU(width, hidden)
 
-    def project(self, x: Tensor, modulation: Modulated, heads: int) -> tuple[Tensor, Tensor]:
-        """(B, N, D) -> normed queries and keys (B, N, 2, H, head_dim), values (B, N, 1, H, head_dim)."""
+    def project(
+        self, x: Tensor, modulation: Modulated, heads: int, tables: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """(B, N, D) -> normed and turned queries and keys (B, N, 2, H, head_dim), values (B, N, 1, H, head_dim)."""
         shift, scale, *_ = modulation.parts
         qkv = self.qkv(modulate(plain_norm(x), shift, scale, modulation.rows)).unflatten(-1, (3, heads, -1))
         qk, v = qkv.split([2, 1], dim=2)
-        return self.norm(qk), v
+        return _rotated(self.norm, qk, tables), v
 
     def finish(self, x: Tensor, attended: Tensor, modulation: Modulated) -> Tensor:
         """Residual updates of (B, N, D) by what was attended to and by the MLP."""
@@ -128,9 +139,10 @@ class DoubleBlock(nn.Module):
         self, text: Tensor, media: Tensor, text_mod: Modulated, media_mod: Modulated, joint: Joint
     ) -> tuple[Tensor, Tensor]:
         """text (B, S, D), media (B, L, D), six parts of modulation each -> the same two."""
-        text_qk, text_v = self.text.project(text, text_mod, joint.heads)
-        media_qk, media_v = self.media.project(media, media_mod, joint.heads)
         layout = joint.layout
+        (text_cosine, media_cosine), (text_sine, media_sine) = (layout.split(table) for table in joint.rotation)
+        text_qk, text_v = self.text.project(text, text_mod, joint.heads, (text_cosine, text_sine))
+        media_qk, media_v = self.media.project(media, media_mod, joint.heads, (media_cosine, media_sine))
         attended = _attend(layout.join(text_qk, media_qk), layout.join(text_v, media_v), joint)
         for_text, for_media = layout.split(attended)
         return self.text.finish(text, for_text, text_mod), self.media.finish(media, for_media, media_mod)
@@ -141,7 +153,7 @@ class SingleBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, qkv_bias: bool, qk_norm: bool):
         super().__init__()
-        self.parts = [2 * width, width, hidden, hidden]  # queries and keys, values, the two halves of the SwiGLU
+        self.parts = [2 * width, width, 2 * hidden]  # queries and keys, values, the two halves of the SwiGLU
         self.linear1 = nn.Linear(width, sum(self.parts), bias=False)
         self.qkv_bias = nn.Parameter(torch.zeros(3 * width)) if qkv_bias else None
         self.norm = QKNorm(width // heads) if qk_norm else nn.Identity()
@@ -152,11 +164,11 @@ class SingleBlock(nn.Module):
         """(B, S + L, D), three parts of modulation -> (B, S + L, D)."""
         (shift, scale, gate), rows = modulation
         # One split for everything: its backward is one concatenation, a costly copy at this width.
-        qk, v, mlp_gate, mlp = self.linear1(modulate(plain_norm(x), shift, scale, rows)).split(self.parts, dim=-1)
+        qk, v, mlp = self.linear1(modulate(plain_norm(x), shift, scale, rows)).split(self.parts, dim=-1)
         if self.qkv_bias is not None:
             qk_bias, v_bias = self.qkv_bias.to(qk.dtype).split(self.parts[:2])
             qk, v = qk + qk_bias, v + v_bias
         qk, v = qk.unflatten(-1, (2, joint.heads, -1)), v.unflatten(-1, (1, joint.heads, -1))
-        attended = _attend(self.norm(qk), v, joint)
-        hidden = torch.cat([attended, self.gate(mlp_gate, mlp)], dim=-1)
+        attended = _attend(_rotated(self.norm, qk, joint.rotation), v, joint)
+        hidden = torch.cat([attended, self.gate(mlp)], dim=-1)
         return gated_add(x, gate, self.linear2(hidden), rows)

@@ -90,7 +90,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w3(self.gate(*self.w12(x).chunk(2, dim=-1)))
+        return self.w3(self.gate(self.w12(x)))
 
 
 def _adaln(width: int, parts: int) -> nn.ModuleDict:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from core.keys import generator
 
@@ -38,10 +39,31 @@ def plain_norm(x: Tensor) -> Tensor:
 
 
 class Gate(nn.Module):
-    """silu(gate) x value: the activation of a SwiGLU."""
+    """(..., 2H) -> silu(first half) x second half, (..., H): the activation of a SwiGLU.
 
-    def forward(self, gate: Tensor, value: Tensor) -> Tensor:
-        return nn.functional.silu(gate) * value
+    Nothing but its input is kept for the backward pass.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Gate.apply(x)
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return nn.functional.silu(gate).mul_(value)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        gate, value = x.chunk(2, dim=-1)
+        for_gate = torch.ops.aten.silu_backward(gradient * value, gate)
+        return torch.cat([for_gate, gradient * nn.functional.silu(gate)], dim=-1)
 
 
 class SwiGLU(nn.Module):
@@ -54,7 +76,7 @@ class SwiGLU(nn.Module):
         self.linear2 = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.gate(*self.linear1(x).chunk(2, dim=-1)))
+        return self.linear2(self.gate(self.linear1(x)))
 
 
 def blocks_of(trunk: nn.Module) -> list[nn.Module]:

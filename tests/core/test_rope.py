@@ -1,6 +1,6 @@
 import torch
 
-from core.trunk.rope import rotate, rotation, sincos, split_axes
+from core.trunk.rope import normed_rotation, rotate, rotation, sincos, split_axes
 
 
 def random_ids(tokens: int, seed: int = 0) -> torch.Tensor:
@@ -75,3 +75,19 @@ def test_absolute_positions_are_sines_and_cosines_of_each_axis():
             expected = torch.cat([angles.sin(), angles.cos()])
             torch.testing.assert_close(table[0, token, 4 * axis : 4 * axis + 4].double(), expected, atol=1e-6, rtol=0)
     assert (table[..., 12:] == 0).all()
+
+
+def test_normed_rotation_is_the_norm_and_then_the_rotation():
+    """Values against the two in turn, gradients against finite differences, and the dtype of half precision."""
+    draw = torch.Generator().manual_seed(4)
+    ids = torch.randint(0, 9, (2, 5, 3), generator=draw)
+    tables = rotation(ids, (4, 2, 2), 2000.0, torch.float64)
+    x = torch.randn(2, 5, 2, 3, 8, dtype=torch.float64, generator=draw, requires_grad=True)
+    scale = (1 + 0.3 * torch.randn(16, dtype=torch.float64, generator=draw)).requires_grad_()
+    normed = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * scale.view(2, 1, 8)
+    turned = normed_rotation(x, scale, 1e-6, tables)
+    torch.testing.assert_close(turned, rotate(normed, tables), atol=1e-14, rtol=0)
+    assert torch.autograd.gradcheck(lambda x, scale: normed_rotation(x, scale, 1e-6, tables), (x, scale))
+    half = normed_rotation(x.detach().bfloat16(), scale.float(), 1e-6, rotation(ids, (4, 2, 2), 2000.0, torch.bfloat16))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.double(), turned, atol=0.03, rtol=0)
