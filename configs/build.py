@@ -10,6 +10,7 @@ from typing import Any
 from autoencoders.base import LatentNormalization
 from configs.assembly import Assembly
 from configs.assembly import normalization as normalization
+from configs.assembly.trunk import set_empty_text
 from configs.init_from import (
     Initial,
     WeightSource,
@@ -24,6 +25,7 @@ from configs.resume import check_fit, describe_anew, earlier_mixes, find_anew
 from configs.schema import Config
 from configs.warnings import warnings
 from core.errors import ConfigError
+from core.training.adapter import adapt
 from core.training.checkpoint import CheckpointStore
 from core.training.config import refuse_changes, to_plain
 from core.training.distributed import ALONE, World
@@ -131,6 +133,12 @@ def build_trainer(
     origin, anew = None, NOTHING_ANEW
     if source is not None and initial is not None:
         origin = start_from(source, initial, assembly.trunk)
+    if config.training.adapter is not None:
+        if world.size > 1 and config.training.adapter.base != "fp32":
+            raise ConfigError(
+                "training.adapter.base: 'bf16' is for one process; blocks that are sharded have weights of one type, fp32"
+            )
+        adapt(assembly.trunk, config.training.adapter, config.seed)
     if stored is not None and step is not None:
         anew = find_anew(stored, config, assembly.projectors)
         assembly.earlier = earlier_mixes(run, config, change, step)
@@ -138,6 +146,8 @@ def build_trainer(
         for line in describe_anew(anew, assembly.trunk):
             say(line)
     world.first_before_others(assembly.load_text_encoder)
+    if step is None:
+        set_empty_text(assembly.trunk, assembly.text, config.condition.cfg_dropout)
     hooks = build_hooks(assembly)
     return Trainer(
         config.training,

@@ -6,6 +6,7 @@
 - With `split` but no `path`, it is the other side of `data`, and takes the place and the hold-out too.
 - Of a concat it takes what all parts agree on; a part of a held-out concat takes from the part of the same name.
 - With `condition.kind: none`, `captions` is none.
+- With `trunk.kind: flux2`, the text encoder pads.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ def without_captions(values: dict) -> Iterator[Implied]:
         for part in ("data", "val"):
             if isinstance(stream, dict):
                 yield from _no_captions(stream.get(part), ("streams", name, part))
+
+
+def padded_text(values: dict) -> Iterator[Implied]:
+    """`condition.encoder.pad` for the trunk of FLUX.2, which attends to the features of padding."""
+    encoder = _section(values, "condition").get("encoder")
+    if _section(values, "trunk").get("kind") == "flux2" and isinstance(encoder, dict) and encoder.get("pad") is None:
+        yield ("condition", "encoder", "pad"), True, ("trunk", "kind")
 
 
 def inherited(data: Any, val: Any, source: Keys, target: Keys, part: bool = False) -> Iterator[Implied]:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from autoencoders.base import LatentNormalization
 from configs.assembly.adapters import build_adapters
 from configs.assembly.latents import text_settings
+from configs.published import published_problems
 from configs.schema import Config, TrunkConfig
 from configs.weight_metadata import file_normalization, meaning_problems, weights_meaning
 from core.errors import CheckpointError, ConfigError
@@ -24,13 +26,15 @@ from core.training.config import to_plain, validated
 from core.training.history import read_run, value_at
 from core.training.initialize import initialize, matching
 from core.training.say import say
-from core.trunk.foreign import KINDS, WeightFile, detect, read_file
+from core.trunk.foreign import KINDS, WeightFile, detect, is_folder, read_file, read_folder
 from core.trunk.foreign.kinds import check_arguments
+from core.trunk.foreign.lora import merged
+from core.trunk.foreign.strict import cast
 from modalities.conditioning import TextEncoderConfig
 from modalities.generation import Trunk
 
 # Settings that give the same shapes and another meaning.
-TRUNK = ("heads", "head_heads", "rope_theta", "time_scale", "text_time", "patch", "pos_embed")
+TRUNK = ("heads", "head_heads", "rope_theta", "time_scale", "text_time", "patch", "pos_embed", "text_rows")
 TOKENS = (
     "autoencoder.kind",
     "patch",
@@ -100,15 +104,22 @@ def is_resumed(run: Path, initial: Initial | None, step: int | None) -> bool:
 
 
 def read_source(path: Path) -> WeightSource:
-    """Weights of a run folder or a file. Raises CheckpointError where there are none."""
+    """Weights of a run folder, of a folder of diffusers or of a file. Raises CheckpointError where there are none."""
     where = str(path.resolve())
+    if is_folder(path):
+        file = read_folder(path)
+        kind = detect(file.state, file.source)
+        return WeightSource(f"{file.source} (kind {kind})", file.state, {"source": where, "kind": kind}, file=file)
     if path.is_dir():
         store = CheckpointStore(path / "checkpoints")
         step = store.latest(("teacher",))
         if step is None:
             raise CheckpointError(f"--init-from: {path} holds no intact checkpoint (looked in {store.root})")
         origin = {"source": where, "kind": "run", "step": step}
-        return WeightSource(f"{path} (step {step})", store.load_weights(step, "teacher"), origin, store.extra(step))
+        weights, extra = store.load_weights(step, "teacher"), store.extra(step)
+        if adapter := extra["config"]["training"].get("adapter"):  # which becomes part of the weights
+            weights = cast(merged(weights, adapter["alpha"] / adapter["rank"]), torch.float32)
+        return WeightSource(f"{path} (step {step})", weights, origin, extra)
     file = read_file(path)
     kind = detect(file.state, file.source)
     check_arguments(KINDS[kind], file.arguments, file.source)
@@ -122,6 +133,8 @@ def check_meaning(source: WeightSource, initial: Initial, config: Config, labels
     (configs/weight_metadata.py), and of another project's nothing but its tensors.
     """
     said = {} if source.file is None else source.file.meaning
+    if source.file is not None and (found := published_problems(source.file, source.origin["kind"], config.trunk)):
+        raise ConfigError([f"--init-from: {source.name}: {line}" for line in found])
     if not source.extra and not said:
         return
     dropped = matching(source.weights, initial.drop, f"--init-drop: {source.name}")
@@ -186,8 +199,11 @@ def start_from(source: WeightSource, initial: Initial, trunk: Trunk) -> dict[str
         dropped = matching(weights, drop, f"--init-drop: {source.name}")  # by the names that the file has
         left = {name: value for name, value in weights.items() if name not in dropped}
         numbered = any(name.startswith("projectors.") for name in left)
-        weights = KINDS[source.origin["kind"]].decode(left, list(trunk.projectors) if numbered else [])
-        drop = ()
+        kind = KINDS[source.origin["kind"]]
+        if kind.absent:  # of published networks, in bfloat16: float32 has all of its numbers
+            left = cast(left, next(trunk.parameters()).dtype)
+        weights = kind.read(left, list(trunk.projectors) if numbered else [], trunk)
+        drop, fresh = (), (*fresh, *kind.absent)
     if initial.by_modality:
         own = set(trunk.state_dict())
         drop = (*drop, *(name for name in weights if name not in own and _is_optional(name)))

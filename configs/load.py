@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.aliases import ALIASES
-from configs.defaults import val_settings, without_captions
+from configs.defaults import padded_text, val_settings, without_captions
 from configs.methods import method_settings
 from configs.schema import Config
 from core.training.config import load
@@ -28,5 +28,5 @@ def load_config(path: Path, overrides: list[str]) -> Config:
         overrides,
         presets=_presets,
         aliases=ALIASES,
-        implied=(val_settings, without_captions),
+        implied=(val_settings, without_captions, padded_text),
     )

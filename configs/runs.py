@@ -19,6 +19,7 @@ from configs.assembly.streams import build_modes
 from configs.schema import Config, StreamConfig
 from core.errors import CheckpointError, ConfigError, choose
 from core.evaluation.pair import PairPlan
+from core.training.adapter import adapt
 from core.training.checkpoint import CheckpointStore
 from core.training.config import from_plain
 from core.training.posthoc_ema import reconstruct
@@ -104,6 +105,8 @@ def load_run(
         config.condition.encoder.path = str(place.resolve()) if place.exists() else text_encoder
         config.condition.encoder.tokenizer = ""
     assembly = Assembly(config, Path(extra["root"]), extra, config.training.torch_device())
+    if config.training.adapter is not None:
+        adapt(assembly.trunk, config.training.adapter, config.seed)
     if ema_length is None:
         assembly.trunk.load_state_dict(store.load_weights(step, part))
     else:

@@ -16,8 +16,10 @@ from core.training.sections import kinds, section
 from core.training.trackers import LoggingConfig
 from core.training.trainer import TrainingConfig
 from core.trunk.ddt import DDTConfig
+from core.trunk.flux2 import Flux2Settings
 from core.trunk.mmdit import MMDiTSettings
 from core.trunk.sit import SiTConfig
+from core.trunk.wan import WanSettings
 from modalities.conditioning.conditions import ConditionConfig
 from modalities.data.sources.build import SOURCES
 from modalities.data.sources.config import SourceConfig
@@ -169,13 +171,15 @@ class StreamConfig:
 
 @dataclass
 class TrunkConfig:
-    """kind: mmdit (any mix of streams), sit or ddt (images with class labels, SiT's and RAE's); the sections of the
-    others are unused."""
+    """kind: mmdit (any mix of streams), sit or ddt (images with class labels, SiT's and RAE's), flux2 or wan (the
+    published transformers of FLUX.2 and Wan 2.2); the sections of the others are unused."""
 
     kind: str = "mmdit"
     mmdit: MMDiTSettings = field(default_factory=MMDiTSettings)
     sit: SiTConfig = field(default_factory=SiTConfig)
     ddt: DDTConfig = field(default_factory=DDTConfig)
+    flux2: Flux2Settings = field(default_factory=Flux2Settings)
+    wan: WanSettings = field(default_factory=WanSettings)
 
     def problems(self) -> list[str]:
         kinds = [entry.name for entry in fields(self) if entry.name != "kind"]

@@ -32,6 +32,8 @@ HIDDEN = {
     "mmdit": ("heads", "qk_norm", "rope_axes", "rope_theta", "pos_embed", "time_scale"),
     "sit": ("heads", "patch"),
     "ddt": ("heads", "head_heads", "qk_norm"),
+    "flux2": ("heads", "rope_axes", "rope_theta", "text_rows"),
+    "wan": ("heads", "text_rows"),
 }
 OF_MEDIA = (*MEANING, "channels")
 CLOSE = 1e-3  # of the deviations: statistics of the same data on another machine are closer, those of others are not
@@ -151,8 +153,8 @@ def _hidden(config: Config, adapters: Adapters, digests: Mapping[str, str], text
     kind = config.trunk.kind
     yield "trunk.kind", kind
     trunk = to_plain(getattr(config.trunk, kind)) | getattr(config.trunk, kind).shape()._asdict()
-    if kind == "mmdit":
-        trunk["rope_axes"] = list(config.trunk.mmdit.axes())
+    if kind in ("mmdit", "flux2"):
+        trunk["rope_axes"] = list(getattr(config.trunk, kind).axes())
     yield from ((f"trunk.{kind}.{name}", trunk[name]) for name in HIDDEN[kind])
 
     condition = config.condition

@@ -17,6 +17,7 @@ EXTRAS = {
     "google": "robots",
     "transformers": "models",
     "diffusers": "models",
+    "peft": "lora",
     "torchdiffeq": "ode",
     "matplotlib": "plots",
     "scipy": "plots",

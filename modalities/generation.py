@@ -16,13 +16,14 @@ from core.sampling.sampler import SamplerConfig, initial_noise, sample
 from core.trunk.ddt import DDT
 from core.trunk.mmdit import MMDiT
 from core.trunk.sit import SiT
+from core.trunk.wan import Wan
 from core.types import Context, TokenBatch, map_tensors
 from modalities.base import Known
 from modalities.conditioning import TextEncoder
 from modalities.conditioning.conditions import ConditionConfig, Conditions, Prompt
 from modalities.streams import Part, Parts, make_segments
 
-Trunk = MMDiT | SiT | DDT
+Trunk = MMDiT | SiT | DDT | Wan
 
 
 @dataclass(frozen=True)

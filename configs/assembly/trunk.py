@@ -13,10 +13,13 @@ from core.trunk.ddt import DDT
 from core.trunk.mmdit import MMDiT, MMDiTConfig
 from core.trunk.projectors import ProjectorSpec
 from core.trunk.sit import SiT
+from core.trunk.wan import Wan, WanConfig
+from modalities.conditioning import TextEncoder, TextEncoderConfig
 from modalities.generation import Trunk
 
 # trunk.kind -> trunk of images with class labels
 CLASS_TRUNKS = {"sit": SiT, "ddt": DDT}
+EMPTY_TEXT = ("context.reader.null", "null")  # buffers of trunks that have the features of the empty text
 
 
 def build_trunk(
@@ -25,7 +28,7 @@ def build_trunk(
     """Raises ConfigError for combinations that cannot work."""
     if config.condition.kind == "label" and not labels:
         raise ConfigError("condition.kind: 'label' needs data with class names; these sources have none")
-    build = _mmdit if config.trunk.kind == "mmdit" else _class_trunk
+    build = {"mmdit": _mmdit, "flux2": _flux2, "wan": _wan}.get(config.trunk.kind, _class_trunk)
     trunk = build(config, adapters, labels, projectors)
     if found := config.alignment.depth_problems(trunk.depth):
         raise ConfigError(f"alignment.{line}" for line in found)
@@ -34,9 +37,68 @@ def build_trunk(
 
 def _mmdit(config: Config, adapters: Adapters, labels: list[str], projectors: Mapping[str, ProjectorSpec]) -> MMDiT:
     settings = {entry.name: getattr(config.trunk.mmdit, entry.name) for entry in fields(config.trunk.mmdit)}
-    channels = {adapter.modality: adapter.channels for parts in adapters.values() for adapter in parts.values()}
     context = context_config(config.condition, len(labels))
-    return MMDiT(MMDiTConfig(**settings, channels=channels, context=context), config.seed, projectors)
+    return MMDiT(MMDiTConfig(**settings, channels=_channels(adapters), context=context), config.seed, projectors)
+
+
+def _flux2(config: Config, adapters: Adapters, labels: list[str], projectors: Mapping[str, ProjectorSpec]) -> MMDiT:
+    settings = config.trunk.flux2
+    wanted = None if settings.width is not None else settings.shape().text_width
+    text = _text_encoder(config, "qwen3", wanted, settings.text_rows)
+    return MMDiT(settings.trunk_config(_channels(adapters), text.channels()), config.seed, projectors)
+
+
+def _wan(config: Config, adapters: Adapters, labels: list[str], projectors: Mapping[str, ProjectorSpec]) -> Wan:
+    settings = config.trunk.wan
+    text = _text_encoder(config, "umt5", None if settings.width is not None else 4096, settings.text_rows)
+    own = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
+    return Wan(WanConfig(**own, channels=_channels(adapters), text_width=text.channels()), config.seed, projectors)
+
+
+def _channels(adapters: Adapters) -> dict[str, int]:
+    return {adapter.modality: adapter.channels for parts in adapters.values() for adapter in parts.values()}
+
+
+def _text_encoder(config: Config, kind: str, width: int | None, rows: int) -> TextEncoderConfig:
+    """Of a run whose trunk reads features alone; `width` is what the published size reads, None for another size."""
+    trunk, encoder = config.trunk.kind, config.condition.encoder
+    if config.condition.kind != "text" or encoder is None:
+        raise ConfigError(
+            f"trunk.kind: {trunk!r} reads features of a frozen text encoder; set condition.encoder={{kind: {kind}, "
+            "path: FOLDER}"
+        )
+    found = []
+    if width is not None and encoder.channels() != width:
+        size = getattr(config.trunk, trunk).size
+        found.append(
+            f"condition.encoder.width: {encoder.channels()} (kind {encoder.kind!r}), but trunk.{trunk}.size {size!r} "
+            f"reads features of {width} channels, those of {kind}; set kind, layers and width to fit"
+        )
+    if encoder.length() > rows:
+        found.append(
+            f"condition.encoder.max_tokens: {encoder.length()} is more than trunk.{trunk}.text_rows, {rows}; lower it"
+        )
+    if found:
+        raise ConfigError(found)
+    return encoder
+
+
+def set_empty_text(trunk: Trunk, text: TextEncoder | None, dropout: float) -> None:
+    """Give a published trunk the features of the empty text, which it has in place of a learned null token.
+
+    Where nothing is ever dropped they may be missing: then only guidance needs them.
+
+    Raises:
+        ConfigError: they are needed, and there is no text encoder to make them.
+    """
+    buffers = dict(trunk.named_buffers())
+    rows = next((buffers[name] for name in EMPTY_TEXT if name in buffers), None)
+    if rows is None or text is None:
+        return
+    if not text.path and not dropout:
+        return
+    features = text.encode([""])[0]
+    rows.zero_()[: len(features)] = features.to(rows)
 
 
 def _class_trunk(

@@ -32,8 +32,12 @@ class EmaConfig:
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
-    """A frozen copy of the student at step 0, never in train mode. Its dtype, at least float32, is the student's."""
-    teacher = copy.deepcopy(student).eval()
+    """A frozen copy of the student at step 0, never in train mode. Its dtype, at least float32, is the student's.
+
+    Weights that are not trained are not copied: student and teacher hold the same tensors.
+    """
+    shared = {id(parameter): parameter for parameter in student.parameters() if not parameter.requires_grad}
+    teacher = copy.deepcopy(student, shared).eval()
     return teacher.requires_grad_(False)
 
 
@@ -50,6 +54,8 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None
 
     `lerp` keeps its error near one rounding: 1000 steps differ from exact ones by 5e-7, mul-then-add by 9e-6.
     """
-    lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
+    pairs = zip(teacher.parameters(), student.parameters(), strict=True)
+    moving = [(kept, current) for kept, current in pairs if kept is not current]
+    lerp_([kept for kept, _ in moving], [current for _, current in moving], 1 - decay)
     for kept, current in zip(teacher.buffers(), student.buffers(), strict=True):
         kept.copy_(current)

@@ -56,13 +56,18 @@ def matching(names: Iterable[str], patterns: Sequence[str], owner: str) -> set[s
     """The names that a pattern fits. Raises CheckpointError for a pattern that fits none."""
     names, found = list(names), set()
     for pattern in patterns:
-        fitting = {n for n in names if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)}
-        if not fitting:
+        found_here = {name for name in names if fitting(name, pattern)}
+        if not found_here:
             parts = dict.fromkeys(part for name in names for part in (name, name.split(".")[0]))
             shown = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
             raise CheckpointError(f"{owner} has nothing like {pattern!r}; it has {shown}.{nearest(pattern, parts)}")
-        found |= fitting
+        found |= found_here
     return found
+
+
+def fitting(name: str, pattern: str) -> bool:
+    """Whether a pattern is the name, a part of the network that it lies in, or fits it with `*`."""
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
 
 
 def _problems(own: Mapping[str, Tensor], taken: Mapping[str, Tensor], kept: set[str]) -> list[str]:

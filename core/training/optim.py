@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.errors import ConfigError, nearest
 from core.optional import missing, need
+from core.training.initialize import fitting
 
 KINDS = ("adamw", "muon", "adamw8bit")
 SCHEDULES = ("constant", "cosine", "wsd")
@@ -37,6 +38,8 @@ class OptimizerConfig:
         cooldown: steps of fall at the end of the run: linear to 0 with constant, `decay` to min_lr with wsd.
         decay: shape of wsd's fall: linear, or 1-sqrt (arXiv 2405.18392).
         min_lr: where cosine and wsd end.
+        rates: pattern of names (a part of the network, or with `*`) -> learning rate in place of lr, with its schedule;
+            the first that fits a weight counts. `*lora_*` are the adapters, `projector` the head of the EMA teacher.
     """
 
     kind: str = "adamw"
@@ -51,6 +54,7 @@ class OptimizerConfig:
     cooldown: int = 0
     decay: str = "1-sqrt"
     min_lr: float = 0.0
+    rates: dict[str, float] = field(default_factory=dict)
 
     def problems(self) -> list[str]:
         found = [
@@ -69,6 +73,7 @@ class OptimizerConfig:
             value = getattr(self, name)
             if value not in allowed:
                 found.append(f"{name}: {value!r} is not one of {', '.join(allowed)}.{nearest(value, allowed)}")
+        found += [f"rates.{name}: {rate} must be above 0" for name, rate in self.rates.items() if rate <= 0]
         return found + self._kind_problems() + self._schedule_problems()
 
     def _kind_problems(self) -> list[str]:
@@ -161,10 +166,17 @@ def optimizers_of(optimizer: AnyOptimizer) -> tuple[torch.optim.Optimizer, ...]:
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> AnyOptimizer:
     """The optimizer of the trained parameters. Raises ConfigError for Muon on a model without blocks, and where a
     package is missing."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for pattern in config.rates:
+        if not any(fitting(name, pattern) for name in trained):
+            parts = list(dict.fromkeys(name.split(".")[0] for name in trained))
+            raise ConfigError(
+                f"training.optimizer.rates: {pattern!r} fits nothing that is trained: {', '.join(parts)}."
+                f"{nearest(pattern, parts)}"
+            )
     if config.kind == "adamw8bit":
         library = need("bitsandbytes", "training.optimizer.kind: 'adamw8bit'", WITHOUT_8BIT)
-        return library.optim.AdamW8bit(trained, **_adamw_settings(config))
+        return library.optim.AdamW8bit(rated(config, trained), **_adamw_settings(config))
     if config.kind == "adamw":
         return _adamw(config, trained)
     hidden = dict(hidden_matrices(model))
@@ -172,9 +184,9 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> AnyOptimizer:
         raise ConfigError(
             "training.optimizer.kind: 'muon' trains the weight matrices of blocks, and the model has none"
         )
-    others = [p for name, p in model.named_parameters() if p.requires_grad and name not in hidden]
+    others = {name: parameter for name, parameter in trained.items() if name not in hidden}
     muon = torch.optim.Muon(
-        hidden.values(),
+        rated(config, hidden),
         lr=config.lr,
         weight_decay=config.weight_decay,
         momentum=config.momentum,
@@ -196,9 +208,18 @@ def hidden_matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
-def _adamw(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+def rated(config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+    """Groups of parameters of one learning rate each: `rate` is a group's factor of that of the step."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        rate = next((rate for pattern, rate in config.rates.items() if fitting(name, pattern)), config.lr)
+        groups.setdefault(rate / config.lr, []).append(parameter)
+    return [{"params": members, "rate": rate} for rate, members in groups.items()]
+
+
+def _adamw(config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
     """Fused: four times cheaper than the other forms, on CPU too."""
-    return torch.optim.AdamW(parameters, **_adamw_settings(config), fused=True)
+    return torch.optim.AdamW(rated(config, parameters), **_adamw_settings(config), fused=True)
 
 
 def _adamw_settings(config: OptimizerConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from core.errors import BadStepError, CheckpointError, ConfigError, NotFiniteError, described
 from core.objective import Objective, total_loss
 from core.training.accidents import accidents_named
+from core.training.adapter import AdapterConfig, train_only
 from core.training.checkpoint import CheckpointStore
 from core.training.distributed import ALONE, World
 from core.training.ema import EmaConfig, make_teacher, update_teacher
@@ -55,6 +56,9 @@ class TrainingConfig:
         device: auto (cuda if there is one, else cpu), cpu or cuda.
         workers: processes that prepare batches; 0 prepares them in the training process.
         data_limit: distinct unusable records after which the run stops.
+        trainable: patterns of names (a part of the network, or with `*`) of the weights that are trained, beside
+            adapters and the heads of alignment terms; empty for all, or with an adapter for none.
+        adapter: low-rank changes of frozen weights (LoRA); null trains the weights themselves.
         skip_steps: steps, by their number in metrics.jsonl, that are left out: their data are consumed and nothing is
             updated. May grow when a run is resumed.
         stop_within: seconds from a request to stop until its checkpoint is begun; a step that takes longer is lost.
@@ -72,6 +76,8 @@ class TrainingConfig:
     workers: int = 0
     data_limit: int = 100
     skip_steps: list[int] = field(default_factory=list)
+    trainable: list[str] = field(default_factory=list)
+    adapter: AdapterConfig | None = None
     stop_within: float = 20.0
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     spikes: SpikesConfig = field(default_factory=SpikesConfig)
@@ -153,6 +159,8 @@ class Trainer:
         self.device = config.torch_device()
         self.world = world
         self.student = student.to(self.device).train()
+        if config.trainable or config.adapter is not None:
+            train_only(self.student, config.trainable)
         self.teacher = make_teacher(self.student)
         self.shells = (
             [shell(model) for model in (self.student, self.teacher)] if hooks and world.is_first else [None] * 2
@@ -264,7 +272,7 @@ class Trainer:
         stream, counts = microbatches[0].stream, self.counts(microbatches)
         lr = self.config.optimizer.lr_at(step, self.config.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device, dtype=torch.float64))
         autocast = self.config.precision == "bf16" and self.world.size == 1

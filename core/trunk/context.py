@@ -24,13 +24,13 @@ class ContextConfig:
 
     Attributes:
         kind: `labels` (one token from a learned table), `tokens` (integer bags read by a small encoder that is
-            trained with the trunk), `features` (of a frozen encoder, through one linear layer), or `none` (the null
-            token alone).
+            trained with the trunk), `features` (of a frozen encoder, through one linear layer), `published` (the same
+            as FLUX.2 has it, see `published_rows`), or `none` (the null token alone).
         num_classes: of `labels`; the table has one row more, the null class.
         vocabulary: of `tokens`, rows of the table including row 0, the padding.
-        words: of `tokens`, the longest sequence S.
+        words: of `tokens`, the longest sequence S; of `published`, S of every sample.
         encoder_depth: of `tokens`, self-attention blocks of the encoder; 0 for the bare table.
-        feature_dim: of `features`, their width; 7680 for three layers of Qwen3-4B.
+        feature_dim: of `features` and `published`, their width; 7680 for three layers of Qwen3-4B.
     """
 
     kind: str = "tokens"
@@ -114,6 +114,18 @@ class _Features(nn.Module):
         return _with_null(self.linear(features), _never_empty(valid), context.dropped, self.null)
 
 
+class _Published(nn.Module):
+    null: Tensor
+
+    def __init__(self, config: ContextConfig, width: int, heads: int, attention: str):
+        super().__init__()
+        self.linear = nn.Linear(config.feature_dim, width, bias=False)
+        self.register_buffer("null", torch.zeros(config.words, config.feature_dim))
+
+    def forward(self, context: Context) -> tuple[Tensor, None]:
+        return self.linear(published_rows(context, self.null).to(self.linear.weight.dtype)), None
+
+
 class _Nothing(nn.Module):
     def __init__(self, config: ContextConfig, width: int, heads: int, attention: str):
         super().__init__()
@@ -123,7 +135,37 @@ class _Nothing(nn.Module):
         return self.null.repeat(context.dropped.shape[0], 1, 1), None  # not a view: a counter of FLOPs trips over it
 
 
-_READERS = {"labels": _Labels, "tokens": _Tokens, "features": _Features, "none": _Nothing}
+def published_rows(context: Context, null: Tensor) -> Tensor:
+    """Features as FLUX.2 and Wan 2.2 were trained on them: every sample has all rows, and attention hides none.
+
+    Args:
+        null: (S, Dc), features of the empty text, which stand where the condition is dropped: these networks have no
+            learned null token.
+
+    Returns:
+        (B, S, Dc): rows that are not valid, and those that the context lacks, are 0.
+
+    Raises:
+        ShapeError: there are no features, or they have other channels or more rows than `null`.
+    """
+    features, valid = _tokens_of(context, "published", floating=True)
+    rows, channels = null.shape
+    if features.shape[-1] != channels:
+        raise ShapeError(f"Context.tokens: {features.shape[-1]} channels, but this trunk reads {channels}")
+    if features.shape[1] > rows:
+        raise ShapeError(f"Context.tokens: {features.shape[1]} rows, but this trunk reads at most {rows}")
+    features = features.masked_fill(~valid[..., None], 0)
+    features = F.pad(features, (0, 0, 0, rows - features.shape[1]))
+    return torch.where(context.dropped[:, None, None], null.to(features.dtype), features)
+
+
+_READERS = {
+    "labels": _Labels,
+    "tokens": _Tokens,
+    "features": _Features,
+    "published": _Published,
+    "none": _Nothing,
+}
 
 
 class EncoderBlock(nn.Module):

@@ -23,10 +23,10 @@ def sinusoid(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
 class TimestepEmbedder(nn.Module):
     """(B, K) levels -> (B, K, D). `scale` multiplies the level before the sinusoid: 1 in SiT, 1000 in FLUX.2."""
 
-    def __init__(self, width: int, scale: float = 1.0, frequencies: int = 256):
+    def __init__(self, width: int, scale: float = 1.0, frequencies: int = 256, bias: bool = True):
         super().__init__()
         self.scale, self.frequencies = scale, frequencies
-        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width, bias), nn.SiLU(), nn.Linear(width, width, bias))
 
     def forward(self, levels: Tensor) -> Tensor:
         features = sinusoid(levels * self.scale, self.frequencies)

@@ -87,7 +87,7 @@ class MMDiTSettings:
             with the MLP's first one, and the bias covers both). The blocks have no other biases.
         qk_norm: RMSNorm of queries and keys per head.
         rope_axes: channels of a head per axis (t, h, w), even, summing to the head dimension; empty for an even
-            split.
+            split. A fourth axis numbers the tokens of the text, which otherwise all stand at (0, 0, 0).
         rope_theta: base of the rotary frequencies.
         pos_embed: sine-cosine positions are added to the media tokens, beside the rotary ones. FLUX.2 has none. A
             small network that has to say where something is, such as a policy, learns it in fewer steps with them.
@@ -150,8 +150,9 @@ class MMDiTSettings:
         head_dim, axes = shape.width // shape.heads, self.axes()
         if head_dim % 2 or head_dim < 2 * rope.AXES:
             return [f"heads: {shape.heads} gives heads of {head_dim} channels; needed is an even number from 6"]
-        if len(axes) != rope.AXES or sum(axes) != head_dim or any(axis < 2 or axis % 2 for axis in axes):
-            return [f"rope_axes: {list(axes)} must be {rope.AXES} even numbers from 2 that sum to {head_dim}"]
+        few = len(axes) not in (rope.AXES, rope.AXES + 1)
+        if few or sum(axes) != head_dim or any(axis < 2 or axis % 2 for axis in axes):
+            return [f"rope_axes: {list(axes)} must be 3 even numbers from 2 that sum to {head_dim}, or 4 with text"]
         return []
 
 
@@ -162,10 +163,15 @@ class MMDiTConfig(MMDiTSettings):
     Attributes:
         channels: latent channels C of each modality, {modality: C}.
         context: what conditions the trunk.
+        outer_biases: of the layers around the blocks: input, output and time. FLUX.2 has none.
+        guidance: scale of guidance that the network is told beside its time, of networks that were distilled for
+            it; None for a network without an embedding of it.
     """
 
     channels: dict[str, int] = field(default_factory=dict)
     context: ContextConfig = field(default_factory=ContextConfig)
+    outer_biases: bool = True
+    guidance: float | None = None
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -210,11 +216,14 @@ class MMDiT(nn.Module):
         self.attention, self.text_time = config.attention, TEXT_TIMES[config.text_time]
         self.rope_axes, self.rope_theta = config.axes(), config.rope_theta
         self.pos_embed = config.pos_embed
+        self.guidance_scale, bias = config.guidance, config.outer_biases
         block = (self.width, self.heads, round(config.mlp_ratio * self.width), config.qkv_bias, config.qk_norm)
 
-        self.media_in = nn.ModuleDict({name: nn.Linear(c, self.width) for name, c in config.channels.items()})
+        self.media_in = nn.ModuleDict({name: nn.Linear(c, self.width, bias) for name, c in config.channels.items()})
         self.context = ContextEmbed(config.context, self.width, self.heads, config.attention)
-        self.time = TimestepEmbedder(self.width, config.time_scale)
+        self.time = TimestepEmbedder(self.width, config.time_scale, bias=bias)
+        told = config.guidance is not None
+        self.guidance = TimestepEmbedder(self.width, config.time_scale, bias=bias) if told else None
         self.media_modulation = Modulation(self.width, groups=2)
         self.text_modulation = Modulation(self.width, groups=2)
         self.single_modulation = Modulation(self.width, groups=1)
@@ -222,7 +231,7 @@ class MMDiT(nn.Module):
         self.single_blocks = nn.ModuleList(SingleBlock(*block) for _ in range(single))
         self.silu = nn.SiLU()
         self.final_modulation = nn.Linear(self.width, 2 * self.width, bias=False)
-        self.media_out = nn.ModuleDict({name: nn.Linear(self.width, c) for name, c in config.channels.items()})
+        self.media_out = nn.ModuleDict({name: nn.Linear(self.width, c, bias) for name, c in config.channels.items()})
         self.projector, self.projectors = build_projectors(projectors, self.width)
         if not self.final_modulation.weight.is_meta:
             self.reset(seed)
@@ -232,7 +241,7 @@ class MMDiT(nn.Module):
 
         Modulations and output layers start at zero (adaLN-Zero): blocks are the identity, the velocity is 0.
         """
-        tables = {"table": 0.02, "position": 0.02, "null": 0.02, "time.mlp": 0.02}
+        tables = {"table": 0.02, "position": 0.02, "null": 0.02, "time.mlp": 0.02, "guidance.mlp": 0.02}
         initialize(self, seed, tables, zero=("modulation", "media_out"))
 
     def forward(
@@ -260,7 +269,7 @@ class MMDiT(nn.Module):
         text = layout.copies(text.to(media.dtype))  # (B, S, D); S counts every group's own text
         joint = self._joint(batch, layout, order, text_valid, media.dtype)
 
-        time = self.time(levels.values)  # (B, K, D)
+        time = self._embed_time(levels.values)  # (B, K, D)
         rows = token_rows(order.index, time.shape[1])
         text_time, text_index = self._text_time(time, levels, batch, layout)
         media_mod = Modulated(self.media_modulation(time), rows)
@@ -326,15 +335,26 @@ class MMDiT(nn.Module):
             return time[:, :1], None
         partial = any(s.valid is not None or s.conditioning_mask is not None for s in batch.segments)
         weights = levels.mean_weights(batch.loss_mask() if partial else None)
-        return self.text_time(self.time, time, levels.values, weights), None
+        return self.text_time(self._embed_time, time, levels.values, weights), None
+
+    def _embed_time(self, levels: Tensor) -> Tensor:
+        """(B, K) -> (B, K, D), with the scale of guidance where the network is told one."""
+        time = self.time(levels)
+        if self.guidance is None:
+            return time
+        return time + self.guidance(levels.new_full((1, 1), cast(float, self.guidance_scale)))
 
     def _joint(
         self, batch: TokenBatch, layout: Layout, order: TokenOrder, text_valid: Tensor | None, dtype: torch.dtype
     ) -> Joint:
-        """Rotary tables and key mask of the joint sequence. Text stands at (0, 0, 0)."""
+        """Rotary tables and key mask of the joint sequence."""
         samples = max(segment.ids.shape[0] for segment in batch.segments)
         ids = order.sort(torch.cat([segment.ids.expand(samples, -1, -1) for segment in batch.segments], dim=1))
-        ids = layout.join(layout.copies(ids.new_zeros(ids.shape[0], layout.text, rope.AXES)), ids)
+        text_ids = ids.new_zeros(ids.shape[0], layout.text, len(self.rope_axes))
+        if len(self.rope_axes) > rope.AXES:
+            text_ids[..., rope.AXES] = torch.arange(layout.text, device=ids.device)
+            ids = nn.functional.pad(ids, (0, 1))
+        ids = layout.join(layout.copies(text_ids), ids)  # (B or 1, S + L, axes)
         rotation = rope.rotation(ids, self.rope_axes, self.rope_theta, dtype)
         # Decided by None, never by looking at values, which would make the host wait for the device.
         if text_valid is None and all(segment.valid is None for segment in batch.segments):

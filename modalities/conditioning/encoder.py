@@ -122,6 +122,8 @@ class TextEncoder:
         own = tokenizer.num_special_tokens_to_add()
         if self.length <= own:
             wrong.append(f"{KEY}.max_tokens: {self.length} leaves no room for text; {own} tokens are the tokenizer's")
+        if self.config.pad and tokenizer.pad_token_id is None:
+            wrong.append(f"{KEY}.tokenizer: {self.tokenizer_path!r} has no token for padding, which pad needs")
         if self.kind.chat and not tokenizer.chat_template:
             wrong.append(
                 f"{KEY}.tokenizer: {self.tokenizer_path!r} has no chat template, which kind {self.config.kind!r} needs"
@@ -212,10 +214,11 @@ class TextEncoder:
     @torch.no_grad()
     def _run(self, texts: list[list[int]]) -> list[Tensor]:
         """Features of token numbers, run as one batch with padding behind."""
-        longest = max(len(ids) for ids in texts)
+        longest = self.length if self.config.pad else max(len(ids) for ids in texts)
         if longest == 0:
             return [torch.zeros(0, self.width, dtype=self.dtype, device=self.device) for _ in texts]
-        ids = torch.zeros(len(texts), longest, dtype=torch.int64)
+        filler = self._words().pad_token_id if self.config.pad else 0  # without `pad`, no row of it is kept
+        ids = torch.full((len(texts), longest), filler, dtype=torch.int64)
         mask = torch.zeros_like(ids)
         for row, numbers in enumerate(texts):
             ids[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
@@ -232,7 +235,8 @@ class TextEncoder:
             features = torch.cat([states[layer] for layer in self.layers], dim=-1)
         else:
             features = result.last_hidden_state
-        return [row[: len(numbers)].to(self.dtype) for row, numbers in zip(features, texts, strict=True)]
+        kept = [longest if self.config.pad else len(numbers) for numbers in texts]
+        return [row[:length].to(self.dtype) for row, length in zip(features, kept, strict=True)]
 
 
 def feature_dtype(config: TextEncoderConfig) -> torch.dtype:

@@ -99,6 +99,8 @@ class TextEncoderConfig:
             normalization; the last block's output is taken after it. Empty: 9, 18, 27 for qwen3 (FLUX.2 klein), the
             last for the others.
         precision: of weights, arithmetic and features, fp32 or bf16.
+        pad: the network reads every caption padded to max_tokens, and what it makes of the padding is part of the
+            features, as FLUX.2 was trained. null: no, and yes with trunk.kind flux2.
         width: Dc, channels of a feature, all layers together; the trunk is built from it, so that this needs no
             weights. null: that of t5-v1_1-xxl, umt5-xxl, CLIP ViT-L and Qwen3-4B.
     """
@@ -109,6 +111,7 @@ class TextEncoderConfig:
     max_tokens: int | None = None
     layers: list[int] = field(default_factory=list)
     precision: str = "bf16"
+    pad: bool | None = None
     width: int | None = None
 
     def problems(self) -> list[str]:

@@ -36,6 +36,7 @@ from tools.evaluate import evaluate_run
 
 AUDIOVISUAL = Path(configs.__file__).parent / "audiovisual.yaml"
 SIT, RAE = CONFIG.with_name("tiny_sit.yaml"), CONFIG.with_name("tiny_rae.yaml")
+FLUX2, WAN = CONFIG.with_name("tiny_flux2.yaml"), CONFIG.with_name("tiny_wan.yaml")
 
 
 def trains(config: Any, folder: Path) -> None:
@@ -93,6 +94,8 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
     ),
     "sit": (SIT, [], generates),
     "ddt on rae": (RAE, ["streams.image.media.autoencoder.path=rae", ONE_STEP], trains),
+    "flux2": (FLUX2, ["trunk.flux2.guided=true", "training.trainable=[single_blocks]", ONE_STEP], trains),
+    "wan": (WAN, [ONE_STEP], trains),
     "autoencoder": (
         CONFIG,
         ["streams.image.media={size: [32], patch: null, autoencoder: {kind: sd_vae, path: vae}}", ONE_STEP],
@@ -183,7 +186,8 @@ def place(tmp_path_factory) -> Path:
     save_encoders(folder)
     save_rae(folder / "rae")
     save("sd_vae", folder / "vae")
-    save_text_encoder(folder / "t5")
+    for kind in ("t5", "qwen3", "umt5"):
+        save_text_encoder(folder / kind, kind)
     (folder / "photos").mkdir()
     table = {"image": [], "text": [], "kind": [], "group": []}
     with tarfile.open(folder / "photos.tar", "w") as tar:

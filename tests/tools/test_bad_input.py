@@ -50,7 +50,7 @@ def check(message: str, expected: str | tuple[str, ...]) -> None:
     [
         ("method=selfflow", ("method: 'selfflow' is not one of flow_matching, repa, sra", "mean: 'self_flow'?")),
         ("method=", "method: None is not one of flow_matching, repa, sra"),
-        ("trunk.kind=dit", "trunk.kind: 'dit' is not one of mmdit, sit, ddt"),
+        ("trunk.kind=dit", "trunk.kind: 'dit' is not one of mmdit, sit, ddt, flux2, wan"),
         ("alignment.ema_techer.weight=1", "alignment.ema_techer: unknown key; allowed: ema_teacher, external, "),
         ("alignment.ema_techer.weight=1", "Did you mean: 'ema_teacher'?"),
         ("alignment.ema_teacher.similarity=cos", ("similarity: 'cos' is not one of cosine, l1", "mean: 'cosine'?")),

@@ -25,6 +25,7 @@ from configs.assembly.trunk import build_trunk
 from configs.methods import projector_specs
 from configs.schema import Config
 from core.errors import ConfigError
+from core.training.adapter import adapt
 from core.training.loader import Microbatch
 from core.types import TokenBatch, map_tensors
 from modalities.conditioning.conditions import RawCondition
@@ -146,6 +147,8 @@ def leave_empty(assembly: Assembly) -> None:
     given = assembly.config, assembly.adapters, assembly.labels, assembly.projectors
     with torch.device("meta"):
         assembly.trunk = build_trunk(*given)
+        if assembly.config.training.adapter is not None:
+            adapt(assembly.trunk, assembly.config.training.adapter, assembly.config.seed)
 
 
 def open_frozen(assembly: Assembly) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, str]]]:

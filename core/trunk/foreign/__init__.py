@@ -1,6 +1,7 @@
 """Weights of other projects in and out: strict, and byte-identical on the way back."""
 
 from core.trunk.foreign.files import WeightFile, read_file, read_state_dict, write_file
+from core.trunk.foreign.folders import is_folder, load_folder, read_folder
 from core.trunk.foreign.kinds import KINDS, detect
 from core.trunk.foreign.sit import infer_projectors, infer_sit_config, load_sit
 from core.trunk.foreign.strict import load_strictly
@@ -15,9 +16,12 @@ __all__ = [
     "import_weights",
     "infer_projectors",
     "infer_sit_config",
+    "is_folder",
+    "load_folder",
     "load_sit",
     "load_strictly",
     "read_file",
+    "read_folder",
     "read_state_dict",
     "write_file",
 ]

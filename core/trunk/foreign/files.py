@@ -63,6 +63,8 @@ def read_file(path: Path | str) -> WeightFile:
             return _unwrap(load_file(path), str(path), {}, _meaning(said, path))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from error
+    if path.suffix == ".gguf":
+        raise CheckpointError(f"{path}: quantised weights (GGUF); needed are those in bfloat16 or float32")
     if path.suffix not in PICKLED:
         raise CheckpointError(f"{path}: unknown kind {path.suffix!r}; allowed are .safetensors, {', '.join(PICKLED)}")
     try:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from core.errors import CheckpointError, choose
 from core.trunk.ddt import DDT
+from core.trunk.foreign import flux2, wan
 from core.trunk.foreign.conversions import (
     HEAD,
     PATCH,
@@ -24,6 +25,7 @@ from core.trunk.foreign.conversions import (
 from core.trunk.foreign.files import some
 from core.trunk.mmdit import MMDiT
 from core.trunk.sit import SiT
+from core.trunk.wan import Wan
 
 SIT = frozenset({"x_embedder", "t_embedder", "y_embedder", "pos_embed", "blocks", "final_layer"})
 DDT_PARTS = frozenset(
@@ -33,6 +35,17 @@ DDT_OPTIONAL = frozenset({"s_projector", "pos_embed"})
 MMDIT = frozenset({"media_in", "media_out", "context", "time", "double_blocks", "single_blocks"}) | {
     f"{name}_modulation" for name in ("media", "text", "single", "final")
 }
+FLUX2_SHARED = frozenset({"double_stream_modulation_img", "double_stream_modulation_txt"})
+FLUX2_AUTHORS = FLUX2_SHARED | {
+    *("img_in", "txt_in", "time_in", "single_stream_modulation", "double_blocks", "single_blocks", "final_layer")
+}
+FLUX2_DIFFUSERS = FLUX2_SHARED | {
+    *("x_embedder", "context_embedder", "time_guidance_embed", "single_stream_modulation", "transformer_blocks"),
+    *("single_transformer_blocks", "norm_out", "proj_out"),
+}
+WAN_AUTHORS = frozenset({"patch_embedding", "text_embedding", "time_embedding", "time_projection", "blocks", "head"})
+WAN_DIFFUSERS = frozenset({"patch_embedding", "condition_embedder", "blocks", "scale_shift_table", "proj_out"})
+WAN = frozenset({"media_in", "media_out", "text", "null", "time", "time_rows", "blocks", "final_table"})
 PROJECTORS = frozenset({"projector", "projectors"})
 TURNED = (PATCH, TIME, f"{HEAD}.weight", f"{HEAD}.bias")  # what the conversion of REPA's conventions changes
 
@@ -60,6 +73,8 @@ class Kind:
         decode: (its state dict, names of our numbered projectors) -> ours.
         encode: (our state dict, those names, patch) -> its.
         wrapper: the name that its state dict lies under in a `.pt` file.
+        by_head: decode and encode are also given the channels of a head, which no shape shows.
+        absent: what our trunk holds and no file of this kind does.
     """
 
     about: str
@@ -70,9 +85,23 @@ class Kind:
     patches: int = 4
     plain_head: bool = False
     arguments: Mapping[str, object] = field(default_factory=dict)
-    decode: Callable[[State, Sequence[str]], State] = _same
-    encode: Callable[[State, Sequence[str], int], State] = _keep
+    decode: Callable[..., State] = _same
+    encode: Callable[..., State] = _keep
     wrapper: str | None = None
+    by_head: bool = False
+    absent: tuple[str, ...] = ()
+
+    def read(self, state: State, names: Sequence[str], trunk: nn.Module) -> State:
+        """A state dict of this kind under our names, for a trunk of that shape."""
+        return self.decode(state, names, *self._head(trunk))
+
+    def write(self, state: State, names: Sequence[str], trunk: nn.Module) -> State:
+        """Weights of a trunk under the names of this kind."""
+        patch = trunk.config.patch if isinstance(trunk, SiT) else 1
+        return self.encode(state, names, patch, *self._head(trunk))
+
+    def _head(self, trunk: nn.Module) -> tuple[int, ...]:
+        return (trunk.width // trunk.heads,) if self.by_head and isinstance(trunk, Wan) else ()
 
     def misfits(self, state: Mapping[str, Tensor]) -> list[str]:
         """Why `state` is not of this kind; empty when it is."""
@@ -140,9 +169,47 @@ KINDS: dict[str, Kind] = {
         optional=DDT_OPTIONAL,
         wrapper="ema",
     ),
+    "flux2": Kind(
+        "FLUX.2 (black-forest-labs/flux2), the authors' file of the transformer",
+        MMDiT,
+        FLUX2_AUTHORS,
+        optional=frozenset({"guidance_in"}),
+        decode=lambda state, names: flux2.from_authors(state),
+        encode=lambda state, names, patch: flux2.to_authors(state),
+        absent=(flux2.NULL,),
+    ),
+    "flux2-diffusers": Kind(
+        "FLUX.2 as diffusers stores its transformer",
+        MMDiT,
+        FLUX2_DIFFUSERS,
+        decode=lambda state, names: flux2.from_diffusers(state),
+        encode=lambda state, names, patch: flux2.to_diffusers(state),
+        absent=(flux2.NULL,),
+    ),
+    "wan": Kind(
+        "Wan 2.2 TI2V (Wan-Video/Wan2.2), the authors' file of the transformer",
+        Wan,
+        WAN_AUTHORS,
+        decode=lambda state, names, head=wan.HEAD_DIM: wan.from_authors(state, head),
+        encode=lambda state, names, patch, head: wan.to_authors(state, head),
+        by_head=True,
+        absent=(wan.NULL,),
+    ),
+    "wan-diffusers": Kind(
+        "Wan 2.2 TI2V as diffusers stores its transformer",
+        Wan,
+        WAN_DIFFUSERS,
+        decode=lambda state, names, head=wan.HEAD_DIM: wan.from_diffusers(state, head),
+        encode=lambda state, names, patch, head: wan.to_diffusers(state, head),
+        by_head=True,
+        absent=(wan.NULL,),
+    ),
     "native-sit": Kind("this project's own names, trunk.kind sit", SiT, SIT, optional=PROJECTORS, patches=2),
     "native-ddt": Kind("this project's own names, trunk.kind ddt", DDT, DDT_PARTS, optional=DDT_OPTIONAL | PROJECTORS),
-    "native-mmdit": Kind("this project's own names, trunk.kind mmdit", MMDiT, MMDIT, optional=PROJECTORS),
+    "native-mmdit": Kind(
+        "this project's own names, trunk.kind mmdit or flux2", MMDiT, MMDIT, optional=PROJECTORS | {"guidance"}
+    ),
+    "native-wan": Kind("this project's own names, trunk.kind wan", Wan, WAN, optional=PROJECTORS),
 }
 
 

@@ -49,9 +49,9 @@ def import_weights(
     state = without(file.state, drop, file.source)
     if cast:  # before conversions, which compute
         state = cast_floats(state, next(trunk.parameters()).dtype)
-    state = reader.decode(state, _names(trunk, projectors) if "projectors" not in drop else [])
+    state = reader.read(state, _names(trunk, projectors) if "projectors" not in drop else [], trunk)
     try:
-        load_strictly(trunk, state, f"{file.source} (kind {name})", fresh)
+        load_strictly(trunk, state, f"{file.source} (kind {name})", [*fresh, *reader.absent])
     except CheckpointError as error:
         settings = misfit_settings(state, trunk.config) if isinstance(trunk, SiT) else []
         if not settings:
@@ -87,8 +87,7 @@ def export_weights(
     writer = choose("kind", kind, KINDS)
     state = without(state, drop, "the trunk")
     _check_trunk(kind, trunk)
-    patch = trunk.config.patch if isinstance(trunk, SiT) else 1
-    written = writer.encode(state, _names(trunk, projectors), patch)
+    written = writer.write(state, _names(trunk, projectors), trunk)
     if found := writer.misfits(written):
         raise CheckpointError(f"kind {kind!r} ({writer.about}) cannot hold these weights: {some(found)}")
     if broken := not_finite(written):

@@ -60,7 +60,7 @@ def save_tokenizer(folder: Path, kind: str) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if kind == "qwen3":
-        settings["chat_template"] = TEMPLATE
+        settings |= {"chat_template": TEMPLATE, "pad_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
