@@ -136,7 +136,7 @@ def build_trainer(
     if config.training.adapter is not None:
         if world.size > 1 and config.training.adapter.base != "fp32":
             raise ConfigError(
-                "training.adapter.base: 'bf16' is for one process; blocks that are sharded have weights of one type, fp32"
+                "training.adapter.base: 'bf16' is for one process; a sharded block has weights of one type, fp32"
             )
         adapt(assembly.trunk, config.training.adapter, config.seed)
     if stored is not None and step is not None:
