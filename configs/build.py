@@ -54,6 +54,7 @@ FREE_ON_RESUME = {
     "training.workers",
     "training.data_limit",
     "training.stop_within",
+    "training.compare_ranks_every",
     "training.watchdog",
     "training.skip_steps",  # of steps to come, see configs/changes.py
 }

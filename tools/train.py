@@ -15,7 +15,7 @@ from core.training import distributed
 from core.training.accidents import accidents_named
 from core.training.config import to_yaml
 from core.training.distributed import World
-from core.training.flight_recorder import record_exchanges
+from core.training.flight_recorder import record_exchanges, write_exchanges_to
 from core.training.history import read_run
 from core.training.records import note_end
 from core.training.say import say
@@ -85,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
 def start(options: argparse.Namespace, initial: Initial | None) -> int:
     """Start the run, or resume it; `initial` are the weights that a new one starts from."""
+    record_exchanges()
     world = distributed.start()
     with world.errors_shared():
         code = _start(options, initial, world)
@@ -115,7 +116,7 @@ def _start(options: argparse.Namespace, initial: Initial | None, world: World) -
                 note_end(Path(config.run), "finished", config.training.steps)
             print(f"already finished: all {config.training.steps} steps are done; run folder: {config.run}")
         return 0
-    record_exchanges(Path(config.run) / STACKS)
+    write_exchanges_to(Path(config.run) / STACKS)
     with StopRequest(config.training.stop_within, f"To go on: {next_command(options, config, resolved.store)}") as stop:
         try:
             with world.errors_shared():

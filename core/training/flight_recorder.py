@@ -11,13 +11,13 @@ from pathlib import Path
 EXCHANGES = 2000
 
 
-def record_exchanges(folder: Path) -> None:
-    """Before the process group is made: what it keeps, and where it goes, `folder/nccl-rank-N`."""
-    prefix = str(folder / "nccl-rank-")
-    for name, value in {
-        "TORCH_FR_BUFFER_SIZE": str(EXCHANGES),
-        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_FR_DUMP_TEMP_FILE": prefix,
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": prefix,  # its name before 2.9
-    }.items():
-        os.environ.setdefault(name, value)
+def record_exchanges() -> None:
+    """To be called before the process group is made."""
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(EXCHANGES))
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+
+
+def write_exchanges_to(folder: Path) -> None:
+    """Files are `folder/nccl-rank-N`; to be called before the first timeout."""
+    for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"):  # the second is its older name
+        os.environ.setdefault(name, str(folder / "nccl-rank-"))

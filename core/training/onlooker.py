@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -14,6 +15,8 @@ class Onlooker:
     def write_metrics(self, metrics: dict[str, float | str]) -> None: ...
 
     def write_timing(self, step: int, **seconds: float) -> None: ...
+
+    def write_ranks(self, step: int, compared: Mapping[str, Mapping[str, float]] | None) -> None: ...
 
     def truncate(self, step: int) -> None: ...
 

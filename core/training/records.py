@@ -7,6 +7,7 @@ run.json        for every start: time, command, versions, commit; the fingerprin
                 neither of the two
 metrics.jsonl   one line per step, deterministic: an interrupted and resumed run has the same bytes as a whole one
 timings.jsonl   one line per step, wall-clock; steps that were done twice are there twice
+ranks.jsonl     of several processes, how long the steps took and waited in each, see core/training/stragglers.py
 checkpoints/    see core/training/checkpoint.py
 run.lock        held by the process that trains here, see core/training/lock.py
 """
@@ -20,6 +21,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +37,7 @@ from core.training.jsonl import LineWriter, keep_lines
 from core.training.jsonl import read_lines as read_lines
 from core.training.lock import FolderLock
 from core.training.say import say
+from core.training.stragglers import FILE as RANKS
 from core.training.trackers import LoggingConfig, Trackers
 
 FLUSH_SECONDS = 2.0  # how old a line may get before others can see it
@@ -136,11 +139,17 @@ class RunFolder:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._write("timings.jsonl", {"step": step, "time": now, **{k: round(v, 6) for k, v in seconds.items()}})
 
+    def write_ranks(self, step: int, compared: Mapping[str, Mapping[str, float]] | None) -> None:
+        """Wall-clock values of all processes, see core/training/stragglers.py; None where they are not due."""
+        if compared is not None:
+            self._write(RANKS, {"step": step, **compared})
+
     def truncate(self, step: int) -> None:
         """Forget the metrics of steps after `step`, and half-written last lines; called before training resumes."""
         self.close_files()
         keep_lines(self.path / "metrics.jsonl", lambda entry: entry["step"] <= step)
         keep_lines(self.path / "timings.jsonl")
+        keep_lines(self.path / RANKS)
 
     def ended(self, state: str, step: int, reason: str = "") -> None:
         """See `note_end`."""

@@ -35,6 +35,7 @@ from core.training.sharding import Sharding, clip_gradients, gathered, settle, s
 from core.training.spikes import MARK, Spikes, SpikesConfig, save_spike
 from core.training.state import NOTHING_ANEW, Anew, restore, training_state
 from core.training.stop import Stopped, StopRequest
+from core.training.stragglers import Stragglers
 from core.training.watchdog import FOLDER, Watchdog, WatchdogConfig
 from core.trunk.layers import blocks_of
 
@@ -62,6 +63,7 @@ class TrainingConfig:
         skip_steps: steps, by their number in metrics.jsonl, that are left out: their data are consumed and nothing is
             updated. May grow when a run is resumed.
         stop_within: seconds from a request to stop until its checkpoint is begun; a step that takes longer is lost.
+        compare_ranks_every: of several processes, steps between two lines of RUN/ranks.jsonl; 0 for none.
     """
 
     steps: int = 1000
@@ -79,6 +81,7 @@ class TrainingConfig:
     trainable: list[str] = field(default_factory=list)
     adapter: AdapterConfig | None = None
     stop_within: float = 20.0
+    compare_ranks_every: int = 100
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     spikes: SpikesConfig = field(default_factory=SpikesConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -98,11 +101,11 @@ class TrainingConfig:
             "keep_every": 0,
             "workers": 0,
             "data_limit": 0,
+            "compare_ranks_every": 0,
+            "stop_within": 1,
         }.items():
             if getattr(self, name) < least:
                 found.append(f"{name}: {getattr(self, name)} must be at least {least}")
-        if self.stop_within <= 0:
-            found.append(f"stop_within: {self.stop_within} must be above 0")
         if wrong := [step for step in self.skip_steps if step < 1]:
             found.append(f"skip_steps: {wrong[0]} must be at least 1, the number of the first step")
         for name, allowed in {"precision": ("fp32", "bf16"), "device": ("auto", "cpu", "cuda")}.items():
@@ -175,7 +178,7 @@ class Trainer:
         self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit, world)
         self.anew, self.initialized = anew, initialized
         self.step = 0  # finished steps
-        self.spikes = Spikes(config.spikes)
+        self.spikes, self.stragglers = Spikes(config.spikes), Stragglers(config.compare_ranks_every, world)
         self.stop = StopRequest(config.stop_within, advice)
         self.stopping = False  # what all processes have agreed on
         self.own_values = torch.empty(0)  # of this process, in the last step
@@ -219,11 +222,8 @@ class Trainer:
                 self.step = first = self.resume()
             for warning in self.warnings if first == 0 else ():
                 say(f"warning: {warning}")
-            with (
-                closing(self.quarantine),
-                closing(self.loader.steps(first, last)) as steps,
-                self.bar(first, last) as bar,
-            ):
+            steps = self.loader.steps(first, last)
+            with closing(self.quarantine), closing(steps), self.bar(first, last) as bar:
                 self.snapshot()  # what a killed or stopped run owes of its last checkpoint
                 self.look()
                 started = time.perf_counter()
@@ -234,7 +234,9 @@ class Trainer:
                     metrics = self.attempt(step, microbatches)
                     self.step = step + 1
                     self.folder.write_metrics({"step": self.step, **metrics})
-                    self.folder.write_timing(step=self.step, seconds=time.perf_counter() - started, waited=waited)
+                    seconds = time.perf_counter() - started
+                    self.folder.write_timing(step=self.step, seconds=seconds, waited=waited)
+                    self.folder.write_ranks(self.step, self.stragglers.add(self.step, seconds=seconds, waited=waited))
                     self.show(bar, metrics)
                     self.snapshot()
                     self.stopping = self.stop.requested if alone else self.stopping

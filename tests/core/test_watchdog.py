@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.training.flight_recorder import record_exchanges
+from core.training.flight_recorder import record_exchanges, write_exchanges_to
 from core.training.watchdog import Watchdog, WatchdogConfig
 from tests.thinned import slow
 
@@ -88,5 +88,6 @@ def test_the_flight_recorder_goes_into_the_run_and_keeps_what_is_set(tmp_path, m
     for name in (*names, "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "7")
-    record_exchanges(tmp_path)
+    record_exchanges()
+    write_exchanges_to(tmp_path)
     assert [os.environ[name] for name in names] == ["7", f"{tmp_path}/nccl-rank-", "1"]

@@ -218,6 +218,7 @@ FREE_LEAVES = {
         "data_limit",
         "skip_steps",
         "stop_within",
+        "compare_ranks_every",
     )
 }
 

@@ -15,6 +15,7 @@ from core.training.config import read_plain
 from core.training.history import read_run, shown_value
 from core.training.jsonl import read_lines
 from core.training.spikes import JUDGED, MARK
+from core.training.stragglers import FILE as RANKS
 from modalities.base import Source
 from modalities.conditioning import TextConfig, word_limit
 from modalities.data.caption_lengths import caption_lengths
@@ -120,6 +121,11 @@ def describe_run(path: Path) -> list[str]:
     for modality, entry in last.items():
         values = ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if isinstance(v, float))
         lines.append(f"{modality:9} step {entry['step']}: {values}")
+    for entry in read_lines(path / RANKS)[-1:]:
+        for name, own in entry.items():
+            if isinstance(own, dict):
+                spread = f"{own['min']:.3g} to {own['max']:.3g} s, median {own['median']:.3g}"
+                lines.append(f"ranks     step {entry['step']}, {name}: {spread}; most on rank {own['rank']}")
     quarantine = path / "quarantine.jsonl"
     count = len(read_lines(quarantine))
     lines.append(f"bad data  {count} records" + (f", listed in {quarantine}" if count else ""))
