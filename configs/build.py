@@ -123,6 +123,8 @@ def build_trainer(
         check_shares(stored, config, world, change)
     if source is not None and initial is not None:
         check_meaning(source, initial, config, assembly.labels)
+    if world.size > 1 and config.training.optimizer.kind == "adamw8bit":
+        raise ConfigError("training.optimizer.kind: 'adamw8bit' is for one device; adamw and muon train on several")
     world.first_before_others(assembly.load_autoencoders)
     if stored is not None:
         assembly.normalization = normalization.stored(stored, assembly.adapters)

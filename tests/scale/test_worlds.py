@@ -16,7 +16,7 @@ from tests.thinned import slow
 from tests.tools.tiny import CONFIG
 
 SIT = CONFIG.with_name("tiny_sit.yaml")
-RAE = CONFIG.with_name("tiny_rae.yaml")
+DDT = "trunk={kind: ddt, ddt: {size: S, width: 32, depth: 3, heads: 2, head_width: 32, head_depth: 1, head_heads: 2, grid: 2, channels: 48, num_classes: 25}}"  # noqa: E501
 CLIP = "training.optimizer.clip=0.05"
 
 
@@ -64,10 +64,11 @@ def test_many_processes_train_the_network_of_one(size, settings, of_this_world, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [SIT, RAE], ids=["sit", "ddt"])
-def test_every_trunk_agrees(config, alone, tmp_path):
-    assert train(3, tmp_path / "run", "streams.image.batch=5", config=config) == ["finished"] * 3
-    whole = alone("streams.image.batch=5", config=config)
+@pytest.mark.parametrize("settings", [(), (DDT,)], ids=["sit", "ddt"])
+def test_every_trunk_agrees(settings, alone, tmp_path):
+    settings = (*settings, "streams.image.batch=5")
+    assert train(3, tmp_path / "run", *settings, config=SIT) == ["finished"] * 3
+    whole = alone(*settings, config=SIT)
     assert metric_difference(whole, tmp_path / "run") < 1e-12
     assert weight_difference(whole, tmp_path / "run") < 1e-9
 
@@ -88,6 +89,18 @@ def test_dispersive_agrees_where_the_shares_of_a_step_are_the_same(alone, tmp_pa
     whole = alone(*settings, "training.accumulate=2")
     assert train(2, tmp_path / "run", *settings) == ["finished"] * 2
     assert metric_difference(whole, tmp_path / "run") < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "settings"), [(CONFIG, BATCHES), (SIT, ()), (SIT, (DDT,))], ids=["mmdit", "sit", "ddt"]
+)
+def test_bf16_agrees_to_its_rounding(config, settings, tmp_path):
+    """Autocast of one process against FSDP's policy. Broken: inputs that are cast, so that noise levels are rounded."""
+    settings = (*settings, "training.precision=bf16", "training.steps=2")
+    for size in (1, 2):
+        train(size, tmp_path / str(size), *settings, config=config, double=False)
+    assert metric_difference(tmp_path / "1", tmp_path / "2") < 3e-3
 
 
 @pytest.mark.slow
