@@ -18,8 +18,8 @@ from robotics.environment import ACTION_NAMES, Environment
 from robotics.environments import make_environment
 from robotics.lerobot_files import Episode, LeRobotWriter, encode_images
 from robotics.parallel import spread
-from robotics.success import HOLD_STEPS
 
+HOLD = 8  # steps, more than a chunk of 6 actions
 # Demonstrations are made of these episodes on, rollouts of those from 0: a policy is never tested on what it has seen.
 FIRST = 1_000_000
 
@@ -34,6 +34,9 @@ class Recording:
             what it asked for, so that a policy learns to come back from its own mistakes (DART, arXiv 1703.09327).
         noise: standard deviation of that difference along x, y and z, in meters.
         seed: of the noise.
+        first: number of the first episode, for a second set with other episodes than an earlier one.
+        hold: steps for which success lasts at the end of an episode. With fewer than a chunk has actions, a policy
+            never sees what to do after it has succeeded: the rest of its last chunks is padding.
     """
 
     environment: str
@@ -42,6 +45,8 @@ class Recording:
     noisy: float = 0.35
     noise: float = 0.04
     seed: int = 0
+    hold: int = HOLD
+    first: int = 0
 
     def problems(self) -> list[str]:
         found = []
@@ -49,17 +54,22 @@ class Recording:
             found.append(f"share of noisy steps: {self.noisy} is not between 0 and 1")
         if not 0 <= self.noise < 1:
             found.append(f"noise: {self.noise} meters; must be at least 0 and below 1")
+        if self.first < 0:
+            found.append(f"first: episode {self.first}; must be at least 0")
+        if self.hold < 1:
+            found.append(f"hold: {self.hold} steps; must be at least 1")
         return found
 
 
 def demonstrate(recording: Recording, environment: Environment, episode: int) -> Episode | None:
-    """Episode number `episode`, a function of both, until success has held for HOLD_STEPS; None where it never did."""
+    """Episode number `episode`, a function of both, until success has held for `recording.hold` steps, or for fewer
+    where it takes all its steps. None where it never succeeded."""
     observation = environment.reset(episode)
     expert = expert_of(environment)
     expert.reset(observation["instruction"])
     frames, states, actions, held, ended = [], [], [], 0, False
     instruction = observation["instruction"]
-    while not ended and held < HOLD_STEPS:
+    while not ended and held < recording.hold:
         if observation["instruction"] != instruction:
             raise ConfigError(f"{recording.task}: the instruction changes within an episode, which LeRobot cannot hold")
         action = expert.select_action(observation).astype(np.float32)  # as it is stored, so that a replay is exact
@@ -86,7 +96,8 @@ def _disturbance(recording: Recording, episode: int, step: int) -> np.ndarray:
 def demonstrations(
     recordings: Sequence[Recording], count: int, items: Sequence[int]
 ) -> Iterator[tuple[int, Episode | None]]:
-    """Each item and its demonstration: item i is episode FIRST + i % count of recording i // count, in rising order."""
+    """Each item and its demonstration: item i is episode FIRST + `first` + i % count of recording i // count, in
+    rising order."""
     made: tuple[int, Environment] | None = None
     try:
         for item in items:
@@ -96,7 +107,7 @@ def demonstrations(
                 if made is not None:
                     made[1].close()
                 made = number, make_environment(recording.environment, recording.task, recording.options)
-            yield item, demonstrate(recording, made[1], FIRST + episode)
+            yield item, demonstrate(recording, made[1], FIRST + recording.first + episode)
     finally:
         if made is not None:
             made[1].close()

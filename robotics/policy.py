@@ -94,6 +94,9 @@ class RunPolicy:
     Attributes:
         loaded: the run; several policies may share it.
         stream: the one that has actions.
+        names: kind of a part, such as video, -> its name.
+        given: names of the parts that every observation gives.
+        sampling: what the settings make of the run's own.
         predicted_video: uint8 (T, H, W, 3) at the control rate, of the last prediction of this episode: first the
             image that it was made from. None before the first, where no video is made, and of runs on stored latents,
             which do not say whether their videos begin with the image or after it.
@@ -112,15 +115,15 @@ class RunPolicy:
         self.stream = self.stream or acting_stream(self.loaded)
         entry = self.loaded.config.streams[self.stream]
         parts = entry.named_parts(self.stream)
-        self._names = {part_of(part.modality): name for name, part in parts.items()}
-        self._given = [name for name, part in parts.items() if part.given]
+        self.names = {part_of(part.modality): name for name, part in parts.items()}
+        self.given = [name for name, part in parts.items() if part.given]
         self._adapters = {name: part.adapter for name, part in self.loaded.generator.parts[self.stream].items()}
-        actions = self._adapters[self._names["action"]].config
+        actions = self._adapters[self.names["action"]].config
         assert isinstance(actions, ActionConfig)
         self.width, self.chunk, self.rotation = actions.width, actions.actions, actions.rotation
-        states = [name for name in self._given if part_of(self._adapters[name].modality) == "state"]
+        states = [name for name in self.given if part_of(self._adapters[name].modality) == "state"]
         self.state_width = self._adapters[states[0]].channels if states else None
-        self._sampling = self.settings.sampling(entry.sampling, self._names.get("video"))
+        self.sampling = self.settings.sampling(entry.sampling, self.names.get("video"))
         self._first_frame = entry.data.first_frame if isinstance(entry.data, EpisodesConfig) else None
         self._player = ChunkPlayer(
             self.predict_action_chunk, self.settings.execute or self.chunk, self.settings.ensemble
@@ -148,14 +151,14 @@ class RunPolicy:
             raise DataError("an observation without an instruction: the policy was trained to follow one")
         seed = key("policy", self._seed, self._made) % 2**31
         self._made += 1
-        known = {name: self._known(name, observation) for name in self._given}
+        known = {name: self._known(name, observation) for name in self.given}
         made = next(
-            generate(self.loaded.generator, self.stream, [observation["instruction"]], self._sampling, seed, known)
+            generate(self.loaded.generator, self.stream, [observation["instruction"]], self.sampling, seed, known)
         )
-        video = made.get(self._names.get("video", ""))
+        video = made.get(self.names.get("video", ""))
         if video is not None and self._first_frame is not None:
             self.predicted_video = self._at_control_rate(video, known)
-        return made[self._names["action"]].double().numpy()
+        return made[self.names["action"]].double().numpy()
 
     def _known(self, name: str, observation: Observation) -> Known:
         """A given part, as the data of training show it."""
@@ -178,8 +181,8 @@ class RunPolicy:
 
     def _at_control_rate(self, video: Tensor, known: Mapping[str, Known]) -> np.ndarray:
         """(T, 3, H, W) in [-1, 1] at the video's rate -> uint8 (T', H, W, 3), one frame for each action."""
-        config = self._adapters[self._names["video"]].config
-        actions = self._adapters[self._names["action"]].config
+        config = self._adapters[self.names["video"]].config
+        actions = self._adapters[self.names["action"]].config
         assert isinstance(config, VideoConfig)
         assert isinstance(actions, ActionConfig)
         frames = ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
@@ -190,7 +193,7 @@ class RunPolicy:
 
     def _image(self, known: Mapping[str, Known], like: np.ndarray) -> np.ndarray:
         """(1, H, W, 3) the observed image at the size of the video."""
-        name = self._names.get("image")
+        name = self.names.get("image")
         if name is None or name not in known:
             return like[:1]
         image = torch.nn.functional.interpolate(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from robotics.demonstrations import Recording, record
+from robotics.demonstrations import HOLD, Recording, record
 from robotics.environments import ENVIRONMENTS
 from tools.outputs import output_folder
 from tools.rollout import check_counts, environment_options
@@ -34,7 +34,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--task", required=True, nargs="+", metavar="NAME", help="one or more tasks")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--episodes", type=int, default=1000, metavar="N", help="of each task (default 1000)")
+    parser.add_argument("--first", type=int, default=0, metavar="I", help="number of the first episode (default 0)")
     parser.add_argument("--noisy", type=float, default=0.35, metavar="SHARE", help="of disturbed steps (default 0.35)")
+    parser.add_argument("--hold", type=int, default=HOLD, metavar="STEPS", help=f"after success (default {HOLD})")
     parser.add_argument("--noise", type=float, default=0.04, metavar="METERS", help="of a disturbance (default 0.04)")
     parser.add_argument("--seed", type=int, default=0, help="of the disturbances (default 0)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes; changes no byte (default 1)")
@@ -45,7 +47,8 @@ def run(options: argparse.Namespace) -> None:
     check_counts(options, ("episodes", 1), ("workers", 1))
     settings = environment_options(options.overrides)
     recordings = [
-        Recording(options.env, task, settings, options.noisy, options.noise, options.seed) for task in options.task
+        Recording(options.env, task, settings, options.noisy, options.noise, options.seed, options.hold, options.first)
+        for task in options.task
     ]
     folder = output_folder(options.out, "--out")
     with tqdm(total=options.episodes * len(recordings), unit="episode") as bar:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from core.durable import write_durably
 from core.errors import ConfigError
-from robotics.demonstrated import action_names, demonstrated_windows
+from robotics.demonstrated import action_names, demonstrated_records, demonstrated_windows
 from robotics.environments import ENVIRONMENTS, make_environment
 from robotics.open_loop import open_loop, open_loop_table
 from robotics.parallel import spread
@@ -22,6 +22,7 @@ from robotics.policy import MODES, RunPolicy
 from robotics.report import compare, summarize, table
 from robotics.rollout import Rollout, run_episodes
 from robotics.rollout_folder import EPISODES, RESULT, TABLE, RolloutFolder, missing, read_result
+from robotics.uses import examples, measure_uses, uses_table
 from tools.outputs import output_folder
 
 EXAMPLES = f"""examples:
@@ -65,6 +66,13 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--open-loop", type=Path, metavar="DATA", help="in place of --env: compare a run's actions with demonstrations"
     )
+    parser.add_argument(
+        "--uses",
+        type=int,
+        metavar="N",
+        help="with --open-loop: measure the run as policy, fast policy, world model, inverse dynamics model and video "
+        "planner on N windows",
+    )
     acting = parser.add_argument_group("how a run acts")
     add_acting_arguments(acting)
     parser.set_defaults(run=run)
@@ -91,6 +99,8 @@ def run(options: argparse.Namespace) -> None:
     if options.open_loop is not None:
         run_open_loop(options)
         return
+    if options.uses is not None:
+        raise ConfigError("--uses: only with --open-loop DATA, the demonstrations to measure on")
     if options.env is None or options.task is None:
         raise ConfigError(
             "--env, --task: say where the policy runs; or --open-loop DATA compares it with demonstrations"
@@ -128,7 +138,15 @@ def run_open_loop(options: argparse.Namespace) -> None:
         raise ConfigError("--open-loop: runs nothing; not with --env, --task or options of an environment")
     policy = RunPolicy.from_pretrained(options.policy, **acting_options(options))
     folder = output_folder(options.out, "--out")
-    windows = demonstrated_windows(policy, options.open_loop, range(options.first, options.first + options.episodes))
+    episodes = range(options.first, options.first + options.episodes)
+    if options.uses is not None:
+        records = demonstrated_records(policy, options.open_loop, episodes, options.uses)
+        uses = measure_uses(policy, examples(policy, list(records)), options.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(folder / "uses.json", json.dumps(uses, indent=1) + "\n")
+        print(uses_table(uses), end="")
+        return
+    windows = demonstrated_windows(policy, options.open_loop, episodes)
     report = open_loop(policy, tqdm(windows, unit="window"), action_names(policy.width))
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / "open_loop.json", json.dumps(report, indent=1) + "\n")

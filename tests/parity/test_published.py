@@ -89,15 +89,6 @@ def test_one_time_equals_the_class_itself(kind):
 
 
 @torch.no_grad()
-def test_channels_of_the_axes_are_rounded_as_published():
-    """Heads of 16 channels: 8, 4, 4 and not 4, 6, 6."""
-    peer = WanPeer(ROWS, GRID, {}, **WAN | {"attention_head_dim": 16})
-    (x, batch), levels = make_batch("wan"), make_levels("many")
-    theirs, _ = peer.per_token(peer.network, x, levels.per_token(L), batch)
-    torch.testing.assert_close(peer.ours()((x,), levels, batch).velocity[0], theirs, atol=2e-5, rtol=0)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", PEERS)
 def test_a_time_per_token_with_a_clean_first_frame_and_taps(kind, dtype, monkeypatch):

@@ -113,6 +113,16 @@ def test_demonstrations_are_other_episodes_than_rollouts(written):
     assert not any(np.allclose(first, state, atol=1e-4) for state in started)
 
 
+def test_success_lasts_for_as_long_as_asked_for():
+    """Without the steps after success a policy would never see what to do there."""
+    environment = KinematicEnvironment("pick", **OPTIONS)
+    for hold in (1, 5):
+        episode = demonstrate(recordings("pick", noisy=0.0, hold=hold)[0], environment, FIRST)
+        environment.reset(FIRST)
+        outcomes = [environment.step(action).success for action in episode.actions]
+        assert outcomes == [False] * (len(outcomes) - hold) + [True] * hold
+
+
 def test_mistakes_are_named(written, tmp_path):
     with pytest.raises(ConfigError, match="is not empty; demonstrations go into a new folder"):
         record(recordings("reach"), 1, written, 1, list)
@@ -126,7 +136,7 @@ def test_mistakes_are_named(written, tmp_path):
     environment = KinematicEnvironment("reach", **OPTIONS)
     episode = demonstrate(recordings("reach")[0], environment, FIRST)
     assert episode is not None
-    with pytest.raises(DataError, match=r"observation.state \(\d, 4\)"):
+    with pytest.raises(DataError, match=r"observation.state \(\d+, 4\)"):
         writer.add(episode)
 
 
