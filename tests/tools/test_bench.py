@@ -16,7 +16,7 @@ from configs.assembly import Assembly
 from configs.load import load_config
 from core.errors import ConfigError, SelfFlowError
 from tools.bench import bench, data
-from tools.bench.measure import in_own_process, peak_memory, ratio_row, side_by_side
+from tools.bench.measure import in_own_process, matrix_peak, peak_memory, ratio_row, side_by_side
 from tools.bench.peer import Peer
 from tools.bench.sections import check_losses, sampling_rows, sit_trainer, step_flops
 from tools.bench.sides import HEADS, Setup, build_sit, sit_config, trunk_config
@@ -126,7 +126,29 @@ def test_report_of_every_section(tmp_path, capsys):
     assert named["trunk mmdit:tiny", "parameters"] == parameters / 1e6
     rate = named["trunk mmdit:tiny", "model FLOPs per second"]
     assert named["trunk mmdit:tiny", "model FLOP utilization of 1 TFLOP/s"] == pytest.approx(100 * rate)
+    rate = named["step", "model FLOPs per second"]
+    assert named["step", "model FLOP utilization of 1 TFLOP/s"] == pytest.approx(100 * rate)
     assert report["setup"]["grid"] == 3
+
+
+def test_the_peak_is_measured_where_it_is_not_given(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "matrix_peak", lambda device, precision: {"cpu fp32": 0.25}[f"{device} {precision}"])
+    assert run("--only", "step") == 0
+    table = capsys.readouterr().out
+    assert "- peak: 0.25 TFLOP/s" in table
+    assert "| step | model FLOP utilization of 0.25 TFLOP/s |" in table
+
+
+def test_no_product_is_faster_than_the_peak():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        peak = matrix_peak("cpu", "fp32")
+        x = torch.randn(64, 64)
+        seconds = min(side_by_side({"product": lambda: x @ x}, 3, 1, "cpu")["product"])
+    finally:
+        torch.set_num_threads(before)
+    assert 1e-4 < 2 * 64**3 / seconds / 1e12 < 2 * peak
 
 
 def test_sections_beside_a_checkout(tmp_path):

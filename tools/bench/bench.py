@@ -19,13 +19,12 @@ from configs.load import load_config
 from core.errors import ConfigError, nearest
 from tools.bench import sections
 from tools.bench.data import data_rows
-from tools.bench.measure import Row, in_own_process
+from tools.bench.measure import Row, in_own_process, matrix_peak
 from tools.bench.peer import Peer
 from tools.bench.sides import Setup, trunk_problem
 
 DATA_ROUNDS = 3  # readings of every number of workers
 SECTIONS = ("step", "sampling", "tokens", "batch", "overhead")
-H200_BF16 = 989.0  # dense bfloat16 TFLOP/s of an H100 or H200 SXM, from NVIDIA's data sheet
 
 EXAMPLES = """examples:
   selfflow bench                                             all sections, SiT-S, 256 tokens, on the CPU
@@ -45,7 +44,8 @@ sections:
 
 Sides are run in turn, A B A B; a ratio is the median over the rounds of the two times of one round. With --peer, losses
 and samples of both networks must agree before anything is timed. Model FLOPs count matrix products and attention, two
-per multiply-add: 3 x student forward (its backward is two) + teacher forward up to its layer.
+per multiply-add: 3 x student forward (its backward is two) + teacher forward up to its layer. Shares of the peak are
+of the fastest large matrix product, which is measured first.
 """
 
 
@@ -75,7 +75,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--text-tokens", type=int, default=64, help="of mmdit; 0 for a class label (default 64)")
     parser.add_argument(
-        "--peak-tflops", type=float, help=f"of the device, for --trunk (default on cuda with bf16: {H200_BF16:g})"
+        "--peak-tflops", type=float, help="of the device (default: the fastest large matrix product, measured first)"
     )
     parser.add_argument("--data", type=Path, metavar="CONFIG", help="configuration whose data are read")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of --data: changes a setting")
@@ -94,7 +94,11 @@ def run(options: argparse.Namespace) -> int:
     peer = Peer(options.peer) if options.peer else None
     torch.set_num_threads(setup.threads)
     about = machine(setup)  # before the measurements, for the load of others
-    rows, todo = [], jobs(options, setup, peer, chosen)
+    peak = options.peak_tflops
+    if peak is None and {"step", "trunk"} & set(chosen):
+        peak = matrix_peak(setup.device, setup.precision)
+        about["peak"] = f"{peak:.3g} TFLOP/s, the fastest of large matrix products"
+    rows, todo = [], jobs(options, setup, peer, chosen, peak)
     for number, (name, measured) in enumerate(todo.items(), start=1):
         print(f"measuring {name}, {number} of {len(todo)}", file=sys.stderr)
         rows += measured()
@@ -106,19 +110,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def jobs(
-    options: argparse.Namespace, setup: Setup, peer: Peer | None, chosen: list[str]
+    options: argparse.Namespace, setup: Setup, peer: Peer | None, chosen: list[str], peak: float | None
 ) -> dict[str, Callable[[], list[Row]]]:
     """What to measure, by name, in the order of the report."""
     known = {
-        "step": lambda: sections.step_rows(setup, peer),
+        "step": lambda: sections.step_rows(setup, peer, peak),
         "sampling": lambda: sections.sampling_rows(setup, peer),
         "tokens": lambda: sections.tokens_rows(setup, options.tokens),
         "batch": lambda: sections.batch_rows(setup, options.batches, options.peer),
         "overhead": lambda: sections.overhead_rows(setup),
     }
-    peak = options.peak_tflops
-    if peak is None and setup.device == "cuda" and setup.precision == "bf16":
-        peak = H200_BF16
     found = {name: job for name, job in known.items() if name in chosen}
     if "data" in chosen:
         config, root = load_config(options.data, options.set), options.data.parent

@@ -92,6 +92,17 @@ def peak_memory(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def matrix_peak(device: str, precision: str) -> float:
+    """TFLOP/s of the fastest product of large square matrices, what everything else is a share of."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    best = 0.0
+    for side in (1024, 1536, 2048) if device == "cpu" else (4096, 8192):
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        seconds = side_by_side({"product": lambda left=left, right=right: left @ right}, 5, 1, device)["product"]
+        best = max(best, 2 * side**3 / min(seconds) / 1e12)
+    return best
+
+
 def forget_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

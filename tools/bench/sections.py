@@ -22,7 +22,7 @@ from core.trunk.mmdit import MMDiT
 from core.trunk.sit import SiT
 from core.types import NoiseLevels, TrunkOutput
 from tools.bench import measure
-from tools.bench.measure import Row, median_row, rate_row, ratio_row, side_by_side
+from tools.bench.measure import Row, Times, median_row, rate_row, ratio_row, side_by_side
 from tools.bench.peer import Peer, increments, training_step
 from tools.bench.sides import (
     HEADS,
@@ -52,7 +52,7 @@ def sit_trainer(setup: Setup, method: str = "self_flow") -> Iterator[Trainer]:
         yield build_trainer(setup, build_sit(setup), method, microbatch, Path(scratch))
 
 
-def step_rows(setup: Setup, peer: Peer | None) -> list[Row]:
+def step_rows(setup: Setup, peer: Peer | None, peak_tflops: float | None = None) -> list[Row]:
     """A Self-Flow training step against our own flow-matching step, and against a plain loop on the official class."""
     rows = [check_losses(setup, peer)] if peer else []
     with sit_trainer(setup) as ours, sit_trainer(setup, "flow_matching") as plain:
@@ -60,12 +60,23 @@ def step_rows(setup: Setup, peer: Peer | None) -> list[Row]:
         if peer:
             network = peer.build(build_sit(setup), setup.device)
             sides["official"] = training_step(setup, network, microbatch_of(ours))
+        flops = step_flops(ours, SiT, sit_config(setup))
         times = side_by_side(sides, setup.rounds, setup.warmup, setup.device)
     names = {"self_flow": "Self-Flow", "flow_matching": "flow matching", "official": "official class, Self-Flow"}
     rows += [rate_row("step", names[side], times, side, setup.batch, "images/s") for side in sides]
     rows.append(ratio_row("step", "time, Self-Flow / flow matching", times, "self_flow", "flow_matching"))
     if peer:
         rows.append(ratio_row("step", "throughput, Self-Flow / official class", times, "official", "self_flow"))
+    return rows + share_rows("step", flops, times, "self_flow", peak_tflops)
+
+
+def share_rows(section: str, flops: int, times: Times, side: str, peak_tflops: float | None) -> list[Row]:
+    """The floating-point rate of a step, and its share of the peak."""
+    rates, own = [flops / seconds / 1e12 for seconds in times[side]], {side: times[side]}
+    rows = [median_row(section, "model FLOPs per second", rates, "TFLOP/s", own)]
+    if peak_tflops:
+        used = [100 * rate / peak_tflops for rate in rates]
+        rows.append(median_row(section, f"model FLOP utilization of {peak_tflops:.3g} TFLOP/s", used, "%", own))
     return rows
 
 
@@ -285,19 +296,14 @@ def trunk_rows(setup: Setup, name: str, text_tokens: int, peak_tflops: float | N
         times = side_by_side({"step": step_of(trainer)}, setup.rounds, setup.warmup, setup.device)
     section = f"trunk {name}"
     what = f"batch {setup.batch} x {setup.tokens} tokens" + f" and {text_tokens} of text" * with_text
-    rates = [flops / seconds / 1e12 for seconds in times["step"]]
-    rows = [
+    return [
         Row(section, "parameters", parameters / 1e6, "M"),
         median_row(section, what, times["step"], "s/step", times),
         rate_row(section, what, times, "step", setup.batch * setup.tokens, "tokens/s"),
         Row(section, "model FLOPs of a step", flops / 1e12, "TFLOP"),
-        median_row(section, "model FLOPs per second", rates, "TFLOP/s", times),
+        *share_rows(section, flops, times, "step", peak_tflops),
         Row(section, "peak memory", measure.peak_memory(setup.device) / GIB, "GiB"),
     ]
-    if peak_tflops:
-        used = [100 * rate / peak_tflops for rate in rates]
-        rows.append(median_row(section, f"model FLOP utilization of {peak_tflops:g} TFLOP/s", used, "%", times))
-    return rows
 
 
 def step_flops(trainer: Trainer, kind: type[SiT] | type[MMDiT], config: Any) -> int:
