@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def demonstrated_windows(policy: RunPolicy, folder: Path, episodes: range) -> It
 def demonstrated_records(policy: RunPolicy, folder: Path, episodes: range, count: int) -> Iterator[Record]:
     """At most `count` windows of some episodes, evenly spaced, with all parts of the run. Raises as above."""
     entry = policy.loaded.config.streams[policy.stream]
-    modalities = [part.modality for part in entry.named_parts(policy.stream).values()]
+    modalities = tuple(part.modality for part in entry.named_parts(policy.stream).values())
     _, source, numbers = _demonstrations(policy, folder, modalities, episodes)
     chosen = set(numbers)
     places = [index for index in range(len(source)) if source.place(index)[0] in chosen]
@@ -55,7 +55,7 @@ def demonstrated_records(policy: RunPolicy, folder: Path, episodes: range, count
 
 
 def _demonstrations(
-    policy: RunPolicy, folder: Path, modalities: Sequence[str], episodes: range
+    policy: RunPolicy, folder: Path, modalities: tuple[str, ...], episodes: range
 ) -> tuple[EpisodesConfig, EpisodesSource, list[int]]:
     """The run's own settings of data, the data set under them, and the numbers of the episodes."""
     data = policy.loaded.config.streams[policy.stream].data

@@ -35,8 +35,9 @@ def examples(policy: RunPolicy, records: Sequence[Record]) -> list[Example]:
     found = []
     action = policy.names["action"]
     for record in records:
-        media = load_record(parts, record, partial(generator, "uses", record.key), augment=False)
-        if any(isinstance(entry, StoredLatents) for entry in media.values()):
+        loaded = load_record(parts, record, partial(generator, "uses", record.key), augment=False)
+        media = {name: entry for name, entry in loaded.items() if not isinstance(entry, StoredLatents)}
+        if len(media) < len(loaded):
             raise ConfigError("--uses: the data set holds stored latents; name the one that they were made of")
         valid = record.part(action).valid
         real = torch.ones(len(media[action]), dtype=torch.bool) if valid is None else torch.from_numpy(valid)
