@@ -289,7 +289,7 @@ def test_the_order_of_projectors_can_be_given(tmp_path, values):
 @pytest.mark.parametrize(
     ("trunk", "kind", "reason"),
     [
-        (tiny_mmdit(), "sit", "holds a SiT, and the trunk is a MMDiT; kinds that hold one: native-mmdit"),
+        (tiny_mmdit(), "sit", "the trunk is a MMDiT; kinds that hold one: flux2, flux2-diffusers, native-mmdit"),
         (tiny_sit(), "rae", "holds a DDT, and the trunk is a SiT"),
         (tiny_sit(), "selfflow", "projector is missing"),
         (tiny_sit({TEACHER: ProjectorSpec()}), "sit", "projector does not belong"),

@@ -51,7 +51,7 @@ def always(*_: object, **__: object) -> bool:
 
 PLACES: dict[str, tuple[object, str, Callable[..., bool], list[int]]] = {
     "a step": (Trainer, "train_step", lambda trainer, step, _: step == 2, [3]),
-    "a checkpoint": (CheckpointStore, "_write", lambda store, folder, step, *_: step == 3, [3]),
+    "a checkpoint": (CheckpointStore, "_begin", lambda store, final, aside, parts, step: step == 3, [3]),
     "a preview": (Preview, "__call__", lambda preview, step, *_: step == 2, [2]),
     "waiting": (StepDataset, "__getitem__", lambda data, item: item == 3, [3]),
 }

@@ -258,7 +258,7 @@ def stopped(run: Path, monkeypatch, step: int, *settings: str) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", train_step)
-        assert train(run, *settings) == 0
+        assert train(run, *settings) == 75
 
 
 def test_a_stopped_run_owes_its_preview_and_makes_it_once_when_it_goes_on(tmp_path, watched, monkeypatch):
