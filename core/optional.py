@@ -21,6 +21,8 @@ EXTRAS = {
     "torchdiffeq": "ode",
     "matplotlib": "plots",
     "scipy": "plots",
+    "jinja2": "report",
+    "plotly": "report",
     "wandb": "log",
     "tensorboard": "log",
     "bitsandbytes": "optim8bit",

@@ -26,6 +26,7 @@ COMMANDS = (
     "simpler",
     "compare",
     "inspect",
+    "report",
     "import",
     "export",
     "replay",

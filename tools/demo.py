@@ -12,12 +12,15 @@ import configs
 from configs.build import build_trainer
 from configs.load import load_config
 from configs.runs import load_run
-from core.errors import ConfigError
+from core.errors import ConfigError, SelfFlowError
+from core.training.say import say
 from modalities.media.audio import probe_audio, read_audio
 from modalities.media.images import read_image
 from modalities.media.video import index_video, read_frames
 from modalities.synthetic.check import accuracy, check
 from tools.generate.generate import generate_files
+from tools.report.folders import look
+from tools.report.report import write_report
 
 PROMPTS = {
     "image": [
@@ -66,6 +69,10 @@ def run(options: argparse.Namespace) -> int:
         lines.append(f"  {modality}: " + ", ".join(f"{name} {share:.0%}" for name, share in right.items()))
     print(f"what the files hold, measured from the files themselves, against their prompts (seed {SEED}):")
     print("\n".join(lines))
+    try:
+        print(f"report, to open in a browser: {write_report(look([folder.parent]), folder.parent / 'report.html')}")
+    except SelfFlowError as error:  # without the extra `report`, all that the demo makes is there
+        say(f"no report: {error}")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; look at {folder}")
     return 0
 

@@ -1,0 +1,1 @@
+from tools.report.report import add_parser as add_parser
