@@ -1,7 +1,7 @@
 """The same training at every world size: losses, gradient norms, student, teacher and optimizer against one process.
 
-In float64 to 1e-12 and 1e-9, in float32 losses to 1e-6; docs/scale.md has the measured table. Every case would fail on
-gradients that are averaged over ranks, on counts of one rank, and on samples or noise that depend on the world.
+In float64 to 1e-12 and 1e-9, in float32 losses to 1e-6; docs/scale.md has the measured table. Tried on a broken
+version: with gradients that FSDP averages over ranks, both fast cases differ by a half.
 """
 
 from __future__ import annotations
