@@ -189,6 +189,12 @@ def parameter_lines(trunk: nn.Module) -> list[str]:
     return [f"parameters {sizes.total():,}", *(f"  {part:20} {size:>14,}" for part, size in sizes.items())]
 
 
+_FROZEN = (
+    "  State is counted as if all weights were trained: an upper bound. With training.trainable or training.adapter "
+    "frozen weights have neither gradients nor moments, and the teacher shares them."
+)
+
+
 def memory_lines(trunk: nn.Module, kept: dict[str, int], config: Config) -> list[str]:
     """What lies on each of several devices.
 
@@ -218,8 +224,8 @@ def memory_lines(trunk: nn.Module, kept: dict[str, int], config: Config) -> list
         "  Activations are a microbatch and what its forward pass keeps for the backward pass, without torch.compile. "
         "Buffers that live shorter, frozen networks, and workspaces of libraries come on top.",
         f"  Sharded as FSDP2 does it, a device also gathers the weights of the block that it computes (up to "
-        f"{largest_block(trunk):,} parameters). This version trains on one device and does not shard: 8 and 64 devices "
-        "are arithmetic, each with a batch of its own.",
+        f"{largest_block(trunk):,} parameters). 8 and 64 devices are arithmetic, each with this batch as its share.",
+        *[_FROZEN] * bool(config.training.trainable or config.training.adapter),
     ]
 
 
