@@ -80,9 +80,11 @@ def test_the_first_batch_is_that_of_the_media(place):
     media, stored = assembly(place), assembly(place, latents(place / "latents"))
     raw = stored.dataset[0]
     of_media, epoch = records(media), 0
-    expected = media.dataset.collate(
-        "clips", [media.dataset.draw("clips", of_media[key], epoch) for key in raw.keys], ()
-    )
+    modes = [media.dataset.mode("clips", position) for position in range(len(raw.keys))]
+    samples = [
+        media.dataset.draw("clips", of_media[key], epoch, mode) for key, mode in zip(raw.keys, modes, strict=True)
+    ]
+    expected = media.dataset.collate("clips", samples, ())
     assert [part.name for part in raw.parts] == ["video", "audio"]
     for seen, wanted in zip(raw.parts, expected.parts, strict=True):
         assert torch.equal(seen.latents, wanted.latents)
