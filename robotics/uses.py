@@ -22,27 +22,31 @@ from robotics.policy import RunPolicy
 
 @dataclass(frozen=True)
 class Example:
-    """A window of a demonstration: media by the names of their parts, the instruction, which actions are real (K,)."""
+    """A window of a demonstration: media by the names of their parts, the instruction, and by the names of theirs which
+    actions (K,) and frames (T,) are real."""
 
     media: Mapping[str, Tensor]
     instruction: str
-    valid: Tensor
+    valid: Mapping[str, Tensor]
 
 
 def examples(policy: RunPolicy, records: Sequence[Record]) -> list[Example]:
     """Raises ConfigError for stored latents, which are not compared with what is generated."""
     parts = policy.loaded.generator.parts[policy.stream]
     found = []
-    action = policy.names["action"]
+    timed = [policy.names[kind] for kind in ("action", "video") if kind in policy.names]
     for record in records:
         loaded = load_record(parts, record, partial(generator, "uses", record.key), augment=False)
         media = {name: entry for name, entry in loaded.items() if not isinstance(entry, StoredLatents)}
         if len(media) < len(loaded):
             raise ConfigError("--uses: the data set holds stored latents; name the one that they were made of")
-        valid = record.part(action).valid
-        real = torch.ones(len(media[action]), dtype=torch.bool) if valid is None else torch.from_numpy(valid)
-        found.append(Example(media, record.captions[0] if record.captions else "", real))
+        valid = {name: _real(record.part(name), len(media[name])) for name in timed}
+        found.append(Example(media, record.captions[0] if record.captions else "", valid))
     return found
+
+
+def _real(part: Record, length: int) -> Tensor:
+    return torch.ones(length, dtype=torch.bool) if part.valid is None else torch.from_numpy(part.valid)
 
 
 def measure_uses(policy: RunPolicy, windows: Sequence[Example], seed: int = 0) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def measure_uses(policy: RunPolicy, windows: Sequence[Example], seed: int = 0) -
         windows: their number.
         policy, fast_policy, inverse_dynamics: `action_error`, mean absolute error of the real actions in units of the
         data, and `constant`, that of always predicting their mean.
-        world_model, video_plan, joint_video: `video_error`, mean squared error of the video, in [-1, 1]; `still`,
+        world_model, video_plan, joint_video: `video_error`, mean squared error of the real frames, in [-1, 1]; `still`,
         that of a video which stays at the image that is seen (None without one).
         world_model also: `shuffled`, the error where it is given the actions of another window, and `ratio`, the right
         error over that.
@@ -64,9 +68,10 @@ def measure_uses(policy: RunPolicy, windows: Sequence[Example], seed: int = 0) -
     if len(windows) < 2:
         raise ConfigError(f"{len(windows)} windows; needed are 2, so that actions can be exchanged")
     action, video = policy.names["action"], policy.names.get("video")
-    others = [windows[place - 1] for place in range(len(windows))]
+    half = len(windows) // 2  # the next window would most often be of the same episode
+    others = [*windows[half:], *windows[:half]]
     actions = torch.stack([window.media[action] for window in windows])  # (W, K, A)
-    valid = torch.stack([window.valid for window in windows])
+    valid = torch.stack([window.valid[action] for window in windows])
     mean = actions[valid].mean(dim=0)
 
     def action_error(found: Tensor) -> float:
@@ -79,16 +84,18 @@ def measure_uses(policy: RunPolicy, windows: Sequence[Example], seed: int = 0) -
     if video is None:
         return report
     videos = torch.stack([window.media[video] for window in windows])  # (W, T, 3, H, W)
+    shown = torch.stack([window.valid[video] for window in windows])  # (W, T)
 
     def video_error(found: Tensor) -> float:
-        return float((found - videos).square().mean())
+        return float((found - videos)[shown].square().mean())
 
     fast = _sampled(policy, windows, {}, {video: PartSampling(omit=True)}, seed)
     report["fast_policy"] = {"action_error": action_error(fast[action]), "constant": constant}
     inverse = _sampled(policy, windows, {video: windows}, seed=seed)
     report["inverse_dynamics"] = {"action_error": action_error(inverse[action]), "constant": constant}
     right, wrong = (video_error(_sampled(policy, windows, {action: of}, seed=seed)[video]) for of in (windows, others))
-    still = _still(policy, windows, videos)
+    seen = _seen(policy, windows, videos.shape[-2:])
+    still = None if seen is None else video_error(seen)
     report["world_model"] = {"video_error": right, "shuffled": wrong, "ratio": right / wrong, "still": still}
     report["joint_video"] = {"video_error": video_error(joint[video]), "still": still}
     plan = _sampled(policy, windows, {}, {action: PartSampling(absent=True)}, seed)
@@ -117,14 +124,12 @@ def _sampled(
     return {name: torch.stack([row[name] for row in made]) for name in made[0]}
 
 
-def _still(policy: RunPolicy, windows: Sequence[Example], videos: Tensor) -> float | None:
-    image = policy.names.get("image")
-    if image is None:
+def _seen(policy: RunPolicy, windows: Sequence[Example], size: torch.Size) -> Tensor | None:
+    """(W, 1, 3, H, W): the image that is seen, at the size of the video; None without one."""
+    if "image" not in policy.names:
         return None
-    size = videos.shape[-2:]
-    seen = torch.stack([window.media[image] for window in windows])
-    seen = torch.nn.functional.interpolate(seen, size, mode="bilinear", antialias=True)
-    return float((seen[:, None] - videos).square().mean())
+    images = torch.stack([window.media[policy.names["image"]] for window in windows])
+    return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)[:, None]
 
 
 def uses_table(report: Mapping[str, Any]) -> str:

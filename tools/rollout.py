@@ -140,6 +140,8 @@ def run_open_loop(options: argparse.Namespace) -> None:
     folder = output_folder(options.out, "--out")
     episodes = range(options.first, options.first + options.episodes)
     if options.uses is not None:
+        if options.mode is not None or options.video_steps is not None:
+            raise ConfigError("--uses: measures every mode; not with --mode or --video-steps")
         records = demonstrated_records(policy, options.open_loop, episodes, options.uses)
         uses = measure_uses(policy, examples(policy, list(records)), options.seed)
         folder.mkdir(parents=True, exist_ok=True)

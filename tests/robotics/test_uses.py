@@ -59,14 +59,14 @@ def test_errors_are_those_of_what_was_generated(run, monkeypatch):
     found = [report[use]["video_error"] for use in ("joint_video", "world_model", "video_plan")]
     assert found == pytest.approx([0.25, 0.01, 0.09], rel=1e-5)
     different = [
-        not torch.equal(window.media["action"], windows[place - 1].media["action"])
+        not torch.equal(window.media["action"], windows[place - 3].media["action"])
         for place, window in enumerate(windows)
     ]
     expected = sum(0.04 if other else 0.01 for other in different) / 6
     assert report["world_model"]["shuffled"] == pytest.approx(expected, rel=1e-5)
     assert report["world_model"]["ratio"] == pytest.approx(0.01 / expected, rel=1e-5)
     assert 0 < report["world_model"]["still"] < 0.25
-    actions = torch.cat([window.media["action"][window.valid] for window in windows])
+    actions = torch.cat([window.media["action"][window.valid["action"]] for window in windows])
     assert report["policy"]["constant"] == pytest.approx((actions - actions.mean(0)).abs().mean().item(), rel=1e-5)
     assert "| world model | video error 0.0100 |" in uses_table(report)
     with pytest.raises(ConfigError, match="1 windows; needed are 2"):
@@ -80,6 +80,8 @@ def test_the_command_measures_every_use(run, tmp_path, capsys):
     for use in ("policy", "fast policy", "inverse dynamics", "world model", "joint video", "video plan"):
         assert f"| {use} | " in shown
     assert (tmp_path / "out/uses.json").exists()
+    assert main([*command, "--uses", "4", "--mode", "fast", "--out", str(tmp_path / "b")]) == 2
+    assert "--uses: measures every mode" in capsys.readouterr().err
     rollout = ["rollout", "--env", "kinematic", "--task", "reach", "--policy", "zero", "--out", str(tmp_path / "a")]
     assert main([*rollout, "--uses", "4"]) == 2
     assert "--uses: only with --open-loop DATA" in capsys.readouterr().err

@@ -183,6 +183,11 @@ def test_rollouts_and_studies_have_their_sections(tmp_path):
     assert page.has("ours 2 2 ± 0.5 -1 better")
 
 
+def written(path: Path, name: str, content: dict) -> None:
+    path.mkdir()
+    (path / name).write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -190,6 +195,9 @@ def test_rollouts_and_studies_have_their_sections(tmp_path):
         (lambda path: path.mkdir(), "is no run (config.yaml), no rollouts"),
         (lambda path: make_run(path / "a", steps=1), "There are runs in it: a"),
         (lambda path: (path.mkdir(), (path / "eval_info.json").write_text("{")), "not valid JSON"),
+        (lambda path: written(path, "eval_info.json", {"selfflow": {"success": {"last": {}}}}), "another shape"),
+        (lambda path: written(path, "results.json", {"summary": {"fid": {"ours": {"value": {}}}}}), "another shape"),
+        (lambda path: written(path, "results.json", {"summary": {"fid": [1]}}), "another shape"),
     ],
 )
 def test_a_folder_that_is_none_is_refused_in_one_line(tmp_path, capsys, make, said):

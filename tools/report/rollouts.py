@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.errors import DataError
 from tools.report.media import Item, embed
 
 
@@ -34,7 +36,22 @@ class StudyLook:
     warnings: list[str]
 
 
+@contextmanager
+def readable(path: Path) -> Generator[None, None, None]:
+    """Raises DataError where the results of a folder have another shape than this version writes."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: its results have another shape than this version writes ({error!r})") from error
+
+
 def rollouts(path: Path, found: dict[str, Any], budget: int) -> Rollouts:
+    """Raises DataError as `readable`."""
+    with readable(path):
+        return _rollouts(path, found, budget)
+
+
+def _rollouts(path: Path, found: dict[str, Any], budget: int) -> Rollouts:
     own = _dict(found.get("selfflow"))
     settings = _dict(own.get("settings"))
     episodes = [entry for entry in found.get("per_episode") or [] if isinstance(entry, dict)]
@@ -72,6 +89,12 @@ def _percent(rate: float, low: float, high: float) -> str:
 
 
 def study(path: Path, found: dict[str, Any], budget: int) -> StudyLook:
+    """Raises DataError as `readable`."""
+    with readable(path):
+        return _study(path, found, budget)
+
+
+def _study(path: Path, found: dict[str, Any], budget: int) -> StudyLook:
     metrics: dict[str, list[tuple[str, str, str, str, str]]] = {}
     for metric, by_arm in _dict(found.get("summary")).items():
         metrics[metric] = [
