@@ -14,7 +14,7 @@ from core.sampling.plan import part_name_problems
 from core.schedule import TimestepConfig
 from core.training.sections import kinds, section
 from core.training.trackers import LoggingConfig
-from core.training.trainer import TrainingConfig
+from core.training.training_config import TrainingConfig
 from core.trunk.ddt import DDTConfig
 from core.trunk.flux2 import Flux2Settings
 from core.trunk.mmdit import MMDiTSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from configs.schema import Config
 from core.sampling.sampler import SamplerConfig
-from core.training.trainer import TrainingConfig
+from core.training.training_config import TrainingConfig
 from modalities.conditioning.conditions import ConditionConfig
 
 PROBES = 4096  # steps at which a schedule is looked at

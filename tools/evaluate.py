@@ -18,7 +18,7 @@ from configs.runs import LoadedRun, aligned_pair, evaluation_subject, load_run
 from configs.schema import StreamConfig
 from core.durable import writing
 from core.errors import ConfigError, SelfFlowError, described, nearest
-from core.training.trainer import TrainingConfig
+from core.training.training_config import TrainingConfig
 from modalities.evaluation.adm import write_samples
 from modalities.evaluation.attempts import Measured
 from modalities.evaluation.measure import evaluate

@@ -7,118 +7,37 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from core.errors import BadStepError, CheckpointError, ConfigError, NotFiniteError, described
+from core.errors import BadStepError, CheckpointError, NotFiniteError, described
 from core.objective import Objective, total_loss
 from core.training.accidents import accidents_named
-from core.training.adapter import AdapterConfig, train_only
+from core.training.adapter import train_only
 from core.training.checkpoint import CheckpointStore
 from core.training.distributed import ALONE, World
-from core.training.ema import EmaConfig, make_teacher, update_teacher
+from core.training.ema import make_teacher, update_teacher
 from core.training.evidence import Share
 from core.training.guards import all_finite, check_finite, write_bad_step
-from core.training.hooks import Hook, PreviewConfig, ValidateConfig, attempt, due_hooks, run_hooks
+from core.training.hooks import Hook, attempt, due_hooks, run_hooks
 from core.training.loader import BatchLoader, Microbatch, Preprocess, Raw, Rejected
 from core.training.onlooker import Onlooker
-from core.training.optim import OptimizerConfig, build_optimizer
-from core.training.posthoc_ema import PosthocEma, PosthocEmaConfig
+from core.training.optim import build_optimizer
+from core.training.posthoc_ema import PosthocEma
 from core.training.quarantine import Quarantine
 from core.training.records import RunFolder, read_lines
 from core.training.say import Outliving, say
 from core.training.sharding import Sharding, clip_gradients, gathered, settle, shell, sync_gradients
-from core.training.spikes import MARK, Spikes, SpikesConfig, save_spike
+from core.training.spikes import MARK, Spikes, save_spike
 from core.training.state import NOTHING_ANEW, Anew, restore, training_state
 from core.training.stop import Stopped, StopRequest
 from core.training.stragglers import Stragglers
-from core.training.watchdog import FOLDER, Watchdog, WatchdogConfig
+from core.training.training_config import TrainingConfig
+from core.training.watchdog import FOLDER, Watchdog
 from core.trunk.layers import blocks_of
-
-
-@dataclass
-class TrainingConfig:
-    """
-    Attributes:
-        steps: optimizer steps of the whole run.
-        accumulate: microbatches per optimizer step and device; each holds `batch / (accumulate devices)` samples.
-        save_every: steps between checkpoints; one is always published at the end and on a stop.
-        keep: how many of the newest checkpoints stay.
-        keep_every: a checkpoint is also published at every multiple of this, and stays for ever; 0 for none.
-        replicas: of several devices, how many groups hold a copy of all weights each, sharded within the group; must
-            divide their number. 1 shards over all of them.
-        precision: fp32, or bf16 (autocast, and FSDP's policy on several devices; weights, EMA, losses and cosine stay
-            float32).
-        compile: compile the blocks of student and teacher with torch.compile.
-        device: auto (cuda if there is one, else cpu), cpu or cuda.
-        workers: processes that prepare batches; 0 prepares them in the training process.
-        data_limit: distinct unusable records after which the run stops.
-        trainable: patterns of names (a part of the network, or with `*`) of the weights that are trained, beside
-            adapters and the heads of alignment terms; empty for all, or with an adapter for none.
-        adapter: low-rank changes of frozen weights (LoRA); null trains the weights themselves.
-        skip_steps: steps, by their number in metrics.jsonl, that are left out: their data are consumed and nothing is
-            updated. May grow when a run is resumed.
-        stop_within: seconds from a request to stop until its checkpoint is begun; a step that takes longer is lost.
-        compare_ranks_every: of several processes, steps between two lines of RUN/ranks.jsonl; 0 for none.
-    """
-
-    steps: int = 1000
-    accumulate: int = 1
-    save_every: int = 1000
-    keep: int = 2
-    keep_every: int = 0
-    replicas: int = 1
-    precision: str = "fp32"
-    compile: bool = False
-    device: str = "auto"
-    workers: int = 0
-    data_limit: int = 100
-    skip_steps: list[int] = field(default_factory=list)
-    trainable: list[str] = field(default_factory=list)
-    adapter: AdapterConfig | None = None
-    stop_within: float = 20.0
-    compare_ranks_every: int = 100
-    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
-    spikes: SpikesConfig = field(default_factory=SpikesConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    ema: EmaConfig = field(default_factory=EmaConfig)
-    posthoc_ema: PosthocEmaConfig = field(default_factory=PosthocEmaConfig)
-    preview: PreviewConfig = field(default_factory=PreviewConfig)
-    validate: ValidateConfig = field(default_factory=ValidateConfig)
-
-    def problems(self) -> list[str]:
-        found = []
-        for name, least in {
-            "steps": 1,
-            "accumulate": 1,
-            "replicas": 1,
-            "save_every": 1,
-            "keep": 2,
-            "keep_every": 0,
-            "workers": 0,
-            "data_limit": 0,
-            "compare_ranks_every": 0,
-            "stop_within": 1,
-        }.items():
-            if getattr(self, name) < least:
-                found.append(f"{name}: {getattr(self, name)} must be at least {least}")
-        if wrong := [step for step in self.skip_steps if step < 1]:
-            found.append(f"skip_steps: {wrong[0]} must be at least 1, the number of the first step")
-        for name, allowed in {"precision": ("fp32", "bf16"), "device": ("auto", "cpu", "cuda")}.items():
-            if getattr(self, name) not in allowed:
-                found.append(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        return found
-
-    def torch_device(self) -> torch.device:
-        """The device to train on; raises ConfigError when cuda is asked for and missing."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("training.device: 'cuda' was asked for, but torch sees no GPU; allowed: auto, cpu")
-        wanted = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        return torch.device(wanted)
 
 
 class Trainer:

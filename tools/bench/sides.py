@@ -19,7 +19,8 @@ from core.objective import Objective
 from core.schedule import TimestepConfig
 from core.training.loader import Microbatch
 from core.training.records import RunFolder
-from core.training.trainer import Trainer, TrainingConfig
+from core.training.trainer import Trainer
+from core.training.training_config import TrainingConfig
 from core.trunk import mmdit, sit
 from core.trunk.context import ContextConfig
 from core.trunk.projectors import TEACHER, ProjectorSpec
