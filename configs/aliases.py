@@ -52,6 +52,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("mixed_precision", "amp", "dtype", "fp16", "bf16", "autocast"), _PRECISION),
     **dict.fromkeys(("num_workers", "dataloader_num_workers", "n_workers", "num_data_workers"), ("training.workers",)),
     **dict.fromkeys(("torch_compile", "use_compile", "enable_compile"), ("training.compile",)),
+    **dict.fromkeys(
+        ("gradient_checkpointing", "activation_checkpointing", "grad_checkpointing", "use_checkpoint"),
+        ("training.recompute",),
+    ),
     **dict.fromkeys(("accelerator", "gpu", "gpus", "cuda"), ("training.device",)),
     **dict.fromkeys(("checkpointing_steps", "save_steps", "save_every_n_steps", "ckpt_every", "save_interval"), _SAVE),
     **dict.fromkeys(("checkpoint_every", "save_freq", "checkpoint_interval"), _SAVE),

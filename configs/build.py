@@ -48,6 +48,7 @@ FREE_ON_RESUME = {
     "training.keep_every",
     "training.accumulate",  # how a step is shared changes no number, but see check_shares
     "training.replicas",
+    "training.recompute",
     "training.preview",
     "training.validate",
     "training.device",

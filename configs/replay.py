@@ -68,6 +68,7 @@ def replay(run: Path, number: int, scratch: Path, device: str = "auto", root: Pa
     config: Config = from_plain(Config, held)
     training = config.training
     training.device, training.compile, training.workers, training.posthoc_ema.every = device, False, 0, 0
+    training.recompute = 0  # whatever looks into a block would see its forward pass twice
     stored = None if start is None else store.extra(start)
     root = Path(stored["root"]) if stored is not None else root or Path.cwd()
     assembly = Assembly(config, root, device=training.torch_device(), earlier=pieces_of(earlier))

@@ -38,6 +38,7 @@ from core.training.stragglers import Stragglers
 from core.training.training_config import TrainingConfig
 from core.training.watchdog import FOLDER, Watchdog
 from core.trunk.layers import blocks_of
+from core.trunk.recompute import recompute
 
 
 class Trainer:
@@ -112,6 +113,7 @@ class Trainer:
                 block.compile()
         sharding = Sharding(self.world, self.device, self.config.replicas, self.config.precision)
         sharding.apply(self.student)
+        recompute(self.student, self.config.recompute)
         sharding.apply(self.teacher, teacher=True)
 
     def fit(self, stop: StopRequest | None = None) -> str:

@@ -30,6 +30,8 @@ class TrainingConfig:
         precision: fp32, or bf16 (autocast, and FSDP's policy on several devices; weights, EMA, losses and cosine stay
             float32).
         compile: compile the blocks of student and teacher with torch.compile.
+        recompute: of every so many blocks of the student, the last is computed again in the backward pass instead of
+            being kept: 1 all blocks, 2 half of them; 0 none. Saves memory, costs time, changes no number.
         device: auto (cuda if there is one, else cpu), cpu or cuda.
         workers: processes that prepare batches; 0 prepares them in the training process.
         data_limit: distinct unusable records after which the run stops.
@@ -50,6 +52,7 @@ class TrainingConfig:
     replicas: int = 1
     precision: str = "fp32"
     compile: bool = False
+    recompute: int = 0
     device: str = "auto"
     workers: int = 0
     data_limit: int = 100
@@ -75,6 +78,7 @@ class TrainingConfig:
             "save_every": 1,
             "keep": 2,
             "keep_every": 0,
+            "recompute": 0,
             "workers": 0,
             "data_limit": 0,
             "compare_ranks_every": 0,

@@ -31,6 +31,7 @@ from core.trunk.features import Features
 from core.trunk.layers import initialize
 from core.trunk.modulation import modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
+from core.trunk.recompute import run_block
 from core.trunk.separation import token_order
 from core.types import FeatureLayers, NoiseLevels, TokenBatch, TrunkOutput
 
@@ -224,7 +225,7 @@ class DDT(nn.Module):
         condition = Condition(self.silu(self.silu(time + label[:, None])), rows)
         rotation = self.enc_feat_rope(places)
         for layer, block in enumerate(self.blocks[: self.depth], start=1):
-            s = block(s, condition, rotation, levels.separate, key_mask)
+            s = run_block(block, s, condition, rotation, levels.separate, key_mask)
             if features.last(layer, s, order.restore):
                 return features.output(None)
 
@@ -233,7 +234,7 @@ class DDT(nn.Module):
         x = self.x_embedder(tokens)
         rotation = self.dec_feat_rope(places)
         for block in self.blocks[self.depth :]:
-            x = block(x, condition, rotation, levels.separate, key_mask)
+            x = run_block(block, x, condition, rotation, levels.separate, key_mask)
         velocity = self.final_layer(x, condition)  # (B, N, C)
         velocity = velocity.to(torch.promote_types(velocity.dtype, torch.float32))
         return features.output((order.restore(velocity),))

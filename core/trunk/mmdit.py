@@ -25,6 +25,7 @@ from core.trunk.features import Features
 from core.trunk.layers import TimestepEmbedder, initialize, plain_norm
 from core.trunk.modulation import modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
+from core.trunk.recompute import run_block
 from core.trunk.separation import TokenOrder, token_order
 from core.types import FeatureLayers, NoiseLevels, TokenBatch, TrunkOutput
 
@@ -275,7 +276,7 @@ class MMDiT(nn.Module):
         media_mod = Modulated(self.media_modulation(time), rows)
         text_mod = Modulated(self.text_modulation(text_time), token_rows(text_index, text_time.shape[1]))
         for layer, block in enumerate(self.double_blocks, start=1):
-            text, media = block(text, media, text_mod, media_mod, joint)
+            text, media = run_block(block, text, media, text_mod, media_mod, joint)
             if features.last(layer, media, order.restore):
                 return features.output(None)
 
@@ -293,7 +294,7 @@ class MMDiT(nn.Module):
             return order.restore(layout.split(tokens)[1])
 
         for layer, block in enumerate(self.single_blocks, start=len(self.double_blocks) + 1):
-            tokens = block(tokens, joint_mod, joint)
+            tokens = run_block(block, tokens, joint_mod, joint)
             if features.last(layer, tokens, media_of):
                 return features.output(None)
 

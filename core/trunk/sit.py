@@ -23,6 +23,7 @@ from core.trunk.features import Features
 from core.trunk.layers import TimestepEmbedder, initialize, plain_norm
 from core.trunk.modulation import TokenRows, gated_add, modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
+from core.trunk.recompute import run_block
 from core.trunk.separation import token_order
 from core.types import FeatureLayers, NoiseLevels, TokenBatch, TrunkOutput
 
@@ -231,7 +232,7 @@ class SiT(nn.Module):
 
         rows, key_mask = token_rows(order.index, levels.values.shape[1]), real_keys(segment.valid)
         for layer, block in enumerate(self.blocks, start=1):
-            x = block(x, condition, rows, levels.separate, key_mask)
+            x = run_block(block, x, condition, rows, levels.separate, key_mask)
             if features.last(layer, x, order.restore):
                 return features.output(None)
 

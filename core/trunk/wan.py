@@ -24,6 +24,7 @@ from core.trunk.features import Features
 from core.trunk.layers import TimestepEmbedder, initialize, plain_norm
 from core.trunk.modulation import TokenRows, gated_add, modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
+from core.trunk.recompute import run_block
 from core.trunk.separation import TokenOrder, token_order
 from core.types import FeatureLayers, NoiseLevels, TokenBatch, TrunkOutput
 
@@ -243,7 +244,7 @@ class Wan(nn.Module):
             shared = self.time_rows(F.silu(time)).unflatten(-1, (6, -1))  # (B, K, 6, D)
         rows = token_rows(order.index, time.shape[1])
         for layer, block in enumerate(self.blocks, start=1):
-            x = block(x, text, shared, rows, positions)
+            x = run_block(block, x, text, shared, rows, positions)
             if features.last(layer, x, order.restore):
                 return features.output(None)
 

@@ -14,6 +14,7 @@ from configs.assembly import Assembly
 from configs.load import load_config
 from core.objective import Objective
 from core.training.loader import Microbatch
+from core.trunk.recompute import recompute
 from core.types import FeatureLayers, TokenBatch, TrunkOutput
 from tests.tools.test_flops import B, C, N, microbatch
 from tests.tools.test_standins import several
@@ -82,7 +83,7 @@ def test_the_count_is_what_the_allocator_gives_out(name, precision, tmp_path):
     trunk, objective, given = trunk_and_microbatch(name, tmp_path)
     counted = saved_bytes(objective, trunk, given, precision, "cpu")
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        assert kept_by_forward(objective, trunk, given) == pytest.approx(counted, abs=64)
+        assert sum(kept_by_forward(objective, trunk, given)) == pytest.approx(counted, abs=64)
     with (
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),  # anew: it remembers cast weights
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
@@ -91,6 +92,29 @@ def test_the_count_is_what_the_allocator_gives_out(name, precision, tmp_path):
     alive = sum(event.self_cpu_memory_usage for event in seen.key_averages())  # given out, and not given back
     assert counted == pytest.approx(alive, rel=0.03)
     del terms
+
+
+@pytest.mark.parametrize(("name", "precision"), [("image", "fp32"), ("sit", "bf16")])
+def test_blocks_that_are_computed_again_keep_what_they_take_in(name, precision, tmp_path):
+    """Against the allocator: what torch's checkpoints really keep, and how much more lies there at the most."""
+    trunk, objective, given = trunk_and_microbatch(name, tmp_path)
+    whole = saved_bytes(objective, trunk, given, precision, "cpu")
+    recompute(trunk, 1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        kept, again = kept_by_forward(objective, trunk, given)
+    assert saved_bytes(objective, trunk, given, precision, "cpu") == pytest.approx(kept + again, rel=1e-3)
+    assert kept + again < 0.8 * whole
+    with (
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),  # leaves no cast weights behind
+    ):
+        terms = objective(trunk, trunk, given.batch, given.drawn, given.counts, given.targets)
+    alive = sum(event.self_cpu_memory_usage for event in seen.key_averages())
+    assert kept == pytest.approx(alive, rel=0.03)
+    del terms
+    recompute(trunk, 2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        assert kept < kept_by_forward(objective, trunk, given)[0] < whole
 
 
 def test_bf16_and_a_larger_batch_count_and_the_trunk_stays_as_it_is(tmp_path):

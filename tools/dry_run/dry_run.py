@@ -16,6 +16,7 @@ from configs.schema import FIRST_FRAME, Config, StreamConfig
 from configs.warnings import warnings
 from core.errors import ConfigError
 from core.schedule import TimestepConfig
+from core.trunk.recompute import recompute
 from modalities.data.sources.config import SourceConfig
 from modalities.streams import Parts, lengths
 from tools.data_notes import data_lines
@@ -34,6 +35,7 @@ def describe(config: Config, root: Path) -> str:
     """
     plan = make_plan(config, root)
     objective, trunk = plan.assembly.objective, plan.assembly.trunk
+    recompute(trunk, config.training.recompute)
     lines = [f"method {config.method}, seed {config.seed}, {config.training.steps:,} steps"]
     if config.condition.kind == "label":
         lines[0] += f", {len(plan.assembly.labels):,} classes"

@@ -19,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from core.noising import NoiseSample
 from core.objective import Objective
 from core.training.loader import Microbatch
+from core.trunk.layers import blocks_of
+from core.trunk.recompute import is_recomputed
 from core.types import map_tensors
 from modalities.data.batches import RawBatch
 from modalities.data.preprocess import DevicePreprocess
@@ -39,8 +41,8 @@ def step_flops(
 
     Returns:
         student: forward and backward, of the backward pass twice the forward. teacher: forward, to the layer where it
-        stops. encoders: what `preprocess` runs: frozen encoders, and the encoding half of an autoencoder. total: their
-        sum.
+        stops. recomputed: blocks of the student that run again in the backward pass, where there are any. encoders:
+        what `preprocess` runs: frozen encoders, and the encoding half of an autoencoder. total: their sum.
     """
     completed, encoders = complete(raw, preprocess)
     found = network_flops(objective, trunk, completed) | {"encoders": encoders}
@@ -51,11 +53,30 @@ def network_flops(objective: Objective, trunk: nn.Module, completed: Microbatch)
     """FLOPs of student and teacher as in `step_flops`, for a completed microbatch on the meta device."""
     empty = without_storage(trunk)
     counters = {name: FlopCounterMode(display=False) for name in ("student", "teacher")}
+    again = _count_again(empty, counters["student"])
 
     student, teacher = (_Counted(empty, counters[name]) for name in ("student", "teacher"))
     objective(student, teacher, completed.batch, completed.drawn, completed.counts, completed.targets)
     flops = {name: counter.get_total_flops() for name, counter in counters.items()}
-    return {"student": (1 + BACKWARD) * flops["student"], "teacher": flops["teacher"]}
+    found = {"student": (1 + BACKWARD) * flops["student"], "teacher": flops["teacher"]}
+    return found | ({"recomputed": sum(again)} if again else {})
+
+
+def _count_again(trunk: nn.Module, counter: FlopCounterMode) -> list[int]:
+    """A list that gets the FLOPs of each forward pass of a block that is computed again, of those in `counter`."""
+    found: list[int] = []
+
+    def enter(*_: object) -> None:
+        found.append(-counter.get_total_flops())
+
+    def leave(*_: object) -> None:
+        found[-1] += counter.get_total_flops()
+
+    for block in blocks_of(trunk):
+        if is_recomputed(block):
+            block.register_forward_pre_hook(enter)
+            block.register_forward_hook(leave)
+    return found
 
 
 class _Counted(nn.Module):
