@@ -52,7 +52,8 @@ def _differences(media: object, source: EpisodesSource, where: str) -> Iterator[
         if not math.isclose(media.fps, plan.video_fps(fps)):
             yield (
                 f"fps: {media.fps:g}, and {where} has {plan.video_fps(fps):g} ({fps:g} steps a second, stride "
-                f"{plan.stride}, frames_per_action {plan.frames_per_action})"
+                f"{plan.stride}, frames_per_action {plan.frames_per_action}, actions_per_frame "
+                f"{plan.actions_per_frame})"
             )
     if getattr(media, "flip", False):
         yield f"flip: true would mirror the image and not what the robot does; not with {where}"

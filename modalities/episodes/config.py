@@ -33,7 +33,9 @@ class EpisodesConfig(PathConfig):
         actions: of a sample.
         stride: steps from one action to the next. Actions between are left out: for absolute actions alone.
         frames_per_action: frames of the video in that time; more than `stride` show images more than once.
-        first_frame: next (the video begins with what the first action leads to) or current (with the image itself).
+        actions_per_frame: actions from one frame of the video to the next, for a video that looks further ahead.
+        first_frame: next (the video begins with what the first action, or the first `actions_per_frame`, lead to) or
+            current (with the image itself).
         gripper: how an action tells it: keep, relative (RT-1: commands that open or close become the state, 1 open) or
             inverted (1 is closed in the data); "" is as usual for the data set.
         gripper_dims: places of the grippers among the numbers of an action.
@@ -51,6 +53,7 @@ class EpisodesConfig(PathConfig):
     actions: int = 6
     stride: int = 1
     frames_per_action: int = 1
+    actions_per_frame: int = 1
     first_frame: str = "next"
     gripper: str = ""
     gripper_dims: list[int] = field(default_factory=list)
@@ -80,7 +83,9 @@ class EpisodesConfig(PathConfig):
         return True
 
     def plan(self) -> WindowPlan:
-        return WindowPlan(self.frames, self.actions, self.stride, self.frames_per_action, self.first_frame)
+        return WindowPlan(
+            self.frames, self.actions, self.stride, self.frames_per_action, self.actions_per_frame, self.first_frame
+        )
 
     def source(self, episodes: EpisodeSet, modalities: tuple[str, ...], reading: Reading) -> Source:
         if self.gripper:

@@ -19,17 +19,20 @@ class WindowPlan:
         actions: A.
         stride: steps from one action to the next; actions between are not looked at, which suits absolute ones.
         frames_per_action: frames of the video in that time; more than `stride` show an image more than once.
-        first_frame: next (the video begins with what the first action leads to) or current (with the image itself).
+        actions_per_frame: actions from one frame of the video to the next, for a video that looks further ahead.
+        first_frame: next (the video begins with what the first action, or the first `actions_per_frame`, lead to) or
+            current (with the image itself).
     """
 
     frames: int
     actions: int
     stride: int = 1
     frames_per_action: int = 1
+    actions_per_frame: int = 1
     first_frame: str = "next"
 
     def problems(self) -> list[str]:
-        names = ("frames", "actions", "stride", "frames_per_action")
+        names = ("frames", "actions", "stride", "frames_per_action", "actions_per_frame")
         found = [f"{name}: {getattr(self, name)} must be at least 1" for name in names if getattr(self, name) < 1]
         if self.first_frame not in FIRST_FRAMES:
             hint = nearest(self.first_frame, FIRST_FRAMES)
@@ -39,6 +42,11 @@ class WindowPlan:
                 f"frames_per_action: {self.frames_per_action} and stride {self.stride}: one must be a multiple of the "
                 "other, so that frames lie on steps"
             )
+        if self.frames_per_action > 1 and self.actions_per_frame > 1:
+            found.append(
+                f"actions_per_frame: {self.actions_per_frame} with frames_per_action {self.frames_per_action}; one of "
+                "them must be 1"
+            )
         return found
 
     def rate(self, fps: float) -> float:
@@ -47,10 +55,11 @@ class WindowPlan:
 
     def video_fps(self, fps: float) -> float:
         """Frames a second of the video."""
-        return fps / self.stride * self.frames_per_action
+        return fps / self.stride * self.frames_per_action / self.actions_per_frame
 
     def count(self, steps: int | np.ndarray) -> int | np.ndarray:
-        """Windows in an episode of so many steps: every step begins one from which an action still leads to a frame."""
+        """Windows in an episode of so many steps: every step begins one whose first frame, or whose image and
+        first action, lie in it."""
         last = max(1, self._frame(0)) if self.first_frame == "next" else 1
         return np.maximum(np.asarray(steps) - last, 0)
 
@@ -64,7 +73,7 @@ class WindowPlan:
 
     def _frame(self, number: int | np.ndarray) -> np.ndarray:
         first = int(self.first_frame == "next")
-        return (np.asarray(number) + first) * self.stride // self.frames_per_action
+        return (np.asarray(number) + first) * self.stride * self.actions_per_frame // self.frames_per_action
 
 
 def padded(steps: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

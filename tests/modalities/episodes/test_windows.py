@@ -31,6 +31,9 @@ ALL = ("image", "video", "action_count", "state_count")
         (WindowPlan(4, 3, stride=2), [7, 9, 11, 13], [5, 7, 9], 10),
         (WindowPlan(5, 3, stride=4, frames_per_action=4), [6, 7, 8, 9, 10], [5, 9, 13], 11),
         (WindowPlan(5, 3, stride=4, frames_per_action=2), [7, 9, 11, 13, 15], [5, 9, 13], 10),
+        (WindowPlan(2, 6, actions_per_frame=3), [8, 11], [5, 6, 7, 8, 9, 10], 9),
+        (WindowPlan(3, 4, actions_per_frame=2, first_frame="current"), [5, 7, 9], [5, 6, 7, 8], 11),
+        (WindowPlan(2, 3, stride=2, actions_per_frame=2), [9, 13], [5, 7, 9], 8),
         # images shown several times: frame i is on screen at step 5 + (i + 1) / 4
         (WindowPlan(8, 2, frames_per_action=4), [5, 5, 5, 6, 6, 6, 6, 7], [5, 6], 11),
         (WindowPlan(8, 2, frames_per_action=4, first_frame="current"), [5, 5, 5, 5, 6, 6, 6, 6], [5, 6], 11),
@@ -47,6 +50,7 @@ def test_rates_of_a_window():
     assert WindowPlan(49, 6).video_fps(3.0) == 3.0
     assert WindowPlan(49, 6, frames_per_action=8).video_fps(3.0) == 24.0
     assert WindowPlan(49, 6, stride=10).rate(30.0) == 3.0
+    assert WindowPlan(2, 6, actions_per_frame=3).video_fps(3.0) == 1.0
     assert WindowPlan(49, 6, stride=8, frames_per_action=8).video_fps(30.0) == 30.0
 
 
@@ -59,6 +63,7 @@ def test_what_lies_beyond_the_end_is_the_last_step_and_is_no_step():
 def test_plans_that_make_no_sense():
     assert "frames: 0 must be at least 1" in WindowPlan(0, 6).problems()[0]
     assert "Did you mean: 'current'" in WindowPlan(9, 6, first_frame="curent").problems()[0]
+    assert "one of them must be 1" in WindowPlan(4, 6, stride=2, frames_per_action=2, actions_per_frame=3).problems()[0]
     assert "one must be a multiple of the other" in WindowPlan(9, 6, stride=3, frames_per_action=2).problems()[0]
 
 
