@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
+from core.keys import generator
 from robotics.environment import Observation
 from robotics.kinematic.scene import DRAWER, HEIGHTS, MAX_STEP, Body, Scene
 from robotics.kinematic.tasks import AREA, Goal, distance
@@ -16,6 +18,7 @@ SLOPE = 0.6  # meters that the expert stays above its goal for each meter beside
 BESIDE = 0.13  # meters between centers where Move Near puts an object down
 CLEAR = 0.2  # meters that it then keeps from any other object
 OPEN, SHUT = 1.0, 0.0
+MOSTLY_OPEN = 0.7  # share of the steps of exploration
 
 
 class Expert:
@@ -107,10 +110,19 @@ def slide(scene: Scene, goal: Goal, extension: float) -> np.ndarray:
     return _action(scene, scene.gripper + np.array([drawer.extension - extension, 0, 0]), SHUT)
 
 
+def explore(scene: Scene, goal: Goal) -> np.ndarray:
+    """Anywhere, with fingers that are mostly open: experts alone never show what other actions would lead to."""
+    random = generator("explore", *(round(1e6 * place) for place in scene.gripper.tolist()))
+    drawn = torch.rand(4, generator=random, dtype=torch.float64).numpy()
+    step = (2 * drawn[:3] - 1) * MAX_STEP
+    return np.array([*step, 0, 0, 0, OPEN if drawn[3] < MOSTLY_OPEN else SHUT])
+
+
 RULES: dict[str, Callable[[Scene, Goal], np.ndarray]] = {
     "reach": reach,
     "pick": pick,
     "move_near": move_near,
     "open_drawer": lambda scene, goal: slide(scene, goal, 0.22),
     "close_drawer": lambda scene, goal: slide(scene, goal, 0.0),
+    "explore": explore,
 }

@@ -79,12 +79,17 @@ def _shut(scene: Scene, goal: Goal) -> bool:
     return scene.bodies[goal.source].extension <= SHUT
 
 
+def _asks_for_nothing(scene: Scene, goal: Goal) -> bool:
+    return True
+
+
 TASKS: dict[str, Task] = {
     "reach": Task(1, 12, "reach {source}", _reached),
     "pick": Task(1, 16, "pick {source}", _picked),
     "move_near": Task(2, 20, "move {source} near {target}", _moved_near),
     "open_drawer": Task(0, 16, "open drawer", _opened),
     "close_drawer": Task(0, 16, "close drawer", _shut, extension=AJAR),
+    "explore": Task(1, 12, "explore", _asks_for_nothing),  # moves at random, from which world models learn
 }
 
 

@@ -1,5 +1,5 @@
-"""One demonstration, learned by heart, is repeated in closed loop: data, training, sampling and control agree on what an
-action means. About 20 seconds."""
+"""One demonstration, learned by heart, is repeated in closed loop: data, training, sampling and control agree on what
+an action means. About 20 seconds."""
 
 from __future__ import annotations
 
