@@ -202,3 +202,24 @@ def test_sessions_of_a_server_share_the_weights_of_a_run(run):
     assert first.loaded is second.loaded
     assert first.settings.mode == "fast"
     inference.close()
+
+
+def test_fine_tuning_takes_the_statistics_of_the_new_data(run, tmp_path, capsys):
+    """What an action means is said by the file of the new data; images keep what the weights are used to."""
+    data, config = tmp_path / "set", tmp_path / "tabletop.yaml"
+    shutil.copy(CONFIG, config)
+    made = ["demonstrations", "--env", "kinematic", "--task", "open_drawer", "--episodes", "4", "--out", str(data)]
+    assert not main([*made, "size=16"])
+    assert not main(["stats", str(config), "--out", f"{data}/statistics.json"])
+    capsys.readouterr()
+    assert not main(["finetune", str(config), "--from", str(run), f"run={tmp_path / 'tuned'}"])
+    told = capsys.readouterr().err
+    assert "latent statistics of action: those of its file" in told
+    before, after = (
+        RunPolicy.from_pretrained(folder).loaded.generator.normalization for folder in (run, tmp_path / "tuned")
+    )
+    file = json.loads((data / "statistics.json").read_text())["action"]
+    low, high = np.array(file["q01"][:3]), np.array(file["q99"][:3])
+    np.testing.assert_allclose(after["action"].mean[:3], (low + high) / 2, atol=1e-6)
+    assert after["action"].digest != before["action"].digest
+    assert after["image"].to_dict() == before["image"].to_dict()
