@@ -26,6 +26,8 @@ class Rollout:
         environment, task, options: as `make_environment` takes them.
         policy, acting: as `make_policy` takes them.
         seed: of the policy's draws. Episodes are functions of (task, number) alone.
+        checkpoint: fingerprint of the weights of a run's policy, "" of others: a run that has been trained further, or
+            anew, is another policy.
     """
 
     environment: str
@@ -34,6 +36,7 @@ class Rollout:
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     acting: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""
 
     def settings(self) -> dict[str, Any]:
         """As JSON."""

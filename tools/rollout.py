@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from tqdm import tqdm
 
 from core.durable import write_durably
 from core.errors import ConfigError
+from core.training.checkpoint import CheckpointStore
 from robotics.demonstrated import action_names, demonstrated_records, demonstrated_windows
+from robotics.environment import Policy
 from robotics.environments import ENVIRONMENTS, make_environment
 from robotics.open_loop import open_loop, open_loop_table
 from robotics.parallel import spread
@@ -111,7 +114,7 @@ def run(options: argparse.Namespace) -> None:
     episodes = range(options.first, options.first + options.episodes)
     environment = make_environment(rollout.environment, rollout.task, rollout.options)  # names its mistakes first
     protocol, limit = environment.protocol, environment.episodes
-    make_policy(rollout.policy, environment, rollout.acting)
+    rollout = pinned(rollout, make_policy(rollout.policy, environment, rollout.acting))
     environment.close()
     if limit is not None and episodes.stop > limit:
         raise ConfigError(f"--episodes: {rollout.task} has the episodes 0 to {limit - 1}, not {episodes.stop - 1}")
@@ -131,6 +134,15 @@ def run(options: argparse.Namespace) -> None:
     text = table([result, *others], compared)
     folder.write(result, text)
     print(text, end="")
+
+
+def pinned(rollout: Rollout, policy: Policy) -> Rollout:
+    """With the checkpoint that acts, so that one which is published meanwhile changes nothing."""
+    if not isinstance(policy, RunPolicy):
+        return rollout
+    step = policy.loaded.step
+    checkpoint = CheckpointStore(policy.loaded.folder / "checkpoints").fingerprint(step)
+    return replace(rollout, acting={**rollout.acting, "step": step}, checkpoint=checkpoint)
 
 
 def run_open_loop(options: argparse.Namespace) -> None:

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from core.durable import sync, write_durably
 from core.errors import CheckpointError, NotWrittenError, nearest
 from core.training.distributed import ALONE, World
-from core.training.manifest import TENSORS, Verifier, describe, encode, is_of_other_version, write_manifest
+from core.training.manifest import MANIFEST, TENSORS, Verifier, describe, encode, is_of_other_version, write_manifest
 from core.training.say import say
 
 PARTS = ("student", "teacher", "optimizer")
@@ -267,6 +267,11 @@ class CheckpointStore:
         """The plain data that was published with the step."""
         self.require(step, ())
         return json.loads((self.folder(step) / STATE).read_text())["extra"]
+
+    def fingerprint(self, step: int) -> str:
+        """Differs where any file of two checkpoints does: the manifest has their checksums."""
+        self.require(step, ())
+        return hashlib.blake2b((self.folder(step) / MANIFEST).read_bytes(), digest_size=8).hexdigest()
 
     def parts(self, step: int) -> list[str]:
         """Names of the parts that a checkpoint has."""

@@ -163,10 +163,32 @@ def test_a_rollout_of_a_run(run, tmp_path, capsys):
     arguments = ["rollout", "--env", "kinematic", "--task", "reach", "--policy", str(run), "--out", str(tmp_path)]
     assert not main([*arguments, "--episodes", "2", "--videos", "1", "--k", "2", "size=16"])
     found = json.loads((tmp_path / "eval_info.json").read_text())
-    assert found["selfflow"]["settings"]["acting"] == {"execute": 2}
+    assert found["selfflow"]["settings"]["acting"] == {"execute": 2, "step": 3}
     assert len(found["per_episode"]) == 2
     assert (tmp_path / "videos" / "episode_000000.mp4").stat().st_size > 0
     assert PolicySettings(**found["selfflow"]["settings"]["acting"]).execute == 2
+
+
+def test_episodes_of_one_rollout_have_one_checkpoint(run, tmp_path, capsys):
+    """A run that was trained further, or anew in the same folder, does not go on with the episodes of another."""
+    tuned = tmp_path / "run"
+    shutil.copytree(run, tuned)
+    arguments = ["rollout", "--env", "kinematic", "--task", "reach", "--policy", str(tuned), "size=16"]
+    first, second = ([*arguments, "--out", str(tmp_path / name), "--episodes"] for name in ("first", "second"))
+    assert not main([*first, "1"])
+    config = ["train", str(run.parent / "tabletop.yaml"), f"run={tuned}"]
+    assert not main([*config, "training.steps=6", "--change", "training.steps=6"])
+    capsys.readouterr()
+    assert main([*first, "2"]) == 2
+    told = capsys.readouterr().err
+    assert "'step': 3" in told
+    assert "'step': 6" in told
+    assert not main([*first, "2", "--step", "3"])
+    assert not main([*second, "1"])
+    shutil.rmtree(tuned)
+    assert not main([*config, "seed=1", "training.steps=6", "training.save_every=6"])
+    assert main([*second, "2"]) == 2
+    assert "holds a rollout with checkpoint" in capsys.readouterr().err
 
 
 def test_the_open_loop_of_a_run(run, tmp_path, capsys):
