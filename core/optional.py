@@ -23,6 +23,7 @@ EXTRAS = {
     "scipy": "plots",
     "jinja2": "report",
     "plotly": "report",
+    "gradio": "app",
     "wandb": "log",
     "tensorboard": "log",
     "bitsandbytes": "optim8bit",

@@ -22,8 +22,13 @@ from modalities.base import Known
 from modalities.conditioning import TextEncoder
 from modalities.conditioning.conditions import ConditionConfig, Conditions, Prompt
 from modalities.streams import Part, Parts, make_segments
+from modalities.watching import Expectation, Tokens
 
 Trunk = MMDiT | SiT | DDT | Wan
+
+# Called after a step with a function that decodes what the samples of a batch are expected to become: name of a part
+# -> (B, *media).
+Watch = Callable[[Callable[[], dict[str, Tensor]]], object]
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ def generate(
     batch_size: int = 8,
     progress: Callable[[int], object] | None = None,
     negative: str | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Media of every part by its name, for each prompt, in order; not of parts of which `config` makes nothing.
 
@@ -80,6 +86,7 @@ def generate(
         known: name of a part -> what is kept of it; one for all prompts, or one for each.
         progress: called after every sampler step with the number of samples that took it.
         negative: text or class name that guidance leads away from, in place of the null condition.
+        watch: called after every sampler step; what it raises ends the generation.
 
     Raises NotFiniteError for a sample that holds NaN or infinite numbers, and ConfigError where a part that was given
     in every sample of the training is not given.
@@ -107,7 +114,7 @@ def generate(
         segments = make_segments(parts, tokens, conditioning_mask if conditioning_mask.any() else None)
         batch = TokenBatch(segments, model.context(chunk), keys)
         noise = tuple(part.to(model.device) for part in initial_noise(seed, batch))
-        tick = None if progress is None else partial(_tick, progress, len(chunk))
+        tick = _each_step(model, parts, config, noise, len(chunk), progress, watch)
         null = None if negative is None else map_tensors(model.context([negative] * len(chunk)), moved)
         made = sample(model.trunk, batch.to(model.device), noise, config, seed=seed, progress=tick, null=null)
         _check_finite(made, keys)
@@ -175,5 +182,30 @@ def guidance_problem(condition: ConditionConfig, config: SamplerConfig) -> str |
     return None
 
 
-def _tick(progress: Callable[[int], object], samples: int, _step: int, _state: tuple[Tensor, ...]) -> None:
-    progress(samples)
+def _each_step(
+    model: Generator,
+    parts: Parts,
+    config: SamplerConfig,
+    noise: tuple[Tensor, ...],
+    samples: int,
+    progress: Callable[[int], object] | None,
+    watch: Watch | None,
+) -> Callable[[int, tuple[Tensor, ...]], None] | None:
+    """What the sampler calls after every step; None where nobody wants to know."""
+    if progress is None and watch is None:
+        return None
+    expectation = None
+    if watch is not None:
+
+        def decoded(expected: Callable[[], Tokens]) -> dict[str, Tensor]:
+            return {name: model.decode(parts[name], tokens) for name, tokens in expected().items()}
+
+        expectation = Expectation(config, list(parts), noise, lambda expected: watch(partial(decoded, expected)))
+
+    def tick(step: int, state: tuple[Tensor, ...]) -> None:
+        if progress is not None:
+            progress(samples)
+        if expectation is not None:
+            expectation(step, state)
+
+    return tick

@@ -19,6 +19,7 @@ COMMANDS = (
     "encode",
     "stats",
     "generate",
+    "app",
     "evaluate",
     "demonstrations",
     "rollout",

@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST, NEWEST, NEWEST_FULL = (3, 11), (3, 14), (3, 13)
-EXTRAS = "media,data,models,lora,ode,plots,report,log,robots,dev"
+EXTRAS = "media,data,models,lora,ode,plots,report,log,robots,browser,dev"
 TORCH = ((2, 11), (2, 15))
 VERSION_OF_TORCH = "import importlib.metadata as m; print(m.version('torch'))"
 

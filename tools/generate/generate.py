@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from configs.assembly.adapters import load_autoencoders
 from configs.captions import text_limit
 from configs.runs import WEIGHTS, LoadedRun, load_run
 from core.errors import ConfigError, nearest
-from core.keys import generator
 from core.sampling.parts import PartSampling
 from core.sampling.plan import part_name_problems
 from core.sampling.sampler import SOLVERS, SamplerConfig
@@ -25,13 +24,13 @@ from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS
 from core.training.config import from_plain, to_plain
 from core.training.sections import field_names
 from core.training.settings import UserSettings, merge, parse_override
-from modalities.base import Known, Record
+from modalities.base import Known
 from modalities.conditioning import describe_cut
-from modalities.generation import generate, guidance_problem, sampler_steps
+from modalities.generation import Watch, generate, guidance_problem, sampler_steps
 from modalities.media.writing import write_grid
 from modalities.sample_files import write_parts
-from modalities.streams import Parts
 from modalities.table import MODALITIES
+from tools.generate.given import as_option, as_option_line, given_files, known_files, known_parts
 from tools.generate.numbered import next_number, write_grid_file, write_numbered
 from tools.outputs import output_folder
 
@@ -119,36 +118,74 @@ def run(options: argparse.Namespace) -> int:
     loaded = load_run(
         options.folder, options.step, options.device, options.text_encoder, options.weights, options.ema_length
     )
+    wanted = prepare(options, loaded)
+    for line in request_warnings(options, loaded, wanted):
+        print(f"warning: {line}", file=sys.stderr)
+    files = make(options, loaded, wanted, out)
+    print(f"{len(files)} files in {out}: {files[0].name}" + (f" to {files[-1].name}" if len(files) > 1 else ""))
+    return 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was checked against the run.
+
+    Attributes:
+        prompts: one for each sample.
+        known: name of a part -> what is kept of it.
+    """
+
+    prompts: list[str]
+    settings: SamplerConfig
+    known: dict[str, Known]
+
+
+def prepare(options: argparse.Namespace, loaded: LoadedRun) -> Prepared:
+    """What the options ask of a run. Raises ConfigError for what it cannot do, DataError for files it cannot read."""
     streams = loaded.config.streams
     if options.stream not in streams:
         hint = nearest(options.stream, list(streams))
         raise ConfigError(f"{options.folder} was not trained on {options.stream}; it has {', '.join(streams)}.{hint}")
+    parts = loaded.generator.parts[options.stream]
     prompts = [prompt for prompt in asked(options, loaded) for _ in range(options.number)]
     settings = sampler_settings(options, streams[options.stream].sampling)
-    if found := part_name_problems(settings, list(loaded.generator.parts[options.stream])):
-        raise ConfigError(map(_as_option, found))
+    if found := part_name_problems(settings, list(parts)):
+        raise ConfigError(map(as_option_line, found))
     check_negative(options, loaded, settings)
-    for line in dict.fromkeys(
-        line for prompt in prompts for line in warnings(loaded, prompt, settings, options.negative)
-    ):
-        print(f"warning: {line}", file=sys.stderr)
-    known = known_parts(options, loaded.generator.parts[options.stream])
+    return Prepared(prompts, settings, known_parts(options, parts))
+
+
+def request_warnings(options: argparse.Namespace, loaded: LoadedRun, wanted: Prepared) -> list[str]:
+    """What a person should know of the samples of a request, each once."""
+    found = [line for prompt in wanted.prompts for line in warnings(loaded, prompt, wanted.settings, options.negative)]
+    return list(dict.fromkeys(found))
+
+
+def make(
+    options: argparse.Namespace,
+    loaded: LoadedRun,
+    wanted: Prepared,
+    out: Path,
+    progress: Callable[[int], object] | None = None,
+    watch: Watch | None = None,
+) -> list[Path]:
+    """Write the samples of a request into `out`; the arguments and the result are those of `generate_files`."""
     adapters = loaded.assembly.adapters
     load_autoencoders(loaded.config, {options.stream: adapters[options.stream]})  # missing ones are reported at once
-    files = generate_files(
+    return generate_files(
         loaded,
         options.stream,
-        prompts,
-        settings,
+        wanted.prompts,
+        wanted.settings,
         options.seed,
         out,
-        known,
+        wanted.known,
         options.batch_size,
         options.negative,
         given_files(options),
+        progress,
+        watch,
     )
-    print(f"{len(files)} files in {out}: {files[0].name}" + (f" to {files[-1].name}" if len(files) > 1 else ""))
-    return 0
 
 
 def asked(options: argparse.Namespace, loaded: LoadedRun) -> list[str]:
@@ -180,7 +217,7 @@ def check_negative(options: argparse.Namespace, loaded: LoadedRun, settings: Sam
         and options.cfg_scale is not None
         and (problem := guidance_problem(condition, settings))
     ):
-        raise ConfigError(_as_option(problem))
+        raise ConfigError(as_option_line(problem))
     if options.negative is not None and condition.kind == "label":
         loaded.generator.context([options.negative])  # an unknown class is reported now
 
@@ -205,7 +242,7 @@ def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> Sa
     try:
         settings = defaults.changed(**{name: value for name, value in given.items() if value is not None})
     except ConfigError as error:
-        raise ConfigError(map(_as_option, error.problems)) from error
+        raise ConfigError(map(as_option_line, error.problems)) from error
     return with_parts(settings, options.part) if options.part else settings
 
 
@@ -221,76 +258,8 @@ def with_parts(settings: SamplerConfig, wanted: Sequence[str]) -> SamplerConfig:
         if problems := found.problems():
             raise ConfigError(problems)
     except ConfigError as error:
-        raise ConfigError(map(_as_option, error.problems)) from error
+        raise ConfigError(map(as_option_line, error.problems)) from error
     return found
-
-
-def _as_option(problem: str) -> str:
-    """A line of `problems` under the names of the command line."""
-    if problem.startswith("parts: "):
-        return problem.replace("parts", "--part", 1)
-    if problem.startswith("parts."):
-        return problem.replace("parts.", "--part ", 1)
-    names, rest = problem.split(":", 1)
-    return f"{', '.join(f'--{name}' for name in names.split(', ')).replace('_', '-')}:{rest}"
-
-
-def known_files() -> dict[str, list[str]]:
-    """Name of a file that can be given -> the modalities that know it."""
-    found: dict[str, list[str]] = {}
-    for name, row in MODALITIES.items():
-        for file in getattr(row.adapter, "known_files", ()):
-            found.setdefault(file, []).append(name)
-    return found
-
-
-def given_files(options: argparse.Namespace) -> dict[str, str]:
-    """Name of an option -> FILE, or PART=FILE, of those on the command line."""
-    values = {name: getattr(options, f"file_{name}", None) for name in known_files()}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def known_parts(options: argparse.Namespace, parts: Parts) -> dict[str, Known]:
-    """What is to be kept of each part, from the files on the command line. Raises ConfigError for wrong ones."""
-    taken: dict[str, dict[str, Record]] = {}
-    for file, value in given_files(options).items():
-        part, path = part_of_file(file, value, options.stream, parts)
-        taken.setdefault(part, {})[file] = file_record(path)
-    known = {
-        name: parts[name].adapter.known_from(files, partial(generator, options.seed, "known"))
-        for name, files in taken.items()
-    }
-    if known and all(name in known and bool(known[name].conditioning_mask.all()) for name in parts):
-        raise ConfigError(f"{', '.join(given_options(options))}: give all of a sample, so that nothing is left to make")
-    return known
-
-
-def part_of_file(file: str, value: str, stream: str, parts: Parts) -> tuple[str, Path]:
-    """Which part a file is for; PART=FILE says so where several could take it."""
-    fitting = [name for name, part in parts.items() if file in part.adapter.known_files]
-    name, equals, rest = value.partition("=")
-    if equals and name in fitting:
-        return name, Path(rest)
-    option = as_option(file)
-    if not fitting:
-        wanted, has = " or ".join(known_files()[file]), ", ".join(part.adapter.modality for part in parts.values())
-        raise ConfigError(f"{option}: goes with streams that have {wanted}; {stream} has {has}")
-    if len(fitting) > 1:
-        choices = " or ".join(f"{option} {name}=FILE" for name in fitting)
-        raise ConfigError(f"{option}: {stream} has several parts that it can be for; write {choices}")
-    return fitting[0], Path(value)
-
-
-def given_options(options: argparse.Namespace) -> list[str]:
-    return [as_option(name) for name in given_files(options)]
-
-
-def as_option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def file_record(path: Path) -> Record:
-    return Record(key=str(path), origin=str(path), media=path, suffix=path.suffix.lower())
 
 
 def generate_files(
@@ -304,6 +273,8 @@ def generate_files(
     batch_size: int = 8,
     negative: str | None = None,
     files: Mapping[str, str] | None = None,
+    progress: Callable[[int], object] | None = None,
+    watch: Watch | None = None,
 ) -> list[Path]:
     """Write every sample with its .json, and a labeled grid of several images; returns the first file of each.
 
@@ -313,12 +284,16 @@ def generate_files(
     Args:
         known: name of a part -> what is kept of it.
         files: name of an option -> the file that was given by it, for the .json.
+        progress: called after every step of the sampler with the number of samples that took it, in place of a bar.
+        watch: as in `modalities.generation.generate`.
     """
     texts, known = prompt_lengths(loaded, prompts), known or {}
     parts, written, images = loaded.generator.parts[stream], [], []
     number, shared = next_number(out), {"seed": seed, "weights": loaded.weights, "step": loaded.step}
-    with tqdm(total=len(prompts) * sampler_steps(parts, settings), unit="step", desc=stream, dynamic_ncols=True) as bar:
-        made = generate(loaded.generator, stream, prompts, settings, seed, known, batch_size, bar.update, negative)
+    total, hidden = len(prompts) * sampler_steps(parts, settings), progress is not None
+    with tqdm(total=total, unit="step", desc=stream, dynamic_ncols=True, disable=hidden) as bar:
+        tick = progress or bar.update
+        made = generate(loaded.generator, stream, prompts, settings, seed, known, batch_size, tick, negative, watch)
         for index, (prompt, media) in enumerate(zip(prompts, made, strict=True)):
             about = {
                 "prompt": prompt,

@@ -167,9 +167,14 @@ def spectrogram(path: Path) -> str:
     axis to half the sample rate, FLOOR to 0 dB of its loudest value. "" for a file without sound."""
     try:
         info = probe_audio(path, str(path))
-        sound = torch.from_numpy(read_audio(path, str(path), 0, info.samples)).mean(1)  # (samples,)
+        sound = read_audio(path, str(path), 0, info.samples)
     except DataError:
         return ""
+    return spectrogram_of(torch.from_numpy(sound).mean(1))
+
+
+def spectrogram_of(sound: torch.Tensor) -> str:
+    """That of (samples,) at any rate; "" where there are none."""
     if not len(sound):
         return ""
     hop = max(WINDOW // 4, len(sound) // COLUMNS)

@@ -1,0 +1,1 @@
+from tools.app.app import add_parser as add_parser
