@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import configs
 import tools.compare.compare
+from configs.load import load_config
+from configs.methods import METHODS
 from core.errors import ConfigError, DataError
 from core.training.records import read_lines
 from tests.thinned import thinned
@@ -24,6 +27,7 @@ from tools.compare.compare import costs
 from tools.compare.plan import load_study, plan
 from tools.compare.summary import Estimate
 
+STUDIES = sorted((Path(configs.__file__).parent / "studies").glob("*.yaml"))
 STUDY = """
 title: Two arms
 about: A study of seconds.
@@ -429,3 +433,15 @@ def test_without_matplotlib_nothing_is_trained(tmp_path, capsys, monkeypatch):
         "error: compare: its report needs the package matplotlib, which is not installed: pip install -e '.[plots]'. "
         "Training and `selfflow evaluate` work without it"
     )
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_that_comes_along_can_be_planned(path, tmp_path):
+    study = load_study(path)
+    assert len(plan(study, path, tmp_path)) == len(study.arms) * len(study.seeds)
+
+
+def test_every_base_of_a_study_is_a_configuration():
+    bases = sorted((STUDIES[0].parent / "base").glob("*.yaml"))
+    assert {load_config(path, []).method for path in bases} <= set(METHODS)
+    assert len(bases) >= len(STUDIES)
