@@ -145,7 +145,7 @@ def build_trainer(
         adapt(assembly.trunk, config.training.adapter, config.seed)
     if stored is not None and step is not None:
         anew = find_anew(stored, config, assembly.projectors)
-        assembly.earlier = earlier_mixes(run, config, change, step)
+        assembly.earlier = earlier_mixes(run, config, change, step, assembly.sources)
         check_fit(store, step, assembly.trunk, anew)
         for line in describe_anew(anew, assembly.trunk):
             say(line)
@@ -160,7 +160,7 @@ def build_trainer(
         StepLoader(assembly.dataset, config.training.workers, pin=assembly.device.type == "cuda"),
         # The first thing that is written: everything else fits.
         open_folder(world, run, lambda: RunFolder.open(*identity[:-1], replace(change, step=step or 0), origin)),
-        {name: entry.loss_weight for name, entry in config.streams.items()},
+        {name: entry.loss_weight for name, entry in assembly.config.streams.items()},
         assembly.to_store(),
         assembly.preprocess,
         warnings(config),

@@ -46,6 +46,7 @@ UNFIT = {
     r"streams\.\w+$": "the order of its data goes on behind what its streams have consumed",
     r"streams\.\w+(\.parts\.\w+|\.parts|\.media)$": "the weights were trained on samples of other parts",
     r"streams\.\w+\.positions_per_second$": "the weights know their tokens by these positions",
+    rf"{PART}\.media\.sizes$": "the order of its data goes on behind what every size has consumed",
     rf"{PART}\.std_floor$": "the statistics of the latents were measured with it, and stay",
     rf"{PART}\.media\.(statistics|normalize|keep|width|rate|rotation)$": "it is what the run's actions and states mean",
     rf"{PART}\.modality$": "the network has other layers for another modality",

@@ -63,8 +63,8 @@ def build_encodings(config: Config, root: Path, options: EncodeOptions, stream: 
     """
     if problems := options.problems():
         raise ConfigError(problems)
-    config = only(config, stream)
-    assembly = Assembly(config, root, device=config.training.torch_device())
+    assembly = Assembly(only(config, stream), root, device=config.training.torch_device())
+    config = assembly.config
     for name, source in assembly.sources.items():
         if stored_manifests(source):
             raise ConfigError(f"streams.{name}.data: holds latents already; name the media that they were made of")

@@ -10,6 +10,7 @@ import torch
 
 from configs.assembly import Assembly
 from configs.assembly.adapters import load_autoencoders
+from configs.buckets import EmptyBucketError, family
 from configs.runs import evaluation_subject, pair_plan
 from core.errors import ConfigError, DataError
 from core.training.hooks import Hook
@@ -39,7 +40,7 @@ def build_preview(assembly: Assembly) -> Preview:
         if given := [part for part, own in stream.parts.items() if own.given]:
             print(f"note: {name} has no previews: its {' and '.join(given)} would have to be given", file=sys.stderr)
             continue
-        prompts = list(settings.prompts.get(name, []))
+        prompts = list(settings.prompts.get(family(name, stream), []))
         if prompts and config.condition.kind == "label":
             generator.conditions.context(prompts, torch.zeros(len(prompts), dtype=torch.bool))  # refuses unknown ones
         if not prompts:
@@ -66,7 +67,11 @@ def build_validation(assembly: Assembly) -> Validation:
             print(f"note: {name} is not validated: streams.{name}.val is not set", file=sys.stderr)
             continue
         how = replace(stream.evaluation, val=settings.records, measures=list(MEASURES))
-        subject = evaluation_subject(assembly, name, stream)
+        try:
+            subject = evaluation_subject(assembly, name, stream)
+        except EmptyBucketError as error:
+            print(f"note: {name} is not validated: {error}", file=sys.stderr)
+            continue
         plan(subject, how)  # refuses records that are trained on
         measured[name] = Validated(subject, how, pair_plan(assembly, assembly.trunk, name))
     return Validation(settings.every, Path(config.run) / "validation.jsonl", measured)

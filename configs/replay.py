@@ -71,7 +71,8 @@ def replay(run: Path, number: int, scratch: Path, device: str = "auto", root: Pa
     training.recompute = 0  # whatever looks into a block would see its forward pass twice
     stored = None if start is None else store.extra(start)
     root = Path(stored["root"]) if stored is not None else root or Path.cwd()
-    assembly = Assembly(config, root, device=training.torch_device(), earlier=pieces_of(earlier))
+    assembly = Assembly(config, root, device=training.torch_device())
+    assembly.earlier = pieces_of(earlier, assembly.sources)
     assembly.load_autoencoders()
     if stored is not None:
         assembly.normalization = statistics.stored(stored, assembly.adapters)
@@ -82,7 +83,7 @@ def replay(run: Path, number: int, scratch: Path, device: str = "auto", root: Pa
         assembly.objective,
         StepLoader(assembly.dataset, 0),
         RunFolder.open(scratch, {}, {}, set()),
-        {name: entry.loss_weight for name, entry in config.streams.items()},
+        {name: entry.loss_weight for name, entry in assembly.config.streams.items()},
         {},
         assembly.preprocess,
     )

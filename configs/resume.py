@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import nn
 
+from configs.buckets import by_size, step_shares
 from configs.schema import Config
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
-from core.training.config import differences, to_plain
+from core.training.config import differences, from_plain, to_plain
 from core.training.history import Change, Past, clamped, entries_for, past, read_run, stored_config
 from core.training.mixing import MixPiece
 from core.training.state import Anew
 from core.trunk.projectors import TEACHER, ProjectorSpec
+from modalities.base import Source
 
 KIND = "training.optimizer.kind"
 
@@ -63,7 +65,9 @@ def check_fit(store: CheckpointStore, step: int, trunk: nn.Module, anew: Anew) -
         )
 
 
-def earlier_mixes(run: Path, config: Config, change: Change, step: int) -> list[MixPiece]:
+def earlier_mixes(
+    run: Path, config: Config, change: Change, step: int, sources: Mapping[str, Source]
+) -> list[MixPiece]:
     """Shares and batches that a run had before it resumes after `step` steps with `config`, oldest first."""
     stored = stored_config(run)
     if stored is None:
@@ -71,15 +75,20 @@ def earlier_mixes(run: Path, config: Config, change: Change, step: int) -> list[
     plain = to_plain(config)
     entries = clamped(read_run(run).get("changes", []), step)
     entries += entries_for(stored, plain, change, step, "", [])
-    return pieces_of(past(plain, entries))
+    return pieces_of(past(plain, entries), sources)
 
 
-def pieces_of(periods: Iterable[Past]) -> list[MixPiece]:
-    """Shares and batches of earlier settings."""
+def pieces_of(periods: Iterable[Past], sources: Mapping[str, Source]) -> list[MixPiece]:
+    """Shares and batches of earlier settings; `sources` are the records of the streams, which stay the same."""
     pieces = []
     for held in periods:
         streams = {name: entry for name, entry in held.config["streams"].items() if entry is not None}
-        weights = {name: entry["weight"] for name, entry in streams.items()}
-        batches = {name: entry["batch"] for name, entry in streams.items()}
+        if streams.keys() == sources.keys():
+            weights = {name: entry["weight"] for name, entry in streams.items()}
+            batches = {name: entry["batch"] for name, entry in streams.items()}
+        else:
+            config = by_size(from_plain(Config, held.config))
+            weights = step_shares(config, sources)
+            batches = {name: entry.batch for name, entry in config.streams.items()}
         pieces.append(MixPiece(held.until, held.config["seed"], weights, batches))
     return pieces

@@ -14,8 +14,8 @@ from torch import Tensor
 from configs.assembly import Assembly
 from configs.assembly.episodes import check_windows
 from configs.assembly.latents import check_latents
-from configs.assembly.sources import stream_modalities
 from configs.assembly.streams import build_modes
+from configs.buckets import Sources, of_size
 from configs.schema import Config, StreamConfig
 from core.errors import CheckpointError, ConfigError, choose
 from core.evaluation.pair import PairPlan
@@ -23,7 +23,6 @@ from core.training.adapter import adapt
 from core.training.checkpoint import CheckpointStore
 from core.training.config import from_plain
 from core.training.posthoc_ema import reconstruct
-from modalities.data.sources.build import build_source
 from modalities.evaluation.records import Reader
 from modalities.evaluation.subject import Subject
 from modalities.generation import Generator, Trunk, generate
@@ -61,18 +60,26 @@ class LoadedRun:
         return self.assembly.generator
 
     def generate(
-        self, stream: str, prompts: Sequence[str], seed: int = 0, batch_size: int = 8, **settings: Any
+        self,
+        stream: str,
+        prompts: Sequence[str],
+        seed: int = 0,
+        batch_size: int = 8,
+        size: str | None = None,
+        **settings: Any,
     ) -> list[dict[str, Tensor]]:
         """Media of every part by its name, for each prompt (a text, or a class name in runs with labels).
 
         Images are (3, H, W) and videos (T, 3, H, W) in [-1, 1], audio is (channels, samples).
 
         Args:
+            size: HxW, one of the sizes of a stream that has several.
             settings: of the sampler, in place of the run's own, such as `steps` and `cfg_scale`.
 
         Raises ConfigError for an unknown stream, and for sampler settings out of range.
         """
-        sampling = choose("stream", stream, self.config.streams).sampling.changed(**settings)
+        stream = of_size(self.config.streams, stream, size)
+        sampling = self.config.streams[stream].sampling.changed(**settings)
         return list(generate(self.generator, stream, prompts, sampling, seed, batch_size=batch_size))
 
 
@@ -144,8 +151,8 @@ def evaluation_subject(assembly: Assembly, name: str, stream: StreamConfig) -> S
             f"streams.{name}.val: not set; name records that were not trained on, such as "
             f"streams.{name}.val={{kind: folder, path: FOLDER}}"
         )
-    modalities = stream_modalities(name, stream)
-    val, training = (build_source(source, modalities, assembly.root) for source in (stream.val, stream.data))
+    opening = Sources(assembly.root)
+    val, training = opening.open(name, stream, "val"), opening.open(name, stream)
     check_latents(assembly.config, {name: val}, assembly.adapters, assembly.root, "val")
     check_windows(assembly.config, {name: val}, assembly.adapters, "val")
     classes, seed = training.labels(), stream.evaluation.seed

@@ -298,6 +298,13 @@ class Config:
                 f"encoders: {', '.join(stream.encoders)} look at media, and data of stored latents hold none; train on "
                 "the media, or with a method without frozen encoders, such as self_flow or sra"
             )
+        sized = [part for part, own in stream.named_parts(name).items() if getattr(own.media, "sizes", None)]
+        if len(sized) > 1:
+            found.append(f"parts: {' and '.join(sized)} both have several sizes; one part may")
+        if sized and stream.encoders:
+            found.append(f"encoders: {', '.join(stream.encoders)} are built for one size; not with media.sizes")
+        if sized and stream.data.holds_episodes:
+            found.append("media.sizes: robot data have one size, that of the camera; leave it out")
         if self.alignment.external is None and stream.encoders:
             found.append(f"encoders: {', '.join(stream.encoders)} are not read without alignment.external")
         return found

@@ -22,6 +22,7 @@ from autoencoders.base import LatentNormalization
 from autoencoders.pretrained import weights_path
 from configs.assembly.adapters import Adapters, build_adapters, media_key, named
 from configs.assembly.latents import MEANING, media_settings, text_settings
+from configs.buckets import by_size
 from configs.schema import Config
 from core.errors import CheckpointError, ConfigError, nearest
 from core.training.config import to_plain
@@ -76,6 +77,7 @@ def version() -> str:
 def autoencoder_digests(config: Config, known: Mapping[str, Mapping[str, str]], root: Path) -> dict[str, str]:
     """modality -> digest of the autoencoder's weights: a known one (by stream and part), or that of weights at hand."""
     found: dict[str, str] = {}
+    config = by_size(config)
     for stream, adapters in build_adapters(config, root).items():  # others than the run's: these are forgotten again
         for part, adapter in adapters.items():
             path = weights_path(adapter.config.autoencoder)

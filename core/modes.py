@@ -137,11 +137,11 @@ def draw_mode_levels(
         return draw_levels(config, timestep, mask_ratio, lengths, generator)
     if config.attention_separation:
         raise ConfigError("noising.attention_separation: tokens of other modes belong to no group; only with shared")
-    parts = _parts(lengths)
+    parts, timestep = _parts(lengths), timestep.at(sum(lengths))
     student, teacher = [], []
     for group in _groups(mode, parts):
         tokens = _union(parts, group)
-        own = _own_timestep(modes, mode, parts, group) or timestep
+        own = (_own_timestep(modes, mode, parts, group) or timestep).at(sum(lengths))
         drawn = draw_levels(config, own, mask_ratio, [int(tokens.sum())], generator)
         for side, levels in zip((student, teacher), drawn, strict=True):
             side.append(_Piece(tokens, levels.values, levels.index))

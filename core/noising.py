@@ -207,7 +207,7 @@ def draw_levels(
     Raises:
         ConfigError: given tokens under attention separation.
     """
-    student = student_levels(config, timestep, mask_ratio, sum(lengths), generator)
+    student = student_levels(config, timestep.at(sum(lengths)), mask_ratio, sum(lengths), generator)
     teacher = teacher_levels(config, student, generator)
     if conditioning_mask is None:
         return student, teacher

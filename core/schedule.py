@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from core.errors import choose, nearest
 from core.flow import shift_time
+from core.shift import FIXED, flux_shift, sd3_shift, shift_problems
+
+SHIFT_RULES = (FIXED, "sd3", "flux")
 
 
 @dataclass
@@ -27,6 +30,9 @@ class TimestepConfig:
             is applied. RAE trains within 0 and 0.999. Not for `plateau_logit_normal`, which has mass up to 1.
         shift: alpha of the shift map; for a logit-normal it adds log(alpha) to the mean. RAE takes it from the size of
             the latents, see `dimension_shift`.
+        shift_rule: fixed (alpha is `shift`), or by the tokens of a sample: sd3 (`shift` holds for `shift_tokens` and
+            grows with the root of their number) or flux (FLUX's own line, without `shift`); see core/shift.py.
+        shift_tokens: tokens of a sample at which sd3 has `shift`: 4096 are 1024 x 1024 pixels in cells of 16.
         high_noise_prob: share of timesteps replaced by uniform ones in [high_noise_low, 1], each independently.
         buckets: timesteps take only this many values, the middles of equal parts of [0, 1], which are equally likely if
             p(t) is uniform; 0 for all values. The t and s of a pair are rounded each by itself. (GR00T floors the
@@ -39,6 +45,8 @@ class TimestepConfig:
     low: float = 0.0
     high: float = 1.0
     shift: float = 1.0
+    shift_rule: str = FIXED
+    shift_tokens: int = 4096
     high_noise_prob: float = 0.0
     high_noise_low: float = 0.95
     buckets: int = 0
@@ -60,6 +68,7 @@ class TimestepConfig:
             found.append(f"low, high: {self.low}, {self.high} keep {kept:.1g} of the density, must be {_LEAST_KEPT:g}")
         if self.shift <= 0:
             found.append(f"shift: {self.shift} must be above 0")
+        found += shift_problems(self.shift_rule, SHIFT_RULES, self.shift, self.shift_tokens)
         if not 0 <= self.high_noise_prob <= 1:
             found.append(f"high_noise_prob: {self.high_noise_prob} must lie in [0, 1]")
         if not 0 <= self.high_noise_low < 1:
@@ -67,6 +76,13 @@ class TimestepConfig:
         if self.buckets < 0:
             found.append(f"buckets: {self.buckets} must be at least 1, or 0 for none")
         return found
+
+    def at(self, tokens: int) -> TimestepConfig:
+        """p(t) of a sample of so many tokens, with a fixed shift."""
+        if self.shift_rule == FIXED:
+            return self
+        shift = flux_shift(tokens) if self.shift_rule == "flux" else sd3_shift(self.shift, self.shift_tokens, tokens)
+        return replace(self, shift=shift, shift_rule=FIXED)
 
 
 def dimension_shift(dim: int, base: int = 4096) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,7 +20,7 @@ from autoencoders.transforms import Pixels, PixelsConfig
 from core.errors import ConfigError, DataError, ShapeError, nearest
 from core.training.sections import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record
-from modalities.media.images import read_image
+from modalities.media.images import image_extent, read_image
 from modalities.media.opening import decoding
 from modalities.media.writing import write_image
 
@@ -33,6 +33,8 @@ class ImageConfig:
     """
     Attributes:
         size: pixels, [H, W] or [side] for a square; multiples of a token's side.
+        sizes: several of them, `size` among these: a record has the one that fits it best, and a step has samples of
+            one size, as many as have no more tokens than `batch` samples of `size` (modalities/data/buckets.py).
         autoencoder: of the images; pixels needs no weights.
         patch: side of the square of latent cells, of pixels without an autoencoder, that becomes one token. Left out,
             as the kind usually has it: pixels 4, sd_vae 2, others 1.
@@ -44,6 +46,7 @@ class ImageConfig:
     """
 
     size: list[int] = field(default_factory=lambda: [16, 16])
+    sizes: list[list[int]] = field(default_factory=list)
     autoencoder: AutoencoderConfig = field(default_factory=PixelsConfig, metadata=kinds(KINDS["image"]))
     patch: int | None = None
     crop: str = "center"
@@ -52,7 +55,7 @@ class ImageConfig:
     flip: bool = False
 
     def problems(self) -> list[str]:
-        return frame_problems(self, "image", 1)
+        return frame_problems(self, "image", 1) or sizes_problems(self, "image", 1)
 
     def implied(self) -> dict[str, int]:
         """What was left out of settings that tokens depend on: nothing that is not plain from their size."""
@@ -89,6 +92,24 @@ def frame_problems(config, modality: str, frames: int) -> list[str]:
         found.append(f"background: {list(config.background)} must be three numbers in 0..255")
     if config.min_size < 0:
         found.append(f"min_size: {config.min_size} must be 0 or more pixels")
+    return found
+
+
+def sizes_problems(config, modality: str, frames: int) -> list[str]:
+    """Problems of `sizes` of images or videos, whose other settings are right."""
+    found, seen = [], set()
+    for size in config.sizes:
+        found += [
+            f"sizes: {list(size)}: {line.removeprefix('size: ')}"
+            for line in frame_problems(replace(config, size=size, sizes=[]), modality, frames)
+        ]
+        if not found and height_and_width(size) in seen:
+            found.append(f"sizes: {list(size)} is there twice")
+        if not found:
+            seen.add(height_and_width(size))
+    if not found and config.sizes and height_and_width(config.size) not in seen:
+        shown = ", ".join(map(str, map(list, config.sizes)))
+        found.append(f"size: {list(config.size)} is not one of the sizes {shown}; it is the one that `batch` is of")
     return found
 
 
@@ -186,6 +207,10 @@ class ImageAdapter(AutoencoderAdapter):
         with decoding(record.origin, "an image"):
             pixels = read_image(record.readable(), record.origin, self.config.background)
             return fit_frames(pixels[None], self.config, record.origin, generator)[0]
+
+    def extent(self, record: Record) -> tuple[int, int]:
+        """(H, W) of a record's image before it is resized."""
+        return image_extent(record.readable(), record.origin)
 
     def stand_in(self) -> Media:
         return Media(gray_ramp(self.size[1:], self.config.min_size))

@@ -19,10 +19,18 @@ from autoencoders.transforms import SpaceTimePixels, SpaceTimePixelsConfig
 from core.errors import ConfigError, DataError, nearest
 from core.training.sections import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
-from modalities.image import PIXEL_PATCH, fit_frames, flip_at_random, frame_problems, gray_ramp, height_and_width
+from modalities.image import (
+    PIXEL_PATCH,
+    fit_frames,
+    flip_at_random,
+    frame_problems,
+    gray_ramp,
+    height_and_width,
+    sizes_problems,
+)
 from modalities.media.images import read_image
 from modalities.media.opening import WindowError
-from modalities.media.video import index_video, read_frames
+from modalities.media.video import index_video, read_frames, video_extent
 from modalities.media.video_decoders import DECODERS
 from modalities.media.video_index import VideoIndex
 from modalities.media.writing import write_video
@@ -35,7 +43,7 @@ SHORT = ("refuse", "repeat_last")
 class VideoConfig:
     """
     Attributes:
-        size, patch, crop, background, min_size, flip: as of ImageConfig.
+        size, sizes, patch, crop, background, min_size, flip: as of ImageConfig.
         frames: of a video; 1 + a multiple of `patch_frames` with `first_frame_alone`, else a multiple of it; 1 + a
             multiple of 4 for wan22.
         fps: frames per second; a slower file shows frames more than once.
@@ -47,6 +55,7 @@ class VideoConfig:
     """
 
     size: list[int] = field(default_factory=lambda: [16, 16])
+    sizes: list[list[int]] = field(default_factory=list)
     frames: int = 9
     fps: float = 8.0
     autoencoder: AutoencoderConfig = field(default_factory=SpaceTimePixelsConfig, metadata=kinds(KINDS["video"]))
@@ -61,7 +70,7 @@ class VideoConfig:
     backend: str = "pyav"
 
     def problems(self) -> list[str]:
-        found = frame_problems(self, "video", self.frames)
+        found = frame_problems(self, "video", self.frames) or sizes_problems(self, "video", self.frames)
         if not 0 < self.fps < 500:
             found.append(f"fps: {self.fps} must be above 0 and below 500")
         patch_frames, first_alone = self.blocks()
@@ -134,6 +143,10 @@ class VideoAdapter(AutoencoderAdapter):
             except WindowError as error:
                 damage = str(error)  # not the error, which holds an open decoder
         raise DataError(f"{damage} (windows tried: {len(tried)})")
+
+    def extent(self, record: Record) -> tuple[int, int]:
+        """(H, W) of a record's frames before they are resized."""
+        return video_extent(record.readable(), record.origin)
 
     def windows(self, record: Record) -> Windows:
         config, index = self.config, self._index(record)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from configs.buckets import EmptyBucketError, by_size, family
 from configs.load import load_config
 from configs.runs import LoadedRun, aligned_pair, evaluation_subject, load_run
 from configs.schema import StreamConfig
@@ -97,20 +98,20 @@ def run(options: argparse.Namespace) -> int:
         output_folder(out, "--out")
     loaded = load_run(options.folder, options.step, options.device, options.text_encoder)
     config = load_config(options.folder / "config.yaml", options.overrides)
-    streams = config.streams
+    streams = by_size(config).streams
     if options.batch is not None:
         if options.batch < 1:
             raise ConfigError(f"--batch: {options.batch} must be at least 1")
         batched = {name: replace(entry.evaluation, batch=options.batch) for name, entry in streams.items()}
         streams = {name: replace(entry, evaluation=batched[name]) for name, entry in streams.items()}
     if options.stream:
-        if options.stream not in streams:
-            known = ", ".join(streams)
+        if options.stream not in {*streams, *config.streams}:
+            known = ", ".join(dict.fromkeys([*config.streams, *streams]))
             raise ConfigError(
                 f"--stream: {options.stream!r} is not one of those that {options.folder} was trained on, {known}."
                 f"{nearest(options.stream, streams)}"
             )
-        streams = {options.stream: streams[options.stream]}
+        streams = {name: entry for name, entry in streams.items() if options.stream in (name, family(name, entry))}
     if options.npz is not None:
         return write_images(options.npz, loaded, streams)
     if not options.stream and any(stream.val for stream in streams.values()):
@@ -118,7 +119,12 @@ def run(options: argparse.Namespace) -> int:
             print(f"{name} is left out: streams.{name}.val is not set", file=sys.stderr)
             del streams[name]
     # All of them first: what one of them lacks should not show after an hour of measuring another.
-    jobs = [with_networks(loaded, prepare(loaded, stream, name)) for name, stream in streams.items()]
+    jobs = []
+    for name, stream in streams.items():
+        try:
+            jobs.append(with_networks(loaded, prepare(loaded, stream, name)))
+        except EmptyBucketError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
     for job in jobs:
         for line in job.notes:
             print(f"{job.subject.stream}: {line}", file=sys.stderr)

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from autoencoders.pretrained import PretrainedConfig
+from autoencoders.patches import Patched
+from autoencoders.pretrained import Pretrained, PretrainedConfig
+from configs.buckets import family
 from configs.schema import Config, StreamConfig
 from core.errors import CheckpointError, ConfigError
 from modalities.base import ModalityAdapter
@@ -24,6 +26,7 @@ def build_adapters(config: Config, root: Path) -> Adapters:
     """
     adapters: Adapters = {}
     widths: dict[str, tuple[int, str]] = {}
+    networks: dict[tuple[str, str], ModalityAdapter] = {}  # of the sizes of a stream, which share one
     for stream, name, part in config.parts():
         media = part.media
         if isinstance(media.autoencoder, PretrainedConfig):
@@ -32,6 +35,8 @@ def build_adapters(config: Config, root: Path) -> Adapters:
         if getattr(media, "statistics", ""):
             media = replace(media, statistics=located(media.statistics, root))
         adapter = modality(part.modality).adapter(media)
+        place = family(stream, config.streams[stream]), name
+        share_weights(adapter, networks.setdefault(place, adapter))
         adapters.setdefault(stream, {})[name] = adapter
         key = media_key(config.streams[stream], stream, name)
         channels, first = widths.setdefault(part.modality, (adapter.channels, key))
@@ -43,8 +48,18 @@ def build_adapters(config: Config, root: Path) -> Adapters:
     return adapters
 
 
+def share_weights(adapter: ModalityAdapter, first: ModalityAdapter) -> None:
+    """Let an adapter have the network of another one with the same autoencoder, for media of another size."""
+    own, other = adapter.autoencoder, first.autoencoder
+    if isinstance(own, Patched) and isinstance(other, Patched):
+        own.inner = other.inner
+    elif isinstance(own, Pretrained):
+        adapter.autoencoder = other
+
+
 def media_key(entry: StreamConfig, stream: str, part: str) -> str:
     """The dotted key of the media settings of a part."""
+    stream = family(stream, entry)
     return f"streams.{stream}.parts.{part}.media" if entry.parts else f"streams.{stream}.media"
 
 

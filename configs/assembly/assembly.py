@@ -19,6 +19,7 @@ from configs.assembly.latents import check_latents, latent_digests, text_digest
 from configs.assembly.sources import open_sources
 from configs.assembly.streams import build_parts, build_streams
 from configs.assembly.trunk import build_trunk
+from configs.buckets import by_size, step_shares
 from configs.methods import projector_specs
 from configs.schema import Config
 from core.alignment.terms import build_alignment
@@ -39,6 +40,7 @@ from modalities.streams import Parts, Stream
 class Assembly:
     """
     Args:
+        config: `settings` as it is; `config` has a stream for each size of those that have several.
         root: what relative paths of the configuration start from.
         stored: what a checkpoint of the run holds besides its tensors; None for a new run.
         device: of networks and frozen encoders.
@@ -55,7 +57,8 @@ class Assembly:
         world: World = ALONE,
         **given: Any,
     ):
-        self.config, self.root, self.stored, self.device = config, root, stored, torch.device(device)
+        self.settings, self.config = config, by_size(config)
+        self.root, self.stored, self.device = root, stored, torch.device(device)
         self.world = world
         unknown = [name for name in given if not isinstance(getattr(type(self), name, None), cached_property)]
         if unknown:
@@ -155,7 +158,7 @@ class Assembly:
     def dataset(self) -> StepDataset:
         """The batches of the run. Raises DataError when the first sample of a stream cannot be made."""
         entries = self.config.streams
-        weights = {name: entry.weight for name, entry in entries.items()}
+        weights = step_shares(self.config, self.sources)
         batches = {name: entry.batch for name, entry in entries.items()}
         mix = StreamMix(self.config.seed, weights, batches, self.earlier)
         noising, accumulate = self.config.noising, self.config.training.accumulate
@@ -196,7 +199,7 @@ class Assembly:
         """
         left_out = statistics.published(self.config, self.adapters)
         return {
-            "config": to_plain(self.config),
+            "config": to_plain(self.settings),
             "root": str(self.root.resolve()),
             "labels": self.labels,
             "normalization": {

@@ -19,7 +19,7 @@ from modalities.table import modality
 # Settings of media that no grid shows, and that change what latents mean.
 MEANING = ("fps", "first_frame_alone", "sample_rate", "hop", "exponent", "rate", "rotation")
 # Settings of what is done to latents when they are read, which stored ones do not depend on.
-ON_READING = ("statistics", "normalize", "keep")
+ON_READING = ("statistics", "normalize", "keep", "sizes")
 
 
 def media_settings(media: Any) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from configs.buckets import Sources, family
 from configs.schema import Config, StreamConfig
 from core.errors import ConfigError
 from modalities.base import Source
-from modalities.data.sources.build import build_source
 from modalities.data.sources.config import MediaConfig, SourceConfig
 
 
@@ -21,15 +21,16 @@ def open_sources(config: Config, root: Path) -> dict[str, Source]:
     """
     sources: dict[str, Source] = {}
     problems: list[str] = []
+    opening = Sources(root)
     for name, stream in config.streams.items():
         try:
-            sources[name] = build_source(stream.data, stream_modalities(name, stream), root)
+            sources[name] = opening.open(name, stream)
         except ConfigError as error:
-            key = f"streams.{name}.data"
+            key = f"streams.{family(name, stream)}.data"
             hint = needed(stream.data, stream_modalities(name, stream)[0], key)
             problems += [f"{key}: {line}" for line in (*error.problems, hint) if line]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(dict.fromkeys(problems))  # the sizes of a stream share their data
     return sources
 
 

@@ -11,6 +11,7 @@ from core.flow import shift_number
 from core.sampling.ode import Integrate, Step, dopri5, euler_step, heun_step, midpoint_step, on_grid, rk4_step
 from core.sampling.parts import PartSampling, waiting_problems
 from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS, Diffusion, diffusion, euler_maruyama_step, sde_heun_step
+from core.shift import FIXED, flux2_shift, flux_shift, sd3_shift, shift_problems
 
 # Of the SDE: the random steps end here. A step of 250 over [0, 1], whatever the number of steps (SiT, REPA, Self-Flow).
 LAST_SDE_STEP = 0.04
@@ -18,6 +19,7 @@ LAST_SDE_STEP = 0.04
 # Published scales stay below 30. Far above them float32 has no room for the difference that is scaled.
 MOST_CFG_SCALE = MOST_DIFFUSION = 1000.0
 MOST_STEPS = 100_000
+SHIFT_RULES = (FIXED, "sd3", "flux", "flux2")
 
 
 @dataclass
@@ -33,6 +35,10 @@ class SamplerConfig:
         steps: number of solver steps, the last one of an SDE included; a grid of N points has N - 1. dopri5 only
             reports its state at these timesteps.
         shift: alpha of the timestep shift; above 1, more of the steps are spent near noise.
+        shift_rule: fixed (alpha is `shift`), or by the tokens of a sample: sd3 (`shift` holds for `shift_tokens` and
+            grows with the root of their number), flux, or flux2 (by the steps too); see core/shift.py. The shift of a
+            part is fixed.
+        shift_tokens: tokens of a sample at which sd3 has `shift`.
         cfg_scale: s in v = v_null + s (v_condition - v_null), at most 1000; 1 is no guidance, and costs none.
         cfg_interval: guidance acts where low <= t <= high (arXiv 2404.07724); elsewhere the null half is not evaluated.
         conditioning_noise: noise level at which the other tokens see the given ones; they are returned clean.
@@ -50,6 +56,8 @@ class SamplerConfig:
     solver: str = "euler"
     steps: int = 50
     shift: float = 1.0
+    shift_rule: str = FIXED
+    shift_tokens: int = 4096
     cfg_scale: float = 1.0
     cfg_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
     conditioning_noise: float = 0.0
@@ -78,6 +86,7 @@ class SamplerConfig:
             found.append(f"steps: {self.steps} must be at most {MOST_STEPS:,}")
         if not self.shift > 0:
             found.append(f"shift: {self.shift} must be above 0")
+        found += shift_problems(self.shift_rule, SHIFT_RULES, self.shift, self.shift_tokens)
         found += _out_of_range("cfg_scale", self.cfg_scale, MOST_CFG_SCALE)
         if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
             found.append(f"cfg_interval: {self.cfg_interval} must be two timesteps in [0, 1], in order")
@@ -142,6 +151,17 @@ class SamplerConfig:
             raise ConfigError(found)
         return config
 
+    def at(self, tokens: int) -> SamplerConfig:
+        """The settings for samples of so many tokens, with a fixed shift."""
+        if self.shift_rule == FIXED:
+            return self
+        shift = {
+            "sd3": lambda: sd3_shift(self.shift, self.shift_tokens, tokens),
+            "flux": lambda: flux_shift(tokens),
+            "flux2": lambda: flux2_shift(tokens, self.steps),
+        }[self.shift_rule]()
+        return replace(self, shift=shift, shift_rule=FIXED)
+
     def last_step_length(self) -> float | None:
         """Length of a last step of its own; None where the last step is as long as the grid makes it."""
         return None
@@ -152,7 +172,8 @@ class SamplerConfig:
 
     def of_part(self, part: PartSampling) -> SamplerConfig:
         """The settings of one part, as if it was alone; where it ends is left to `path`."""
-        return replace(self, parts={}, **part.own())
+        own = part.own()
+        return replace(self, parts={}, **own | ({"shift_rule": FIXED} if "shift" in own else {}))
 
     def path(self, part: PartSampling) -> list[float]:
         """The levels of a part that has the run to itself."""

@@ -70,6 +70,9 @@ def sample(
     """
     if problems := config.problems():
         raise ConfigError(problems)
+    config = config.at(sum(batch.lengths))
+    if problems := config.problems():
+        raise ConfigError(problems)
     _check_noise(noise, batch)
     if null is not None and null.dropped.shape[0] != batch.size:
         raise ShapeError(f"sample: null: {null.dropped.shape[0]} contexts for {batch.size} samples")

@@ -18,6 +18,7 @@ from core.objective import Objective, total_loss
 from core.training.accidents import accidents_named
 from core.training.adapter import train_only
 from core.training.checkpoint import CheckpointStore
+from core.training.compiled import compile_blocks
 from core.training.distributed import ALONE, World
 from core.training.ema import make_teacher, update_teacher
 from core.training.evidence import Share
@@ -37,7 +38,6 @@ from core.training.stop import Stopped, StopRequest
 from core.training.stragglers import Stragglers
 from core.training.training_config import TrainingConfig
 from core.training.watchdog import FOLDER, Watchdog
-from core.trunk.layers import blocks_of
 from core.trunk.recompute import recompute
 
 
@@ -108,9 +108,8 @@ class Trainer:
 
     def shard(self) -> None:
         """Compile and shard both networks, block by block and in place, so that names and checkpoints stay the same."""
-        for model in (self.student, self.teacher) if self.config.compile else ():
-            for block in blocks_of(model):
-                block.compile()
+        if self.config.compile:
+            compile_blocks([self.student, self.teacher], len(self.loss_weights))
         sharding = Sharding(self.world, self.device, self.config.replicas, self.config.precision)
         sharding.apply(self.student)
         recompute(self.student, self.config.recompute)

@@ -52,10 +52,29 @@ def read_image(media: Media, origin: str, background: Sequence[int] = (255, 255,
             return upright(to_rgb(image, origin, background, clear), orientation(image))
 
 
+def image_extent(media: Media, origin: str) -> tuple[int, int]:
+    """(H, W) of an image as `read_image` returns it, from its header where that says it. Raises DataError."""
+    if isinstance(media, np.ndarray):
+        height, width = media.shape[:2]
+        return height, width
+    open_stream(media, origin)
+    with decoding(origin, "an image", *IMAGE_ERRORS):
+        source = media if isinstance(media, Path) else io.BytesIO(media)
+        with Image.open(source, formats=_formats()) as image:
+            if image.format == "TIFF":
+                image.load()  # turns it
+            turned = orientation(image) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _formats() -> list[str]:
+    return [name for name in IMAGE_FORMATS + _plugins() if name in Image.OPEN]
+
+
 def _opened(data: bytes) -> Image.Image:
-    formats = IMAGE_FORMATS + _plugins()
+    formats = _formats()
     try:
-        return Image.open(io.BytesIO(data), formats=[name for name in formats if name in Image.OPEN])
+        return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:  # its message holds a memory address
         for name in formats:
             make, accepts = Image.OPEN.get(name, (None, None))

@@ -96,6 +96,18 @@ def index_video(media: Media, origin: str, rate: float | None = None) -> VideoIn
     return VideoIndex(pts, times, float(times[-1]) + last, start=float(pts[0] * unit), **about)
 
 
+def video_extent(media: Media, origin: str) -> tuple[int, int]:
+    """(H, W) of the frames of a video, upright and with square pixels; its header and first frame are read. Raises
+    DataError."""
+    if isinstance(media, np.ndarray):
+        height, width = media.shape[1:3]
+        return height, width
+    with open_video(media, origin) as (_, track):
+        height, width = track.height, round(track.width * float(track.sample_aspect_ratio or 1))
+    turned = orientation(media, origin, frozenset())[0] % 2
+    return (width, height) if turned else (height, width)
+
+
 def _seconds(stamps: np.ndarray, unit: float) -> np.ndarray:
     """Since the first; in float, since damaged stamps may lie further apart than an integer holds."""
     return (stamps.astype(np.float64) - float(stamps[0])) * unit

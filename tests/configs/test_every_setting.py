@@ -86,6 +86,7 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
             *("noising.s_within=0.2", "training.optimizer.warmup=2", "training.optimizer.cooldown=2"),
             *("streams.video.data.frames=2", "streams.video.media.short=repeat_last"),  # shorter than a video
             "streams.audio.media.seconds=0.4",
+            *(f"streams.{name}.{each}.shift_rule=sd3" for name in NAMES for each in ("timestep", "sampling")),
             *("streams.image.sampling.solver=sde", "streams.video.sampling.solver=heun"),
             "streams.audio.sampling.solver=dopri5",
             *("logging.wandb=offline", "streams.image.media.crop=pad", "streams.video.media.crop=pad"),

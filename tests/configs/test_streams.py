@@ -149,7 +149,10 @@ def test_settings_of_parts_that_are_refused(clips, expected, tmp_path):
         ("{video: {}, a-b: {modality: audio}}", "streams.clips.parts.a-b: the name must be a plain one"),
         ("{video: {loss_weight: 0}}", "streams.clips.parts.video.loss_weight: 0.0 must be above 0"),
         ("{video: {std_floor: 2}}", "streams.clips.parts.video.std_floor: 2.0 must lie in (0, 1]"),
-        ("{video: {media: {hop: 3}}}", "streams.clips.parts.video.media.hop: unknown key; allowed: size, frames"),
+        (
+            "{video: {media: {hop: 3}}}",
+            "streams.clips.parts.video.media.hop: unknown key; allowed: size, sizes, frames",
+        ),
         ("{video: {}, clips: {modality: audio, medai: {}}}", "parts.clips.medai: unknown key; allowed: modality, "),
     ],
 )

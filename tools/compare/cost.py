@@ -8,6 +8,7 @@ from pathlib import Path
 
 from configs.assembly import Assembly
 from configs.assembly import normalization as normalization
+from configs.buckets import step_shares
 from configs.runs import LoadedRun
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
@@ -57,8 +58,8 @@ def cost(run: Run, along: list[str]) -> Cost:
     leave_empty(assembly)
     loaded = LoadedRun(assembly, 0, run.folder)
 
-    entries = config.streams
-    shares = sum(entry.weight for entry in entries.values())
+    entries, weights = assembly.config.streams, step_shares(assembly.config, assembly.sources)
+    shares = sum(weights.values())
     flops: dict[str, float] = {}
     data = {}
     for name, entry in entries.items():
@@ -67,7 +68,7 @@ def cost(run: Run, along: list[str]) -> Cost:
         data[name] = f"{source}, {len(subject.training):,} records to train on and {len(subject.val):,} held out"
         batch = first_batch(assembly.dataset, name)
         for part, count in step_flops(assembly.objective, assembly.trunk, batch, assembly.preprocess).items():
-            flops[part] = flops.get(part, 0.0) + config.training.accumulate * entry.weight / shares * count
+            flops[part] = flops.get(part, 0.0) + config.training.accumulate * weights[name] / shares * count
     return Cost(sum(parameter.numel() for parameter in assembly.trunk.parameters()), flops, data)
 
 

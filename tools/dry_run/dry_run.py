@@ -11,12 +11,14 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from configs.buckets import step_shares
 from configs.captions import caption_report
 from configs.schema import FIRST_FRAME, Config, StreamConfig
 from configs.warnings import warnings
 from core.errors import ConfigError
 from core.schedule import TimestepConfig
 from core.trunk.recompute import recompute
+from modalities.data.buckets import Bucket
 from modalities.data.sources.config import SourceConfig
 from modalities.streams import Parts, lengths
 from tools.data_notes import data_lines
@@ -34,13 +36,15 @@ def describe(config: Config, root: Path) -> str:
     Raises the errors that training would raise before its first step, but for data and weights that are not there.
     """
     plan = make_plan(config, root)
+    config = plan.assembly.config
     objective, trunk = plan.assembly.objective, plan.assembly.trunk
     recompute(trunk, config.training.recompute)
     lines = [f"method {config.method}, seed {config.seed}, {config.training.steps:,} steps"]
     if config.condition.kind == "label":
         lines[0] += f", {len(plan.assembly.labels):,} classes"
     streams = config.streams
-    shares = {name: entry.weight / sum(each.weight for each in streams.values()) for name, entry in streams.items()}
+    weights = step_shares(config, plan.assembly.sources)
+    shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
     flops: dict[str, int] = {}
     memory: dict[str, int] = {}
     cut: list[str] = []
@@ -75,6 +79,8 @@ def stream_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share: 
         words, channels = text.shape[1], f" of {text.shape[2]:,} channels" if text.is_floating_point() else ""
     source = plan.assembly.streams[name].source
     lines = [f"records   {len(source):,}, drawn in {share:.0%} of the steps"]
+    if isinstance(source, Bucket) and source.enlarged:
+        lines.append(f"          {source.enlarged:,} of them are smaller and enlarged; media.min_size leaves such out")
     lines += [f"          {line}" for line in data_lines(source)]
     if name in plan.absent:
         reason, *hints = plan.absent[name]
@@ -86,7 +92,7 @@ def stream_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share: 
         *lines,
         *token_lines(plan.assembly.parts[name], entry),
         f"condition {words:,} token{'s' * (words != 1)}{channels} a sample",
-        f"times     {time_text(entry.timestep)}; {mask}; {loss}",
+        f"times     {time_text(entry.timestep.at(sum(lengths(plan.assembly.parts[name]))))}; {mask}; {loss}",
         *mode_lines(entry),
     ]
 

@@ -110,6 +110,7 @@ def make_plan(config: Config, root: Path) -> Plan:
     Raises the errors that training would raise before its first step, but for data and weights that are not there.
     """
     assembly = Assembly(config, root)
+    config = assembly.config
     absent = open_data(assembly)
     channels, missing = open_frozen(assembly)
     targets = {

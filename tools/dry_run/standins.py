@@ -16,11 +16,11 @@ from configs.assembly.episodes import check_windows
 from configs.assembly.latents import check_latents
 from configs.assembly.sources import needed, open_sources, stream_modalities
 from configs.assembly.trunk import CLASS_TRUNKS
+from configs.buckets import Sources, family
 from configs.schema import Config
 from core.errors import ConfigError, DataError
 from modalities.base import Media, ModalityAdapter, Record, Source, StoredLatents
 from modalities.data.sources.account import Account
-from modalities.data.sources.build import build_source
 from modalities.data.sources.config import SourceConfig
 
 
@@ -55,15 +55,19 @@ def open_data(assembly: Assembly) -> dict[str, list[str]]:
     config, root = assembly.config, assembly.root
     opened: dict[str, Source] = {}
     absent: dict[str, list[str]] = {}
+    opening = Sources(root)
     for name, stream in config.streams.items():
         modalities = stream_modalities(name, stream)
         try:
-            opened[name] = build_source(stream.data, modalities, root)
+            opened[name] = opening.open(name, stream)
         except (ConfigError, DataError) as error:
             if is_there(stream.data, root):
                 open_sources(config, root)  # to raise it together with those of the other streams
                 raise
-            lines = [*str(error).splitlines(), needed(stream.data, modalities[0], f"streams.{name}.data")]
+            lines = [
+                *str(error).splitlines(),
+                needed(stream.data, modalities[0], f"streams.{family(name, stream)}.data"),
+            ]
             absent[name] = [line for line in lines if line]
     labels = class_names(opened.values())
     if absent and config.condition.kind == "label" and not labels:

@@ -14,13 +14,16 @@ import torch
 from tqdm import tqdm
 
 from configs.assembly.adapters import load_autoencoders
+from configs.buckets import of_size
 from configs.captions import text_limit
 from configs.runs import WEIGHTS, LoadedRun, load_run
-from core.errors import ConfigError, nearest
+from core.errors import ConfigError
+from core.sampling.config import SHIFT_RULES
 from core.sampling.parts import PartSampling
 from core.sampling.plan import part_name_problems
 from core.sampling.sampler import SOLVERS, SamplerConfig
 from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS
+from core.shift import FIXED
 from core.training.config import from_plain, to_plain
 from core.training.sections import field_names
 from core.training.settings import UserSettings, merge, parse_override
@@ -67,6 +70,7 @@ def add_parser(subparsers) -> None:
     wanted.add_argument("--prompt", action="append", help="text; may be given several times")
     wanted.add_argument("--class", dest="label", action="append", help="class name, for runs with labels")
     parser.add_argument("--negative", help="text or class name that guidance leads away from; needs --cfg-scale")
+    parser.add_argument("--size", metavar="HxW", help="of a stream trained at several sizes: which of them")
     parser.add_argument("--number", type=int, default=1, help="samples of each prompt (default 1)")
     parser.add_argument("--out", type=Path, help="output folder (default RUN/generated/STREAM)")
     parser.add_argument("--seed", type=int, default=0)
@@ -78,6 +82,7 @@ def add_parser(subparsers) -> None:
     sampler.add_argument("--solver", choices=tuple(SOLVERS))
     sampler.add_argument("--steps", type=int)
     sampler.add_argument("--shift", type=float, help="alpha of the time grid's shift; above 1 spends steps at noise")
+    sampler.add_argument("--shift-rule", choices=SHIFT_RULES, help="how the shift follows the number of tokens")
     sampler.add_argument("--cfg-scale", type=float, help="classifier-free guidance scale; 1 switches it off")
     sampler.add_argument(
         "--cfg-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times at which guidance acts"
@@ -143,9 +148,7 @@ class Prepared:
 def prepare(options: argparse.Namespace, loaded: LoadedRun) -> Prepared:
     """What the options ask of a run. Raises ConfigError for what it cannot do, DataError for files it cannot read."""
     streams = loaded.config.streams
-    if options.stream not in streams:
-        hint = nearest(options.stream, list(streams))
-        raise ConfigError(f"{options.folder} was not trained on {options.stream}; it has {', '.join(streams)}.{hint}")
+    options.stream = of_size(streams, options.stream, options.size)
     parts = loaded.generator.parts[options.stream]
     prompts = [prompt for prompt in asked(options, loaded) for _ in range(options.number)]
     settings = sampler_settings(options, streams[options.stream].sampling)
@@ -239,6 +242,8 @@ def sampler_settings(options: argparse.Namespace, defaults: SamplerConfig) -> Sa
     """
     names = dict.fromkeys(name for solver in SOLVERS.values() for name in field_names(solver))
     given = {name: getattr(options, name, None) for name in names}
+    if options.shift is not None and options.shift_rule is None:
+        given["shift_rule"] = FIXED  # a number in place of the run's rule
     try:
         settings = defaults.changed(**{name: value for name, value in given.items() if value is not None})
     except ConfigError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import warnings
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -16,8 +18,9 @@ from core.training.history import read_run, shown_value
 from core.training.jsonl import read_lines
 from core.training.spikes import JUDGED, MARK
 from core.training.stragglers import FILE as RANKS
-from modalities.base import Source
+from modalities.base import ModalityAdapter, Source
 from modalities.conditioning import TextConfig, word_limit
+from modalities.data.buckets import Bucket, Measured, Sized
 from modalities.data.caption_lengths import caption_lengths
 from modalities.data.sources.build import MEDIA_SOURCES, build_source
 from modalities.data.sources.folder_scan import scan_folder
@@ -35,6 +38,7 @@ EXAMPLES = """examples:
   selfflow inspect runs/quickstart --digest               one checksum each of student, teacher and optimizer
   selfflow inspect runs/quickstart --step 2000 --digest   of an older checkpoint
   selfflow inspect photos --data image                    a folder, a .parquet or a .tar as training would read it
+  selfflow inspect photos --data image --sizes 512x512,448x576    and how many records each of several sizes gets
   selfflow inspect fractal20220817_data/0.1.0             a robot data set (RLDS or LeRobot): fields, episodes, tasks
   selfflow inspect latents --verify                       what `selfflow encode` stored: every shard and every sample
   selfflow inspect latents/image --decode 8 --out look    the same, and a few samples decoded to files
@@ -57,6 +61,7 @@ def add_parser(subparsers) -> None:
         help="read the path as data of this modality",
     )
     parser.add_argument("--number", type=int, default=5, help="records to show (default 5)")
+    parser.add_argument("--sizes", metavar="HxW,HxW", help="with --data image or video: count the records of each size")
     encoded = parser.add_argument_group("encoded data")
     encoded.add_argument("--verify", action="store_true", help="check every shard and every sample by its checksum")
     encoded.add_argument("--decode", type=int, metavar="N", help="decode N samples, spread over all, to files in --out")
@@ -71,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if is_robot_data(options.path):
         print("\n".join(describe_robots(options.path, options.number)))
     elif options.data:
-        print("\n".join(describe_data(options.path, options.data, options.number)))
+        print("\n".join(describe_data(options.path, options.data, options.number, options.sizes)))
     elif folders := encoded_folders(options.path):
         return inspect_encoded(folders, options)
     elif options.verify or options.decode is not None:
@@ -150,7 +155,7 @@ def describe_history(path: Path) -> list[str]:
     return lines
 
 
-def describe_data(path: Path, modality: str, number: int) -> list[str]:
+def describe_data(path: Path, modality: str, number: int, sizes: str | None = None) -> list[str]:
     """Number of records, the first ones, what is wrong with those that cannot be read, and what is left out."""
     config = MEDIA_SOURCES[data_kind(path, modality)](path=str(path), caption_default=NO_CAPTION)
     source: Source = build_source(config, modality, Path.cwd())
@@ -158,6 +163,7 @@ def describe_data(path: Path, modality: str, number: int) -> list[str]:
     adapter = row.adapter(row.settings())
     lines = [f"{path}: {len(source)} {modality} records, {len(source.labels())} labels"]
     lines += [f"  {line}" for line in source.account().lines()]
+    lines += [] if sizes is None else size_lines(source, modality, adapter, sizes)
     limit = word_limit(TextConfig())  # the default: data alone know of no run
     if lengths := caption_lengths(source, modality, 0, limit, takes=lambda text: text != NO_CAPTION):
         lines.append(f"captions  {lengths.describe()}")
@@ -173,6 +179,23 @@ def describe_data(path: Path, modality: str, number: int) -> list[str]:
         except DataError as error:
             lines.append(f"  {index}: cannot be used: {error}")
     return lines
+
+
+def size_lines(source: Source, modality: str, adapter: ModalityAdapter, text: str) -> list[str]:
+    """How many records each of the sizes HxW,HxW gets, as media.sizes does it."""
+    found = [re.fullmatch(r"(\d+)x(\d+)", size.strip()) for size in text.split(",")]
+    sizes = [(int(each[1]), int(each[2])) for each in found if each and 0 not in (int(each[1]), int(each[2]))]
+    if len(sizes) != len(found) or not hasattr(adapter, "extent"):
+        raise ConfigError(f"--sizes: {text!r}: heights and widths of images or videos are wanted, as 512x512,448x576")
+    measured = Measured(source, modality, cast("Sized", adapter))
+    buckets = [Bucket(measured, sizes, number) for number in range(len(sizes))]
+    rows = [
+        f"  {height} x {width}: {len(bucket):,} records" + f", {bucket.enlarged:,} enlarged" * bool(bucket.enlarged)
+        for (height, width), bucket in zip(sizes, buckets, strict=True)
+    ]
+    if rest := len(source) - sum(map(len, buckets)):
+        rows.append(f"  {rest:,} cannot be read")
+    return rows
 
 
 def data_kind(path: Path, modality: str) -> str:
