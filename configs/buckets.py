@@ -182,7 +182,9 @@ def of_size(streams: Mapping[str, StreamConfig], wanted: str, size: str | None =
     if not own:
         if wanted not in streams:
             names = list(dict.fromkeys(family(name, entry) for name, entry in streams.items()))
-            raise ConfigError(f"stream {wanted!r}: the run has {', '.join(names)}.{nearest(wanted, names)}")
+            raise ConfigError(
+                f"the run was not trained on {wanted}; it has {', '.join(names)}.{nearest(wanted, names)}"
+            )
         raise ConfigError(f"--size {size}: {wanted} was trained at one size; leave it out")
     if size is None:
         return next(name for name, entry in own.items() if entry.own)

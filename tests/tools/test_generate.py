@@ -66,6 +66,8 @@ def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
             "solver": "heun",
             "steps": 4,
             "shift": 2.0,
+            "shift_rule": "fixed",
+            "shift_tokens": 4096,
             "cfg_scale": 1.5,
             "cfg_interval": [0.2, 0.9],
             "conditioning_noise": 0.0,
