@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class LoadedRun:
     """What a checkpoint of a run generates with; `step` is the checkpoint's.
 
     `folder` is the run's, wherever it lies now; `weights` is a name of `WEIGHTS`; `ema_length` that of a post-hoc
-    EMA in place of these, or None; `store` has the checkpoints, where they have been looked into.
+    EMA in place of these, or None; `store` has the checkpoints, where they have been looked into; `again` loads the
+    same in another process.
     """
 
     assembly: Assembly
@@ -45,6 +47,7 @@ class LoadedRun:
     weights: str = "ema"
     ema_length: float | None = None
     store: CheckpointStore | None = None
+    again: Callable[[], LoadedRun] | None = None
 
     @property
     def config(self) -> Config:
@@ -119,7 +122,8 @@ def load_run(
     else:
         assembly.trunk.load_state_dict(posthoc_weights(path, ema_length, step))
     assembly.trunk.to(assembly.device).eval().requires_grad_(False)
-    return LoadedRun(assembly, step, Path(path), weights, ema_length, store)
+    again = partial(load_run, path, step, device, text_encoder, weights, ema_length)
+    return LoadedRun(assembly, step, Path(path), weights, ema_length, store, again)
 
 
 def posthoc_weights(path: Path, length: float, step: int) -> dict[str, Tensor]:

@@ -77,6 +77,7 @@ def generate(
     progress: Callable[[int], object] | None = None,
     negative: str | None = None,
     watch: Watch | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Media of every part by its name, for each prompt, in order; not of parts of which `config` makes nothing.
 
@@ -87,11 +88,13 @@ def generate(
         progress: called after every sampler step with the number of samples that took it.
         negative: text or class name that guidance leads away from, in place of the null condition.
         watch: called after every sampler step; what it raises ends the generation.
+        numbers: i of each prompt, of one process's share; 0, 1, ... unless given.
 
     Raises NotFiniteError for a sample that holds NaN or infinite numbers, and ConfigError where a part that was given
     in every sample of the training is not given.
     """
     parts, known = model.parts[stream], known or {}
+    numbers = range(len(prompts)) if numbers is None else numbers
     each = [known] * len(prompts) if isinstance(known, Mapping) else list(known)
     for name, part in made_parts(parts, config).items():
         if part.given and not all(name in row for row in each):
@@ -107,7 +110,7 @@ def generate(
 
     for first in range(0, len(prompts), batch_size):
         chunk = prompts[first : first + batch_size]
-        keys = tuple(f"{stream}/{first + i}" for i in range(len(chunk)))
+        keys = tuple(f"{stream}/{number}" for number in numbers[first : first + batch_size])
         rows = [encode(0 if isinstance(known, Mapping) else first + i) for i in range(len(chunk))]
         tokens = [torch.cat(column) for column in zip(*(clean for clean, _ in rows), strict=True)]
         conditioning_mask = torch.cat([mask for _, mask in rows])

@@ -13,11 +13,11 @@ import torch
 
 from core.errors import ConfigError, DataError
 from core.keys import generator
+from core.parallel import spread
 from robotics.baselines import expert_of
 from robotics.environment import ACTION_NAMES, Environment
 from robotics.environments import make_environment
 from robotics.lerobot_files import Episode, LeRobotWriter, encode_images
-from robotics.parallel import spread
 
 HOLD = 8  # steps, more than a chunk of 6 actions
 # Demonstrations are made of these episodes on, rollouts of those from 0: a policy is never tested on what it has seen.

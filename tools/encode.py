@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,6 +17,7 @@ from configs.encoding import EncodeOptions, Encoding, build_encodings
 from configs.load import load_config
 from core.durable import writing
 from core.errors import ConfigError
+from core.parallel import DEVICES, check_devices, spread
 from modalities.latents.chunks import ChunkFolder, mds_writer
 from modalities.latents.encode import Progress, encode_chunks
 from modalities.latents.format import DTYPES
@@ -58,6 +61,7 @@ def add_parser(subparsers) -> None:
         "--views", type=int, default=DEFAULTS.views, help="random crops or windows of each record (default 1)"
     )
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N shards of the work (default 1/1)")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help=DEVICES)
     parser.add_argument("--text", action="store_true", help="store features of condition.encoder for every caption")
     parser.add_argument(
         "--dtype", choices=DTYPES, default=DEFAULTS.dtype, help=f"of the latents (default {DEFAULTS.dtype})"
@@ -77,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
     for name, least in (("workers", 0), ("batch", 1)):
         if getattr(options, name) < least:
             raise ConfigError(f"--{name}: {getattr(options, name)} must be at least {least}")
+    check_devices(options.devices)
     mds_writer()  # before anything is loaded: the package may be missing
     output_folder(options.out, "--out")
     config = load_config(options.config, options.overrides)
@@ -86,17 +91,29 @@ def run(options: argparse.Namespace) -> int:
         if (text := encoding.job.text) is not None:
             for line in caption_warnings(config, {name: encoding.job.source}, text.encoder):
                 print(f"warning: {line}", file=sys.stderr)
-        encode(encoding, options.out / name, shard, options.workers, options.batch, options.retry)
+        path, sizes = options.out / name, (options.workers, options.batch)
+        elsewhere = None
+        if options.devices > 1:
+            work = partial(_chunks, options.config, options.overrides, chosen, name, path, *sizes)
+            elsewhere = partial(spread, work, workers=options.devices, daemon=False)  # each has loading processes
+        encode(encoding, path, shard, *sizes, options.retry, elsewhere)
     return 0
 
 
 def encode(
-    encoding: Encoding, path: Path, shard: tuple[int, int], workers: int, batch: int, retry: bool = False
+    encoding: Encoding,
+    path: Path,
+    shard: tuple[int, int],
+    workers: int,
+    batch: int,
+    retry: bool = False,
+    elsewhere: Callable[[list[int]], Iterable[Progress]] | None = None,
 ) -> None:
     """Make the missing chunks of a shard; where then none is missing, publish the whole.
 
     Args:
         retry: the chunks of the shard in which records were set aside are redone.
+        elsewhere: makes chunks in other processes; None for this one.
     """
     job = encoding.job
     folder = ChunkFolder(path, encoding.settings, job.chunks)
@@ -111,7 +128,11 @@ def encode(
             bar = stack.enter_context(
                 tqdm(total=whole, initial=whole - todo, unit="sample", desc=job.stream, dynamic_ncols=True)
             )
-            encode_chunks(job, folder, missing, workers, batch, Report(bar, known_bad))
+            report = Report(bar, known_bad)
+            if elsewhere is None:
+                encode_chunks(job, folder, missing, workers, batch, report)
+            for done in () if elsewhere is None else elsewhere(missing):
+                report(done)
     if left := len(folder.missing()):
         print(f"{job.stream}: this shard is done; {left} of {job.chunks} chunks of {path} are missing")
         return
@@ -122,6 +143,25 @@ def encode(
         f"{job.stream}: {found.samples:,} samples of {found.records:,} records{bad}, {found.bytes / 1e6:,.1f} MB in "
         f"{len(found.shards)} shards: {path}"
     )
+
+
+def _chunks(
+    config: Path,
+    overrides: list[str],
+    chosen: EncodeOptions,
+    stream: str,
+    path: Path,
+    workers: int,
+    batch: int,
+    numbers: Sequence[int],
+) -> Iterator[Progress]:
+    """Make these chunks in a process of its own, one after the other."""
+    encoding = build_encodings(load_config(config, overrides), config.parent, chosen, stream)[stream]
+    folder = ChunkFolder(path, encoding.settings, encoding.job.chunks)
+    for number in numbers:
+        found: list[Progress] = []
+        encode_chunks(encoding.job, folder, [number], workers, batch, found.append)
+        yield from found
 
 
 def set_aside(folder: ChunkFolder, shard: tuple[int, int], retry: bool) -> int:

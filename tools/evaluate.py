@@ -8,17 +8,20 @@ import os
 import re
 import sys
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from configs.buckets import EmptyBucketError, by_size, family
+from configs.devices import generate_on
 from configs.load import load_config
 from configs.runs import LoadedRun, aligned_pair, evaluation_subject, load_run
 from configs.schema import StreamConfig
 from core.durable import writing
 from core.errors import ConfigError, SelfFlowError, described, nearest
+from core.parallel import DEVICES, check_devices
 from core.training.training_config import TrainingConfig
 from modalities.evaluation.adm import write_samples
 from modalities.evaluation.attempts import Measured
@@ -70,6 +73,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--step", type=int, help="checkpoint; the newest intact one unless set")
     parser.add_argument("--stream", metavar="NAME", help="only this one of the run's")
     parser.add_argument("--batch", type=int, help="samples at once; changes no number beyond float rounding")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help=f"that make samples: {DEVICES}")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--text-encoder", help="folder or hub name of the run's text encoder, where the run names none")
     parser.add_argument("--out", type=Path, help="folder of the results (default RUN/evaluation)")
@@ -91,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
     if options.folder is None:
         raise ConfigError("--run: names the run folder to evaluate; or give --samples and --reference")
     check_overrides(options.overrides)
+    check_devices(options.devices)
     out = options.out or options.folder / "evaluation"
     if options.npz is not None:
         check_file(options.npz)
@@ -113,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
             )
         streams = {name: entry for name, entry in streams.items() if options.stream in (name, family(name, entry))}
     if options.npz is not None:
-        return write_images(options.npz, loaded, streams)
+        return write_images(options.npz, loaded, streams, options.devices)
     if not options.stream and any(stream.val for stream in streams.values()):
         for name in [name for name, stream in streams.items() if stream.val is None]:
             print(f"{name} is left out: streams.{name}.val is not set", file=sys.stderr)
@@ -122,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
     jobs = []
     for name, stream in streams.items():
         try:
-            jobs.append(with_networks(loaded, prepare(loaded, stream, name)))
+            jobs.append(with_networks(loaded, prepare(loaded, stream, name, options.devices)))
         except EmptyBucketError as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
     for job in jobs:
@@ -200,9 +205,9 @@ def evaluate_run(
     return result
 
 
-def prepare(loaded: LoadedRun, stream: StreamConfig, name: str) -> Job:
+def prepare(loaded: LoadedRun, stream: StreamConfig, name: str, devices: int = 1) -> Job:
     """Open the data and choose the measures. Raises ConfigError where they do not fit."""
-    subject = evaluation_subject(loaded.assembly, name, stream)
+    subject = replace(evaluation_subject(loaded.assembly, name, stream), make=partial(generate_on, devices, loaded))
     measures, notes = plan(subject, stream.evaluation)
     unfit = guidance_problem(loaded.config.condition, stream.sampling)
     if unfit and "samples" in measures:
@@ -311,7 +316,7 @@ def show_values(values: dict[str, float], warnings: list[str]) -> None:
         print(f"  warning: {line}")
 
 
-def write_images(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfig]) -> int:
+def write_images(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfig], devices: int = 1) -> int:
     """A sample file for the ADM evaluator: uniformly random classes, which is its usual protocol."""
     name, part = image_stream(streams)
     if loaded.config.condition.kind == "text":
@@ -322,7 +327,7 @@ def write_images(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfig]
     conditions = random_classes(loaded.generator, settings.seed, settings.generated)
     steps = sampler_steps(loaded.generator.parts[name], sampler)
     with tqdm(total=settings.generated * steps, unit="step", dynamic_ncols=True) as bar:
-        samples = generated(loaded.generator, name, sampler, settings, conditions, bar.update)
+        samples = generated(partial(generate_on, devices, loaded), name, sampler, settings, conditions, bar.update)
         with writing(path):
             written = write_samples(path, (media[part] for media in samples), settings.generated)
     print(f"{settings.generated} images in {written}")

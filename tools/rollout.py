@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from core.durable import write_durably
 from core.errors import ConfigError
+from core.parallel import spread
 from core.training.checkpoint import CheckpointStore
 from robotics.demonstrated import action_names, demonstrated_records, demonstrated_windows
 from robotics.environment import Policy
 from robotics.environments import ENVIRONMENTS, make_environment
 from robotics.open_loop import open_loop, open_loop_table
-from robotics.parallel import spread
 from robotics.policies import BUILT_IN, make_policy
 from robotics.policy import MODES, RunPolicy
 from robotics.report import compare, summarize, table

@@ -37,8 +37,8 @@ from modalities.evaluation.networks.base import FeatureNetwork, Features
 from modalities.evaluation.networks.chosen import PartNetwork
 from modalities.evaluation.networks.pretrained import Clip, clip_score
 from modalities.evaluation.settings import EvaluationSettings
-from modalities.evaluation.subject import FEWEST, Subject
-from modalities.generation import Generator, generate
+from modalities.evaluation.subject import FEWEST, Make, Subject
+from modalities.generation import Generator
 
 
 def samples(
@@ -76,7 +76,7 @@ def samples(
             raise DataError(f"{len(conditions)} held-out records to compare with; at least {FEWEST} are needed")
         if settings.conditions == "random":
             conditions[:] = random_classes(subject.model, settings.seed, len(conditions))
-        for media in generated(subject.model, subject.stream, subject.sampler, settings, conditions, progress):
+        for media in generated(subject.makes, subject.stream, subject.sampler, settings, conditions, progress):
             look(made, media)
         return {}
 
@@ -99,7 +99,7 @@ def _clip(network: Clip, images: Tensor, texts: list[str]) -> dict[str, float]:
 
 
 def generated(
-    model: Generator,
+    make: Make,
     stream: str,
     sampler: SamplerConfig,
     settings: EvaluationSettings,
@@ -107,7 +107,7 @@ def generated(
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of samples, one for each condition: name of the part -> (B, *media)."""
-    media = generate(model, stream, conditions, sampler, settings.seed, None, settings.batch, progress)
+    media = make(stream, conditions, sampler, settings.seed, None, settings.batch, progress)
     while held := list(islice(media, settings.batch)):
         yield {name: torch.stack([parts[name] for parts in held]) for name in held[0]}
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
 
 from core.errors import ConfigError
 from core.evaluation.pair import PairPlan
@@ -10,9 +14,11 @@ from core.sampling.sampler import SamplerConfig
 from modalities.evaluation.networks.kinds import NetworkConfig
 from modalities.evaluation.records import Reader, shared_records
 from modalities.evaluation.settings import MEASURES, EvaluationSettings
-from modalities.generation import Generator
+from modalities.generation import Generator, generate
 from modalities.latents.format import stored_manifests
 from modalities.streams import Parts
+
+Make = Callable[..., Iterator[dict[str, Tensor]]]
 
 FEWEST = 6  # samples and held-out records to compare: density counts the 5 nearest others
 FEWEST_TO_PROBE = 5  # training records: a fifth of them chooses the penalty
@@ -28,6 +34,8 @@ class Subject:
         sampler: how samples are generated.
         data: name of the training data, for the name of a classifier trained on it.
         pair: how the run aligns its student with its EMA teacher; None where it does not.
+        make: what makes the samples, such as other devices, called like `generate` without its model; None for the
+            model itself.
     """
 
     model: Generator
@@ -37,6 +45,11 @@ class Subject:
     sampler: SamplerConfig
     data: str
     pair: PairPlan | None = None
+    make: Make | None = None
+
+    @property
+    def makes(self) -> Make:
+        return self.make or partial(generate, self.model)
 
     @property
     def parts(self) -> Parts:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from core.errors import AccidentError, ConfigError
+from core.parallel import spread
 from robotics.baselines import LARGEST, Random, Repeat, expert_of
 from robotics.environment import Observation
 from robotics.kinematic.environment import KinematicEnvironment
-from robotics.parallel import spread
 from robotics.policies import make_policy
 
 BLIND = Observation(image=np.zeros((1, 1, 3), np.uint8), state=np.zeros(0, np.float32), instruction="")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from core.errors import AccidentError, ConfigError
+from core.parallel import spread
 from robotics.environment import Observation, Step
 from robotics.kinematic.environment import KinematicEnvironment
-from robotics.parallel import spread
 from robotics.report import compare, published_rows, summarize, table
 from robotics.rollout import Rollout, run_episode, run_episodes
 from robotics.rollout_folder import RolloutFolder, missing, read_records, read_result

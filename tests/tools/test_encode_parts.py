@@ -75,6 +75,19 @@ def test_the_manifest_says_what_every_part_is(place):
     assert settings["parts"]["audio"]["media"]["hop"] == 125
 
 
+@pytest.mark.slow
+def test_several_devices_write_the_same_bytes(place, tmp_path):
+    one = place / "latents" / "clips"
+    assert encode(place, tmp_path, "--dtype", "float32", "--devices", "2") == 0
+
+    def files(folder: Path) -> dict[str, bytes]:
+        found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        return {name: path.read_bytes() for name, path in found.items() if name != "manifest.json"}  # has the date
+
+    assert len(files(one)) > 3
+    assert files(tmp_path / "clips") == files(one)
+
+
 def test_the_first_batch_is_that_of_the_media(place):
     """To the bit but for the normalization, which is measured in another order."""
     media, stored = assembly(place), assembly(place, latents(place / "latents"))

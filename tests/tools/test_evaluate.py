@@ -52,6 +52,12 @@ def measured(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
+def test_samples_of_several_devices_have_the_same_values(measured, tiny_run, tmp_path):
+    assert evaluate(tiny_run, *HELDOUT, *FEW, "--stream", "image", "--devices", "2", "--out", str(tmp_path)) == 0
+    assert results(tmp_path)["image"] == results(measured)["image"]
+
+
 def test_all_measures_of_all_modalities(measured):
     found = results(measured)
     assert set(found) == set(MEDIA)

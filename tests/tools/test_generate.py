@@ -43,6 +43,17 @@ def test_the_same_seed_gives_the_same_files_for_any_batch_size(modality, tiny_ru
     assert len(set(media(tmp_path / "seed").values()) & set(files.values())) == 0
 
 
+@pytest.mark.slow
+def test_several_devices_give_the_same_files(tiny_run, tmp_path):
+    """Broken: each process numbers its samples from 0, so that they have the same noise."""
+    for devices in ("1", "2"):
+        options = ("--prompt", "a dog!", "--number", "2", "--devices", devices, "--batch-size", "2", "--cfg-scale", "2")
+        assert generate(tiny_run, "image", tmp_path / devices, *options) == 0
+    assert len(media(tmp_path / "1")) == 8
+    assert media(tmp_path / "2") == media(tmp_path / "1")
+    assert generate(tiny_run, "image", tmp_path / "4", "--devices", "0") == 2
+
+
 def test_the_json_beside_a_file_holds_all_that_made_it(tiny_run, tmp_path):
     options = ("--seed", "5", "--steps", "4", "--solver", "heun", "--shift", "2", "--cfg-scale", "1.5")
     options += ("--cfg-interval", "0.2", "0.9", "--no-correct-last", "--step", "3")

@@ -1,4 +1,7 @@
-"""Episodes over several processes, whose results come back one by one, so that none is lost when something fails."""
+"""Work over several processes, one for each GPU where there are GPUs.
+
+Results come back one by one, so that none is lost when something fails.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,21 @@ from typing import Any, cast
 
 import torch
 
-from core.errors import AccidentError, SelfFlowError, described
+from core.errors import AccidentError, ConfigError, SelfFlowError, described
+
+DEVICES = "processes, one for each GPU if there are GPUs (default 1)"  # help of --devices
 
 Work = Callable[[Sequence[int]], Iterable[Any]]
 
 
-def spread(work: Work, items: Sequence[int], workers: int) -> Iterator[Any]:
+def spread(work: Work, items: Sequence[int], workers: int, daemon: bool = True) -> Iterator[Any]:
     """What `work` yields for all items, in the order in which it is finished.
 
     Args:
         work: called in each process with its share of the items (every `workers`-th); yields a picklable result for
             each. With several workers it must itself be picklable: a function of a module, or a partial of one.
-        workers: processes; 1 works in this one.
+        workers: processes; 1 works in this one. "cuda" is another GPU in each of them, as far as there are enough.
+        daemon: the processes end with this one, and may start none of their own.
 
     Raises:
         SelfFlowError: the first error of a process, after all results that came before it.
@@ -36,7 +42,9 @@ def spread(work: Work, items: Sequence[int], workers: int) -> Iterator[Any]:
     running: dict[Any, Any] = {}  # connection -> process
     for number in range(workers):
         here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(work, items[number::workers], threads, there), daemon=True)
+        process = context.Process(
+            target=_run, args=(work, items[number::workers], number, threads, there), daemon=daemon
+        )
         process.start()
         there.close()
         running[here] = process
@@ -61,8 +69,29 @@ def spread(work: Work, items: Sequence[int], workers: int) -> Iterator[Any]:
             process.join()
 
 
-def _run(work: Work, items: Sequence[int], threads: int, connection: Any) -> None:
+def in_order(results: Iterable[tuple[int, Any]], items: Iterable[int]) -> Iterator[Any]:
+    """The results of (item, result) in the order of the items; those that come early wait in memory."""
+    early: dict[int, Any] = {}
+    found = iter(results)
+    for item in items:
+        while item not in early:
+            number, result = next(found)
+            early[number] = result
+        yield early.pop(item)
+
+
+def check_devices(devices: int) -> None:
+    """Raises ConfigError for fewer than one, and for more than this machine has GPUs, if it has any."""
+    if devices < 1:
+        raise ConfigError(f"--devices: {devices} must be at least 1")
+    if (gpus := torch.cuda.device_count()) and devices > gpus:
+        raise ConfigError(f"--devices: {devices} are more than the {gpus} GPUs of this machine")
+
+
+def _run(work: Work, items: Sequence[int], number: int, threads: int, connection: Any) -> None:
     torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
     try:
         for result in work(items):
             connection.send(("result", result))
