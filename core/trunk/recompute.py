@@ -1,7 +1,7 @@
 """Blocks whose inside is not kept for the backward pass, which computes it once more.
 
 A function around the call, not a wrapper around the module: names of weights stay as they are. It goes around blocks
-that are compiled and sharded, so that FSDP gathers the weights of such a block a second time.
+that are compiled and sharded; FSDP gathers their weights for the backward pass in any case.
 """
 
 from __future__ import annotations

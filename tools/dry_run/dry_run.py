@@ -22,6 +22,7 @@ from modalities.data.buckets import Bucket
 from modalities.data.sources.config import SourceConfig
 from modalities.streams import Parts, lengths
 from tools.data_notes import data_lines
+from tools.dry_run.exchange import exchange_lines
 from tools.dry_run.flops import network_flops
 from tools.dry_run.memory import STATE, microbatch_bytes, saved_bytes, state_bytes
 from tools.dry_run.plan import Plan, Step, make_plan, not_here, one_line, stores_text
@@ -63,11 +64,12 @@ def describe(config: Config, root: Path) -> str:
         cut += lost
         lines.append(f"  compute   {compute_text(counted)}")
         lines += [f"  not there {missing_text(part, step)}" for part in step.missing]
+    mean = sum(shares[name] * flops[name] for name in streams)
     if len(streams) > 1:
-        mean = sum(shares[name] * flops[name] for name in streams)
         lines.append(f"mean step {flops_text(mean)}, by the weights of the streams")
     lines += parameter_lines(trunk)
     lines += memory_lines(trunk, memory, config)
+    lines += exchange_lines(trunk, objective, mean, config.training.accumulate, config.training.precision)
     lines += [f"warning: {line}" for line in [*warnings(config), *cut]]
     return "\n".join(lines)
 
