@@ -44,6 +44,7 @@ FREE_ON_RESUME = {
     "run",
     "logging",
     "training.save_every",
+    "training.async_save",
     "training.keep",
     "training.keep_every",
     "training.accumulate",  # how a step is shared changes no number, but see check_shares

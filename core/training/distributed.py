@@ -13,7 +13,7 @@ import pickle
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -44,12 +44,14 @@ class World:
         store: where errors are left for the others; None for a world of one.
         waiting: a group of its own for `on_first`, `on_all` and `gather`, with a timeout of its own: while rank 0 is
             busy with the disk, nothing else may give up.
+        patience: timeout of `waiting`.
     """
 
     rank: int = 0
     size: int = 1
     store: Store | None = None
     waiting: dist.ProcessGroup | None = None
+    patience: timedelta = WAITING
 
     @property
     def is_first(self) -> bool:
@@ -148,6 +150,13 @@ class World:
         if not self.is_first:
             action()
 
+    def apart(self) -> World:
+        """The same processes with another group in place of `waiting`, for a thread beside the one that uses it. Every
+        process calls this."""
+        if self.size == 1:
+            return self
+        return replace(self, waiting=_waiting_group(self.patience))
+
     def close(self) -> None:
         """After the last exchange of a run that ends well."""
         if self.size > 1:
@@ -190,8 +199,11 @@ def start(timeout: timedelta = COLLECTIVE, waiting: timedelta = WAITING, store: 
         world_size=size,
         timeout=timeout,
     )
-    group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=waiting))
-    return World(rank, size, PrefixStore("errors", store), group)
+    return World(rank, size, PrefixStore("errors", store), _waiting_group(waiting), waiting)
+
+
+def _waiting_group(timeout: timedelta) -> dist.ProcessGroup:
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
 
 
 def _from_environment(names: tuple[str, ...]) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from core.training.optim import build_optimizer
 from core.training.posthoc_ema import PosthocEma
 from core.training.quarantine import Quarantine
 from core.training.records import RunFolder, read_lines
+from core.training.saver import Saver
 from core.training.say import Outliving, say
 from core.training.sharding import Sharding, clip_gradients, gathered, settle, shell, sync_gradients
 from core.training.spikes import MARK, Spikes, save_spike
@@ -94,7 +95,8 @@ class Trainer:
         self.posthoc = PosthocEma(averages, self.student, folder.path, world) if averages.every else None
         place = folder.path / "checkpoints"
         self.store = store or CheckpointStore(place, config.keep, keep_every=config.keep_every)
-        self.store.world = world
+        self.store.world = world.apart() if config.async_save else world
+        self.saver = Saver(self.store, config.async_save)
         self.quarantine = Quarantine(folder.path / "quarantine.jsonl", config.data_limit, world)
         self.anew, self.initialized = anew, initialized
         self.step = 0  # finished steps
@@ -104,7 +106,6 @@ class Trainer:
         self.own_values = torch.empty(0)  # of this process, in the last step
         stacks = folder.path / FOLDER / f"rank-{world.rank}.txt"
         self.watchdog = Watchdog(config.watchdog, stacks, lambda: folder.ended("failed", self.step, "hung"), advice)
-        self.failed_saves = 0
 
     def shard(self) -> None:
         """Compile and shard both networks, block by block and in place, so that names and checkpoints stay the same."""
@@ -168,8 +169,12 @@ class Trainer:
                     started = time.perf_counter()
                     self.watchdog.step()
         except Stopped:
-            if alone and self.step and self.step not in self.store.steps():
-                self.save(leaving=True)
+            if alone and self.step:
+                self.save_if_missing(self.step)
+        finally:
+            self.watchdog.start()
+            with self.stop.publishing():
+                self.saver.close()
         return "finished" if self.step == last else "stopped"
 
     def attempt(self, step: int, microbatches: Sequence[Raw]) -> dict[str, float | str]:
@@ -182,9 +187,9 @@ class Trainer:
         except BadStepError as error:
             if not self.is_finite():
                 raise NotFiniteError(f"{error}, but they hold NaN or infinity since an earlier step") from error
-            if step and self.world.on_first(lambda: step not in self.store.steps()):
+            if step:
                 try:
-                    self.save(leaving=True)
+                    self.save_if_missing(step)
                 except (CheckpointError, OSError) as failed:  # the bad step is the greater news
                     say(f"checkpoint of step {step} could not be saved: {failed}")
             raise
@@ -343,26 +348,26 @@ class Trainer:
         trackers = cast(RunFolder, self.folder).trackers
         run_hooks(due_hooks(self.hooks, self.step), self.step, student, teacher, trackers, self.config.compile)
 
-    def save(self, leaving: bool) -> None:
+    def save_if_missing(self, step: int) -> None:
+        """Before the run ends: the checkpoint of its last step, which may be in flight or there already."""
         with self.stop.publishing():
-            self.publish(leaving)
+            self.saver.wait()
+        if self.world.on_first(lambda: step not in self.store.steps()):
+            self.save(leaving=True)
 
-    def publish(self, leaving: bool) -> None:
+    def save(self, leaving: bool) -> None:
         """Publish a checkpoint. One failed save (a full disk) is reported; the second in a row, and one that nothing
         would follow, is an error. Weights that are not finite are never published."""
-        if not self.is_finite():
-            raise NotFiniteError(f"after step {self.step} the weights hold NaN or infinity; they were not published")
-        self.watchdog.start()
-        try:
-            self.world.on_first(self.folder.flush)
-            state = training_state(self.student, self.teacher, self.optimizer)
-            if self.posthoc is not None:
-                state |= self.posthoc.state()
-            self.store.publish(self.step, state, self.extra)
-        except (CheckpointError, OSError) as error:
-            self.failed_saves += 1
-            if self.failed_saves >= 2 or leaving:
-                raise
-            say(f"checkpoint of step {self.step} could not be saved: {error}")
-        else:
-            self.failed_saves = 0
+        with self.stop.publishing():
+            if not self.is_finite():
+                raise NotFiniteError(
+                    f"after step {self.step} the weights hold NaN or infinity; they were not published"
+                )
+            self.watchdog.start()
+            self.saver.save(self.step, self.state, self.extra, leaving)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds. The lines of its steps are on disk before it is."""
+        self.world.on_first(self.folder.flush)
+        posthoc = {} if self.posthoc is None else self.posthoc.state()
+        return training_state(self.student, self.teacher, self.optimizer) | posthoc

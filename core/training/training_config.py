@@ -23,6 +23,7 @@ class TrainingConfig:
         steps: optimizer steps of the whole run.
         accumulate: microbatches per optimizer step and device; each holds `batch / (accumulate devices)` samples.
         save_every: steps between checkpoints; one is always published at the end and on a stop.
+        async_save: write checkpoints while the training goes on, from a copy of the state in the host's memory.
         keep: how many of the newest checkpoints stay.
         keep_every: a checkpoint is also published at every multiple of this, and stays for ever; 0 for none.
         replicas: of several devices, how many groups hold a copy of all weights each, sharded within the group; must
@@ -47,6 +48,7 @@ class TrainingConfig:
     steps: int = 1000
     accumulate: int = 1
     save_every: int = 1000
+    async_save: bool = False
     keep: int = 2
     keep_every: int = 0
     replicas: int = 1

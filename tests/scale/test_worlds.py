@@ -53,6 +53,7 @@ def alone(tmp_path_factory):
         slow((2, (*BATCHES, "training.posthoc_ema.every=3"), ())),
         slow((2, BATCHES, ("training.workers=1",))),
         slow((2, BATCHES, ("training.recompute=2",))),
+        slow((2, BATCHES, ("training.async_save=true", "training.save_every=1"))),
     ],
 )
 def test_many_processes_train_the_network_of_one(size, settings, of_this_world, alone, tmp_path):
