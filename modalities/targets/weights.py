@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ def load_network(
     unused: Sequence[str] = (),
     config: Any = None,
     dtype: torch.dtype = torch.float32,
+    options: Mapping[str, object] = MappingProxyType({}),
 ) -> nn.Module:
     """The network of a transformers class, every tensor of it from the weight file.
 
@@ -90,6 +92,7 @@ def load_network(
         unused: beginnings of the names of tensors in the file that the class has no use for (a text tower, a head).
         config: replaces the folder's config.json.
         dtype: of the network's weights.
+        options: further arguments of the class.
 
     Raises:
         ConfigError: no transformers with such a class, or no weights there.
@@ -106,7 +109,7 @@ def load_network(
     transformers.utils.logging.set_verbosity_error()  # its table of unused tensors is checked below
     try:
         network, report = getattr(transformers, class_name).from_pretrained(
-            folder.path, dtype=dtype, output_loading_info=True, **given
+            folder.path, dtype=dtype, output_loading_info=True, **given, **options
         )
     except OSError as error:
         raise ConfigError(missing(kind, folder.path, example, error, folder.role)) from error

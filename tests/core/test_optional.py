@@ -1,6 +1,7 @@
 """What a user sees of a package that is not there."""
 
 import ast
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import ConfigError
-from core.optional import EXTRAS, PACKAGES, missing, need
+from core.optional import EXTRAS, PACKAGES, missing, need, packaged
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("core", "autoencoders", "modalities", "configs", "robotics", "tools")
@@ -81,3 +82,21 @@ def test_no_file_imports_an_optional_package_when_it_is_loaded():
         if (names := imports_when_loaded(ast.parse(path.read_text()))) & known
     }
     assert wrong == {}
+
+
+def test_a_path_inside_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    inside = tmp_path / "weights_of_someone" / "models"
+    inside.mkdir(parents=True)
+    (inside.parent / "__init__.py").write_text("raise RuntimeError('imported')")
+    (inside / "a.pth").write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert packaged("package:weights_of_someone/models/a.pth", "path", "All else works") == str(inside / "a.pth")
+    assert packaged("/some/where", "path", "All else works") == "/some/where"
+    for path, said in {
+        "package:weights_of_someone/b.pth": "there is no 'b.pth' in the package",
+        "package:nobody_has_this/b.pth": "no package 'nobody_has_this' is installed. All else works without it",
+        "package:../b.pth": "with the name that the package is imported by",
+        "package:json/decoder.py/..": "there is no 'decoder.py/..' in the package",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            packaged(path, "path", "All else works")

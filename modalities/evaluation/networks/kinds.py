@@ -11,6 +11,7 @@ import torch
 from core.errors import ConfigError, nearest
 from modalities.evaluation.networks.base import WITHOUT, FeatureNetwork, Framewise
 from modalities.evaluation.networks.classifier import Classifier
+from modalities.evaluation.networks.efficientnet import EfficientNet
 from modalities.evaluation.networks.inception import TAKES as INCEPTION_TAKES
 from modalities.evaluation.networks.inception import Inception
 from modalities.evaluation.networks.pretrained import Clap, Clip, DinoV2
@@ -40,6 +41,7 @@ KINDS: dict[str, Kind] = {
     "inception": Kind("image", lambda path, rate: Inception(path), INCEPTION_TAKES),
     "dinov2": Kind("image", lambda path, rate: DinoV2(path), DinoV2.TAKES),
     "clip": Kind("image", lambda path, rate: Clip(path), Clip.TAKES),
+    "efficientnet_lite0": Kind("image", lambda path, rate: EfficientNet(path), EfficientNet.TAKES),
     "videomae": Kind("video", lambda path, rate: VideoMAE(path), VideoMAE.TAKES),
     "i3d": Kind("video", lambda path, rate: I3D(path), I3D.TAKES),
     "clap": Kind("audio", _clap, Clap.TAKES),

@@ -56,7 +56,7 @@ def _byte_level() -> Any:
 
 def save_tokenizer(folder: Path, kind: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = {"clip": _word_level, "qwen3": _byte_level}.get(kind, _unigram)()
+    tokenizer = {"clip": _word_level, "bert": _word_level, "qwen3": _byte_level}.get(kind, _unigram)()
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if kind == "qwen3":
@@ -78,6 +78,10 @@ def make_network(kind: str, whole: bool = True) -> Any:
         vision |= {"image_size": 8, "patch_size": 4}
         config = transformers.CLIPConfig(text_config={**text, "pad_token_id": 0}, vision_config=vision)
         return transformers.CLIPModel(config)
+    if kind == "bert":
+        shape = {"hidden_size": WIDTH, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": DEPTH}
+        config = transformers.BertConfig(**shape, vocab_size=32, max_position_embeddings=12)
+        return (transformers.BertForMaskedLM if whole else transformers.BertModel)(config)
     if kind == "qwen3":
         shape = {"hidden_size": WIDTH, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
         shape |= {"intermediate_size": 32, "num_hidden_layers": DEPTH, "vocab_size": 264}

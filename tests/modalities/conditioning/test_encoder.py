@@ -18,8 +18,8 @@ from core.types import Context
 from modalities.conditioning import TextEncoder, TextEncoderConfig
 from tests.modalities.conditioning.small import DEPTH, WIDTH, save_text_encoder, save_tokenizer
 
-KINDS = ("t5", "umt5", "clip", "qwen3")
-LENGTH = {"t5": 8, "umt5": 8, "clip": 8, "qwen3": 120}
+KINDS = ("t5", "umt5", "clip", "bert", "qwen3")
+LENGTH = {"t5": 8, "umt5": 8, "clip": 8, "bert": 8, "qwen3": 120}
 CAPTIONS = ["a red circle", "the blue square moving left", "a cat", "dog"]
 HARD = [
     "",
@@ -125,7 +125,7 @@ def test_any_text_is_encoded_and_cut(folders, kind):
     assert all(features.shape[1] == made.width and len(features) <= made.length for features in found)
     assert max(len(features) for features in found) == made.length
     if kind != "qwen3":  # its end mark stays behind the cut; a chat template is cut like the text, as in FLUX.2 klein
-        ends = {"clip": 2}.get(kind, 1)
+        ends = {"clip": 2, "bert": 2}.get(kind, 1)
         assert made._ids("red " * 100)[-1] == ends
 
 

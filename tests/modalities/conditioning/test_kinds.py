@@ -10,7 +10,13 @@ from modalities.conditioning.kinds import KINDS
 
 @pytest.mark.parametrize(
     ("kind", "width", "length", "layers"),
-    [("t5", 4096, 512, ()), ("umt5", 4096, 512, ()), ("clip", 768, 77, ()), ("qwen3", 7680, 512, (9, 18, 27))],
+    [
+        ("t5", 4096, 512, ()),
+        ("umt5", 4096, 512, ()),
+        ("clip", 768, 77, ()),
+        ("bert", 384, 256, ()),
+        ("qwen3", 7680, 512, (9, 18, 27)),
+    ],
 )
 def test_defaults_are_those_of_the_published_models(kind, width, length, layers):
     config = TextEncoderConfig(kind)
@@ -23,7 +29,7 @@ def test_defaults_are_those_of_the_published_models(kind, width, length, layers)
 
 def test_problems():
     assert TextEncoderConfig("qwen").problems() == [
-        "kind: 'qwen' is not one of t5, umt5, clip, qwen3. Did you mean: 'qwen3'?"
+        "kind: 'qwen' is not one of t5, umt5, clip, bert, qwen3. Did you mean: 'qwen3'?"
     ]
     found = TextEncoderConfig("t5", max_tokens=0, width=-1, layers=[0], precision="fp16").problems()
     assert [line.partition(":")[0] for line in found] == ["max_tokens", "width", "layers", "precision"]

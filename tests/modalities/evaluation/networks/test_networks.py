@@ -60,8 +60,8 @@ def test_framewise_measures_every_frame():
 
 
 def test_kinds_for_a_modality():
-    assert kinds_for("image") == ["inception", "dinov2", "clip", "classifier"]
-    assert kinds_for("video") == ["inception", "dinov2", "clip", "videomae", "i3d", "classifier"]
+    assert kinds_for("image") == ["inception", "dinov2", "clip", "efficientnet_lite0", "classifier"]
+    assert kinds_for("video") == ["inception", "dinov2", "clip", "efficientnet_lite0", "videomae", "i3d", "classifier"]
     assert kinds_for("audio") == ["clap", "classifier"]
 
 
