@@ -32,6 +32,7 @@ from core.training.distributed import ALONE, World
 from core.training.history import NO_CHANGE, Change, stored_config
 from core.training.onlooker import Onlooker
 from core.training.records import RunFolder
+from core.training.remote import RemoteStore
 from core.training.say import say
 from core.training.state import NOTHING_ANEW
 from core.training.trainer import Trainer
@@ -45,6 +46,7 @@ FREE_ON_RESUME = {
     "logging",
     "training.save_every",
     "training.async_save",
+    "training.checkpoint_store",
     "training.keep",
     "training.keep_every",
     "training.accumulate",  # how a step is shared changes no number, but see check_shares
@@ -113,6 +115,7 @@ def build_trainer(
     run = Path(config.run)
     store = store or CheckpointStore(run / "checkpoints")
     store.keep, store.keep_every = config.training.keep, config.training.keep_every
+    store.remote = RemoteStore(config.training.checkpoint_store) if config.training.checkpoint_store else None
     step = store.latest()
     stored = None if step is None else store.extra(step)
     source = None if is_resumed(run, initial, step) or initial is None else read_source(initial.path)

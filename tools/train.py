@@ -9,15 +9,18 @@ from configs.build import build_trainer, is_finished
 from configs.captions import caption_warnings
 from configs.changes import Resolved, resolve
 from configs.init_from import Initial
+from configs.load import load_config
 from configs.schema import Config
 from core.errors import AccidentError, BadStepError, CheckpointError, ConfigError, DataError, NotWrittenError
 from core.training import distributed
 from core.training.accidents import accidents_named
+from core.training.checkpoint import CheckpointStore
 from core.training.config import to_yaml
 from core.training.distributed import World
 from core.training.flight_recorder import record_exchanges, write_exchanges_to
 from core.training.history import read_run
 from core.training.records import note_end
+from core.training.remote import bring
 from core.training.say import say
 from core.training.stop import Stopped, StopRequest
 from core.training.trainer import Trainer
@@ -95,7 +98,7 @@ def start(options: argparse.Namespace, initial: Initial | None) -> int:
 
 def _start(options: argparse.Namespace, initial: Initial | None, world: World) -> int:
     # Rank 0 alone looks into the run folder and reads its checkpoint, once.
-    resolved = world.on_first(lambda: resolve(options.config, options.overrides, options.change))
+    resolved = world.on_first(lambda: _resolved(options))
     config = resolved.config
     if options.print_config:
         if world.is_first:
@@ -124,6 +127,17 @@ def _start(options: argparse.Namespace, initial: Initial | None, world: World) -
         except Stopped:
             say(f"stopped by {stop.reason} before the first step. {go_on(options, config)}")
             return AccidentError.exit_code
+
+
+def _resolved(options: argparse.Namespace) -> Resolved:
+    """The configuration, once the newest checkpoint is here, which may lie in an object store alone."""
+    given = load_config(options.config, options.overrides)
+    url, run = given.training.checkpoint_store, Path(given.run)
+    if url and given.run and not options.print_config:
+        brought = bring(url, run, CheckpointStore(run / "checkpoints").latest())
+        if brought is not None:
+            say(f"checkpoint of step {brought} was brought from {url}")
+    return resolve(options.config, options.overrides, options.change)
 
 
 def _train(

@@ -33,6 +33,7 @@ from core.durable import sync, write_durably
 from core.errors import CheckpointError, NotWrittenError, nearest
 from core.training.distributed import ALONE, World
 from core.training.manifest import MANIFEST, TENSORS, Verifier, describe, encode, is_of_other_version, write_manifest
+from core.training.remote import RemoteStore
 from core.training.say import say
 
 PARTS = ("student", "teacher", "optimizer")
@@ -77,6 +78,7 @@ class CheckpointStore:
         keep_every: checkpoints of steps that are multiples of this stay for ever; 0 for none.
         report: receives one line for every damaged checkpoint that is skipped.
         world: the processes that publish and load together. Whatever else reads is for each process alone.
+        remote: where every checkpoint is copied to, once it is published here.
     """
 
     def __init__(
@@ -86,11 +88,12 @@ class CheckpointStore:
         report: Callable[[str], None] | None = None,
         keep_every: int = 0,
         world: World = ALONE,
+        remote: RemoteStore | None = None,
     ):
         if keep < 1:
             raise CheckpointError(f"keep: {keep} must be at least 1")
         self.root, self.keep, self.keep_every = Path(root), keep, keep_every
-        self.report, self.world = report or say, world
+        self.report, self.world, self.remote = report or say, world, remote
         self._verifier, self._reported = Verifier(), set()
 
     def folder(self, step: int) -> Path:
@@ -146,8 +149,8 @@ class CheckpointStore:
             step: number of finished optimizer steps.
             state: nested dicts of tensors, see `training_state`.
             extra: plain data (JSON) stored beside them.
-        Raises NotWrittenError when it cannot be written (a full disk), and CheckpointError when it exists; nothing
-        half-written stays, and every process raises it.
+        Raises NotWrittenError when it cannot be written (a full disk) or copied, and CheckpointError when it exists;
+        nothing half-written stays, and every process raises it.
         """
         final = self.folder(step)
         aside = self.root / f".writing-{final.name}"
@@ -163,10 +166,16 @@ class CheckpointStore:
             raise
         self._verifier.written(final)
         self._reported.discard(step)
+        if (remote := self.remote) is not None:  # each process copies the files that it wrote
+            self.world.on_all(lambda: remote.put(final, written))
+            self.world.on_first(lambda: remote.publish(final, [STATE]))
         if self.world.is_first:
             try:
                 self._prune()
-            except OSError as error:  # the new checkpoint is safe; the next one tries to tidy up again
+            except (
+                OSError,
+                NotWrittenError,
+            ) as error:  # the new one is safe; the next save tidies up
                 self.report(f"old checkpoints in {self.root} could not be removed: {_reason(error)}")
         return final
 
@@ -314,6 +323,13 @@ class CheckpointStore:
             elif not self.is_milestone(step):
                 self._put_away(step)
         self._tidy()
+        self._prune_remote()
+
+    def _prune_remote(self) -> None:
+        if (remote := self.remote) is not None:
+            for step in remote.steps()[: -self.keep]:
+                if not self.keep_every or step % self.keep_every:
+                    remote.remove(step)
 
     def forget(self, step: int) -> None:
         """Remove the checkpoints of all steps after `step`, which will be made again."""

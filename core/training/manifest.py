@@ -72,6 +72,14 @@ class Verifier:
         self._found = {key: problem for key, problem in self._found.items() if key[0] != folder}
 
 
+def listed_files(folder: Path) -> list[str]:
+    """The files that a manifest names; none where it is damaged."""
+    try:
+        return list(_read(folder)[2])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def files_of(folder: Path) -> dict[str, Path]:
     """Relative name -> path of every file of a checkpoint but the manifest."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -24,6 +24,8 @@ class TrainingConfig:
         accumulate: microbatches per optimizer step and device; each holds `batch / (accumulate devices)` samples.
         save_every: steps between checkpoints; one is always published at the end and on a stop.
         async_save: write checkpoints while the training goes on, from a copy of the state in the host's memory.
+        checkpoint_store: URL of a folder in an object store, which gets a copy of every checkpoint and of what a new
+            run folder needs to go on from it; empty for none.
         keep: how many of the newest checkpoints stay.
         keep_every: a checkpoint is also published at every multiple of this, and stays for ever; 0 for none.
         replicas: of several devices, how many groups hold a copy of all weights each, sharded within the group; must
@@ -49,6 +51,7 @@ class TrainingConfig:
     accumulate: int = 1
     save_every: int = 1000
     async_save: bool = False
+    checkpoint_store: str = ""
     keep: int = 2
     keep_every: int = 0
     replicas: int = 1

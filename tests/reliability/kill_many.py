@@ -34,7 +34,7 @@ SMALL = (
     "streams.video=null",
     "streams.audio=null",
     "streams.image.data.count=20",
-    "trunk.mmdit={size: tiny, width: 48, heads: 2, double_blocks: 1, single_blocks: 2, mlp_ratio: 1.0}",
+    "trunk.mmdit.width=48",
     f"training.steps={STEPS}",
     "training.save_every=2",
 )
