@@ -14,6 +14,7 @@ from configs.assembly import Assembly
 from configs.assembly import normalization as normalization
 from configs.assembly.adapters import media_key
 from configs.assembly.latents import latent_digests, text_digest
+from configs.assembly.trunk import set_empty_text
 from configs.build import free_on_resume
 from configs.load import load_config
 from configs.schema import Config
@@ -29,7 +30,7 @@ from core.training.checkpoint import CheckpointStore
 from core.training.config import to_plain
 from core.training.records import RunFolder
 from core.training.trackers import LoggingConfig
-from core.trunk.foreign import KINDS, import_weights, read_file
+from core.trunk.foreign import KINDS, import_weights, is_folder, read_file, read_folder
 from core.trunk.foreign.files import WeightFile
 from modalities.base import ModalityAdapter
 
@@ -39,6 +40,7 @@ EXAMPLES = f"""examples:
   selfflow import repa.pt --config imagenet.yaml run=runs/repa method=flow_matching trunk.sit.learn_sigma=false \\
       --drop projectors
   selfflow import SiT-XL-2-256.pt --config imagenet.yaml run=runs/tuned --fresh projector
+  selfflow import FLUX.2-klein-base-4B --config klein.yaml run=runs/klein --fresh projector
 
 The configuration describes the trunk; every weight has to fit it by name and shape. The run starts at step 0 with these
 weights as student and teacher, so `selfflow generate` works at once and `selfflow train` goes on from them. The data
@@ -79,7 +81,7 @@ def add_parser(subparsers) -> None:
 def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     folder = new_folder(config)
-    file = read_file(options.file)
+    file = read_folder(options.file) if is_folder(options.file) else read_file(options.file)
     assembly = Assembly(config, options.config.parent, device=config.training.torch_device())
     absent = open_data(assembly)
     assembly.labels, named = run_labels(assembly, absent, file, options.labels)
@@ -90,6 +92,8 @@ def run(options: argparse.Namespace) -> int:
     names = options.projectors.split(",") if options.projectors else None
     others = other_types(file.state, assembly.trunk)
     kind = import_weights(assembly.trunk, file, options.kind, options.drop, options.fresh, names, options.cast)
+    if KINDS[kind].absent:  # of published networks: what guidance leads away from
+        set_empty_text(assembly.trunk, assembly.text, config.condition.cfg_dropout)
     origin = {"file": options.file.name, "kind": kind, "dropped": options.drop, "fresh": options.fresh}
     origin |= {"cast": options.cast, "accepted": options.accept, "version": file.meaning.get("version")}
     extra = assembly.to_store()

@@ -88,6 +88,21 @@ def test_a_published_folder_is_trained_sampled_and_written_back(place, tmp_path,
     assert all(torch.equal(back[key], value) for key, value in theirs.items())
 
 
+@pytest.mark.parametrize(("name", "source"), [("flux2", "klein"), ("wan", "wan")])
+def test_import_gives_guidance_the_empty_text(place, tmp_path, name, source):
+    """Without it, guidance would lead away from rows of zeros that the published network never saw."""
+    run = tmp_path / "run"
+    given = [str(config_in(place, name)), f"run={run}", "--fresh", "projector"]
+    casts = ["--cast"] if name == "flux2" else []
+    assert main(["import", str(place / source), "--config", *given, *casts]) == 0
+    loaded = load_run(run)
+    (features,) = loaded.assembly.text.encode([""])
+    null = first(run)["context.reader.null" if name == "flux2" else "null"]
+    assert torch.equal(null[: len(features)], features)
+    assert not null[len(features) :].any()
+    assert features.abs().sum() > 0
+
+
 def test_lora_from_a_folder_to_a_file_and_on(place, tmp_path):
     pytest.importorskip("peft", reason="makes the adapters")
     run = tmp_path / "run"

@@ -11,18 +11,21 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from configs.assembly import Assembly
+from configs.build import build_trainer
 from configs.load import load_config
 from core.objective import Objective
 from core.training.loader import Microbatch
+from core.training.optim import OptimizerConfig
 from core.trunk.recompute import recompute
 from core.types import FeatureLayers, TokenBatch, TrunkOutput
 from tests.tools.test_flops import B, C, N, microbatch
 from tests.tools.test_standins import several
 from tests.tools.tiny import CONFIG
 from tools.dry_run import memory
-from tools.dry_run.memory import kept_by_forward, microbatch_bytes, saved_bytes, state_bytes
+from tools.dry_run.memory import kept_by_forward, microbatch_bytes, saved_bytes
 from tools.dry_run.plan import first_batch
 from tools.dry_run.standins import open_data
+from tools.dry_run.state import state_bytes
 
 
 class OneLayer(nn.Module):
@@ -52,10 +55,59 @@ def test_a_microbatch_and_a_state_by_hand():
     # Tokens and noise, positions, times of student and teacher, index of the student's, label, dropped.
     wanted = 2 * 4 * B * N * C + 8 * 3 * N + 4 * B * 3 + 8 * B * N + 8 * B + B
     assert microbatch_bytes(given) == microbatch_bytes(given.to(torch.device("meta"))) == wanted
-    assert state_bytes(1000) == 20_000  # float32: weight, gradient, two moments, EMA
-    assert state_bytes(1000, averages=2) == 28_000  # two post-hoc EMAs
-    assert state_bytes(1000, 8) == 2500
-    assert state_bytes(3, 64) == 1
+
+
+class Layers(nn.Module):
+    """A block of 80 x 100 weights, and a layer of 2000 with 20 biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(100, 80, bias=False)])
+        self.out = nn.Linear(100, 20)
+
+
+def test_a_state_by_hand():
+    """Float32: weight, gradient, two moments, EMA; what is frozen has its weight alone, in its own type."""
+    model = Layers()
+    assert state_bytes(model, OptimizerConfig()) == {
+        "trained weights": 40_080,
+        "gradients": 40_080,
+        "Adam moments": 80_160,
+        "EMA teacher": 40_080,
+    }
+    assert state_bytes(model, OptimizerConfig(), averages=2)["2 post-hoc EMAs"] == 80_160
+    assert state_bytes(model, OptimizerConfig(kind="muon"))["Muon and Adam moments"] == 4 * 8000 + 8 * 2020
+    # A byte for each of the 8000, twice, with 32 scales of 256 numbers; the smaller ones as Adam has them.
+    assert state_bytes(model, OptimizerConfig(kind="adamw8bit"))["8-bit Adam moments"] == 2 * (8000 + 4 * 32) + 8 * 2020
+    model.blocks.requires_grad_(False)
+    model.blocks.bfloat16()
+    assert state_bytes(model, OptimizerConfig()) == {
+        "frozen weights": 16_000,
+        "trained weights": 8080,
+        "gradients": 8080,
+        "Adam moments": 16_160,
+        "EMA teacher": 8080,
+    }
+
+
+def test_the_state_of_adapters_is_what_their_trainer_holds(tmp_path):
+    """Weights, gradients, moments and teacher of a run of one step, each tensor once."""
+    pytest.importorskip("peft", reason="makes the adapters")
+    given = ["training.steps=1", "training.adapter={rank: 2}", f"run={tmp_path / 'run'}", "streams.audio=null"]
+    config = load_config(CONFIG, given)
+    trainer = build_trainer(config, tmp_path)
+    trainer.fit()
+    teacher = {id(each): each.nbytes for each in trainer.teacher.parameters()}
+    student = {id(each): each.nbytes for each in trainer.student.parameters()}
+    moments = sum(
+        value.nbytes for slots in trainer.optimizer.state.values() for name, value in slots.items() if name != "step"
+    )
+    gradients = sum(each.grad.nbytes for each in trainer.student.parameters() if each.grad is not None)
+    counted = state_bytes(trainer.student, config.training.optimizer)
+    assert counted["frozen weights"] + counted["trained weights"] == sum(student.values())
+    assert counted["gradients"] == gradients
+    assert counted["Adam moments"] == moments
+    assert counted["EMA teacher"] == sum(size for key, size in teacher.items() if key not in student)
 
 
 def trunk_and_microbatch(name: str, folder: Path) -> tuple[nn.Module, Objective, Microbatch]:

@@ -24,8 +24,9 @@ from modalities.streams import Parts, lengths
 from tools.data_notes import data_lines
 from tools.dry_run.exchange import exchange_lines
 from tools.dry_run.flops import network_flops
-from tools.dry_run.memory import STATE, microbatch_bytes, saved_bytes, state_bytes
+from tools.dry_run.memory import microbatch_bytes, saved_bytes
 from tools.dry_run.plan import Plan, Step, make_plan, not_here, one_line, stores_text
+from tools.dry_run.state import state_bytes
 
 DEVICES = (1, 8, 64)
 GIB = 2**30
@@ -199,28 +200,22 @@ def parameter_lines(trunk: nn.Module) -> list[str]:
     return [f"parameters {sizes.total():,}", *(f"  {part:20} {size:>14,}" for part, size in sizes.items())]
 
 
-_FROZEN = (
-    "  State is counted as if all weights were trained: an upper bound. With training.trainable or training.adapter "
-    "frozen weights have neither gradients nor moments, and the teacher shares them."
-)
-
-
 def memory_lines(trunk: nn.Module, kept: dict[str, int], config: Config) -> list[str]:
     """What lies on each of several devices.
 
     Args:
         kept: stream -> bytes of a microbatch and of what its forward pass keeps.
     """
-    parameters = sum(parameter.numel() for parameter in trunk.parameters())
     largest = max(kept, key=kept.__getitem__)
     samples = -(-config.streams[largest].batch // config.training.accumulate)
     posthoc = config.training.posthoc_ema
     averages = len(posthoc.lengths) if posthoc.every else 0
+    parts = state_bytes(trunk, config.training.optimizer, averages)
+    total = sum(parts.values())
     state = {
-        "replicated": [state_bytes(parameters, 1, averages)] * len(DEVICES),
-        "sharded": [state_bytes(parameters, devices, averages) for devices in DEVICES],
+        "replicated": [total] * len(DEVICES),
+        "sharded": [-(-total // devices) for devices in DEVICES],
     }
-    parts = [*STATE, *[f"{averages} post-hoc EMAs"] * bool(averages)]
     rows = [("devices", [f"{devices:,}" for devices in DEVICES])]
     for name, sizes in state.items():
         rows.append((f"state, {name}", [size_text(size) for size in sizes]))
@@ -228,14 +223,13 @@ def memory_lines(trunk: nn.Module, kept: dict[str, int], config: Config) -> list
     each = ", ".join(f"{name} {size_text(size)}" for name, size in kept.items())
     return [
         "memory on each device",
-        f"  state     {state_bytes(1, 1, averages)} bytes a parameter, float32: {', '.join(parts)}",
+        f"  state     {', '.join(f'{name} {size_text(size)}' for name, size in parts.items())}",
         f"  activations {each}; the largest counts ({largest}, {samples} samples, {config.training.precision})",
         *(f"  {name:28}{''.join(f'{value:>13}' for value in values)}" for name, values in rows),
         "  Activations are a microbatch and what its forward pass keeps for the backward pass, without torch.compile. "
         "Buffers that live shorter, frozen networks, and workspaces of libraries come on top.",
         f"  Sharded as FSDP2 does it, a device also gathers the weights of the block that it computes (up to "
         f"{largest_block(trunk):,} parameters). 8 and 64 devices are arithmetic, each with this batch as its share.",
-        *[_FROZEN] * bool(config.training.trainable or config.training.adapter),
     ]
 
 

@@ -1,8 +1,8 @@
 """What a training step keeps in memory, counted while its networks run on tensors without storage.
 
-Three parts: what belongs to every weight (`state_bytes`), what the forward pass of a microbatch keeps for its backward
-pass (`saved_bytes`), and the microbatch (`microbatch_bytes`). Temporary buffers, workspaces of libraries and what an
-allocator wastes come on top.
+Three parts: what belongs to the weights (tools/dry_run/state.py), what the forward pass of a microbatch keeps for its
+backward pass (`saved_bytes`), and the microbatch (`microbatch_bytes`). Temporary buffers, workspaces of libraries and
+what an allocator wastes come on top.
 """
 
 from __future__ import annotations
@@ -25,22 +25,9 @@ from core.trunk.recompute import MARK, is_recomputed
 from core.types import map_tensors
 from tools.dry_run.flops import without_storage
 
-# Float32 numbers for each parameter of the student.
-STATE = {"weights": 1, "gradients": 1, "Adam moments": 2, "EMA teacher": 1}
-FLOAT32 = 4  # bytes
-
 # Functions of trunks, alignment terms and distances that autocast runs in float32 on CUDA, and in bfloat16 on a CPU
 # (ATen/autocast_mode.h, AT_FORALL_FP32).
 FLOAT32_ON_CUDA = frozenset({"layer_norm", "rms_norm", "cosine_similarity"})
-
-
-def state_bytes(parameters: int, devices: int = 1, averages: int = 0) -> int:
-    """Bytes on each device for a student's parameters and what belongs to them, dealt out evenly over `devices`.
-
-    Args:
-        averages: post-hoc EMAs that are kept besides the teacher.
-    """
-    return -(-parameters * FLOAT32 * (sum(STATE.values()) + averages) // devices)
 
 
 def microbatch_bytes(microbatch: Microbatch) -> int:

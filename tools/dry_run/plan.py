@@ -25,7 +25,7 @@ from configs.assembly.trunk import build_trunk
 from configs.methods import projector_specs
 from configs.schema import Config
 from core.errors import ConfigError
-from core.training.adapter import adapt
+from core.training.adapter import adapt, train_only
 from core.training.loader import Microbatch
 from core.types import TokenBatch, map_tensors
 from modalities.conditioning.conditions import RawCondition
@@ -150,6 +150,8 @@ def leave_empty(assembly: Assembly) -> None:
         assembly.trunk = build_trunk(*given)
         if assembly.config.training.adapter is not None:
             adapt(assembly.trunk, assembly.config.training.adapter, assembly.config.seed)
+        if assembly.config.training.adapter is not None or assembly.config.training.trainable:
+            train_only(assembly.trunk, assembly.config.training.trainable)
 
 
 def open_frozen(assembly: Assembly) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, str]]]:
