@@ -36,6 +36,7 @@ from core.training.remote import RemoteStore
 from core.training.say import say
 from core.training.state import NOTHING_ANEW
 from core.training.trainer import Trainer
+from core.trunk.foreign.lora_read import read_adapter, start_adapter
 from modalities.data.loader import StepLoader
 from modalities.data.sources.build import ConcatConfig
 from modalities.data.sources.config import SourceConfig
@@ -147,6 +148,9 @@ def build_trainer(
                 "training.adapter.base: 'bf16' is for one process; a sharded block has weights of one type, fp32"
             )
         adapt(assembly.trunk, config.training.adapter, config.seed)
+        if step is None and config.training.adapter.start:
+            start = assembly.root / Path(config.training.adapter.start).expanduser()
+            start_adapter(assembly.trunk, read_adapter(assembly.trunk, start), config.training.adapter.scale, start)
     if stored is not None and step is not None:
         anew = find_anew(stored, config, assembly.projectors)
         assembly.earlier = earlier_mixes(run, config, change, step, assembly.sources)

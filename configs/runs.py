@@ -38,7 +38,7 @@ class LoadedRun:
 
     `folder` is the run's, wherever it lies now; `weights` is a name of `WEIGHTS`; `ema_length` that of a post-hoc
     EMA in place of these, or None; `store` has the checkpoints, where they have been looked into; `again` loads the
-    same in another process.
+    same in another process; `lora` says which file of adapters was merged into the weights, "" for none.
     """
 
     assembly: Assembly
@@ -48,6 +48,7 @@ class LoadedRun:
     ema_length: float | None = None
     store: CheckpointStore | None = None
     again: Callable[[], LoadedRun] | None = None
+    lora: str = ""
 
     @property
     def config(self) -> Config:

@@ -34,12 +34,14 @@ class AdapterConfig:
             `*.qkv`; empty for all of them.
         rank: of the change of a layer.
         alpha: the change is multiplied by alpha / rank.
+        start: LoRA file, of the same layers and rank, that the adapters of a new run start from; "" for none.
         base: type in which the frozen weights are kept, fp32 or bf16. Adapters and their average are in float32.
     """
 
     layers: list[str] = field(default_factory=list)
     rank: int = 16
     alpha: float = 16.0
+    start: str = ""
     base: str = "fp32"
 
     @property

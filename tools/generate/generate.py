@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from core.shift import FIXED
 from core.training.config import from_plain, to_plain
 from core.training.sections import field_names
 from core.training.settings import UserSettings, merge, parse_override
+from core.trunk.foreign.lora_read import merge_adapter, read_adapter
 from modalities.base import Known
 from modalities.conditioning import describe_cut
 from modalities.generation import Watch, guidance_problem, sampler_steps
@@ -79,6 +80,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="samples at once (default 8)")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help=DEVICES)
     parser.add_argument("--ema-length", type=float, help="weights of a post-hoc EMA of this length, such as 0.08")
+    parser.add_argument("--lora", type=Path, metavar="FILE", help="LoRA file that is merged into the run's weights")
+    parser.add_argument("--lora-strength", type=float, default=1.0, help="factor of its changes (default 1)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--text-encoder", help="folder or hub name of the run's text encoder, where the run names none")
     sampler = parser.add_argument_group("sampler (defaults: the run's streams.STREAM.sampling)")
@@ -127,6 +130,11 @@ def run(options: argparse.Namespace) -> int:
     loaded = load_run(
         options.folder, options.step, options.device, options.text_encoder, options.weights, options.ema_length
     )
+    if options.lora is not None:
+        merge_adapter(loaded.generator.trunk, read_adapter(loaded.generator.trunk, options.lora), options.lora_strength)
+        loaded = replace(loaded, lora=f"{options.lora} x {options.lora_strength:g}")
+    elif options.lora_strength != 1:
+        raise ConfigError("--lora-strength: is not read without --lora FILE")
     wanted = prepare(options, loaded)
     for line in request_warnings(options, loaded, wanted):
         print(f"warning: {line}", file=sys.stderr)
@@ -324,6 +332,8 @@ def generate_files(
                 "warnings": warnings(loaded, prompt, settings, negative),
                 "torch": torch.__version__,
             }
+            if loaded.lora:
+                about["lora"] = loaded.lora
             if loaded.ema_length is not None:
                 about["ema_length"] = loaded.ema_length
             number, paths = write_numbered(out, slug(prompt), number, about, partial(write_parts, parts, media))

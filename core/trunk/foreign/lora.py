@@ -68,7 +68,7 @@ def adapter_file(trunk: nn.Module, state: State, scale: float, layout: str) -> S
     pairs = adapters(state)
     if not pairs:
         raise CheckpointError("there is no adapter in these weights; training.adapter makes one")
-    convert = _converter(trunk, theirs)
+    convert = converter(trunk, theirs)
     found: State = {}
     for layer, (a, b) in pairs.items():
         for name, rows in convert({f"{layer}.weight": b.float() * scale}).items():
@@ -89,8 +89,11 @@ def export_adapter(
     write_file(tensors, path, meaning=meaning)
 
 
-def _converter(trunk: nn.Module, diffusers: bool) -> Callable[[State], State]:
-    """Rows of one of our layers -> the same under the names, and in the order, of a file."""
+def converter(trunk: nn.Module, diffusers: bool) -> Callable[[State], State]:
+    """Rows of one of our layers -> the same under the names, and in the order, of a file.
+
+    Raises CheckpointError for a trunk whose adapters no other project reads.
+    """
     if isinstance(trunk, Wan):
         head = trunk.width // trunk.heads
         write = wan.to_diffusers if diffusers else wan.to_authors
