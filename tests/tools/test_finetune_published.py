@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,45 @@ def test_lora_from_a_folder_to_a_file_and_on(place, tmp_path):
     assert finetune(place, "flux2", str(run), next_run, "training.steps=1") == 0
     theirs, ours = flux2.from_authors(load_file(merged)), first(next_run)
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "source", "kind"), [("flux2", "klein", "lora"), ("wan", "wan", "lora-diffusers")])
+def test_a_lora_by_the_commands_of_the_docs(place, tmp_path, capsys, name, source, kind):
+    """Trained, exported, and merged into an imported base: samples are those of the run itself; then trained on."""
+    pytest.importorskip("peft", reason="makes the adapters")
+    run, base, path = tmp_path / "run", tmp_path / "base", tmp_path / "style.safetensors"
+    lora = ["training.adapter={rank: 2, alpha: 4}", "training.optimizer.rates={'*lora_*': 0.5}", "training.ema.decay=0"]
+    lora += ["method=flow_matching"]
+    assert finetune(place, name, source, run, *lora) == 0
+    assert main(["export", "--run", str(run), "--to", str(path), "--kind", kind]) == 0
+    imported = ["import", str(place / source), "--config", str(config_in(place, name)), f"run={base}", *lora[-1:]]
+    assert main([*imported, *(["--cast"] if name == "flux2" else [])]) == 0
+    modality = "image" if name == "flux2" else "video"
+    media = {}
+    for key, folder, more in (
+        ("own", run, []),
+        ("merged", base, ["--lora", str(path)]),
+        ("none", base, ["--lora", str(path), "--lora-strength", "0"]),
+        ("plain", base, []),
+    ):
+        out = tmp_path / key
+        asked = ["generate", modality, "--run", str(folder), "--prompt", "a red circle", "--out", str(out), *more]
+        assert main(asked) == 0
+        (file,) = [each for each in out.iterdir() if each.suffix != ".json"]
+        media[key] = file.read_bytes()
+        assert ("lora" in json.loads(file.with_suffix(".json").read_text())) == bool(more)
+    assert media["merged"] == media["own"]
+    assert media["plain"] == media["none"] != media["own"]
+
+    on = tmp_path / "on"
+    assert finetune(place, name, source, on, *lora, f"training.adapter.start={path}", "training.steps=1") == 0
+    start, end = first(on), CheckpointStore(run / "checkpoints").load_weights(3)
+    assert all(torch.allclose(start[key], value, atol=1e-6) for key, value in end.items() if "lora_" in key)
+    capsys.readouterr()
+    other = [*lora, f"training.adapter.start={path}", "training.adapter.rank=3"]
+    assert finetune(place, name, source, tmp_path / "other", *other) == 2
+    assert "has rank 2 at " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,10 @@ def run(options: argparse.Namespace) -> int:
     check_devices(options.devices)
     if options.ema_length is not None and options.weights != "ema":
         raise ConfigError("--ema-length: is an average; not with --weights student")
+    if options.lora is None and options.lora_strength != 1:
+        raise ConfigError("--lora-strength: is not read without --lora FILE")
+    if options.lora is not None and options.devices != 1:
+        raise ConfigError("--lora: is merged in this process alone; not with several --devices")
     out = output_folder(options.out or options.folder / "generated" / options.stream, "--out")
     loaded = load_run(
         options.folder, options.step, options.device, options.text_encoder, options.weights, options.ema_length
@@ -133,8 +137,6 @@ def run(options: argparse.Namespace) -> int:
     if options.lora is not None:
         merge_adapter(loaded.generator.trunk, read_adapter(loaded.generator.trunk, options.lora), options.lora_strength)
         loaded = replace(loaded, lora=f"{options.lora} x {options.lora_strength:g}")
-    elif options.lora_strength != 1:
-        raise ConfigError("--lora-strength: is not read without --lora FILE")
     wanted = prepare(options, loaded)
     for line in request_warnings(options, loaded, wanted):
         print(f"warning: {line}", file=sys.stderr)
