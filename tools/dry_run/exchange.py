@@ -47,8 +47,10 @@ def networks(trunk: nn.Module, objective: Objective) -> Networks:
     return Networks(sum(sizes), around, teacher)
 
 
-def exchanged_bytes(found: Networks, shard: int, replicas: int, microbatches: int = 1, precision: str = "bf16") -> int:
-    """Bytes that each device receives in a step.
+def exchanged_bytes(
+    found: Networks, shard: int, replicas: int, microbatches: int = 1, precision: str = "bf16"
+) -> tuple[int, int]:
+    """Bytes that each device receives in a step, (within its group, from the copies).
 
     Args:
         shard: devices that a network is sharded over.
@@ -60,7 +62,7 @@ def exchanged_bytes(found: Networks, shard: int, replicas: int, microbatches: in
     gradients = GRADIENT * (found.blocks + found.around)
     within = (weights + gradients) * (shard - 1) / shard
     between = 2 * gradients / shard * (replicas - 1) / replicas
-    return round(within + between)
+    return round(within), round(between)
 
 
 def exchange_lines(
@@ -79,6 +81,10 @@ def exchange_lines(
         f"  {'devices':28}" + "".join(f"{world:>18,}" for world in WORLDS),
     ]
     for name, sizes in layouts.items():
-        each = [exchanged_bytes(found, *size, microbatches, precision) / 1e9 for size in sizes]
+        both = [exchanged_bytes(found, *size, microbatches, precision) for size in sizes]
+        each = [sum(sizes) / 1e9 for sizes in both]
         lines.append(f"  {name:28}" + "".join(f"{f'{size:.2f} ({size / seconds:.1f})':>18}" for size in each))
+        if all(both[-1]):
+            row = "".join(f"{f'{size / 1e9:.2f} ({size / 1e9 / seconds:.1f})':>18}" for _, size in both)
+            lines.append(f"  {'  of it between the copies':28}{row}")
     return lines
