@@ -38,6 +38,7 @@ EXTRAS = {
     "torchaudio": "full",
     "torchcodec": "full",
     "decord": "full",
+    "ray": "ray",
     "streaming": "full",
     "xformers": "full",
 }

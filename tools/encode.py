@@ -7,7 +7,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,12 +24,14 @@ from modalities.latents.encode import Progress, encode_chunks
 from modalities.latents.format import DTYPES
 from modalities.latents.publish import publish
 from tools.outputs import output_folder
+from tools.ray_engine import spread_over_ray
 
 DEFAULTS = EncodeOptions()
 EXAMPLES = """examples:
   selfflow encode configs/paper/t2i_flux2.yaml --out /data/latents --workers 8
   selfflow encode configs/mine.yaml --out latents --stream video --views 4 --workers 16
   selfflow encode configs/mine.yaml --out latents --shard 2/8          one of eight machines that see one folder
+  selfflow encode configs/mine.yaml --out /shared/latents --engine ray       all GPUs of the Ray cluster RAY_ADDRESS
 
 Reads streams.NAME.data, loads and crops as training does, and writes FOLDER/NAME: MDS shards of raw latents of every
 part of a sample, with captions, labels and checksums, and manifest.json. To train on them:
@@ -62,6 +65,9 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N shards of the work (default 1/1)")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help=DEVICES)
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="ray: over the machines of a Ray cluster"
+    )
     parser.add_argument("--text", action="store_true", help="store features of condition.encoder for every caption")
     parser.add_argument(
         "--dtype", choices=DTYPES, default=DEFAULTS.dtype, help=f"of the latents (default {DEFAULTS.dtype})"
@@ -92,10 +98,12 @@ def run(options: argparse.Namespace) -> int:
             for line in caption_warnings(config, {name: encoding.job.source}, text.encoder):
                 print(f"warning: {line}", file=sys.stderr)
         path, sizes = options.out / name, (options.workers, options.batch)
+        maker = ChunkMaker(options.config.resolve(), options.overrides, chosen, name, path.resolve(), *sizes)
         elsewhere = None
-        if options.devices > 1:
-            work = partial(_chunks, options.config, options.overrides, chosen, name, path, *sizes)
-            elsewhere = partial(spread, work, workers=options.devices, daemon=False)  # each has loading processes
+        if options.engine == "ray":
+            elsewhere = partial(spread_over_ray, maker, workers=options.devices)
+        elif options.devices > 1:
+            elsewhere = partial(spread, maker, workers=options.devices, daemon=False)  # each has loading processes
         encode(encoding, path, shard, *sizes, options.retry, elsewhere)
     return 0
 
@@ -145,23 +153,30 @@ def encode(
     )
 
 
-def _chunks(
-    config: Path,
-    overrides: list[str],
-    chosen: EncodeOptions,
-    stream: str,
-    path: Path,
-    workers: int,
-    batch: int,
-    numbers: Sequence[int],
-) -> Iterator[Progress]:
-    """Make these chunks in a process of its own, one after the other."""
-    encoding = build_encodings(load_config(config, overrides), config.parent, chosen, stream)[stream]
-    folder = ChunkFolder(path, encoding.settings, encoding.job.chunks)
-    for number in numbers:
-        found: list[Progress] = []
-        encode_chunks(encoding.job, folder, [number], workers, batch, found.append)
-        yield from found
+@dataclass
+class ChunkMaker:
+    """Makes chunks of a stream in a process of its own, which opens data and networks when it has its first one."""
+
+    config: Path
+    overrides: list[str]
+    options: EncodeOptions
+    stream: str
+    path: Path
+    workers: int
+    batch: int
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        settings = load_config(self.config, self.overrides)
+        return build_encodings(settings, self.config.parent, self.options, self.stream)[self.stream]
+
+    def __call__(self, numbers: Sequence[int]) -> Iterator[Progress]:
+        job = self.encoding.job
+        folder = ChunkFolder(self.path, self.encoding.settings, job.chunks)
+        for number in numbers:
+            found: list[Progress] = []
+            encode_chunks(job, folder, [number], self.workers, self.batch, found.append)
+            yield from found
 
 
 def set_aside(folder: ChunkFolder, shard: tuple[int, int], retry: bool) -> int:
