@@ -22,6 +22,7 @@ from core.training.compiled import compile_blocks
 from core.training.distributed import ALONE, World
 from core.training.ema import make_teacher, update_teacher
 from core.training.evidence import Share
+from core.training.flatness import Flatness
 from core.training.guards import all_finite, check_finite, write_bad_step
 from core.training.hooks import Hook, attempt, due_hooks, run_hooks
 from core.training.loader import BatchLoader, Microbatch, Preprocess, Raw, Rejected
@@ -101,6 +102,7 @@ class Trainer:
         self.anew, self.initialized = anew, initialized
         self.step = 0  # finished steps
         self.spikes, self.stragglers = Spikes(config.spikes), Stragglers(config.compare_ranks_every, world)
+        self.flatness = Flatness()
         self.stop = StopRequest(config.stop_within, advice)
         self.stopping = False  # what all processes have agreed on
         self.own_values = torch.empty(0)  # of this process, in the last step
@@ -159,6 +161,8 @@ class Trainer:
                     self.folder.write_timing(step=self.step, seconds=seconds, waited=waited)
                     self.folder.write_ranks(self.step, self.stragglers.add(self.step, seconds=seconds, waited=waited))
                     self.show(bar, metrics)
+                    for line in self.flatness.add(metrics):
+                        say(f"note: step {self.step}: {line}")
                     self.snapshot()
                     self.stopping = self.stop.requested if alone else self.stopping
                     if self.is_save_due() or self.step == last or self.stopping:

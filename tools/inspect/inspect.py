@@ -14,6 +14,7 @@ from configs.runs import checkpoint_store
 from core.errors import ConfigError, DataError
 from core.training.checkpoint import PARTS, CheckpointStore, digest
 from core.training.config import read_plain
+from core.training.flatness import Flatness
 from core.training.history import read_run, shown_value
 from core.training.jsonl import read_lines
 from core.training.spikes import JUDGED, MARK
@@ -115,7 +116,9 @@ def describe_run(path: Path) -> list[str]:
         problem = store.problem(known)
         lines.append(f"checkpoint {known}: {'intact' if problem is None else f'DAMAGED, {problem}'}")
     last: dict[str, dict] = {}
+    flat, flatness = [], Flatness()
     for entry in read_lines(path / "metrics.jsonl"):
+        flat += [f"flat      step {entry['step']}, {line}" for line in flatness.add(entry)]
         if "skipped" in entry:
             lines.append(f"left out  step {entry['step']} ({entry['stream']})")
         elif MARK in entry:
@@ -126,6 +129,7 @@ def describe_run(path: Path) -> list[str]:
     for modality, entry in last.items():
         values = ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if isinstance(v, float))
         lines.append(f"{modality:9} step {entry['step']}: {values}")
+    lines += flat
     for entry in read_lines(path / RANKS)[-1:]:
         for name, own in entry.items():
             if isinstance(own, dict):
