@@ -130,7 +130,7 @@ USES: dict[str, tuple[Path, list[str], Callable[[Any, Path], None]]] = {
         [
             *("streams.audiovisual.batch=2", "streams.audiovisual.data.count=20", "training.device=cpu", ONE_STEP),
             "streams.audiovisual.modes={video_given: 0, audio_given: 0, audio_leads_video: 1}",
-            "streams.audiovisual.parts.audio.timestep={kind: logit_normal, high_noise_prob: 0.5}",
+            "streams.audiovisual.parts.audio.timestep={kind: logit_normal, high_noise_prob: 0.5, shift_rule: sd3}",
             "streams.audiovisual.sampling={steps: 2, parts: {video: {stop_at: 0.5}, audio: {after: video}}}",
         ],
         generates,
