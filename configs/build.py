@@ -159,7 +159,7 @@ def build_trainer(
             say(line)
     world.first_before_others(assembly.load_text_encoder)
     if step is None:
-        set_empty_text(assembly.trunk, assembly.text, config.condition.cfg_dropout)
+        set_empty_text(assembly.trunk, assembly.text, config.condition.dropped())
     hooks = build_hooks(assembly)
     return Trainer(
         config.training,

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from configs.schema import Config
 from modalities.base import Source
 from modalities.conditioning import TextEncoder, TextLimit, token_limit, word_limit
-from modalities.conditioning.conditions import ConditionConfig
+from modalities.conditioning.conditions import ConditionConfig, TextCondition
 from modalities.data.caption_lengths import CaptionLengths, caption_lengths
 
 
 def text_limit(condition: ConditionConfig, encoder: TextEncoder | None) -> TextLimit | None:
     """The limit of a run's texts; None for a run without. Of a frozen encoder the tokenizer is read when it counts."""
-    if condition.kind != "text":
+    if not isinstance(condition, TextCondition):
         return None
     return word_limit(condition.text) if encoder is None else token_limit(encoder.length, encoder.count)
 

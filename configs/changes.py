@@ -18,18 +18,19 @@ from configs.schema import Config
 from core.alignment.terms import AlignmentConfig
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
-from core.training.config import ABSENT, changes_advice, differences, from_plain, read_plain, to_plain, validated
-from core.training.history import (
-    NO_CHANGE,
-    Change,
-    past,
-    read_run,
-    shown_value,
-    stored_config,
+from core.training.config import (
+    ABSENT,
+    changes_advice,
+    differences,
+    from_plain,
+    of_other_kinds,
+    read_plain,
+    to_plain,
+    validated,
     value_at,
     with_value,
-    within,
 )
+from core.training.history import NO_CHANGE, Change, past, read_run, shown_value, stored_config, within
 from core.training.settings import merge
 from modalities.table import stream_defaults
 
@@ -127,9 +128,9 @@ def _resumed(
     run: Path, stored: dict, given: dict, changes: list[dict], free: set[str]
 ) -> tuple[dict, list[str], list[str]]:
     """(the run's settings with the free ones of the command, lines about changes that stay, settings that the version
-    which started the run did not have, at their defaults)."""
+    which started the run did not have, at their defaults, or that it had and nothing read)."""
     plain, notes, refused, added = stored, [], [], []
-    defaults = _defaults(given)
+    defaults, unread = _defaults(given), of_other_kinds(Config, stored)
     earlier = [entry.config for entry in past(stored, changes)]
     for key, now, wanted in differences(stored, given):
         entries = [entry for entry in changes if within(entry["key"], [key]) or within(key, [entry["key"]])]
@@ -139,6 +140,9 @@ def _resumed(
             notes.append(f"{key}: {shown_value(now)}, changed at step {entries[-1]['step']} from {shown_value(wanted)}")
         elif within(key, free):
             plain = with_value(plain, key, wanted)
+        elif wanted is ABSENT and key in unread:
+            plain = with_value(plain, key, ABSENT)
+            added.append(key)
         elif now is ABSENT and value_at(defaults, key) == wanted:  # what a default means is what was done before
             plain = with_value(plain, key, wanted)
             added.append(key)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from core.training.sections import field_names
+from core.kinds import field_names
 from core.training.settings import Keys
 from modalities.data.sources.build import SOURCES
 

@@ -92,7 +92,7 @@ def caption_encoder(assembly: Assembly, wanted: bool) -> CaptionEncoder | None:
     """The frozen text encoder with its weights read, None where no features are wanted."""
     if not wanted:
         return None
-    encoder, config = assembly.text, assembly.config.condition.encoder
+    encoder, config = assembly.text, assembly.config.condition.text_encoder()
     if encoder is None or config is None:
         raise ConfigError("--text: condition.encoder is not set, so there are no features to store; leave --text out")
     encoder.load()

@@ -22,8 +22,8 @@ from configs.schema import Config, TrunkConfig
 from configs.weight_metadata import file_normalization, meaning_problems, weights_meaning
 from core.errors import CheckpointError, ConfigError
 from core.training.checkpoint import CheckpointStore, digest
-from core.training.config import to_plain, validated
-from core.training.history import read_run, value_at
+from core.training.config import to_plain, validated, value_at
+from core.training.history import read_run
 from core.training.initialize import initialize, matching
 from core.training.say import say
 from core.trunk.foreign import KINDS, WeightFile, detect, is_folder, read_file, read_folder
@@ -294,8 +294,8 @@ def _condition_differences(theirs: dict, ours: dict, known: list[str], labels: l
     there, here = theirs["condition"], ours["condition"]
     if there["kind"] != here["kind"]:
         return [f"condition.kind: {there['kind']!r} there, {here['kind']!r} here"]
-    if here["kind"] == "label":
-        return _label_differences(known, labels)
+    if here["kind"] != "text":
+        return _label_differences(known, labels) if here["kind"] == "label" else []
     if (there["encoder"] is None) != (here["encoder"] is None):
         return ["condition.encoder: a frozen text encoder on one side, and bytes on the other"]
     if here["encoder"] is None:

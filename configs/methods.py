@@ -6,17 +6,20 @@ Sources, formulas and what differs from the released code of each: docs/fidelity
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from core.alignment.terms import AlignmentConfig, build_alignment
 from core.errors import ConfigError, choose
-from core.noising import NoisingConfig
+from core.kinds import kinds
+from core.noising import NOISINGS, NoisingConfig
 from core.objective import Objective
+from core.training.config import validated
+from core.training.sections import Place
+from core.training.settings import merge
 from core.trunk.projectors import TEACHER, ProjectorSpec
+
+NOISING = kinds(NOISINGS, ("kind", "teacher"), keeps=True)  # metadata of the section
 
 # SRA trains on ImageNet in batches of 256: 5004 steps an epoch.
 _SRA_EPOCH = 5004
@@ -111,17 +114,16 @@ def method(name: str, **overrides: dict) -> Method:
     row = choose("method", name, METHODS)
     if unknown := [key for key in overrides if key not in ("noising", "alignment")]:
         raise ConfigError(f"method: {unknown[0]!r} is not one of noising, alignment")
+    config: _Row = validated(_Row, merge(row, overrides, Place(_Row)))
+    return Method(config.noising, config.alignment)
 
-    def merged(key: str, schema: type) -> Any:
-        return OmegaConf.to_object(
-            OmegaConf.merge(OmegaConf.structured(schema), row.get(key, {}), overrides.get(key, {}))
-        )
 
-    noising: NoisingConfig = merged("noising", NoisingConfig)
-    alignment: AlignmentConfig = merged("alignment", AlignmentConfig)
-    if found := [f"noising.{line}" for line in noising.problems()]:
-        raise ConfigError(found)
-    return Method(noising, alignment)
+@dataclass
+class _Row:
+    """What a row of the table sets, as sections of a configuration."""
+
+    noising: NoisingConfig = field(default_factory=NoisingConfig, metadata=NOISING)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
 
 
 def projector_specs(alignment: AlignmentConfig, targets: Mapping[str, int]) -> dict[str, ProjectorSpec]:

@@ -12,7 +12,7 @@ from configs.resume import find_anew, pieces_of
 from configs.schema import Config
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
-from core.training.config import from_plain
+from core.training.config import stored_instance
 from core.training.history import past, read_run, stored_config
 from core.training.jsonl import read_lines
 from core.training.loader import Raw
@@ -65,7 +65,7 @@ def replay(run: Path, number: int, scratch: Path, device: str = "auto", root: Pa
             f"--step {number}: settings were changed after step {earlier[-1].until}, and the nearest checkpoint before "
             f"it is of step {start}"
         )
-    config: Config = from_plain(Config, held)
+    config: Config = stored_instance(Config, held)
     training = config.training
     training.device, training.compile, training.workers, training.posthoc_ema.every = device, False, 0, 0
     training.recompute = 0  # whatever looks into a block would see its forward pass twice

@@ -22,7 +22,7 @@ from core.errors import CheckpointError, ConfigError, choose
 from core.evaluation.pair import PairPlan
 from core.training.adapter import adapt
 from core.training.checkpoint import CheckpointStore
-from core.training.config import from_plain
+from core.training.config import stored_instance
 from core.training.posthoc_ema import reconstruct
 from modalities.evaluation.records import Reader
 from modalities.evaluation.subject import Subject
@@ -107,14 +107,15 @@ def load_run(
     part, path = choose("weights", weights, WEIGHTS), Path(path)
     store, step = checkpoint_store(path, step, (part,) if ema_length is None else ())
     extra = store.extra(step)
-    config: Config = from_plain(Config, extra["config"])
+    config: Config = stored_instance(Config, extra["config"])
     config.training.device = device
     if text_encoder is not None:
-        if config.condition.encoder is None:
+        encoder = config.condition.text_encoder()
+        if encoder is None:
             raise ConfigError(f"--text-encoder: {path} was trained without condition.encoder")
         place = Path(text_encoder).expanduser()
-        config.condition.encoder.path = str(place.resolve()) if place.exists() else text_encoder
-        config.condition.encoder.tokenizer = ""
+        encoder.path = str(place.resolve()) if place.exists() else text_encoder
+        encoder.tokenizer = ""
     assembly = Assembly(config, Path(extra["root"]), extra, config.training.torch_device())
     if config.training.adapter is not None:
         adapt(assembly.trunk, config.training.adapter, config.seed)

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from configs.methods import NOISING
 from core.alignment.terms import AlignmentConfig
 from core.errors import nearest
+from core.kinds import kinds
 from core.noising import NoisingConfig
 from core.sampling.config import SOLVERS, SamplerConfig
 from core.sampling.plan import part_name_problems
-from core.schedule import TimestepConfig
-from core.training.sections import kinds, section
+from core.schedule import TIMESTEPS, TimestepConfig
+from core.training.sections import section
 from core.training.trackers import LoggingConfig
 from core.training.training_config import TrainingConfig
 from core.trunk.ddt import DDTConfig
@@ -20,7 +22,7 @@ from core.trunk.flux2 import Flux2Settings
 from core.trunk.mmdit import MMDiTSettings
 from core.trunk.sit import SiTConfig
 from core.trunk.wan import WanSettings
-from modalities.conditioning.conditions import ConditionConfig
+from modalities.conditioning.conditions import CONDITIONS, ConditionConfig
 from modalities.data.sources.build import SOURCES
 from modalities.data.sources.config import SourceConfig
 from modalities.evaluation.settings import EvaluationSettings
@@ -53,7 +55,7 @@ class PartConfig:
     std_floor: float = 0.01
     given: bool = False
     condition_noise: float | None = None
-    timestep: TimestepConfig | None = None
+    timestep: TimestepConfig | None = field(default=None, metadata=kinds(TIMESTEPS, keeps=True))
     media: Any = section(media_settings)  # noqa: RUF009 - makes a field
 
     def problems(self) -> list[str]:
@@ -108,7 +110,7 @@ class StreamConfig:
     modes: dict[str, float] = field(default_factory=lambda: {SHARED: 1.0})
     condition_noise: float = 0.2
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
-    timestep: TimestepConfig = field(default_factory=TimestepConfig)
+    timestep: TimestepConfig = field(default_factory=TimestepConfig, metadata=kinds(TIMESTEPS, keeps=True))
     sampling: SamplerConfig = field(default_factory=SamplerConfig, metadata=kinds(SOLVERS, "solver", keeps=True))
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
@@ -202,9 +204,9 @@ class Config:
     run: str = ""
     streams: dict[str, StreamConfig] = field(default_factory=dict)
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
-    noising: NoisingConfig = field(default_factory=NoisingConfig)
+    noising: NoisingConfig = field(default_factory=NoisingConfig, metadata=NOISING)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
-    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig, metadata=kinds(CONDITIONS, keeps=True))
     training: TrainingConfig = field(default_factory=TrainingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
@@ -276,7 +278,7 @@ class Config:
                     f"{place}.buckets: {timestep.buckets} makes t and s agree; not with noising.kind dual, only 0"
                 )
         given = [part for part, entry in stream.parts.items() if entry.given]
-        if self.noising.attention_separation and (stream.drawn_modes() or given):
+        if self.noising.separates() and (stream.drawn_modes() or given):
             found.append(
                 f"modes: tokens of {', '.join([*stream.drawn_modes(), *given])} would belong to no group; only shared "
                 "with attention_separation"

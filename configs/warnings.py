@@ -28,17 +28,17 @@ def ema_warning(training: TrainingConfig) -> str | None:
 
 def schedule_warning(training: TrainingConfig) -> str | None:
     """A warning for a learning rate that the schedule never reaches."""
-    optimizer, steps = training.optimizer, training.steps
+    optimizer, steps, last = training.optimizer, training.steps, training.optimizer.last_steps()
     probed = {round(place * (steps - 1) / PROBES) for place in range(PROBES + 1)}
-    probed |= {step for step in (optimizer.warmup - 1, steps - optimizer.cooldown) if 0 <= step < steps}
+    probed |= {step for step in (optimizer.warmup - 1, steps - last) if 0 <= step < steps}
     peak = max(optimizer.lr_at(step, steps) for step in probed)
     if peak >= REACHED * optimizer.lr:
         return None
     fitting = max(steps // 10, 1)
     return (
-        f"optimizer: with warmup {optimizer.warmup} and cooldown {optimizer.cooldown} in {steps} steps the "
+        f"optimizer: with warmup {optimizer.warmup} and cooldown {last} in {steps} steps the "
         f"learning rate reaches {peak:.3g} and never the lr {optimizer.lr:g}. Train for more than "
-        f"{optimizer.warmup + optimizer.cooldown} steps, or warm up and cool down for {fitting}"
+        f"{optimizer.warmup + last} steps, or warm up and cool down for {fitting}"
     )
 
 
@@ -49,7 +49,7 @@ def guidance_warning(sampling: SamplerConfig, condition: ConditionConfig) -> str
         return None
     if condition.kind == "none":
         return f"cfg_scale: {scale:g} changes nothing with condition.kind none; leave it at 1"
-    if condition.cfg_dropout == 0:
+    if condition.dropped() == 0:
         return (
             f"cfg_scale: {scale:g} needs the null condition, which the model never learns with "
             "condition.cfg_dropout 0; train with 0.1, or leave it at 1"

@@ -26,6 +26,7 @@ from configs.buckets import by_size
 from configs.schema import Config
 from core.errors import CheckpointError, ConfigError, nearest
 from core.training.config import to_plain
+from modalities.conditioning.conditions import TextCondition
 
 LAYOUT = 2  # in 1, media had the names of streams
 # Settings of a trunk that no shape shows. `attention` and `text_time` change no sample.
@@ -61,7 +62,7 @@ def weights_meaning(
         "meaning": dict(_hidden(config, adapters, digests, text)),
         "labels": list(labels) if config.condition.kind == "label" else [],
         "normalization": {name: values.to_dict() for name, values in sorted(normalization.items())},
-        "dropped": config.condition.kind != "none" and config.condition.cfg_dropout > 0,
+        "dropped": 0 < config.condition.dropped() < 1,
         "settings": _settings(config),
     }
 
@@ -161,10 +162,10 @@ def _hidden(config: Config, adapters: Adapters, digests: Mapping[str, str], text
 
     condition = config.condition
     yield "condition.kind", condition.kind
-    if condition.kind == "text" and condition.encoder is None:
+    if isinstance(condition, TextCondition) and condition.encoder is None:
         # A word's rows depend on all of these, and a word's place on none but the length.
         yield from ((f"condition.text.{name}", value) for name, value in sorted(to_plain(condition.text).items()))
-    elif condition.kind == "text" and condition.encoder is not None:
+    elif isinstance(condition, TextCondition) and condition.encoder is not None:
         # Of the encoder's precision the trunk sees roundings only.
         features = {name: value for name, value in text_settings(condition.encoder).items() if name != "precision"}
         yield from ((f"condition.encoder.{name}", value) for name, value in features.items())
@@ -196,7 +197,7 @@ def _settings(config: Config) -> dict[str, Any]:
     """Whole sections, without places of files."""
     kind, condition = config.trunk.kind, to_plain(config.condition)
     for place in ("path", "tokenizer"):
-        (condition["encoder"] or {}).pop(place, None)
+        (condition.get("encoder") or {}).pop(place, None)
     trunk = to_plain(getattr(config.trunk, kind)) | getattr(config.trunk, kind).shape()._asdict()
     media = {modality: media_settings(settings) for modality, (_, _, settings) in _media(config).items()}
     return {"trunk": {"kind": kind, **trunk}, "condition": condition, "media": media}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ConfigError
-from core.noising import NoisingConfig, SampleLevels, draw_levels, level_counts, student_levels, teacher_levels
+from core.noising import NoisingConfig, SampleLevels, draw_levels
 from core.schedule import TimestepConfig
 
 # X-WAM (arXiv 2604.26694) has its video noisier than its actions by Beta(1.5, 1) of what is left to pure noise.
@@ -135,7 +135,7 @@ def draw_mode_levels(
     mode = modes.rest if mode is None else mode
     if not modes.conditions() and all(not other.independent and other.leads is None for other in modes.all):
         return draw_levels(config, timestep, mask_ratio, lengths, generator)
-    if config.attention_separation:
+    if config.separates():
         raise ConfigError("noising.attention_separation: tokens of other modes belong to no group; only with shared")
     parts, timestep = _parts(lengths), timestep.at(sum(lengths))
     student, teacher = [], []
@@ -147,11 +147,11 @@ def draw_mode_levels(
             side.append(_Piece(tokens, levels.values, levels.index))
     if mode.leads is not None:
         tokens = parts[mode.leads[1]]
-        levels = student_levels(config, timestep, mask_ratio, int(tokens.sum()), generator)
+        levels = config.student_levels(timestep, mask_ratio, int(tokens.sum()), generator)
         if levels.values.shape != student[0].values.shape:
             raise ConfigError(f"noising.kind: {config.kind!r} has no level that one part could have from another")
         levels = replace(levels, values=_lagging(student[0].values, generator))
-        cleaner = teacher_levels(config, levels, generator)
+        cleaner = config.teacher_levels(levels, generator)
         student.append(_Piece(tokens, levels.values, levels.index))
         teacher.append(_Piece(tokens, cleaner.values, cleaner.index))
     held = _held(modes, mode, parts, generator)
@@ -215,7 +215,8 @@ def _given(mode: Mode, parts: list[Tensor]) -> list[tuple[int, Tensor]]:
 def _counts(config: NoisingConfig, mode: Mode, parts: list[Tensor]) -> tuple[int, int]:
     """Levels of a sample of this mode: of the student, and of the teacher."""
     groups = _groups(mode, parts) + ([] if mode.leads is None else [[mode.leads[1]]])
-    drawn = [level_counts(config, int(_union(parts, group).sum())) for group in groups]
+    lengths = [int(_union(parts, group).sum()) for group in groups]
+    drawn = [(config.student_count(length), config.teacher_count(length)) for length in lengths]
     held = len(_given(mode, parts)) + (mode.absent is not None)
     student, teacher = (sum(side) + held for side in zip(*drawn, strict=True))
     return student, teacher

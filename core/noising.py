@@ -11,70 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from core.errors import ConfigError, choose, nearest
+from core.errors import ConfigError, nearest
+from core.kinds import combined, row
 from core.schedule import TimestepConfig, sample_timesteps
 from core.types import NoiseLevels
-
-
-@dataclass
-class NoisingConfig:
-    """
-    Attributes:
-        kind: homogeneous (one timestep for all tokens), dual (Self-Flow: t and s, unsorted, a mask picks s),
-            full_masking (masked tokens are pure noise), diffusion_forcing (one timestep per token).
-        mask: of dual and full_masking: bernoulli (each token by itself, as the paper) or exact (a fixed count of
-            tokens, the nearest to the ratio; a half is rounded up).
-        s_within: with dual, draw s uniformly in [t - s_within, t] instead of from p(t); 0 means off.
-        homogeneous_prob: with dual, share of samples where s = t.
-        attention_separation: with dual, tokens attend only to tokens of their own level (arXiv 2607.02508); needs
-            mask exact, so that every sample of a batch has groups of the same size. Refused for samples with given
-            tokens, which belong to no group and have to be seen by both.
-        teacher: min (Self-Flow: all tokens at the cleanest level) or earlier (SRA: each level t becomes
-            max(0, t - teacher_gap u), u uniform in [0, 1], drawn for each level).
-        teacher_gap: of `earlier`; SRA and arXiv 2607.02508 have 0.2.
-    """
-
-    kind: str = "homogeneous"
-    mask: str = "bernoulli"
-    s_within: float = 0.0
-    homogeneous_prob: float = 0.0
-    attention_separation: bool = False
-    teacher: str = "min"
-    teacher_gap: float = 0.2
-
-    def problems(self) -> list[str]:
-        found = []
-        tables = {"kind": _PLANS, "mask": _MASKS, "teacher": TEACHERS}
-        for name, table in tables.items():
-            value = getattr(self, name)
-            if value not in table:
-                found.append(f"{name}: {value!r} is not one of {', '.join(table)}.{nearest(value, table)}")
-        if not 0 < self.teacher_gap <= 1:
-            found.append(f"teacher_gap: {self.teacher_gap} must lie in (0, 1]")
-        elif self.teacher_gap != NoisingConfig.teacher_gap and self.teacher != "earlier":
-            found.append(f"teacher_gap: {self.teacher_gap} is not read with teacher {self.teacher!r}; only 'earlier'")
-        if self.mask != NoisingConfig.mask and self.mask in _MASKS and self.kind not in ("dual", "full_masking"):
-            found.append(f"mask: {self.mask!r} is not read with kind {self.kind!r}; only with dual and full_masking")
-        if self.attention_separation:
-            if self.kind != "dual":
-                found.append(f"attention_separation: needs kind dual, two groups to separate; kind is {self.kind!r}")
-            if self.mask != "exact":
-                found.append(f"attention_separation: needs mask exact, groups of one size; mask is {self.mask!r}")
-            if self.homogeneous_prob > 0:
-                found.append(
-                    f"homogeneous_prob: {self.homogeneous_prob} would put samples of one group among samples of "
-                    "two; not with attention_separation"
-                )
-        for name in ("s_within", "homogeneous_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(f"{name}: {getattr(self, name)} must lie in [0, 1]")
-            elif getattr(self, name) > 0 and self.kind != "dual":
-                found.append(f"{name}: {getattr(self, name)} has no meaning with kind {self.kind!r}; only with 'dual'")
-        return found
 
 
 @dataclass(frozen=True)
@@ -114,77 +59,166 @@ def _exact_mask(ratio: float, length: int, generator: torch.Generator) -> Tensor
 _MASKS = {"bernoulli": _bernoulli_mask, "exact": _exact_mask}
 
 
-def _homogeneous(
-    config: NoisingConfig, timestep: TimestepConfig, ratio: float, length: int, generator: torch.Generator
-) -> SampleLevels:
-    return SampleLevels(sample_timesteps(timestep, 1, generator))
+@dataclass
+class NoisingConfig:
+    """Levels of student and teacher: what all kinds have, and one timestep for all tokens, which needs nothing else.
+
+    `NoisingConfig("dual", teacher="earlier", teacher_gap=0.2)` makes the dataclass of that kind and teacher, a row of
+    NOISINGS, and raises ConfigError for those that do not exist.
+
+    Attributes:
+        kind: homogeneous (one timestep for all tokens), dual (Self-Flow: t and s, unsorted, a mask picks s),
+            full_masking (masked tokens are pure noise), diffusion_forcing (one timestep per token).
+        teacher: min (Self-Flow: all tokens at the cleanest level) or earlier (SRA: each level t becomes
+            max(0, t - teacher_gap u), u uniform in [0, 1], drawn for each level).
+    """
+
+    kind: str = "homogeneous"
+    teacher: str = "min"
+
+    def __new__(cls, kind: str = "homogeneous", teacher: str = "min", **_settings: Any) -> Self:
+        chosen: Any = row(NOISINGS, {"kind": kind, "teacher": teacher}) if cls is NoisingConfig else cls
+        return super().__new__(chosen)
+
+    def problems(self) -> list[str]:
+        return []
+
+    def separates(self) -> bool:
+        """Whether tokens attend only to tokens of their own level."""
+        return False
+
+    def student_levels(
+        self, timestep: TimestepConfig, mask_ratio: float, length: int, generator: torch.Generator
+    ) -> SampleLevels:
+        """Levels that the plan draws for a sample of `length` tokens."""
+        return SampleLevels(sample_timesteps(timestep, 1, generator))
+
+    def teacher_levels(self, student: SampleLevels, generator: torch.Generator) -> SampleLevels:
+        """What the teacher sees in place of the student's levels."""
+        return SampleLevels(student.values.min()[None])
+
+    def student_count(self, length: int) -> int:
+        """How many levels a sample of `length` tokens has."""
+        return 1
+
+    def teacher_count(self, length: int) -> int:
+        """How many of them the teacher sees."""
+        return 1
 
 
-def _dual(
-    config: NoisingConfig, timestep: TimestepConfig, ratio: float, length: int, generator: torch.Generator
-) -> SampleLevels:
-    t, s = sample_timesteps(timestep, 2, generator)
-    within, same = torch.rand(2, generator=generator)
-    if config.s_within > 0:
-        s = (t - config.s_within * within).clamp_min(0)
-    if same < config.homogeneous_prob:
-        s = t
-    index = _MASKS[config.mask](ratio, length, generator).long()
-    count = picked(ratio, length)
-    separate = (length - count, count) if config.attention_separation else None
-    return SampleLevels(torch.stack([t, s]), index, separate)
+@dataclass
+class EarlierTeacher(NoisingConfig):
+    """
+    Attributes:
+        teacher_gap: SRA and arXiv 2607.02508 have 0.2.
+    """
+
+    teacher_gap: float = 0.2
+
+    def problems(self) -> list[str]:
+        own = [] if 0 < self.teacher_gap <= 1 else [f"teacher_gap: {self.teacher_gap} must lie in (0, 1]"]
+        return super().problems() + own
+
+    def teacher_levels(self, student: SampleLevels, generator: torch.Generator) -> SampleLevels:
+        gap = self.teacher_gap * torch.rand(len(student.values), generator=generator)
+        return replace(student, values=(student.values - gap).clamp_min(0))
+
+    def teacher_count(self, length: int) -> int:
+        return self.student_count(length)
 
 
-def _full_masking(
-    config: NoisingConfig, timestep: TimestepConfig, ratio: float, length: int, generator: torch.Generator
-) -> SampleLevels:
-    t = sample_timesteps(timestep, 1, generator)
-    mask = _MASKS[config.mask](ratio, length, generator)
-    return SampleLevels(torch.cat([t, torch.ones(1)]), mask.long())
+@dataclass
+class FullMasking(NoisingConfig):
+    """
+    Attributes:
+        mask: bernoulli (each token by itself, as the paper) or exact (a fixed count of tokens, the nearest to the
+            ratio; a half is rounded up).
+    """
+
+    mask: str = "bernoulli"
+
+    def problems(self) -> list[str]:
+        known = self.mask in _MASKS
+        own = [] if known else [f"mask: {self.mask!r} is not one of {', '.join(_MASKS)}.{nearest(self.mask, _MASKS)}"]
+        return super().problems() + own
+
+    def student_levels(
+        self, timestep: TimestepConfig, mask_ratio: float, length: int, generator: torch.Generator
+    ) -> SampleLevels:
+        t = sample_timesteps(timestep, 1, generator)
+        mask = _MASKS[self.mask](mask_ratio, length, generator)
+        return SampleLevels(torch.cat([t, torch.ones(1)]), mask.long())
+
+    def student_count(self, length: int) -> int:
+        return 2
 
 
-def _diffusion_forcing(
-    config: NoisingConfig, timestep: TimestepConfig, ratio: float, length: int, generator: torch.Generator
-) -> SampleLevels:
-    return SampleLevels(sample_timesteps(timestep, length, generator), torch.arange(length))
+@dataclass
+class Dual(FullMasking):
+    """
+    Attributes:
+        s_within: draw s uniformly in [t - s_within, t] instead of from p(t); 0 means off.
+        homogeneous_prob: share of samples where s = t.
+        attention_separation: tokens attend only to tokens of their own level (arXiv 2607.02508); needs mask exact, so
+            that every sample of a batch has groups of the same size. Refused for samples with given tokens, which
+            belong to no group and have to be seen by both.
+    """
+
+    s_within: float = 0.0
+    homogeneous_prob: float = 0.0
+    attention_separation: bool = False
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.attention_separation and self.mask != "exact":
+            found.append(f"attention_separation: needs mask exact, groups of one size; mask is {self.mask!r}")
+        if self.attention_separation and self.homogeneous_prob > 0:
+            found.append(
+                f"homogeneous_prob: {self.homogeneous_prob} would put samples of one group among samples of two; not "
+                "with attention_separation"
+            )
+        for name in ("s_within", "homogeneous_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"{name}: {getattr(self, name)} must lie in [0, 1]")
+        return found
+
+    def separates(self) -> bool:
+        return self.attention_separation
+
+    def student_levels(
+        self, timestep: TimestepConfig, mask_ratio: float, length: int, generator: torch.Generator
+    ) -> SampleLevels:
+        t, s = sample_timesteps(timestep, 2, generator)
+        within, same = torch.rand(2, generator=generator)
+        if self.s_within > 0:
+            s = (t - self.s_within * within).clamp_min(0)
+        if same < self.homogeneous_prob:
+            s = t
+        index = _MASKS[self.mask](mask_ratio, length, generator).long()
+        count = picked(mask_ratio, length)
+        separate = (length - count, count) if self.attention_separation else None
+        return SampleLevels(torch.stack([t, s]), index, separate)
 
 
-_PLANS = {
-    "homogeneous": _homogeneous,
-    "dual": _dual,
-    "full_masking": _full_masking,
-    "diffusion_forcing": _diffusion_forcing,
+@dataclass
+class DiffusionForcing(NoisingConfig):
+    def student_levels(
+        self, timestep: TimestepConfig, mask_ratio: float, length: int, generator: torch.Generator
+    ) -> SampleLevels:
+        return SampleLevels(sample_timesteps(timestep, length, generator), torch.arange(length))
+
+    def student_count(self, length: int) -> int:
+        return length
+
+
+KINDS: dict[str, type[NoisingConfig]] = {
+    "homogeneous": NoisingConfig,
+    "dual": Dual,
+    "full_masking": FullMasking,
+    "diffusion_forcing": DiffusionForcing,
 }
-
-
-def _cleanest(config: NoisingConfig, student: SampleLevels, generator: torch.Generator) -> SampleLevels:
-    return SampleLevels(student.values.min()[None])
-
-
-def _earlier(config: NoisingConfig, student: SampleLevels, generator: torch.Generator) -> SampleLevels:
-    gap = config.teacher_gap * torch.rand(len(student.values), generator=generator)
-    return replace(student, values=(student.values - gap).clamp_min(0))
-
-
-TEACHERS = {"min": _cleanest, "earlier": _earlier}
-
-
-def student_levels(
-    config: NoisingConfig, timestep: TimestepConfig, mask_ratio: float, length: int, generator: torch.Generator
-) -> SampleLevels:
-    """Levels that the plan draws for a sample of `length` tokens."""
-    return choose("noising.kind", config.kind, _PLANS)(config, timestep, mask_ratio, length, generator)
-
-
-def teacher_levels(config: NoisingConfig, student: SampleLevels, generator: torch.Generator) -> SampleLevels:
-    """What the teacher sees in place of the student's levels."""
-    return choose("noising.teacher", config.teacher, TEACHERS)(config, student, generator)
-
-
-def level_counts(config: NoisingConfig, length: int) -> tuple[int, int]:
-    """How many levels these two have, for a sample of `length` tokens."""
-    student = {"homogeneous": 1, "diffusion_forcing": length}.get(config.kind, 2)
-    return student, 1 if config.teacher == "min" else student
+TEACHERS: dict[str, type[NoisingConfig]] = {"min": NoisingConfig, "earlier": EarlierTeacher}
+NOISINGS = combined(NoisingConfig, __name__, {"kind": KINDS, "teacher": TEACHERS})
 
 
 def draw_levels(
@@ -207,8 +241,8 @@ def draw_levels(
     Raises:
         ConfigError: given tokens under attention separation.
     """
-    student = student_levels(config, timestep.at(sum(lengths)), mask_ratio, sum(lengths), generator)
-    teacher = teacher_levels(config, student, generator)
+    student = config.student_levels(timestep.at(sum(lengths)), mask_ratio, sum(lengths), generator)
+    teacher = config.teacher_levels(student, generator)
     if conditioning_mask is None:
         return student, teacher
     if student.separate is not None:

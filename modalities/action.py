@@ -22,7 +22,7 @@ from autoencoders.config import AutoencoderConfig
 from autoencoders.kinds import KINDS, autoencoder_problems
 from autoencoders.transforms import Vectors, VectorsConfig
 from core.errors import ConfigError, DataError, nearest
-from core.training.sections import kinds
+from core.kinds import kinds
 from modalities.actions import rotations
 from modalities.actions.normalization import MODES, vector_normalization
 from modalities.actions.statistics import read_statistics

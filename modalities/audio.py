@@ -20,7 +20,7 @@ from autoencoders.pretrained import PretrainedConfig
 from autoencoders.songbloom import CHANNELS, SAMPLE_RATE
 from autoencoders.transforms import Mdct, MdctConfig
 from core.errors import ConfigError, DataError, ShapeError, nearest
-from core.training.sections import kinds
+from core.kinds import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
 from modalities.media.audio import (
     RESAMPLERS,

@@ -177,7 +177,7 @@ def guidance_problem(condition: ConditionConfig, config: SamplerConfig) -> str |
             f"cfg_scale: {scale:g}, and this run was trained without a condition (condition.kind: none), so "
             "that it changes nothing; set it to 1"
         )
-    if condition.cfg_dropout == 0:
+    if condition.dropped() == 0:
         return (
             f"cfg_scale: {scale:g}, and the condition of this run was never dropped in training "
             "(condition.cfg_dropout: 0): its null condition was never trained, and guidance away from it means nothing"

@@ -18,7 +18,7 @@ from autoencoders.kinds import KINDS, autoencoder_problems, build_pretrained
 from autoencoders.pretrained import PretrainedConfig
 from autoencoders.transforms import Pixels, PixelsConfig
 from core.errors import ConfigError, DataError, ShapeError, nearest
-from core.training.sections import kinds
+from core.kinds import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record
 from modalities.media.images import image_extent, read_image
 from modalities.media.opening import decoding

@@ -17,7 +17,7 @@ from autoencoders.kinds import KINDS, build_pretrained
 from autoencoders.pretrained import PretrainedConfig
 from autoencoders.transforms import SpaceTimePixels, SpaceTimePixelsConfig
 from core.errors import ConfigError, DataError, nearest
-from core.training.sections import kinds
+from core.kinds import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
 from modalities.image import (
     PIXEL_PATCH,

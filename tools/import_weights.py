@@ -145,7 +145,7 @@ def known_digests(assembly: Assembly, file: WeightFile) -> tuple[dict[str, str],
         same = said.get(f"{key}.kind") == part.media.autoencoder.kind
         if part.modality not in digests and same and f"{key}.digest" in said:
             digests[part.modality] = said[f"{key}.digest"]
-    if not text and config.condition.encoder is not None:
+    if not text and config.condition.text_encoder() is not None:
         text = said.get("condition.encoder.digest", "")
     return digests, text
 

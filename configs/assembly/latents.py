@@ -86,7 +86,7 @@ def text_digest(config: Config, sources: dict[str, Source]) -> str:
 
     Raises ConfigError where features of different weights lie side by side.
     """
-    if config.condition.encoder is None:
+    if config.condition.text_encoder() is None:
         return ""
     manifests = [manifest for source in sources.values() for manifest in stored_manifests(source)]
     found = sorted({manifest.text.digest for manifest in manifests if manifest.text is not None})
@@ -133,9 +133,10 @@ def differences(media: Any, adapter: ModalityAdapter, stored: StoredPart) -> Ite
 
 def text_differences(config: Config, where: str, manifest: Manifest) -> list[str]:
     """Lines for stored text features that are not those of `condition.encoder`. Without an encoder none are read."""
-    if config.condition.encoder is None or manifest.text is None:
+    encoder = config.condition.text_encoder()
+    if encoder is None or manifest.text is None:
         return []
-    wanted = text_settings(config.condition.encoder)
+    wanted = text_settings(encoder)
     return [
         f"condition.encoder.{key}: {wanted[key]!r}, and the text features of {where} were made with {stored!r}"
         for key, stored in manifest.text.encoder.items()

@@ -61,8 +61,8 @@ def _channels(adapters: Adapters) -> dict[str, int]:
 
 def _text_encoder(config: Config, kind: str, width: int | None, rows: int) -> TextEncoderConfig:
     """Of a run whose trunk reads features alone; `width` is what the published size reads, None for another size."""
-    trunk, encoder = config.trunk.kind, config.condition.encoder
-    if config.condition.kind != "text" or encoder is None:
+    trunk, encoder = config.trunk.kind, config.condition.text_encoder()
+    if encoder is None:
         raise ConfigError(
             f"trunk.kind: {trunk!r} reads features of a frozen text encoder; set condition.encoder={{kind: {kind}, "
             "path: FOLDER}"

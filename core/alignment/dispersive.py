@@ -15,8 +15,9 @@ out. Pairs of different microbatches or devices never meet: the term depends on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -24,21 +25,23 @@ from torch.nn import functional as F
 
 from core.alignment.base import AlignmentInputs
 from core.alignment.weights import factor_at, is_over, schedule_problems
-from core.errors import nearest
+from core.errors import choose
 from core.types import FeatureLayers, LossTerm
 
 
 @dataclass
 class DispersiveConfig:
-    """The defaults are those of the released PyTorch code; the paper's own runs have weight and temperature 0.5 and
-    the block at a quarter of the depth (README, "Differences from JAX").
+    """What all variants have, and `covariance`, which needs nothing else. The defaults are those of the released
+    PyTorch code; the paper's own runs have weight and temperature 0.5 and the block at a quarter of the depth (README,
+    "Differences from JAX").
+
+    `DispersiveConfig(variant="hinge", margin=2.0)` makes the dataclass of that variant, a row of VARIANTS, and raises
+    ConfigError for one that does not exist.
 
     Attributes:
         weight: factor of the term.
         variant: infonce_l2, infonce_cosine, hinge or covariance.
         layer: 1-based; None means the last block.
-        temperature: of the two InfoNCE variants.
-        margin: of hinge, a squared distance per feature.
         warmup: steps in which the weight rises to its value; 0 for none.
         until: steps for which the term is there; 0 for the whole run.
     """
@@ -46,35 +49,86 @@ class DispersiveConfig:
     weight: float = 0.25
     variant: str = "infonce_l2"
     layer: int | None = None
-    temperature: float = 1.0
-    margin: float = 1.0
     warmup: int = 0
     until: int = 0
 
+    def __new__(cls, weight: float = 0.25, variant: str = "infonce_l2", **_settings: Any) -> Self:
+        row: Any = choose("variant", variant, VARIANTS) if cls is DispersiveConfig else cls
+        return super().__new__(row)
+
     def problems(self) -> list[str]:
-        found = []
-        if self.variant not in VARIANTS:
-            found.append(
-                f"variant: {self.variant!r} is not one of {', '.join(VARIANTS)}.{nearest(self.variant, VARIANTS)}"
-            )
+        found = schedule_problems(self)
         if self.weight <= 0:
             found.append(f"weight: {self.weight} must be above 0; set alignment.dispersive: null to leave it out")
-        for name, readers in {"temperature": ("infonce_l2", "infonce_cosine"), "margin": ("hinge",)}.items():
-            value = getattr(self, name)
-            if value <= 0:
-                found.append(f"{name}: {value} must be above 0")
-            elif value != 1.0 and self.variant not in readers:
-                found.append(f"{name}: {value} is not read by variant {self.variant!r}; only by {', '.join(readers)}")
-        return found + schedule_problems(self)
+        return found
 
     def depth_problems(self, depth: int) -> list[str]:
         if self.layer is None or 1 <= self.layer <= depth:
             return []
         return [f"layer: {self.layer} must lie in 1..{depth}, the blocks of the trunk"]
 
+    def value(self, z: Tensor, features: Tensor) -> Tensor:
+        """The term of z (B, F), float64, of whose columns `features` count and the others are 0.
 
-# The formulas get z (B, F) float64 and how many of its F columns count (the others are 0). Double precision keeps
-# autocast and TF32 out of the Gram matrices, and makes distances from them exact: 0 for equal samples, with gradient 0.
+        Double precision keeps autocast and TF32 out of the Gram matrices, and makes distances from them exact: 0 for
+        equal samples, with gradient 0.
+        """
+        standard = F.normalize(z - z.mean(0), dim=0)
+        # The squares of the correlations (F, F) add up to those of the Gram matrix (B, B), which is much smaller.
+        squares = (standard @ standard.T).square().sum() - standard.square().sum(0).square().sum()
+        return squares / (features * (features - 1))
+
+
+@dataclass
+class InfoNCEConfig(DispersiveConfig):
+    """The variant infonce_l2.
+
+    Attributes:
+        temperature: of the exponential, above 0.
+    """
+
+    temperature: float = 1.0
+
+    def problems(self) -> list[str]:
+        own = [] if self.temperature > 0 else [f"temperature: {self.temperature} must be above 0"]
+        return super().problems() + own
+
+    def value(self, z: Tensor, features: Tensor) -> Tensor:
+        return _log_mean_exp(-_squared_distances(z, features) / self.temperature)
+
+
+@dataclass
+class InfoNCECosineConfig(InfoNCEConfig):
+    variant: str = "infonce_cosine"
+
+    def value(self, z: Tensor, features: Tensor) -> Tensor:
+        unit = F.normalize(z, dim=1)
+        return _log_mean_exp(unit @ unit.T / self.temperature)
+
+
+@dataclass
+class HingeConfig(DispersiveConfig):
+    """
+    Attributes:
+        margin: a squared distance per feature, above 0.
+    """
+
+    variant: str = "hinge"
+    margin: float = 1.0
+
+    def problems(self) -> list[str]:
+        return super().problems() + ([] if self.margin > 0 else [f"margin: {self.margin} must be above 0"])
+
+    def value(self, z: Tensor, features: Tensor) -> Tensor:
+        return (self.margin - _squared_distances(z, features)).clamp_min(0).square().mean()
+
+
+VARIANTS: dict[str, type[DispersiveConfig]] = {
+    "infonce_l2": InfoNCEConfig,
+    "infonce_cosine": InfoNCECosineConfig,
+    "hinge": HingeConfig,
+    "covariance": DispersiveConfig,
+}
 
 
 def _squared_distances(z: Tensor, features: Tensor) -> Tensor:
@@ -88,41 +142,13 @@ def _log_mean_exp(values: Tensor) -> Tensor:
     return values.flatten().logsumexp(0) - math.log(values.numel())
 
 
-def _infonce_l2(z: Tensor, features: Tensor, config: DispersiveConfig) -> Tensor:
-    return _log_mean_exp(-_squared_distances(z, features) / config.temperature)
-
-
-def _infonce_cosine(z: Tensor, features: Tensor, config: DispersiveConfig) -> Tensor:
-    unit = F.normalize(z, dim=1)
-    return _log_mean_exp(unit @ unit.T / config.temperature)
-
-
-def _hinge(z: Tensor, features: Tensor, config: DispersiveConfig) -> Tensor:
-    return (config.margin - _squared_distances(z, features)).clamp_min(0).square().mean()
-
-
-def _covariance(z: Tensor, features: Tensor, config: DispersiveConfig) -> Tensor:
-    standard = F.normalize(z - z.mean(0), dim=0)
-    # The squares of the correlations (F, F) add up to those of the Gram matrix (B, B), which is much smaller.
-    squares = (standard @ standard.T).square().sum() - standard.square().sum(0).square().sum()
-    return squares / (features * (features - 1))
-
-
-VARIANTS: dict[str, Callable[[Tensor, Tensor, DispersiveConfig], Tensor]] = {
-    "infonce_l2": _infonce_l2,
-    "infonce_cosine": _infonce_cosine,
-    "hinge": _hinge,
-    "covariance": _covariance,
-}
-
-
 class Dispersive:
     """Pushes the samples of a microbatch apart at one layer of the student."""
 
     teacher_feature_layers, reads_targets = None, False
 
     def __init__(self, config: DispersiveConfig, depth: int):
-        self.config, self.variant = config, VARIANTS[config.variant]
+        self.config = config
         self.layer = depth if config.layer is None else config.layer
 
     def feature_layers(self, targets: Collection[str]) -> FeatureLayers:
@@ -138,7 +164,7 @@ class Dispersive:
         shared = inputs.loss_mask.all(dim=0)  # (L,)
         z = (raw.double() * shared[:, None]).flatten(1)  # (B, L D)
         features = (shared.sum() * raw.shape[2]).clamp_min(2)
-        total = self.variant(z, features, self.config) * inputs.loss_mask.sum()
+        total = self.config.value(z, features) * inputs.loss_mask.sum()
         return {
             "align/dispersive": LossTerm(
                 total.to(torch.promote_types(raw.dtype, torch.float32)),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from core.alignment.base import AlignmentTerm
-from core.alignment.dispersive import Dispersive, DispersiveConfig
+from core.alignment.dispersive import VARIANTS, Dispersive, DispersiveConfig
 from core.alignment.ema_teacher import EmaTeacher, EmaTeacherConfig
 from core.alignment.external import External, ExternalConfig
 from core.alignment.layer_sync import LayerSync, LayerSyncConfig
+from core.kinds import kinds
 
 
 @dataclass
@@ -26,7 +27,7 @@ class AlignmentConfig:
     ema_teacher: EmaTeacherConfig | None = None
     external: ExternalConfig | None = None
     layer_sync: LayerSyncConfig | None = None
-    dispersive: DispersiveConfig | None = None
+    dispersive: DispersiveConfig | None = field(default=None, metadata=kinds(VARIANTS, "variant", keeps=True))
 
     def depth_problems(self, depth: int) -> list[str]:
         """What only shows once the depth of the trunk is known."""

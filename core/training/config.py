@@ -23,7 +23,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.errors import ConfigError, nearest
-from core.training.sections import Choose, Kinds, Place, field_names, is_section, kinds_of, without_none
+from core.kinds import Kinds, field_names, kinds_of
+from core.training.sections import Choose, Place, is_section, without_none
 from core.training.settings import Keys, UserSettings, merge, parse_override, read_settings, shown
 from core.training.unknown import Unknown, explain_unknown
 
@@ -70,7 +71,7 @@ def load(
         except ConfigError as error:
             problems += [f"{user.locate(_split(line)[0], path.name)}: {line}" for line in error.problems]
 
-    config, values = OmegaConf.structured(schema), merge(preset, user.values)
+    config, values = OmegaConf.structured(schema), merge(preset, user.values, place)
     noted: Noted = []
     _fill(config, schema, values, (), user.text, noted)
     found = explain_unknown(noted, schema, values, aliases or {})
@@ -164,6 +165,42 @@ def validated(schema: type, plain: dict[str, Any]) -> Any:
     if found := [f"{'.'.join(key)}{': ' * bool(key)}{what}" for key, what in _own_problems(config, ())]:
         raise ConfigError(dict.fromkeys(found))
     return config
+
+
+def of_other_kinds(schema: type, stored: dict[str, Any]) -> list[str]:
+    """Dotted keys of stored settings that the kind of their section does not have, and another kind has.
+
+    A run of an earlier version may hold them; nothing read them then either.
+    """
+    return [".".join((*section.path, name)) for section in Place(schema).sections(stored) for name in section.foreign()]
+
+
+def stored_instance(schema: type, stored: dict[str, Any]) -> Any:
+    """An instance of the dataclass from what a run of this or an earlier version was stored with."""
+    for key in of_other_kinds(schema, stored):
+        stored = with_value(stored, key, ABSENT)
+    return from_plain(schema, stored)
+
+
+def value_at(config: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key, ABSENT where there is none."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return ABSENT
+        value = value[part]
+    return value
+
+
+def with_value(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A new dict with a dotted key set, or taken out where `value` is ABSENT."""
+    name, _, rest = key.partition(".")
+    if rest:
+        inner = config.get(name)
+        return config | {name: with_value(inner if isinstance(inner, dict) else {}, rest, value)}
+    if value is ABSENT:
+        return {other: kept for other, kept in config.items() if other != name}
+    return config | {name: value}
 
 
 def _fill(

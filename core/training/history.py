@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError
-from core.training.config import ABSENT, differences, read_plain
+from core.training.config import ABSENT, differences, read_plain, with_value
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -102,27 +102,6 @@ def past(config: dict[str, Any], entries: list[dict[str, Any]]) -> list[Past]:
         else:
             found.append(Past(entry["step"], config))
     return found[::-1]
-
-
-def value_at(config: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key, ABSENT where there is none."""
-    value: Any = config
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            return ABSENT
-        value = value[part]
-    return value
-
-
-def with_value(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A new dict with a dotted key set, or taken out where `value` is ABSENT."""
-    name, _, rest = key.partition(".")
-    if rest:
-        inner = config.get(name)
-        return config | {name: with_value(inner if isinstance(inner, dict) else {}, rest, value)}
-    if value is ABSENT:
-        return {other: kept for other, kept in config.items() if other != name}
-    return config | {name: value}
 
 
 def shown_value(value: Any) -> str:

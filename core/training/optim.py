@@ -1,130 +1,88 @@
-"""Which optimizer trains the weights, and the learning rate as a function of the step."""
+"""Which optimizer trains the weights."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from core.errors import ConfigError, nearest
+from core.kinds import combined, row
 from core.optional import missing, need
 from core.training.initialize import fitting
+from core.training.rates import SCHEDULES, ScheduleConfig
 
-KINDS = ("adamw", "muon", "adamw8bit")
-SCHEDULES = ("constant", "cosine", "wsd")
-DECAYS = ("linear", "1-sqrt")
 WITHOUT_8BIT = "training.optimizer.kind adamw and muon work"
 
 
 @dataclass
-class OptimizerConfig:
-    """
+class OptimizerConfig(ScheduleConfig):
+    """What every kind has, and AdamW, which has nothing else.
+
+    `OptimizerConfig(kind="muon", schedule="cosine", min_lr=1e-5)` makes the dataclass of that kind and schedule, a row
+    of OPTIMIZERS, and raises ConfigError for those that do not exist.
+
     Attributes:
         kind: adamw; muon (torch's own, for the weight matrices of the blocks, see `hidden_matrices`; AdamW for all
             others); or adamw8bit (bitsandbytes: moments of 4096 numbers and more take a byte each, not four).
-        lr, betas, eps, weight_decay: of AdamW; the defaults are REPA's, which the ImageNet runs follow. Muon has the
-            same lr and weight_decay: its updates are scaled to the size of AdamW's (arXiv 2502.16982).
-        momentum: of Muon.
+        betas, eps, weight_decay: of AdamW; the defaults, with lr, are REPA's, which the ImageNet runs follow. Muon has
+            the same lr and weight_decay: its updates are scaled to the size of AdamW's (arXiv 2502.16982).
         clip: largest global gradient norm.
-        schedule: constant; cosine (half a cosine from the end of the warmup to the end of the run); or wsd (warmup,
-            stable, decay: constant, then `cooldown` steps of `decay`).
-        warmup: steps of linear rise from 0.
-        cooldown: steps of fall at the end of the run: linear to 0 with constant, `decay` to min_lr with wsd.
-        decay: shape of wsd's fall: linear, or 1-sqrt (arXiv 2405.18392).
-        min_lr: where cosine and wsd end.
         rates: pattern of names (a part of the network, or with `*`) -> learning rate in place of lr, with its schedule;
             the first that fits a weight counts. `*lora_*` are the adapters, `projector` the head of the EMA teacher.
     """
 
     kind: str = "adamw"
-    lr: float = 1e-4
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.0
-    momentum: float = 0.95
     clip: float = 1.0
-    schedule: str = "constant"
-    warmup: int = 0
-    cooldown: int = 0
-    decay: str = "1-sqrt"
-    min_lr: float = 0.0
     rates: dict[str, float] = field(default_factory=dict)
+
+    def __new__(cls, *_args: Any, kind: str = "adamw", schedule: str = "constant", **_settings: Any) -> Self:
+        chosen: Any = row(OPTIMIZERS, {"kind": kind, "schedule": schedule}) if cls is OptimizerConfig else cls
+        return super().__new__(chosen)
 
     def problems(self) -> list[str]:
         found = [
-            f"{name}: {getattr(self, name)} must be above 0"
-            for name in ("lr", "eps", "clip")
-            if getattr(self, name) <= 0
+            f"{name}: {getattr(self, name)} must be above 0" for name in ("eps", "clip") if getattr(self, name) <= 0
         ]
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"betas: {list(self.betas)} must be two numbers in [0, 1)")
-        found += [
-            f"{name}: {getattr(self, name)} must not be negative"
-            for name in ("weight_decay", "warmup", "cooldown", "min_lr")
-            if getattr(self, name) < 0
-        ]
-        for name, allowed in {"kind": KINDS, "schedule": SCHEDULES, "decay": DECAYS}.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                found.append(f"{name}: {value!r} is not one of {', '.join(allowed)}.{nearest(value, allowed)}")
+        if self.weight_decay < 0:
+            found.append(f"weight_decay: {self.weight_decay} must not be negative")
         found += [f"rates.{name}: {rate} must be above 0" for name, rate in self.rates.items() if rate <= 0]
-        return found + self._kind_problems() + self._schedule_problems()
+        return super().problems() + found
 
-    def _kind_problems(self) -> list[str]:
-        found = []
-        if self.kind == "adamw8bit" and find_spec("bitsandbytes") is None:
-            found.append(missing("bitsandbytes", "kind: 'adamw8bit'", WITHOUT_8BIT))
-        if self.momentum != OptimizerConfig.momentum and self.kind != "muon":
-            found.append(f"momentum: {self.momentum} is not read with kind {self.kind!r}; only with 'muon'")
-        elif not 0 <= self.momentum < 1:
-            found.append(f"momentum: {self.momentum} must lie in [0, 1)")
-        return found
 
-    def _schedule_problems(self) -> list[str]:
-        found = []
-        if self.schedule == "cosine" and self.cooldown:
-            found.append(f"cooldown: {self.cooldown} is not read with schedule 'cosine', which falls all the way")
-        if self.schedule == "wsd" and not self.cooldown:
-            found.append("cooldown: 0, but schedule 'wsd' ends in a fall; set its steps, often a tenth of the run")
-        if self.schedule != "wsd" and self.decay != OptimizerConfig.decay:
-            found.append(f"decay: {self.decay!r} is not read with schedule {self.schedule!r}; only with 'wsd'")
-        if self.schedule == "constant" and self.min_lr:
-            found.append(f"min_lr: {self.min_lr} is not read with schedule 'constant'; only with cosine and wsd")
-        elif self.min_lr > self.lr:
-            found.append(f"min_lr: {self.min_lr} must not be above lr, {self.lr}")
-        return found
+@dataclass
+class MuonConfig(OptimizerConfig):
+    """
+    Attributes:
+        momentum: of Muon, in [0, 1).
+    """
 
-    def lr_at(self, step: int, steps: int) -> float:
-        """Learning rate of the step that follows `step` finished ones, in a run of `steps`."""
-        factor = 1.0
-        if self.warmup:
-            factor = min(factor, (step + 1) / self.warmup)
-        if self.schedule == "constant":
-            if self.cooldown:
-                factor = min(factor, (steps - step) / self.cooldown)
-            return self.lr * max(factor, 0.0)
-        left = self._cosine(step, steps) if self.schedule == "cosine" else self._decay(step, steps)
-        return min(self.lr * factor, self.min_lr + (self.lr - self.min_lr) * left)
+    momentum: float = 0.95
 
-    def _cosine(self, step: int, steps: int) -> float:
-        """1 at the end of the warmup, 0 when all steps are done."""
-        past = (step - self.warmup) / max(steps - self.warmup, 1)
-        return 0.5 + 0.5 * math.cos(math.pi * min(max(past, 0.0), 1.0))
+    def problems(self) -> list[str]:
+        own = [] if 0 <= self.momentum < 1 else [f"momentum: {self.momentum} must lie in [0, 1)"]
+        return super().problems() + own
 
-    def _decay(self, step: int, steps: int) -> float:
-        """1 until the last `cooldown` steps, 0 when all steps are done."""
-        past = min(max(1 - (steps - step) / self.cooldown, 0.0), 1.0)
-        return 1 - (math.sqrt(past) if self.decay == "1-sqrt" else past)
 
-    def reads_length(self) -> bool:
-        """Whether the learning rate of a step depends on the length of the run, which then has to stay."""
-        return self.cooldown > 0 or self.schedule == "cosine"
+@dataclass
+class AdamW8bitConfig(OptimizerConfig):
+    def problems(self) -> list[str]:
+        there = find_spec("bitsandbytes") is not None
+        return super().problems() + ([] if there else [missing("bitsandbytes", "kind: 'adamw8bit'", WITHOUT_8BIT)])
+
+
+KINDS: dict[str, type[OptimizerConfig]] = {"adamw": OptimizerConfig, "muon": MuonConfig, "adamw8bit": AdamW8bitConfig}
+OPTIMIZERS = combined(OptimizerConfig, __name__, {"kind": KINDS, "schedule": SCHEDULES})
 
 
 class TwoOptimizers:
@@ -174,10 +132,10 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> AnyOptimizer:
                 f"training.optimizer.rates: {pattern!r} fits nothing that is trained: {', '.join(parts)}."
                 f"{nearest(pattern, parts)}"
             )
-    if config.kind == "adamw8bit":
+    if isinstance(config, AdamW8bitConfig):
         library = need("bitsandbytes", "training.optimizer.kind: 'adamw8bit'", WITHOUT_8BIT)
         return library.optim.AdamW8bit(rated(config, trained), **_adamw_settings(config))
-    if config.kind == "adamw":
+    if not isinstance(config, MuonConfig):
         return _adamw(config, trained)
     hidden = dict(hidden_matrices(model))
     if not hidden:

@@ -1,16 +1,16 @@
-"""Sections whose dataclass depends on what is set: on settings beside them (`section`), or on one in them (`Kinds`)."""
+"""Sections whose dataclass depends on what is set: on settings beside them, or on one in them (`core.kinds.Kinds`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from core.errors import ConfigError
-from core.errors import choose as choose_row
+from core.kinds import Kinds, field_names, kinds_of
 
 Choose = Callable[[dict[str, Any], str], type | None]  # (values of a section, its name) -> schema of a field in it
 
@@ -23,67 +23,6 @@ def section(choose: Choose) -> Any:
             of the field, or None for a field that stays None. May raise ConfigError.
     """
     return dataclasses.field(default=None, metadata={"section": choose})
-
-
-@dataclass(frozen=True)
-class Kinds:
-    """The dataclasses that a section may have, one for each kind; a setting in the section names the kind.
-
-        source: SourceConfig = field(default_factory=FolderConfig, metadata=kinds(SOURCES))
-
-    A section that names another kind than the one under it replaces it: nothing stays of what was set for that kind,
-    unless `keeps`.
-
-    Attributes:
-        rows: kind -> dataclass, all with one base class; or a function that returns this, where the table is not yet
-            complete. The first kind is that of a section that names none.
-        key: the setting that names the kind.
-        keeps: what was set for the former kind stays where the new one has such a setting, too.
-    """
-
-    rows: Mapping[str, type] | Callable[[], Mapping[str, type]]
-    key: str = "kind"
-    keeps: bool = False
-
-    @property
-    def table(self) -> Mapping[str, type]:
-        return self.rows() if callable(self.rows) else self.rows
-
-    def named(self, values: Mapping[str, Any]) -> Any:
-        """The kind that the plain values of a section name."""
-        return values.get(self.key, next(iter(self.table)))
-
-    def schema(self, values: Mapping[str, Any]) -> type:
-        """The dataclass of a section. Raises ConfigError for a kind that does not exist."""
-        return choose_row(self.key, self.named(values), self.table)
-
-    def said(self, values: Mapping[str, Any], name: str) -> tuple[str, list[str]]:
-        """Of a setting that the kind of a section does not have: "kind 'folder'", and the kinds that have it."""
-        having = [kind for kind, row in self.table.items() if name in field_names(row)]
-        return f"{self.key} {self.named(values)!r}", having
-
-    def kept(self, under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-        """What stays of a section when `over` is laid on top of it."""
-        kind = over.get(self.key, self.named(under))
-        if kind == self.named(under):
-            return under
-        names = field_names(self.table[kind]) if self.keeps and isinstance(kind, str) and kind in self.table else []
-        return {name: value for name, value in under.items() if name in names}
-
-
-def kinds(
-    rows: Mapping[str, type] | Callable[[], Mapping[str, type]], key: str = "kind", keeps: bool = False
-) -> dict[str, Kinds]:
-    """Metadata of a field that holds such a section, or a dict or list of them; see `Kinds`."""
-    return {"kinds": Kinds(rows, key, keeps)}
-
-
-def kinds_of(field: dataclasses.Field[Any]) -> Kinds | None:
-    return field.metadata.get("kinds")
-
-
-def field_names(schema: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(schema)]
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
@@ -130,3 +69,26 @@ class Place:
     def kept(self, under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         """What stays of a section here when `over` is laid on top of it."""
         return self.kinds.kept(under, over) if self.kinds is not None and is_section(self.hint) else under
+
+    def sections(self, values: Mapping[str, Any], name: str = "", path: tuple[str, ...] = ()) -> Iterator[Section]:
+        """Every section with kinds at and below this place, of plain values that a run was stored with."""
+        if self.kinds is not None and is_section(self.hint):
+            yield Section(path, self.kinds, values)
+        for key, value in values.items():
+            inner = self.inside(key, dict(values), name) if isinstance(value, dict) else None
+            if inner is not None:
+                yield from inner.sections(value, key, (*path, key))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section with kinds: where it stands, and its plain values."""
+
+    path: tuple[str, ...]
+    kinds: Kinds
+    values: Mapping[str, Any]
+
+    def foreign(self) -> list[str]:
+        """Settings that other kinds have, and this one does not. Raises ConfigError for a kind that does not exist."""
+        own = field_names(self.kinds.schema(self.values))
+        return [name for name in self.values if name not in own and self.kinds.said(self.values, name)[1]]

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 
 from core.errors import ConfigError
+from core.kinds import kinds
 from core.training.adapter import AdapterConfig
 from core.training.ema import EmaConfig
 from core.training.hooks import PreviewConfig, ValidateConfig
-from core.training.optim import OptimizerConfig
+from core.training.optim import OPTIMIZERS, OptimizerConfig
 from core.training.posthoc_ema import PosthocEmaConfig
 from core.training.spikes import SpikesConfig
 from core.training.watchdog import WatchdogConfig
@@ -68,7 +69,9 @@ class TrainingConfig:
     compare_ranks_every: int = 100
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     spikes: SpikesConfig = field(default_factory=SpikesConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=OptimizerConfig, metadata=kinds(OPTIMIZERS, ("kind", "schedule"), keeps=True)
+    )
     ema: EmaConfig = field(default_factory=EmaConfig)
     posthoc_ema: PosthocEmaConfig = field(default_factory=PosthocEmaConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)

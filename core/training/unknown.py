@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from core.errors import ConfigError, nearest
-from core.training.sections import Kinds, is_section, kinds_of, without_none
+from core.kinds import Kinds, kinds_of
+from core.training.sections import is_section, without_none
 
 Keys = tuple[str, ...]
 

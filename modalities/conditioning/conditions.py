@@ -9,49 +9,93 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from core.errors import ConfigError, DataError, nearest
+from core.errors import ConfigError, DataError, choose, nearest
 from core.types import Context
 from modalities.base import Record
 from modalities.conditioning import TextConfig, TextEncoder, TextEncoderConfig, collate_text
 from modalities.conditioning.encoder import feature_dtype
 from modalities.data.sources.captions import choose_caption
 
-KINDS = ("text", "label", "none")
-
 
 @dataclass
 class ConditionConfig:
-    """
+    """What samples are conditioned on. By itself it is that of kind none.
+
+    `ConditionConfig("label", cfg_dropout=0.2)` makes the dataclass of that kind, a row of CONDITIONS, and raises
+    ConfigError for a kind that does not exist.
+
     Attributes:
         kind: text (captions), label (class names of the data), or none: every sample has the null condition, and the
             data need neither captions nor classes.
-        cfg_dropout: share of samples whose condition is dropped in training, for guidance.
+    """
+
+    kind: str = "text"
+
+    def __new__(cls, kind: str = "text", **_settings: Any) -> Self:
+        row: Any = choose("kind", kind, CONDITIONS) if cls is ConditionConfig else cls
+        return super().__new__(row)
+
+    def problems(self) -> list[str]:
+        return []
+
+    def dropped(self) -> float:
+        """Share of samples with the null condition in training."""
+        return 1.0
+
+    def text_encoder(self) -> TextEncoderConfig | None:
+        """The frozen text encoder; None for the byte-level one, and where there is no text."""
+        return None
+
+
+@dataclass
+class LabelCondition(ConditionConfig):
+    """
+    Attributes:
+        cfg_dropout: share of samples whose condition is dropped in training, for guidance; in [0, 1).
+    """
+
+    kind: str = "label"
+    cfg_dropout: float = 0.1
+
+    def problems(self) -> list[str]:
+        return [] if 0 <= self.cfg_dropout < 1 else [f"cfg_dropout: {self.cfg_dropout} must lie in [0, 1)"]
+
+    def dropped(self) -> float:
+        return self.cfg_dropout
+
+
+@dataclass
+class TextCondition(LabelCondition):
+    """
+    Attributes:
         encoder_depth: self-attention blocks of the byte-level encoder, which is trained with the trunk.
         text: how the byte-level encoder turns text into rows of its table.
         encoder: a frozen text encoder in place of the byte-level one, which needs no download; null for none.
     """
 
     kind: str = "text"
-    cfg_dropout: float = 0.1
     encoder_depth: int = 1
     text: TextConfig = field(default_factory=TextConfig)
     encoder: TextEncoderConfig | None = None
 
     def problems(self) -> list[str]:
-        found = []
-        if self.kind not in KINDS:
-            found.append(f"kind: {self.kind!r} is not one of {', '.join(KINDS)}.{nearest(self.kind, KINDS)}")
-        elif self.kind != "text" and self.encoder is not None:
-            found.append(f"encoder: is not read with kind {self.kind!r}; set kind: text, or encoder: null")
-        if not 0 <= self.cfg_dropout < 1:
-            found.append(f"cfg_dropout: {self.cfg_dropout} must lie in [0, 1)")
-        if self.encoder_depth < 0:
-            found.append(f"encoder_depth: {self.encoder_depth} must not be negative")
-        return found
+        own = [f"encoder_depth: {self.encoder_depth} must not be negative"] if self.encoder_depth < 0 else []
+        return super().problems() + own
+
+    def text_encoder(self) -> TextEncoderConfig | None:
+        return self.encoder
+
+
+CONDITIONS: dict[str, type[ConditionConfig]] = {
+    "text": TextCondition,
+    "label": LabelCondition,
+    "none": ConditionConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +148,7 @@ class Conditions:
         fit.
         """
         place, level = torch.rand(2, generator=generator).tolist()
-        dropped = self.config.kind == "none" or record.unconditional or level < self.config.cfg_dropout
+        dropped = record.unconditional or level < self.config.dropped()
         if choice is not None:
             return self.chosen(record, choice), dropped
         return self._prompt(record, lambda captions: int(place * len(captions))), dropped
@@ -129,7 +173,7 @@ class Conditions:
         if not record.captions:
             raise DataError(f"{record.origin}: has no caption (condition.kind: none trains without)")
         place = place_of(record.captions)
-        text, encoder = record.captions[place], self.config.encoder
+        text, encoder = record.captions[place], self.config.text_encoder()
         if encoder is None or not record.text:
             return Prompt(text)
         if len(record.text) != len(record.captions):
@@ -154,10 +198,10 @@ class Conditions:
         """
         if self.config.kind == "none":
             return Context(torch.ones_like(dropped), label=torch.zeros(len(prompts), dtype=torch.int64))
-        if self.config.encoder is not None:
+        if self.config.text_encoder() is not None:
             return self._stored(prompts, dropped)
         names = [_text(prompt) for prompt in prompts]
-        if self.config.kind == "text":
+        if isinstance(self.config, TextCondition):
             tokens, valid = collate_text(names, self.config.text)
             return Context(dropped, tokens=tokens, valid=valid)
         for name in names:
@@ -170,7 +214,7 @@ class Conditions:
 
         A dropped sample needs nothing: the trunk puts its learned null token there.
         """
-        if self.config.encoder is None:
+        if self.config.text_encoder() is None:
             return ()
         return tuple(
             None if out or _features(prompt) is not None else _text(prompt)
@@ -183,7 +227,7 @@ class Conditions:
 
     def blank(self, context: Context) -> Context:
         """A context of the size that a completed one has, without content: for those who look at shapes alone."""
-        encoder = self.config.encoder
+        encoder = self.config.text_encoder()
         if encoder is None:
             return context
         batch = context.dropped.shape[0]
@@ -196,7 +240,7 @@ class Conditions:
         rows = {i: found for i, found in enumerate(features) if found is not None and not dropped[i]}
         if not rows:
             return Context(dropped)
-        encoder = self.config.encoder
+        encoder = self.config.text_encoder()
         assert encoder is not None  # stored features are those of a frozen encoder
         longest = min(max(len(row) for row in rows.values()), encoder.length())
         tokens = torch.zeros(len(features), longest, encoder.channels(), dtype=feature_dtype(encoder))

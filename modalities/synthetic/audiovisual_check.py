@@ -79,6 +79,6 @@ def words_right(captions: Sequence[str], colors: Sequence[str], shapes: Sequence
     """Share of samples with the color, and with the shape, of their caption."""
     wanted = [caption.split()[1:3] for caption in captions]
     return {
-        "colour": float(np.mean([color == words[0] for color, words in zip(colors, wanted, strict=True)])),
+        "color": float(np.mean([color == words[0] for color, words in zip(colors, wanted, strict=True)])),
         "shape": float(np.mean([shape == words[1] for shape, words in zip(shapes, wanted, strict=True)])),
     }

@@ -34,7 +34,7 @@ from modalities.synthetic.draw import COLORS, MOVING_SHAPES
 
 VAL_SEED = 1000  # of the data
 MODES = {"pair": None, "audio of a video": "video", "video of an audio clip": "audio"}  # name -> modality that is given
-CHANCE = {"colour": 1 / len(COLORS), "shape": 1 / len(MOVING_SHAPES), "timbre": 1 / len(MOVING_SHAPES)}
+CHANCE = {"color": 1 / len(COLORS), "shape": 1 / len(MOVING_SHAPES), "timbre": 1 / len(MOVING_SHAPES)}
 
 
 @dataclass(frozen=True)

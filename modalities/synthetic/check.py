@@ -112,7 +112,7 @@ def check(modality: str, media: np.ndarray, caption: str, rate: float | None = N
         rate: samples per second, needed for audio.
 
     Returns:
-        {"colour", "shape"} for an image, and "motion" too for a video; {"note 1", "note 2", ...} for audio.
+        {"color", "shape"} for an image, and "motion" too for a video; {"note 1", "note 2", ...} for audio.
     """
     return choose("modality", modality, _CHECKS)(media, caption, rate)
 
@@ -130,13 +130,13 @@ def accuracy(checks: Iterable[dict[str, bool]]) -> dict[str, float]:
 def _check_image(media: np.ndarray, caption: str, rate: float | None) -> dict[str, bool]:
     words = caption.split()
     color, shape, _ = read_image(media)
-    return {"colour": color in words, "shape": shape in words}
+    return {"color": color in words, "shape": shape in words}
 
 
 def _check_video(media: np.ndarray, caption: str, rate: float | None) -> dict[str, bool]:
     words = caption.split()
     color, shape, motion, _ = read_video(media)
-    return {"colour": color in words, "shape": shape in words, "motion": motion in words}
+    return {"color": color in words, "shape": shape in words, "motion": motion in words}
 
 
 def _check_audio(media: np.ndarray, caption: str, rate: float | None) -> dict[str, bool]:

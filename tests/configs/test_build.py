@@ -70,7 +70,10 @@ def test_a_method_is_a_row_under_the_users_own_settings(tmp_path):
         ),
         (["method=dispersive", "streams.image.batch=1"], "alignment.dispersive needs 2 or more samples"),
         (["method=self_flow_as", "noising.mask=bernoulli"], "attention_separation: needs mask exact"),
-        (["method=self_flow_as", "noising.kind=homogeneous"], "attention_separation: needs kind dual"),
+        (
+            ["method=self_flow_as", "noising.kind=homogeneous", "noising.attention_separation=true"],
+            "attention_separation: unknown key of kind 'homogeneous'",
+        ),
         (["method=self_flow_as", "noising.homogeneous_prob=0.2"], "would put samples of one group among"),
         (
             ["method=self_flow_as", "streams.video.modes={first_frame: 0.5}"],

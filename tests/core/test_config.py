@@ -10,6 +10,7 @@ import pytest
 from omegaconf import MISSING
 
 from core.errors import ConfigError, choose
+from core.kinds import kinds
 from core.training.config import (
     ABSENT,
     differences,
@@ -20,7 +21,6 @@ from core.training.config import (
     to_plain,
     to_yaml,
 )
-from core.training.sections import kinds
 from tests.field_reads import unread_fields
 
 

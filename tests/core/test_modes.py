@@ -32,7 +32,7 @@ def table(**modes: Mode) -> Modes:
 
 def test_shared_alone_is_one_draw_for_all_tokens():
     for i in range(20):
-        for config in (DUAL, NoisingConfig("dual", "exact", attention_separation=True), NoisingConfig()):
+        for config in (DUAL, NoisingConfig("dual", mask="exact", attention_separation=True), NoisingConfig()):
             seen = draw_mode_levels(config, UNIFORM, 0.5, LENGTHS, generator(i))
             for ours, plain in zip(seen, draw_levels(config, UNIFORM, 0.5, [10], generator(i)), strict=True):
                 assert torch.equal(ours.values, plain.values)
@@ -189,7 +189,7 @@ def test_tables_that_leave_nothing_to_learn_are_refused():
 
 
 def test_modes_that_the_noising_cannot_have():
-    separate = NoisingConfig("dual", "exact", attention_separation=True)
+    separate = NoisingConfig("dual", mask="exact", attention_separation=True)
     for mode in (Mode(given=VIDEO), Mode(independent=True), Mode(leads=(0, 1))):
         with pytest.raises(ConfigError, match=r"^noising\.attention_separation"):
             pairs(separate, Modes(rest=mode), count=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import pickle
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from configs.build import build_trainer
 from configs.load import load_config
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore, digest
-from core.training.optim import KINDS, OptimizerConfig, build_optimizer, hidden_matrices, optimizers_of
+from core.training.optim import KINDS, OPTIMIZERS, OptimizerConfig, build_optimizer, hidden_matrices, optimizers_of
 from core.training.state import restore, training_state
 from tests.tools.tiny import CONFIG
 
@@ -67,20 +69,61 @@ def test_whether_a_rate_depends_on_the_length_of_the_run(config, reads):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"kind": "adam"}, "kind: 'adam' is not one of adamw, muon, adamw8bit. Did you mean: 'adamw'?"),
-        ({"schedule": "cosin"}, "schedule: 'cosin' is not one of constant, cosine, wsd. Did you mean: 'cosine'?"),
-        ({"momentum": 0.9}, "momentum: 0.9 is not read with kind 'adamw'; only with 'muon'"),
         ({"kind": "muon", "momentum": 1.0}, "momentum: 1.0 must lie in [0, 1)"),
-        ({"schedule": "cosine", "cooldown": 5}, "cooldown: 5 is not read with schedule 'cosine'"),
         ({"schedule": "wsd"}, "cooldown: 0, but schedule 'wsd' ends in a fall"),
-        ({"decay": "linear"}, "decay: 'linear' is not read with schedule 'constant'; only with 'wsd'"),
-        ({"min_lr": 1e-5}, "min_lr: 1e-05 is not read with schedule 'constant'"),
+        ({"schedule": "wsd", "cooldown": 3, "decay": "sqrt"}, "decay: 'sqrt' is not one of linear, 1-sqrt"),
         ({"schedule": "cosine", "min_lr": 1.0}, "min_lr: 1.0 must not be above lr, 0.0001"),
+        ({"schedule": "wsd", "cooldown": 3, "min_lr": -1e-5}, "min_lr: -1e-05 must not be negative"),
+        ({"cooldown": -1}, "cooldown: -1 must not be negative"),
+        ({"lr": 0.0}, "lr: 0.0 must be above 0"),
+        ({"kind": "muon", "warmup": -2}, "warmup: -2 must not be negative"),
     ],
 )
-def test_settings_that_nothing_reads_or_that_do_not_fit_are_refused(settings, expected):
+def test_settings_that_do_not_fit_are_refused(settings, expected):
     (problem,) = OptimizerConfig(**settings).problems()
     assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("kind: adam", "kind: 'adam' is not one of adamw, muon, adamw8bit. Did you mean: 'adamw'?"),
+        ("schedule: cosin", "schedule: 'cosin' is not one of constant, cosine, wsd. Did you mean: 'cosine'?"),
+        ("momentum: 0.9", "momentum: unknown key of kind 'adamw'; allowed: *. It belongs to kind muon."),
+        (
+            "schedule: cosine, cooldown: 5",
+            "cooldown: unknown key of schedule 'cosine'; *belongs to schedule constant, wsd",
+        ),
+        ("kind: muon, decay: linear", "decay: unknown key of schedule 'constant'; *It belongs to schedule wsd."),
+        ("min_lr: 1e-5", "min_lr: unknown key of schedule 'constant'; *It belongs to schedule cosine, wsd."),
+        ("kind: muon, momentun: 0.9", "momentun: unknown key of kind 'muon'; *Did you mean: 'momentum'?"),
+    ],
+)
+def test_settings_of_another_kind_or_schedule_are_unknown(settings, expected):
+    with pytest.raises(ConfigError) as caught:
+        load_config(CONFIG, [f"training.optimizer={{{settings}}}"])
+    (problem,) = caught.value.problems
+    assert fnmatch(problem, f"*: training.optimizer.{expected.replace('[', '[[]').replace('?', '[?]')}*")
+
+
+def test_another_kind_keeps_what_both_have():
+    """Of a file below: its learning rate and warmup, and no setting that only the former kind had."""
+    base = ["training.optimizer={kind: muon, lr: 0.01, warmup: 3, cooldown: 2, momentum: 0.9}"]
+    assert load_config(CONFIG, base).training.optimizer == OptimizerConfig(
+        kind="muon", lr=0.01, warmup=3, cooldown=2, momentum=0.9
+    )
+    preset = CONFIG.with_name("tiny.yaml")
+    now = load_config(preset, ["training.optimizer.kind=muon", "training.optimizer.schedule=cosine"]).training.optimizer
+    assert now == OptimizerConfig(kind="muon", schedule="cosine", lr=3e-3)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_combination_is_a_dataclass_that_can_be_pickled(kind):
+    config = OptimizerConfig(**dict(zip(("kind", "schedule"), kind, strict=True)))
+    assert type(config) is OPTIMIZERS[kind]
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert hasattr(config, "momentum") is (kind[0] == "muon")
+    assert hasattr(config, "cooldown") is (kind[1] != "cosine")
 
 
 def test_eight_bits_without_the_package_are_refused_by_its_name(monkeypatch):

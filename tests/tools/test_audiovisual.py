@@ -166,7 +166,7 @@ def test_the_score_is_that_of_the_written_files(run, tmp_path):
     reads = [read_file(write_sample(parts, row, tmp_path / f"{i}"), FRAMES) for i, row in enumerate(media)]
     found = shares(captions, reads)
     assert {name: row["right"] for name, row in found.items()} == dict.fromkeys(found, 1.0)
-    assert set(found) == {"colour", "shape", "timbre", "track"}
+    assert set(found) == {"color", "shape", "timbre", "track"}
     assert found["track"]["chance"] < 0.3
     training, other = AudiovisualSource(count=24), AudiovisualSource(seed=VAL_SEED, count=24)
     drawn = {source.draw(i)[2].tobytes() for source in (training, other) for i in range(24)}
@@ -186,13 +186,13 @@ def test_a_run_is_scored_in_three_modes(run, tmp_path, capsys):
     assert list(about["scores"]) == list(MODES)
     assert about["step"] == 3
     for mode, rows in about["scores"].items():
-        assert f"{mode}: colour " in told
+        assert f"{mode}: color " in told
         assert len(list((tmp_path / mode.replace(" ", "-")).glob("*.mp4"))) == 4
         assert all(0 <= row["right"] <= 1 and 0 <= row["chance"] <= 1 for row in rows.values())
         with Image.open(tmp_path / f"{mode.replace(' ', '-')}.png") as sheet:
             assert sheet.size[0] > FRAMES * 64
     # What is given is read back as it is, whatever three steps have learned.
-    assert about["scores"]["audio of a video"]["colour"]["right"] == 1
+    assert about["scores"]["audio of a video"]["color"]["right"] == 1
     assert about["scores"]["audio of a video"]["shape"]["right"] == 1
     assert about["scores"]["video of an audio clip"]["timbre"]["right"] == 1
     assert audiovisual.main([str(tmp_path / "nowhere")]) == 2

@@ -80,9 +80,22 @@ def check(message: str, expected: str | tuple[str, ...]) -> None:
         ),
         (
             "method=sra noising.attention_separation=true",
-            ("attention_separation: needs kind dual, ", "kind is 'homogeneous'", "needs mask exact", "is 'bernoulli'"),
+            ("noising.attention_separation: unknown key of kind 'homogeneous'", "It belongs to kind dual."),
         ),
         ("noising.attention_separation=true", "noising.attention_separation: needs mask exact"),
+        ("noising.teacher_gap=0.3", "noising.teacher_gap: unknown key of teacher 'min'"),
+        (
+            "streams.image.timestep.mean=1",
+            ("timestep.mean: unknown key of kind 'uniform'", "to kind logit_normal, plat"),
+        ),
+        (
+            "method=dispersive alignment.dispersive.margin=2",
+            ("unknown key of variant 'infonce_l2'", "to variant hinge."),
+        ),
+        (
+            "condition.kind=none condition.cfg_dropout=0.2",
+            ("unknown key of kind 'none'", "It belongs to kind text, label."),
+        ),
         ("method=self_flow_as", "tiny.yaml:15: streams.video.modes: tokens of first_frame would belong to no "),
         # teacher
         ("training.ema.decay=0", "training.ema.decay: 0 makes the teacher the student itself"),

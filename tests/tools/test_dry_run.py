@@ -121,7 +121,7 @@ def test_several_parts_without_data_count_the_same(capsys):
 )
 def test_dry_run_says_how_times_are_drawn(time, words, capsys):
     assert main(["train", str(SIT), "--dry-run", "method=flow_matching", f"streams.image.timestep={{{time}}}"]) == 0
-    assert f"  times     {words}" in capsys.readouterr().out
+    assert f"  timesteps {words}" in capsys.readouterr().out
 
 
 def test_without_data_it_says_so_and_counts_the_same(capsys):

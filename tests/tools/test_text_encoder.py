@@ -116,4 +116,5 @@ def test_wrong_settings_are_refused_before_the_first_step(folder, tmp_path, caps
 def test_labels_take_no_encoder(folder, tmp_path, capsys):
     assert train(tmp_path / "run", settings(folder), IMAGES, "condition.kind=label") != 0
     said = capsys.readouterr()
-    assert "condition.encoder: is not read with kind 'label'" in said.out + said.err
+    assert "condition.encoder: unknown key of kind 'label'" in said.out + said.err
+    assert "It belongs to kind text." in said.out + said.err

@@ -16,7 +16,7 @@ from configs.captions import caption_report
 from configs.schema import FIRST_FRAME, Config, StreamConfig
 from configs.warnings import warnings
 from core.errors import ConfigError
-from core.schedule import TimestepConfig
+from core.schedule import NormalTimesteps, TimestepConfig
 from core.trunk.recompute import recompute
 from modalities.data.buckets import Bucket
 from modalities.data.sources.config import SourceConfig
@@ -76,7 +76,7 @@ def describe(config: Config, root: Path) -> str:
 
 
 def stream_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share: float) -> list[str]:
-    """Data, tokens and times of a stream."""
+    """Data, tokens and timesteps of a stream."""
     text, words, channels = step.microbatch.batch.context.tokens, 1, ""
     if text is not None:
         words, channels = text.shape[1], f" of {text.shape[2]:,} channels" if text.is_floating_point() else ""
@@ -95,7 +95,7 @@ def stream_lines(plan: Plan, name: str, entry: StreamConfig, step: Step, share: 
         *lines,
         *token_lines(plan.assembly.parts[name], entry),
         f"condition {words:,} token{'s' * (words != 1)}{channels} a sample",
-        f"times     {time_text(entry.timestep.at(sum(lengths(plan.assembly.parts[name]))))}; {mask}; {loss}",
+        f"timesteps {timesteps_text(entry.timestep.at(sum(lengths(plan.assembly.parts[name]))))}; {mask}; {loss}",
         *mode_lines(entry),
     ]
 
@@ -144,7 +144,7 @@ def mode_lines(entry: StreamConfig) -> list[str]:
         found.append(f"modes     {told} of the samples{rest}")
     for name, part in entry.parts.items():
         if part.timestep is not None:
-            found.append(f"          {name} alone: {time_text(part.timestep)}")
+            found.append(f"          {name} alone: {timesteps_text(part.timestep)}")
     if always or any(name == FIRST_FRAME or name.endswith("_given") for name in shares):
         found.append(f"          what is given has noise levels up to {entry.condition_noise:g}")
     return found
@@ -243,11 +243,13 @@ def size_text(size: float) -> str:
     return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{1024 * size / GIB:,.2f} MiB"
 
 
-def time_text(config: TimestepConfig) -> str:
+def timesteps_text(config: TimestepConfig) -> str:
     """p(t) in words."""
-    text = config.kind if config.kind == "uniform" else f"{config.kind}(mean {config.mean:g}, std {config.std:g})"
-    if (config.low, config.high) != (0, 1):
-        text += f" in [{config.low:g}, {config.high:g}]"
+    normal = isinstance(config, NormalTimesteps)
+    text = f"{config.kind}(mean {config.mean:g}, std {config.std:g})" if normal else config.kind
+    low, high = config.ends()
+    if (low, high) != (0, 1):
+        text += f" in [{low:g}, {high:g}]"
     if config.shift != 1:
         text += f", shift {config.shift:g}"
     if config.high_noise_prob:

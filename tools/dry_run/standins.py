@@ -97,7 +97,7 @@ def _is_there(path: str, root: Path) -> bool:
 
 def record(config: Config, stream: str, adapters: Mapping[str, ModalityAdapter], labels: list[str]) -> Record:
     """One that the adapters of a stream's parts can load; stored latents come with stored text features."""
-    entry, encoder, text = config.streams[stream], config.condition.encoder, ()
+    entry, encoder, text = config.streams[stream], config.condition.text_encoder(), ()
     latents = entry.data.holds_latents
     if latents and encoder is not None:
         text = (torch.zeros(encoder.length(), encoder.channels()),)

@@ -19,6 +19,7 @@ from configs.captions import text_limit
 from configs.devices import generate_on
 from configs.runs import WEIGHTS, LoadedRun, load_run
 from core.errors import ConfigError
+from core.kinds import field_names
 from core.parallel import DEVICES, check_devices
 from core.sampling.config import SHIFT_RULES
 from core.sampling.parts import PartSampling
@@ -27,7 +28,6 @@ from core.sampling.sampler import SOLVERS, SamplerConfig
 from core.sampling.sde import DIFFUSION_FORMS, LAST_STEPS
 from core.shift import FIXED
 from core.training.config import from_plain, to_plain
-from core.training.sections import field_names
 from core.training.settings import UserSettings, merge, parse_override
 from core.trunk.foreign.lora_read import merge_adapter, read_adapter
 from modalities.base import Known

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core.errors import ConfigError
-from core.training.sections import kinds
+from core.kinds import kinds
 from modalities.base import Source
 from modalities.data.sources.concat import ConcatSource
 from modalities.data.sources.config import MediaConfig, SourceConfig

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, fields
 import pytest
 
 from core.errors import ConfigError
+from core.kinds import kinds
 from core.sampling.config import HeunConfig, SDEHeunConfig
 from core.sampling.sampler import SOLVERS, SamplerConfig
 from core.training.config import load, validated
-from core.training.sections import kinds
 
 
 @pytest.mark.parametrize(

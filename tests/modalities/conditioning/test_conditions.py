@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from core.errors import ConfigError, DataError
 from core.keys import generator
 from modalities.base import Record
 from modalities.conditioning import TextConfig, TextEncoder, TextEncoderConfig, collate_text
-from modalities.conditioning.conditions import ConditionConfig, Conditions, Prompt
+from modalities.conditioning.conditions import CONDITIONS, ConditionConfig, Conditions, Prompt
 
 IMAGE = np.zeros((8, 8, 3), dtype=np.uint8)
 
@@ -135,6 +137,14 @@ def test_stored_features_that_do_not_fit_are_named():
 
 def test_problems_of_the_settings():
     assert ConditionConfig().problems() == []
-    assert "not read with kind 'label'" in ConditionConfig(kind="label", encoder=TextEncoderConfig()).problems()[0]
-    found = ConditionConfig(kind="pictures", cfg_dropout=1.0, encoder_depth=-1).problems()
-    assert [line.partition(":")[0] for line in found] == ["kind", "cfg_dropout", "encoder_depth"]
+    found = ConditionConfig(cfg_dropout=1.0, encoder_depth=-1).problems()
+    assert [line.partition(":")[0] for line in found] == ["cfg_dropout", "encoder_depth"]
+    assert "cfg_dropout: -0.1 must lie in [0, 1)" in ConditionConfig("label", cfg_dropout=-0.1).problems()
+    with pytest.raises(ConfigError, match="kind: 'pictures' is not one of text, label, none"):
+        ConditionConfig("pictures")
+    names = {kind: {entry.name for entry in fields(row)} for kind, row in CONDITIONS.items()}
+    assert names == {
+        "text": {"kind", "cfg_dropout", "encoder_depth", "text", "encoder"},
+        "label": {"kind", "cfg_dropout"},
+        "none": {"kind"},
+    }

@@ -51,7 +51,7 @@ def test_the_readers_are_right_about_all_that_is_drawn(drawn):
         found = agreement(one, other)
         assert found["right"] == 1
         assert found["chance"] < 0.3
-    assert words_right(said, [row[1] for row in seen], [row[2] for row in seen]) == {"colour": 1, "shape": 1}
+    assert words_right(said, [row[1] for row in seen], [row[2] for row in seen]) == {"color": 1, "shape": 1}
     assert all(shape == caption.split()[2] for (_, shape), caption in zip(heard, said, strict=True))
 
 

@@ -46,17 +46,17 @@ def test_notes_are_read_in_any_octave_and_slightly_out_of_tune(octave):
 
 def test_a_wrong_result_is_wrong_in_the_attribute_that_is_wrong():
     image = SyntheticSource("image").read(captions("image").index("a red circle")).media
-    assert check("image", image, "a red circle") == {"colour": True, "shape": True}
-    assert check("image", image, "a blue circle") == {"colour": False, "shape": True}
-    assert check("image", image, "a red cross") == {"colour": True, "shape": False}
+    assert check("image", image, "a red circle") == {"color": True, "shape": True}
+    assert check("image", image, "a blue circle") == {"color": False, "shape": True}
+    assert check("image", image, "a red cross") == {"color": True, "shape": False}
 
     video = SyntheticSource("video").read(captions("video").index("a cyan cross moving up")).media
-    asked = {"colour": True, "shape": True, "motion": True}
+    asked = {"color": True, "shape": True, "motion": True}
     assert check("video", video, "a cyan cross moving up") == asked
     assert check("video", video, "a cyan cross moving left") == asked | {"motion": False}
     assert check("video", video[::-1], "a cyan cross moving up") == asked | {"motion": False}
     assert check("video", video[::-1], "a cyan cross moving down") == asked
-    assert check("video", video, "a green cross moving up") == asked | {"colour": False}
+    assert check("video", video, "a green cross moving up") == asked | {"color": False}
     assert check("video", video, "a cyan circle moving up") == asked | {"shape": False}
     still = np.repeat(video[:1], 8, axis=0)
     assert check("video", still, "a cyan cross moving up") == asked | {"motion": False}
@@ -77,7 +77,7 @@ def test_nothing_is_seen_in_noise_or_emptiness(sigma, level):
 
 def test_an_image_full_of_one_color_is_no_shape():
     red = np.broadcast_to(np.array([230, 40, 40], np.uint8), (16, 16, 3))
-    assert check("image", red, "a red square") == {"colour": False, "shape": False}
+    assert check("image", red, "a red square") == {"color": False, "shape": False}
     assert read_video(np.broadcast_to(red, (8, 16, 16, 3)))[:3] == (None, None, None)
 
 

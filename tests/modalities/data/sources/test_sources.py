@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from core.errors import ConfigError
+from core.kinds import kinds
 from core.training.config import to_plain, validated
-from core.training.sections import kinds
 from modalities.data.order import Order
 from modalities.data.sources.build import SOURCES, ConcatConfig, build_source
 from modalities.data.sources.concat import ConcatSource
