@@ -1,4 +1,4 @@
-"""What looks at a run while it trains, from its configuration."""
+"""The hooks that observe a run while it trains, built from its configuration."""
 
 from __future__ import annotations
 

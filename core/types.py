@@ -53,7 +53,7 @@ class Segment:
         x0: (B, N, C) float32.
         ids: (B or 1, N, 3) positions on the axes (t, h, w): integers, or float32 where parts share an axis of time.
         valid: (B, N) bool, False for padding; None means that every token is real.
-        given: (B, N) bool, True for conditioning tokens, which carry no loss; None means none.
+        conditioning_mask: (B, N) bool, True for conditioning tokens, which carry no loss; None means none.
         part: its name among the parts of a sample; "" is that of the modality.
         weight: factor of its mean velocity error in the loss.
     """
@@ -87,7 +87,7 @@ class Segment:
                 raise ShapeError(f"{owner}.{name}: expected bool, got {value.dtype}")
 
     def loss_mask(self) -> Tensor:
-        """(B, N) bool: tokens that enter the loss, that is valid and not given."""
+        """(B, N) bool: tokens that enter the loss: valid ones that are not conditioning."""
         loss_mask = torch.ones(self.x0.shape[:2], dtype=torch.bool, device=self.x0.device)
         if self.valid is not None:
             loss_mask = loss_mask & self.valid
@@ -177,7 +177,7 @@ class TokenBatch:
         return torch.cat([segment.loss_mask() for segment in self.segments], dim=1)
 
     def with_conditioning(self, conditioning_mask: Tensor) -> TokenBatch:
-        """The batch with other given tokens, (B, L) bool over all segments."""
+        """The batch with other conditioning tokens, (B, L) bool over all segments."""
         rows = conditioning_mask.split(self.lengths, dim=1)
         segments = (replace(segment, conditioning_mask=row) for segment, row in zip(self.segments, rows, strict=True))
         return replace(self, segments=tuple(segments))

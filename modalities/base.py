@@ -142,7 +142,7 @@ class Known:
 
     Attributes:
         media: (*shape) as the adapter loads it.
-        given: (N,) bool, tokens that lie within what is known; the trunk sees these.
+        conditioning_mask: (N,) bool, tokens that lie within what is known; the trunk sees these.
         kept: bool that broadcasts to `media`: what comes back exactly as it is in `media`.
     """
 

@@ -1,4 +1,4 @@
-"""What to type after a run was ended by a bad step or by the machine: the exact commands."""
+"""The exact commands to type after a bad step or the machine has ended a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.training.checkpoint import CheckpointStore
 
 
 def command(options: argparse.Namespace, *more: str, leave_out: str = "") -> str:
-    """The command that goes on with a run. What was changed is noted in the run, and is not repeated.
+    """The command that resumes a run. Changes are noted in the run, and are not repeated.
 
     Args:
         more: further arguments, in place of overrides of the setting `leave_out`.
@@ -30,7 +30,7 @@ def go_on(options: argparse.Namespace, config: Config) -> str:
 
 
 def next_command(options: argparse.Namespace, config: Config, store: CheckpointStore | None = None) -> str:
-    """What goes on with the run, or starts it again. `store` has its checkpoints, where they have been looked into."""
+    """The command that resumes the run, or starts it again. `store`: its checkpoints, where they are known already."""
     if (_latest(config) if store is None else store.latest()) is not None:
         return command(options)
     return shlex.join(["selfflow", *_arguments(options)])

@@ -1,4 +1,4 @@
-"""What is to be known of a run's data before training on it: said by inspect, the dry run and training alike."""
+"""What one should know about a run's data before training on it, as inspect, the dry run and training report it."""
 
 from __future__ import annotations
 

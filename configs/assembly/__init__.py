@@ -1,4 +1,4 @@
-"""From a configuration to everything that it names, by one road for all commands; see `Assembly`."""
+"""From a configuration to everything that it describes, by the same code for all commands; see `Assembly`."""
 
 from configs.assembly.assembly import Assembly
 

@@ -1,4 +1,5 @@
-"""The one road from a configuration to a running thing. Each thing is built when it is first asked for, and kept."""
+"""Everything that a configuration describes, built by the same code for all commands. Each thing is built when it is
+first asked for, and kept."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from modalities.video import VideoConfig
 
 
 def check_windows(config: Config, sources: Mapping[str, Source], adapters: Adapters, section: str = "data") -> None:
-    """Raise ConfigError where a window would not be what its part takes: it would be cut or slowed down in silence.
+    """Raise ConfigError where a window would not be what its part takes: it would silently be cut or slowed down.
 
     Args:
         sources: stream -> what its `section` opens.

@@ -16,7 +16,7 @@ class AlignmentInputs:
     """All that a term may look at.
 
     Attributes:
-        student: with the features that the terms tapped.
+        student: its output, with the features that the terms asked for.
         teacher: the same of the EMA teacher; None when no term needs it.
         targets: name -> (B, L, D') features of the clean media by a frozen encoder.
         loss_mask: (B, L) bool, tokens that enter a mean.
@@ -50,7 +50,7 @@ class AlignmentTerm(Protocol):
         ...
 
     def is_over(self, step: int) -> bool:
-        """Whether the term has no weight any more after `step` steps; it is then left out, with what it needs."""
+        """Whether the weight stays 0 after `step` steps; the term is then left out, with whatever only it needs."""
         ...
 
     def __call__(self, inputs: AlignmentInputs) -> dict[str, LossTerm]:

@@ -1,6 +1,6 @@
 """Alignment with a deeper layer of the EMA teacher: Self-Flow (paper Eq. 6) and SRA (arXiv 2505.02831).
 
-They differ in what the teacher sees, which is the noising plan's business (core/noising.py), and in distance and
+They differ in what the teacher sees, which the noising decides (core/noising.py), and in distance and
 weight.
 """
 
@@ -30,7 +30,7 @@ class EmaTeacherConfig:
         student_layer, teacher_layer: 1-based; None means round(0.3 depth) and round(0.7 depth).
         projector: simple (the released checkpoint's two layers) or repa (three layers, 2048 wide).
         constant_steps: steps for which the weight stays as it is.
-        decay_10x_steps: after these it falls tenfold every so many steps; 0 keeps it for ever.
+        decay_10x_steps: after `constant_steps` the weight falls tenfold every so many steps; 0 keeps it constant.
         warmup: steps in which the weight rises to its value; 0 for none.
         until: steps for which the term is there; 0 for the whole run.
     """

@@ -39,11 +39,11 @@ def block_features(
 ) -> dict[int, Tensor]:
     """{layer: (n, D)} float32 on the CPU, every token of a sample at level `timestep`.
 
-    Noise is keyed by (seed, sample key), so rows do not depend on the batch size. The trunk leaves after the last layer
+    Noise is keyed by (seed, sample key), so rows do not depend on the batch size. The trunk stops after the last layer
     that is wanted.
 
     Args:
-        trunk: called as trunk(noisy, levels, batch, taps); put into eval mode by the caller, on the batches' device.
+        trunk: called as trunk(noisy, levels, batch, feature_layers); in eval mode, on the batches' device.
         layers: 1-based.
         timestep: in [0, 1], 0 is data. Features for classification are usually best at a small level, not at 0.
         pool: mean (one row per sample, over the tokens that enter the loss), or none (one row for each such token).

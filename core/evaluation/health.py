@@ -28,10 +28,10 @@ class _Sums:
 
 
 class LayerHealth:
-    """Numbers about the features of one layer; means are over the loss_mask tokens of all batches.
+    """Numbers about the features of one layer; means are over the tokens of the loss masks of all batches.
 
     norm: mean length of a feature.
-    effective_rank: see `effective_rank`, over all loss_mask tokens; 1 is collapse, D the most.
+    effective_rank: see `effective_rank`, over all tokens of the loss masks; 1 is collapse, D the most.
     token_cosine: mean cosine of two different tokens of a sample; near 1 is oversmoothing. Left out where no sample
         has two tokens.
     mean_cosine: mean cosine of a token with the mean feature; near 1 is collapse.
@@ -66,7 +66,7 @@ class LayerHealth:
         self._sums.gram += tokens.T @ tokens
 
     def result(self) -> dict[str, float]:
-        """Raises DataError when no token was loss_mask."""
+        """Raises DataError when no token was in a loss mask."""
         if self._sums is None or not self._tokens:
             raise DataError("LayerHealth: no token in the loss mask")
         found = {"norm": self._norms / self._tokens, "effective_rank": effective_rank(self._sums.gram)}
@@ -79,7 +79,7 @@ class LayerHealth:
 
 
 class PairHealth:
-    """What the student predicts against what the teacher gives, over the loss_mask tokens of all batches.
+    """What the student predicts against what the teacher gives, over the tokens of the loss masks of all batches.
 
     cosine: mean cosine of the two.
     cosine_noisier, cosine_same: the same where the student's token is noisier than the teacher's, and where both see
@@ -119,7 +119,7 @@ class PairHealth:
             self._counts[name] = self._counts.get(name, 0) + len(values)
 
     def result(self) -> dict[str, float]:
-        """Raises DataError when no token was loss_mask."""
+        """Raises DataError when no token was in a loss mask."""
         if not self._counts.get("cosine"):
             raise DataError("PairHealth: no token in the loss mask")
         return {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
@@ -128,7 +128,7 @@ class PairHealth:
 def effective_rank(gram: Tensor) -> float:
     """exp of the entropy of the singular values of rows (n, D), normalized to sum 1; between 1 and min(n, D).
 
-    Roy and Vetterli (2007); as a sign of collapse Garrido et al. (2023, arXiv 2210.02885). Rows are not centerd, as in
+    Roy and Vetterli (2007); as a sign of collapse Garrido et al. (2023, arXiv 2210.02885). Rows are not centered, as in
     both. All rows being 0 gives 0.
 
     Args:

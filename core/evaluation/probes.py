@@ -28,7 +28,7 @@ LOOK_EVERY = 10  # iterations
 class ProbeResult:
     """
     Attributes:
-        accuracy: share of the test samples that are classified rightly.
+        accuracy: share of the test samples that are classified correctly.
         l2: the penalty that was chosen.
         validation: penalty -> accuracy on the held-out part of the training set. The choice at an end of the range
             asks for more values.

@@ -47,7 +47,7 @@ def velocity_loss_curve(
     any model. Conditions are used as the batch has them, dropped ones included.
 
     Args:
-        trunk: called as trunk(noisy, levels, batch, taps); put into eval mode by the caller, on the batches' device.
+        trunk: called as trunk(noisy, levels, batch, feature_layers); in eval mode, on the batches' device.
         timesteps: in [0, 1]; 0 is data.
 
     Raises:

@@ -91,7 +91,7 @@ def rk4_step(velocity_at: VelocityAt, x: State, t: Levels, after: Levels, draw: 
 
 
 def between(t: Levels, after: Levels) -> Levels:
-    """What each part's level grows by."""
+    """The change of each part's level in a step."""
     return tuple(b - a for a, b in zip(t, after, strict=True))
 
 

@@ -23,7 +23,7 @@ class PartSampling:
         tweedie: of a part that stops early: return its expected data, E[x0 | x] = x - t v, for one more evaluation at
             the end, and not the state with its noise.
         after: name of a part; this one waits as noise until that one has ended.
-        absent: stays noise at level 1 for the whole run, which marginalises it: its tokens are there and are attended
+        absent: stays noise at level 1 for the whole run, which marginalizes it: its tokens are there and are attended
             to, as in training with `NAME_absent`.
         omit: has no tokens at all. The sequence is shorter; a trunk has seen that only if it was trained on it.
     """

@@ -1,7 +1,7 @@
-"""What the world does to a run: full disks, folders that cannot be written, killed workers, memory that is not there.
+"""Failures of the machine during a run: full disks, read-only folders, killed workers, memory that runs out.
 
-None of it is a mistake in the settings or the code, so none of it deserves a traceback: the reason is one line, and the
-same command resumes from the last checkpoint once it is gone.
+None of them is a mistake in the settings or the code, so none deserves a traceback: the reason is one line, and once it
+is gone the same command resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HINTS = {
 
 @contextmanager
 def accidents_named() -> Generator[None, None, None]:
-    """Errors of the world inside become an AccidentError of one line; all others pass. Also a decorator."""
+    """Turn failures of the machine into an AccidentError of one line; other errors pass unchanged. Also a decorator."""
     try:
         yield
     except (OSError, RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""The end of a process at a set time, whatever it is doing: also while a C function holds Python's lock for ever.
+"""The end of a process at a set time, whatever it is doing: even while a C function holds Python's lock forever.
 
 A timer of the C library calls `_exit` itself, so nothing of Python has to run. Where there is no such timer (outside
 of Linux) a thread does it, which needs the lock for a moment.

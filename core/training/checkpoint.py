@@ -1,4 +1,4 @@
-"""Checkpoints that are all there or not there.
+"""Checkpoints that are complete or absent, never partial.
 
     root/step-00001234/tensors/PART/  student, teacher, optimizer, ..., each written by torch.distributed.checkpoint
     root/step-00001234/state.json     the step and plain data of the caller
@@ -75,7 +75,7 @@ class CheckpointStore:
     Args:
         root: folder of the checkpoints; created by the first `publish`.
         keep: how many of the newest intact checkpoints stay, at least 1.
-        keep_every: checkpoints of steps that are multiples of this stay for ever; 0 for none.
+        keep_every: checkpoints of steps that are multiples of this stay forever; 0 for none.
         report: receives one line for every damaged checkpoint that is skipped.
         world: the processes that publish and load together. Whatever else reads is for each process alone.
         remote: where every checkpoint is copied to, once it is published here.
@@ -264,7 +264,7 @@ class CheckpointStore:
         return _without(which, tensors)
 
     def is_milestone(self, step: int) -> bool:
-        """Whether the checkpoint stays for ever: by `keep_every` now, or when it was published."""
+        """Whether the checkpoint stays forever: by `keep_every` now, or when it was published."""
         if self.keep_every and step and step % self.keep_every == 0:
             return True
         try:

@@ -1,4 +1,4 @@
-"""What is kept of a step that something is wrong with: values and sample keys of every process, and its batch."""
+"""What is kept of a step in which something went wrong: values and sample keys of every process, and its batch."""
 
 from __future__ import annotations
 

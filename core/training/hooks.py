@@ -1,4 +1,4 @@
-"""What looks at a run while it trains, without changing a bit of it: previews, validation."""
+"""Hooks that observe a run while it trains, without changing a bit of it: previews, validation."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class PreviewConfig:
 
     Attributes:
         every: steps between previews; 0 makes none.
-        prompts: modality -> texts (class names, in runs with labels), one sample each. A modality without an entry gets
+        prompts: stream -> texts (class names, in runs with labels), one sample each. A stream without an entry gets
             conditions of its own data.
-        samples: how many a modality without prompts gets.
+        samples: how many a stream without prompts gets.
         seed: of the noise; sample i has the same noise in every preview.
         batch: samples at once; changes no byte.
     """
@@ -44,11 +44,11 @@ class PreviewConfig:
 @dataclass
 class ValidateConfig:
     """Held-out velocity loss, and health of features and alignment, of the EMA weights, into RUN/validation.jsonl and
-    the trackers. Times, seed and batch are those of streams.NAME.evaluation.
+    the trackers. Timesteps, seed and batch are those of streams.NAME.evaluation.
 
     Attributes:
         every: steps between validations; 0 makes none.
-        records: held-out records of each modality, at most.
+        records: held-out records of each stream, at most.
     """
 
     every: int = 0

@@ -24,7 +24,7 @@ class LineWriter:
         self._pending += json.dumps(entry).encode() + b"\n"
 
     def write(self) -> None:
-        """Hand all lines to the operating system. After an OSError the rest is kept, and a later call goes on with
+        """Hand all lines to the operating system. After an OSError the rest is kept, and a later call continues with
         it, in the middle of a line if need be."""
         if self._pending and self._descriptor < 0:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -38,7 +38,7 @@ class LineWriter:
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Let go of the file and of lines that were never written."""
+        """Close the file, and drop lines that were never written."""
         self._pending.clear()
         if self._descriptor >= 0:
             os.close(self._descriptor)

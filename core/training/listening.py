@@ -1,6 +1,6 @@
-"""What happens inside one optimizer step, as lines: what goes in, every layer's output, losses, gradients, updates.
+"""A trace of one optimizer step, line by line: inputs, every layer's output, losses, gradients, updates.
 
-The step is the trainer's own `train_step`; this only listens to it.
+The step is the trainer's own `train_step`; this only observes it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ HEADER = f"{'least':>11} {'mean':>11} {'rms':>11} {'largest':>11}  of"
 
 
 class Listener:
-    """Open around a step; what is heard is given to `tell`, a line each, in the order in which it happens.
+    """Open around a step; each observation is passed to `tell` as one line, in the order in which it happens.
 
     `first_bad` is afterwards the name of the first tensor with a value that is not finite, or "".
     """

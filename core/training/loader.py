@@ -52,7 +52,7 @@ class Microbatch:
 
     Attributes:
         stream: of the step.
-        batch, draws: the samples and their randomness.
+        batch, drawn: the samples and their randomness.
         counts: tokens that carry loss, by the name of the segment, in this microbatch of all processes, known without a
             device sync.
         rejected: records replaced while this microbatch was made.

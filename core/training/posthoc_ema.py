@@ -40,7 +40,7 @@ class PosthocEmaConfig:
     """
     Attributes:
         every: steps between snapshots of the averages, which are stored in RUN/ema; 0 keeps no such averages. A
-            snapshot of two lengths takes 8 bytes per parameter on the disk, and stays for ever.
+            snapshot of two lengths takes 8 bytes per parameter on the disk, and stays forever.
         lengths: sigma_rel of the averages that are kept. Each takes 4 bytes per parameter on the training device.
     """
 
@@ -109,7 +109,7 @@ class PosthocEma:
         return {part_of(length): average for length, average in self._averages.items()}
 
     def snapshot(self, step: int) -> None:
-        """Store the averages for ever, float32: factors of both signs would blow up the rounding of half precision.
+        """Store the averages, in float32: factors of both signs would amplify the rounding errors of half precision.
 
         Durable and all or nothing, like a checkpoint. Raises CheckpointError when it cannot be written.
         """

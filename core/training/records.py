@@ -1,4 +1,4 @@
-"""The folder of a run, which explains itself.
+"""The folder of a run, and its self-describing files.
 
 config.yaml     the resolved configuration
 run.json        for every start: time, command, versions, commit; the fingerprints of the data; what was changed

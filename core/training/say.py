@@ -1,5 +1,5 @@
-"""Lines for the person at the terminal that never end a run: the log may lie on a full disk, or a pipe's reader be
-gone."""
+"""Lines for the person at the terminal. Printing one never ends a run: the log may lie on a full disk, or the reader of
+a pipe may be gone."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Sharding:
 
 
 def sync_gradients(model: nn.Module, last: bool) -> None:
-    """Whether the next backward pass adds up the gradients of all devices: that of the last microbatch alone."""
+    """Whether the next backward pass sums the gradients over all devices: only that of the last microbatch does."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         model.set_is_last_backward(last)

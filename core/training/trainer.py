@@ -47,10 +47,10 @@ class Trainer:
     """Owns student, teacher and optimizer; `fit` runs from the last checkpoint to the last step.
 
     Args:
-        feed: batches by step; all randomness is already in them.
+        loader: batches by step; all randomness is already in them.
         loss_weights: stream -> factor of the whole loss of its steps (paper App. D).
         extra: plain data stored in every checkpoint, enough to generate from it alone.
-        preprocess: completes every batch on the training device; None for a feed of microbatches.
+        preprocess: completes every batch on the training device; None where the loader gives microbatches.
         warnings: told at the start of a new run.
         hooks: what looks at the networks while they train, and changes nothing.
         anew: what is not taken from the checkpoint that the run resumes from.

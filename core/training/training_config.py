@@ -28,7 +28,7 @@ class TrainingConfig:
         checkpoint_store: URL of a folder in an object store, which gets a copy of every checkpoint and of what a new
             run folder needs to go on from it; empty for none.
         keep: how many of the newest checkpoints stay.
-        keep_every: a checkpoint is also published at every multiple of this, and stays for ever; 0 for none.
+        keep_every: a checkpoint is also published at every multiple of this, and stays forever; 0 for none.
         replicas: of several devices, how many groups hold a copy of all weights each, sharded within the group; must
             divide their number. 1 shards over all of them.
         precision: fp32, or bf16 (autocast, and FSDP's policy on several devices; weights, EMA, losses and cosine stay

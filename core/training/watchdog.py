@@ -30,8 +30,8 @@ class WatchdogConfig:
 
     Attributes:
         start: seconds that loading a checkpoint may take, a first step with its compilation, for each stream, and a
-            checkpoint, preview or validation; 0 for ever.
-        step: seconds that any other step may take, together with waiting for its data; 0 for ever.
+            checkpoint, preview or validation; 0 for no limit.
+        step: seconds that any other step may take, together with waiting for its data; 0 for no limit.
     """
 
     start: float = 1800.0

@@ -127,7 +127,7 @@ _NO_PROJECTORS: Mapping[str, ProjectorSpec] = MappingProxyType({})
 class DDT(nn.Module):
     """Velocity of every token from its noisy value, its own level, its position and the class.
 
-    `depth` and `width` are the encoder's, since that is where features are tapped: layer 8 is the output of the
+    `depth` and `width` are the encoder's, since that is where features are read: layer 8 is the output of the
     encoder's eighth block, and layer `depth` is what conditions the head. An early stop after any of them leaves the
     whole head out.
 
@@ -204,11 +204,11 @@ class DDT(nn.Module):
             noisy: one tensor (B, N, C), the noisy tokens; the segment's own x0 is not looked at.
             levels: of the N tokens; 0 is data and 1 is noise.
             batch: one segment, whose ids (h, w) lie in the grid, and class labels.
-            taps: features to return, of layers of the encoder.
+            feature_layers: features to return, of layers of the encoder.
 
         Raises:
             ShapeError: the batch is not of this kind.
-            ConfigError: a tapped layer does not exist.
+            ConfigError: a feature layer does not exist.
         """
         features = Features(feature_layers, self.depth, self.projector, self.projectors)
         tokens, segment = only_segment("DDT", noisy, levels, batch, self.config.channels)

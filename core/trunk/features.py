@@ -1,4 +1,4 @@
-"""Collecting the hidden features that a caller taps while the blocks of a trunk run."""
+"""Collects the hidden features that a caller asks for, while the blocks of a trunk run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from core.types import FeatureLayers, TrunkOutput
 class Features:
     """
     Args:
-        taps: what is wanted.
+        feature_layers: what is wanted.
         depth: blocks of the trunk.
         projector, projectors: the trunk's, see core/trunk/projectors.py.
 

@@ -257,10 +257,10 @@ class MMDiT(nn.Module):
             noisy: (B, N, C) per segment of the batch, in its order; the segments' own x0 is not looked at.
             levels: of the L tokens of all segments.
             batch: ids, padding and context.
-            taps: features to return; layers count double blocks, then single blocks.
+            feature_layers: features to return; layers count double blocks, then single blocks.
 
         Returns:
-            The velocity of each segment, and the tapped features of the L media tokens (never of text).
+            The velocity of each segment, and the features of the L media tokens (never of text).
         """
         features = Features(feature_layers, self.depth, self.projector, self.projectors)
         order = token_order(levels)

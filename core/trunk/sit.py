@@ -212,11 +212,11 @@ class SiT(nn.Module):
             noisy: one tensor (B, N, C), the noisy tokens; the segment's own x0 is not looked at.
             levels: of the N tokens; 0 is data and 1 is noise.
             batch: one segment, whose ids (h, w) lie in the grid, and class labels.
-            taps: features to return.
+            feature_layers: features to return.
 
         Raises:
             ShapeError: the batch is not of this kind.
-            ConfigError: a tapped layer does not exist.
+            ConfigError: a feature layer does not exist.
         """
         features = Features(feature_layers, self.depth, self.projector, self.projectors)
         tokens, segment = only_segment("SiT", noisy, levels, batch, self.config.channels)

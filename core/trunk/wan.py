@@ -231,7 +231,7 @@ class Wan(nn.Module):
 
         Raises:
             ShapeError: the batch has other modalities, channels or text than the trunk.
-            ConfigError: a tapped layer does not exist.
+            ConfigError: a feature layer does not exist.
         """
         features = Features(feature_layers, self.depth, self.projector, self.projectors)
         order = token_order(levels)

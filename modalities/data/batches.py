@@ -42,7 +42,7 @@ class RawBatch:
         parts: in the order of the segments.
         condition: captions or labels.
         student, teacher: noise levels of the L tokens of all parts.
-        given: (B, L) bool, conditioning tokens; None where the stream has none.
+        conditioning_mask: (B, L) bool, conditioning tokens; None where the stream has none.
         counts: tokens that carry loss, by part, in this microbatch of all processes, known without a device sync.
         rejected: records replaced while this was made.
         counts_of_all: False where `counts` are those of this process alone, which padding has made a matter of records.

@@ -235,7 +235,7 @@ def _loss_tokens(part: RawPart, given: Tensor | None) -> float:
 
 
 class StepLoader:
-    """The trainer's feed over a StepDataset, in this process or in `workers` others."""
+    """The trainer's batches from a StepDataset, in this process or in `workers` others."""
 
     def __init__(self, dataset: StepDataset, workers: int, pin: bool = False):
         self.dataset, self.workers, self.pin = dataset, workers, pin

@@ -50,7 +50,7 @@ def open_video(media: bytes | Path, origin: str, infer: bool = True) -> Iterator
         if track.codec_context is None:
             raise DataError(f"{origin}: its video has a codec that is not known here")
         # One thread, here and where frames are converted: workers are the parallelism, and whoever frees a decoder or
-        # converter with threads of its parent, even one that was closed before the fork, waits for them for ever.
+        # converter with threads of its parent, even one that was closed before the fork, waits for them forever.
         track.codec_context.thread_count = 1
         # By default FFmpeg paints over damaged places without a word. What the codec cannot notice still passes:
         # h264 has no checksums.

@@ -1,4 +1,4 @@
-"""Instruments: times side by side, peak memory, floating-point operations."""
+"""Measuring: times side by side, peak memory, floating-point operations."""
 
 from __future__ import annotations
 

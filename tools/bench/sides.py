@@ -159,7 +159,7 @@ def make_microbatch(setup: Setup, method: str, channels: int, context: Context) 
 
 
 class Repeat:
-    """A feed that gives one microbatch for ever."""
+    """A loader that gives one microbatch forever."""
 
     def __init__(self, microbatch: Microbatch):
         self.microbatches = [microbatch]
@@ -184,7 +184,7 @@ def microbatch_of(trainer: Trainer) -> Microbatch:
 
 
 def step_of(trainer: Trainer) -> Callable[[], float]:
-    """One whole optimizer step on the feed's microbatch; returns the loss before it."""
+    """One whole optimizer step on the loader's microbatch; returns the loss before it."""
 
     def step() -> float:
         number, microbatches = next(trainer.loader.steps(0, 1))

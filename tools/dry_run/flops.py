@@ -36,7 +36,7 @@ def step_flops(
 
     Args:
         trunk: the student; the teacher is another one of it.
-        raw: as the feed gives it, on the CPU.
+        raw: as the loader gives it, on the CPU.
         preprocess: completes it on the device; None for one that is complete.
 
     Returns:

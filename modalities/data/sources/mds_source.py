@@ -163,7 +163,7 @@ class MdsSource:
             except DataError:
                 whole = False  # met again, and noted, when training reads it
         found = sorted(name for name in names if name is not None)
-        if not whole:  # a store that failed for a while must not hide classes for ever
+        if not whole:  # a store that failed for a while must not hide classes forever
             return found
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
