@@ -23,7 +23,10 @@ import configs
 from configs.build import build_trainer
 from configs.load import load_config
 from configs.runs import load_run
+from configs.schema import Config
 from core.errors import ConfigError
+from core.training.config import to_plain
+from core.training.sections import Place
 from modalities.data.sources.build import build_source
 from modalities.generation import generate
 from tests.autoencoders.small import save
@@ -224,6 +227,7 @@ class Tracker:
 def test_every_setting_is_read_by_something(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Tracker)
     unread: dict[str, bool] = {}
+    kinds: set[str] = set()
     for name, (path, overrides, use) in USES.items():
         config = load_config(path, overrides)
         folder = place / name
@@ -231,14 +235,15 @@ def test_every_setting_is_read_by_something(place, monkeypatch):
         for other in place.iterdir():
             if other.name not in USES:
                 (folder / other.name).symlink_to(other)
+        # Of which class a section is, its kind has said when the settings were read.
+        for section in Place(Config).sections(to_plain(config)):
+            kinds |= {general(".".join((*section.path, key))) for key in section.kinds.keys}
         leaves = leaf_fields(config)
         found = unread_fields(config, lambda config, use=use, folder=folder: use(config, folder))
         for leaf in leaves:
             unread[general(leaf)] = unread.get(general(leaf), True) and leaf in found
     # Sections that are left out of some uses; the leaves that they have in others were looked at.
-    # Which class an autoencoder's settings are of, its kind has said when they were read.
-    sections = {"data.parts", "media.autoencoder.kind"} | {
-        name for name in unread if any(other.startswith(f"{name}.") for other in unread)
-    }
+    sections = {"data.parts"} | {name for name in unread if any(other.startswith(f"{name}.") for other in unread)}
+    sections |= kinds
     assert sorted(name for name, never in unread.items() if never and name not in sections) == []
     assert len(unread) > 200
