@@ -11,7 +11,7 @@ from configs.buckets import by_size, step_shares
 from configs.schema import Config
 from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
-from core.training.config import differences, from_plain, to_plain
+from core.training.config import differences, stored_instance, to_plain
 from core.training.history import Change, Past, clamped, entries_for, past, read_run, stored_config
 from core.training.mixing import MixPiece
 from core.training.state import Anew
@@ -87,7 +87,7 @@ def pieces_of(periods: Iterable[Past], sources: Mapping[str, Source]) -> list[Mi
             weights = {name: entry["weight"] for name, entry in streams.items()}
             batches = {name: entry["batch"] for name, entry in streams.items()}
         else:
-            config = by_size(from_plain(Config, held.config))
+            config = by_size(stored_instance(Config, held.config))
             weights = step_shares(config, sources)
             batches = {name: entry.batch for name, entry in config.streams.items()}
         pieces.append(MixPiece(held.until, held.config["seed"], weights, batches))
