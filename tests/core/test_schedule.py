@@ -196,7 +196,7 @@ def test_wrong_settings_are_named():
 
 def test_every_kind_has_its_own_settings_alone():
     names = {kind: {entry.name for entry in fields(row)} for kind, row in TIMESTEPS.items()}
-    every = {"kind", "shift", "high_noise_prob", "high_noise_low", "buckets"}
+    every = {"kind", "shift", "shift_rule", "shift_tokens", "high_noise_prob", "high_noise_low", "buckets"}
     assert names["uniform"] - every == {"low", "high"}
     assert names["logit_normal"] - every == {"mean", "std", "low", "high"}
     assert names["plateau_logit_normal"] - every == {"mean", "std"}
