@@ -9,7 +9,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-from core.training.sections import is_section, kinds_of, without_none
+from core.kinds import kinds_of
+from core.training.sections import is_section, without_none
 
 INTRODUCTION = """# Configuration
 
@@ -45,9 +46,10 @@ def children(schema: type) -> Iterator[tuple[str, type]]:
         key = f"{entry.name}.NAME" if typing.get_origin(hint) is dict else entry.name
         kinds = kinds_of(entry)
         if kinds is not None:
-            for name, row in kinds.table.items():
+            for kind, row in kinds.table.items():
                 if is_section(row):
-                    yield f"{key} ({kinds.key}: {name})", row
+                    names = ", ".join(f"{setting}: {name}" for setting, name in zip(kinds.keys, kind, strict=True))
+                    yield f"{key} ({names})", row
         elif is_section(inner):
             yield key, inner
 
