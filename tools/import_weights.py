@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     others = other_types(file.state, assembly.trunk)
     kind = import_weights(assembly.trunk, file, options.kind, options.drop, options.fresh, names, options.cast)
     if KINDS[kind].absent:  # of published networks: what guidance leads away from
-        set_empty_text(assembly.trunk, assembly.text, config.condition.cfg_dropout)
+        set_empty_text(assembly.trunk, assembly.text, config.condition.dropped())
     origin = {"file": options.file.name, "kind": kind, "dropped": options.drop, "fresh": options.fresh}
     origin |= {"cast": options.cast, "accepted": options.accept, "version": file.meaning.get("version")}
     extra = assembly.to_store()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from configs.schema import Config
-from core.training.sections import kinds
+from core.kinds import kinds
 from tests.modalities.making import gradient, image_bytes
 from tools.cli import build_parser, main
 from tools.site.reference import configuration_page, meanings
