@@ -10,10 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from configs.runs import load_run
 from core.errors import SelfFlowError
+from core.progress import ProgressBar
 from modalities.generation import sampler_steps
 from modalities.synthetic.audiovisual_score import MODES, score
 
@@ -43,7 +42,7 @@ def report(options: argparse.Namespace) -> int:
     settings.cfg_scale = settings.cfg_scale if options.cfg_scale is None else options.cfg_scale
     out = options.out or options.run / "audiovisual" / f"step-{loaded.step}"
     steps = sampler_steps(loaded.generator.parts[options.stream], settings)
-    with tqdm(total=options.number * steps * len(MODES), unit="step", dynamic_ncols=True) as bar:
+    with ProgressBar(total=options.number * steps * len(MODES), unit="step") as bar:
         found = score(
             loaded.generator, options.stream, settings, out, options.number, options.seed, progress=bar.update
         )

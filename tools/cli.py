@@ -6,11 +6,14 @@ import argparse
 import os
 import re
 import sys
+import time
 
 from core.errors import AccidentError, SelfFlowError
+from core.progress import quiet
 from core.training.accidents import describe
 from core.training.distributed import is_told_by_first
 from core.training.say import say
+from tools.summary import summary
 
 COMMANDS = (
     "init",
@@ -50,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         import_module(f"tools.{MODULES.get(name, name)}").add_parser(subparsers)
+    for command in subparsers.choices.values():
+        command.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
     return parser
 
 
@@ -64,7 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
     if rest:
         options.overrides += rest
     try:
-        code = options.run(options) or 0
+        started = time.monotonic()
+        with quiet(options.quiet):
+            code = options.run(options) or 0
+        if code == 0 and not options.quiet:
+            for line in summary(options, time.monotonic() - started):
+                say(line)
         sys.stdout.flush()  # here, where a failure can be reported
         return code
     except SelfFlowError as error:

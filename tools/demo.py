@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
     except SelfFlowError as error:  # without the extra `report`, all that the demo makes is there
         say(f"no report: {error}")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; look at {folder}")
+    options.made = folder.parent
     return 0
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
+from core.progress import ProgressBar
 from robotics.demonstrations import HOLD, Recording, record
 from robotics.environments import ENVIRONMENTS
 from tools.outputs import output_folder
@@ -51,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
         for task in options.task
     ]
     folder = output_folder(options.out, "--out")
-    with tqdm(total=options.episodes * len(recordings), unit="episode") as bar:
+    with ProgressBar(total=options.episodes * len(recordings), unit="episode") as bar:
         left_out = record(recordings, options.episodes, folder, options.workers, bar.update)
     kept = {task: options.episodes - count for task, count in left_out.items()}
     print(f"{folder}: {', '.join(f'{count} of {task}' for task, count in kept.items())}")

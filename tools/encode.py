@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from configs.captions import caption_warnings
 from configs.encoding import EncodeOptions, Encoding, build_encodings
 from configs.load import load_config
 from core.durable import writing
 from core.errors import ConfigError
 from core.parallel import DEVICES, check_devices, spread
+from core.progress import ProgressBar
 from modalities.latents.chunks import ChunkFolder, mds_writer
 from modalities.latents.encode import Progress, encode_chunks
 from modalities.latents.format import DTYPES
@@ -133,9 +132,7 @@ def encode(
     whole = sum(len(job.records(number)) for number in range(shard[0], job.chunks, shard[1])) * job.views
     if missing:
         with ExitStack() as stack:
-            bar = stack.enter_context(
-                tqdm(total=whole, initial=whole - todo, unit="sample", desc=job.stream, dynamic_ncols=True)
-            )
+            bar = stack.enter_context(ProgressBar(total=whole, initial=whole - todo, unit="sample", desc=job.stream))
             report = Report(bar, known_bad)
             if elsewhere is None:
                 encode_chunks(job, folder, missing, workers, batch, report)
@@ -197,7 +194,7 @@ def set_aside(folder: ChunkFolder, shard: tuple[int, int], retry: bool) -> int:
 class Report:
     """Shows progress on a bar: samples, rate and time left are the bar's own; bytes and bad records beside them."""
 
-    def __init__(self, bar: tqdm, bad: int):
+    def __init__(self, bar: ProgressBar, bad: int):
         self.bar, self.bad, self.bytes = bar, bad, 0
 
     def __call__(self, done: Progress) -> None:

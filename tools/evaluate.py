@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from configs.buckets import EmptyBucketError, by_size, family
 from configs.devices import generate_on
@@ -22,6 +21,7 @@ from configs.schema import StreamConfig
 from core.durable import writing
 from core.errors import ConfigError, SelfFlowError, described, nearest
 from core.parallel import DEVICES, check_devices
+from core.progress import ProgressBar
 from core.training.training_config import TrainingConfig
 from modalities.evaluation.adm import write_samples
 from modalities.evaluation.attempts import Measured
@@ -250,7 +250,7 @@ def measure(loaded: LoadedRun, job: Job, classifiers: Path) -> dict:
             measures.remove("samples")
     each = sampler_steps(subject.model.parts[stream], job.stream.sampling)
     steps = min(settings.generated, len(subject.val)) * each if networks else 0
-    with tqdm(total=steps, unit="step", desc=f"{stream} samples", dynamic_ncols=True, disable=not steps) as bar:
+    with ProgressBar(total=steps, unit="step", desc=f"{stream} samples", disable=not steps) as bar:
         try:
             evaluate(subject, settings, measures, networks, bar.update, found)
         except KeyboardInterrupt:
@@ -326,7 +326,7 @@ def write_images(path: Path, loaded: LoadedRun, streams: dict[str, StreamConfig]
         print(f"warning: streams.{name}.sampling.{unfit}", file=sys.stderr)
     conditions = random_classes(loaded.generator, settings.seed, settings.generated)
     steps = sampler_steps(loaded.generator.parts[name], sampler)
-    with tqdm(total=settings.generated * steps, unit="step", dynamic_ncols=True) as bar:
+    with ProgressBar(total=settings.generated * steps, unit="step") as bar:
         samples = generated(partial(generate_on, devices, loaded), name, sampler, settings, conditions, bar.update)
         with writing(path):
             written = write_samples(path, (media[part] for media in samples), settings.generated)
@@ -361,7 +361,7 @@ def measure_file(options: argparse.Namespace) -> int:
     for line in files.notes:
         print(line, file=sys.stderr)
     images = len(files.samples) + (len(files.real) if files.real is not None else 0)
-    with tqdm(total=images, unit="image", dynamic_ncols=True) as bar:
+    with ProgressBar(total=images, unit="image") as bar:
         device = TrainingConfig(device=options.device).torch_device()
         found = measure_samples(files, options.inception, device, bar.update)
     show_values(found.values, found.warnings)

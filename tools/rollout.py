@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from core.durable import write_durably
 from core.errors import ConfigError
 from core.parallel import spread
+from core.progress import ProgressBar
 from core.training.checkpoint import CheckpointStore
 from robotics.demonstrated import action_names, demonstrated_records, demonstrated_windows
 from robotics.environment import Policy
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
     filmed = frozenset(episodes[: options.videos])
     work = partial(run_episodes, rollout, filmed, folder.videos)
     todo = missing(folder.records(), episodes)
-    with tqdm(total=len(episodes), initial=len(episodes) - len(todo), unit="episode") as bar:
+    with ProgressBar(total=len(episodes), initial=len(episodes) - len(todo), unit="episode") as bar:
         for record in spread(work, todo, options.workers):
             folder.add(record)
             bar.update()
@@ -161,7 +161,7 @@ def run_open_loop(options: argparse.Namespace) -> None:
         print(uses_table(uses), end="")
         return
     windows = demonstrated_windows(policy, options.open_loop, episodes)
-    report = open_loop(policy, tqdm(windows, unit="window"), action_names(policy.width))
+    report = open_loop(policy, ProgressBar(windows, unit="window"), action_names(policy.width))
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / "open_loop.json", json.dumps(report, indent=1) + "\n")
     print(open_loop_table(report), end="")

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from configs.assembly.sources import open_sources
 from configs.load import load_config
 from configs.schema import Config
 from core.errors import ConfigError, DataError, nearest
+from core.progress import ProgressBar
 from modalities.actions.statistics import FIELDS, Statistics, measure, write_statistics
 from modalities.episodes.source import EpisodesSource, episode_sources
 
@@ -88,7 +88,7 @@ def measured(sources: list[EpisodesSource], name: str) -> tuple[dict[str, Statis
     rows: dict[str, list[np.ndarray]] = {"action": [], "state": []}
     left_out, first = 0, ""
     total = sum(len(source.taken) for source in sources)
-    with tqdm(total=total, unit="episode", desc=name, dynamic_ncols=True, file=sys.stderr) as bar:
+    with ProgressBar(total=total, unit="episode", desc=name, file=sys.stderr) as bar:
         for source in sources:
             for number in source.taken.tolist():
                 bar.update(1)

@@ -165,6 +165,7 @@ def _train(
     by = f" by {stop.reason}" if result == "stopped" else ""
     if world.is_first:
         print(f"{result}{by} after {trainer.step} of {config.training.steps} steps; run folder: {config.run}")
+    options.made = config.run
     if result == "finished":
         return 0
     say(go_on(options, config))

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from core.errors import BadStepError, CheckpointError, NotFiniteError, described
 from core.objective import Objective, total_loss
+from core.progress import ProgressBar
 from core.training.accidents import accidents_named
 from core.training.adapter import train_only
 from core.training.checkpoint import CheckpointStore
@@ -288,11 +288,11 @@ class Trainer:
         own = dict(zip(metrics, self.own_values.tolist(), strict=False))  # without the gradient norm, which is of all
         return self.world.gather(Share(keys, own))
 
-    def bar(self, first: int, last: int) -> tqdm[Any]:
+    def bar(self, first: int, last: int) -> ProgressBar:
         hidden, file = not self.world.is_first, Outliving(sys.stderr)
-        return tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, file=file, disable=hidden)
+        return ProgressBar(total=last, initial=first, unit="step", file=file, disable=hidden)
 
-    def show(self, bar: tqdm[Any], metrics: dict[str, Any]) -> None:
+    def show(self, bar: ProgressBar, metrics: dict[str, Any]) -> None:
         bar.set_postfix_str(
             f"{metrics['stream']} "
             + (f"loss {metrics['loss']:.3f}" if "loss" in metrics else "left out")

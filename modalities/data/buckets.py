@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from core.errors import DataError
+from core.progress import ProgressBar
 from modalities.base import Record, Source
 from modalities.data.order import Blocks, blocks_of
 from modalities.data.sources.account import Account
@@ -78,7 +78,7 @@ class Measured:
             found = np.load(path)
             if found.shape == (len(self.source), 2):
                 return found
-        bar = tqdm(range(len(self.source)), desc="sizes of the records", unit="record", delay=SLOW, dynamic_ncols=True)
+        bar = ProgressBar(range(len(self.source)), desc="sizes of the records", unit="record", delay=SLOW)
         found = np.array([self._extent(index) for index in bar], dtype=np.int32).reshape(-1, 2)
         if bar.format_dict["elapsed"] > SLOW:
             _keep(path, found)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from core.errors import ConfigError, DataError
+from core.progress import ProgressBar
 from modalities.data.sources.account import Account
 from modalities.data.sources.cache import FileCache, user_cache
 from modalities.data.sources.selection import digest
@@ -136,7 +136,9 @@ class RldsSet:
         damaged: list[str] = []
         total = sum(shard.stat().st_size for shard in self.shards)
         quiet = total < SHOWN_FROM or not sys.stderr.isatty()
-        with tqdm(total=total, unit="B", unit_scale=True, desc=f"index of {self.info.name}", disable=quiet) as bar:
+        with ProgressBar(
+            total=total, unit="B", unit_scale=True, desc=f"index of {self.info.name}", disable=quiet
+        ) as bar:
             for place, shard in enumerate(self.shards):
                 count = 0
                 for number, (offset, data) in enumerate(scan(shard)):

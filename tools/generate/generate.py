@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from configs.assembly.adapters import load_autoencoders
 from configs.buckets import of_size
@@ -21,6 +20,7 @@ from configs.runs import WEIGHTS, LoadedRun, load_run
 from core.errors import ConfigError
 from core.kinds import field_names
 from core.parallel import DEVICES, check_devices
+from core.progress import ProgressBar
 from core.sampling.config import SHIFT_RULES
 from core.sampling.parts import PartSampling
 from core.sampling.plan import part_name_problems
@@ -313,7 +313,7 @@ def generate_files(
     parts, written, images = loaded.generator.parts[stream], [], []
     number, shared = next_number(out), {"seed": seed, "weights": loaded.weights, "step": loaded.step}
     total, hidden = len(prompts) * sampler_steps(parts, settings), progress is not None
-    with tqdm(total=total, unit="step", desc=stream, dynamic_ncols=True, disable=hidden) as bar:
+    with ProgressBar(total=total, unit="step", desc=stream, disable=hidden) as bar:
         tick = progress or bar.update
         made = generate_on(devices, loaded, stream, prompts, settings, seed, known, batch_size, tick, negative, watch)
         for index, (prompt, media) in enumerate(zip(prompts, made, strict=True)):

@@ -7,10 +7,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
-
 from configs.assembly.latents import stored_adapter
 from core.errors import ConfigError
+from core.progress import ProgressBar
 from modalities.base import StoredLatents
 from modalities.latents.bad import lines
 from modalities.latents.chunks import QUARANTINE, SETTINGS, read_quarantine
@@ -99,7 +98,7 @@ def text_line(manifest: Manifest) -> str:
 
 def check(folder: Path) -> list[str]:
     total = read_manifest(folder).samples
-    with tqdm(total=total, unit="sample", desc=f"{folder}", dynamic_ncols=True, file=sys.stderr) as bar:
+    with ProgressBar(total=total, unit="sample", desc=f"{folder}", file=sys.stderr) as bar:
         return verify(folder, bar.update)
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from core.errors import ConfigError, DataError
+from core.progress import ProgressBar
 from modalities.base import Record
 from modalities.data.order import Blocks, place_in_blocks
 from modalities.data.sources.account import Account
@@ -157,7 +157,7 @@ class MdsSource:
         if path.is_file():
             return json.loads(path.read_text())
         names, whole = set(), True
-        for index in tqdm(range(len(self)), desc=f"classes of {self.shards.path}", disable=len(self) < 10_000):
+        for index in ProgressBar(range(len(self)), desc=f"classes of {self.shards.path}", disable=len(self) < 10_000):
             try:
                 names.add(self.read(index).label)
             except DataError:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from core.errors import ConfigError, DataError
 from core.optional import need
+from core.progress import ProgressBar
 from modalities.base import Record
 from modalities.data.order import Blocks, place_in_blocks
 from modalities.data.sources.account import Account
@@ -171,7 +171,8 @@ class ParquetSource:
         look = partial(self._look, selection=selection)
         if len(self.paths) == 1:
             return [look(self.paths[0])]
-        progress = partial(tqdm, total=len(self.paths), unit="file", desc="opening", disable=len(self.paths) < _MANY)
+        hidden = len(self.paths) < _MANY
+        progress = partial(ProgressBar, total=len(self.paths), unit="file", desc="opening", disable=hidden)
         with ThreadPoolExecutor(8) as pool:  # waits for a file system more than it computes
             found = list(progress(pool.map(partial(_or_damage, look), self.paths)))
         if all(file.damage for file in found):  # one that is audio says more of what is wrong

@@ -22,9 +22,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from core.errors import DataError
+from core.progress import ProgressBar
 from modalities.data.sources.account import Account
 from modalities.data.sources.cache import user_cache
 from modalities.data.sources.names import (
@@ -217,7 +217,7 @@ class TarIndex:
         many = len(todo) >= _IN_PARALLEL and workers > 1
         with (
             ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) if many else nullcontext() as pool,
-            tqdm(total=len(todo), unit="tar", desc="indexing", disable=len(todo) < _IN_PARALLEL) as bar,
+            ProgressBar(total=len(todo), unit="tar", desc="indexing", disable=len(todo) < _IN_PARALLEL) as bar,
         ):
             made = map(self._build, tasks) if pool is None else pool.map(self._build, tasks, chunksize=4)
             scanned = {}
