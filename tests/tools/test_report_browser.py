@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -60,3 +61,19 @@ def test_a_person_looks_through_a_report(browser, tmp_path: Path):
     assert page.locator("#all-settings tbody tr:visible").count() == 1
     assert [url for url in fetched if not url.startswith(("file:", "data:", "blob:"))] == []
     assert problems == []
+
+
+def test_a_constant_learning_rate_is_a_line_above_zero(browser, tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps({**row, "lr": 0.003}) + "\n" for row in rows))
+    report(tmp_path / "page.html", run)
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    page.goto((tmp_path / "page.html").as_uri())
+    plot = page.locator(".plot[id$='lr']").first
+    plot.scroll_into_view_if_needed()
+    plot.locator(".ytick").first.wait_for()
+    ticks = [float(text) for text in plot.locator(".ytick").all_text_contents()]
+    assert ticks[0] == 0
+    assert len(set(ticks)) == len(ticks) > 2

@@ -4,6 +4,14 @@ const root = document.documentElement;
 const hidden = new Set(); // numbers of the runs that are not shown
 const drawn = new Set();
 
+const named = (key) => figures[key].data.filter((trace) => trace.showlegend !== false);
+
+function constant(key) { // an axis from 0, where plotly would zoom into the rounding of one value
+  const values = figures[key].data.flatMap((trace) => Array.from(trace.y)).filter((value) => Number.isFinite(value));
+  const most = values.reduce((a, b) => Math.max(a, b), -Infinity), least = values.reduce((a, b) => Math.min(a, b), Infinity);
+  return most > 0 && most - least <= 1e-6 * most ? { range: [0, 1.5 * most], type: "linear" } : {};
+}
+
 function layout(key) {
   const style = getComputedStyle(root);
   const line = style.getPropertyValue("--line").trim();
@@ -14,8 +22,8 @@ function layout(key) {
     font: { color: style.getPropertyValue("--soft").trim(), size: 11 },
     margin: { l: 46, r: 8, t: 8, b: 34 },
     xaxis: { ...axis, title: { text: "step", standoff: 4 }, nticks: 6 },
-    yaxis: { ...axis, title: { text: figures[key].unit }, type: log && log.checked ? "log" : "linear" },
-    showlegend: figures[key].data.filter((trace) => trace.showlegend !== false).length > 1,
+    yaxis: { ...axis, title: { text: figures[key].unit }, type: log && log.checked ? "log" : "linear", ...constant(key) },
+    showlegend: named(key).length > 1,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", font: { size: 10 } },
     hovermode: "x unified",
     hoverlabel: { bgcolor: style.getPropertyValue("--card").trim() },
@@ -25,7 +33,9 @@ function layout(key) {
 function draw(key) {
   const data = figures[key].data.map((trace) => ({ ...trace, visible: !hidden.has(trace.meta) }));
   const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
-  Plotly.react(key, data, layout(key), config);
+  const plot = document.getElementById(key); // a long legend stands above the lines, not in their place
+  plot.style.height = `${270 + 15 * Math.max(0, named(key).length - 3)}px`;
+  Plotly.react(plot, data, layout(key), config);
   drawn.add(key);
 }
 
