@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         started = time.monotonic()
         with quiet(options.quiet):
             code = options.run(options) or 0
-        if code == 0 and not options.quiet:
+        first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, whose group has ended by now
+        if code == 0 and first and not options.quiet:
             for line in summary(options, time.monotonic() - started):
                 say(line)
         sys.stdout.flush()  # here, where a failure can be reported

@@ -48,3 +48,10 @@ def test_quiet_leaves_results_and_errors_alone(tiny_run, tmp_path, capsys):
     assert error == ""
     assert main([*typed[:-1], "0", "--quiet"]) == 2
     assert "--steps: 0 must be at least 1" in capsys.readouterr().err
+
+
+def test_of_several_processes_the_first_says_it(tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    typed = ["generate", "image", "--run", str(tiny_run), "--prompt", "a cat", "--out", str(tmp_path), "--steps", "1"]
+    assert main(typed) == 0
+    assert "took " not in capsys.readouterr().err
