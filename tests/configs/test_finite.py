@@ -12,6 +12,7 @@ import pytest
 from configs.load import load_config
 from configs.schema import Config
 from core.errors import ConfigError
+from modalities.conditioning.conditions import CONDITIONS
 from modalities.table import MODALITIES
 from tests.tools.tiny import CONFIG
 
@@ -28,6 +29,8 @@ def float_keys(schema: type, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
             continue  # there is the one or the other
         if choose := field.metadata.get("section"):
             hint = choose({}, path[-1])
+        if field.name == "condition":  # the configuration below has the first kind, text
+            hint = CONDITIONS["text"]
         if typing.get_origin(hint) in (typing.Union, types.UnionType):
             hint = next(argument for argument in typing.get_args(hint) if argument is not types.NoneType)
         kind, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -1,4 +1,4 @@
-"""Progress bars where they go: files, terminals of any width, notebooks, nowhere."""
+"""Progress bars where they go: files, terminals of any width, nowhere."""
 
 from __future__ import annotations
 
