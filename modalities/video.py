@@ -55,7 +55,6 @@ class VideoConfig:
     """
 
     size: list[int] = field(default_factory=lambda: [16, 16])
-    sizes: list[list[int]] = field(default_factory=list)
     frames: int = 9
     fps: float = 8.0
     autoencoder: AutoencoderConfig = field(default_factory=SpaceTimePixelsConfig, metadata=kinds(KINDS["video"]))
@@ -68,6 +67,7 @@ class VideoConfig:
     short: str = "refuse"
     flip: bool = False
     backend: str = "pyav"
+    sizes: list[list[int]] = field(default_factory=list)
 
     def problems(self) -> list[str]:
         found = frame_problems(self, "video", self.frames) or sizes_problems(self, "video", self.frames)

@@ -56,8 +56,6 @@ class SamplerConfig:
     solver: str = "euler"
     steps: int = 50
     shift: float = 1.0
-    shift_rule: str = FIXED
-    shift_tokens: int = 4096
     cfg_scale: float = 1.0
     cfg_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
     conditioning_noise: float = 0.0
@@ -65,6 +63,8 @@ class SamplerConfig:
     start: float = 1.0
     end: float = 0.0
     parts: dict[str, PartSampling] = field(default_factory=dict)
+    shift_rule: str = FIXED
+    shift_tokens: int = 4096
 
     def __new__(cls, solver: str = "euler", *_args: Any, **_settings: Any) -> Self:
         row: Any = choose("solver", solver, SOLVERS) if cls is SamplerConfig else cls

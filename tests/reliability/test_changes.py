@@ -206,7 +206,7 @@ def test_all_of_a_run_can_be_changed_that_its_weights_can_follow(half, capsys):
     assert train(half, *(part for change in asked for part in ("--change", change))) == 0
     assert {entry[1] for entry in changes(half)} == {change.partition("=")[0] for change in asked} - {
         "streams.image.timestep"
-    } | {"streams.image.timestep.kind"}
+    } | {f"streams.image.timestep.{name}" for name in ("kind", "mean", "std")}
     trainer = build_trainer(load_config(half / "config.yaml", ["training.steps=8"]), CONFIG.parent)
     assert trainer.loader.dataset.mix.first_position(3) >= 0
 

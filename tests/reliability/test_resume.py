@@ -219,6 +219,11 @@ FREE_LEAVES = {
         "skip_steps",
         "stop_within",
         "compare_ranks_every",
+        "accumulate",
+        "replicas",
+        "recompute",
+        "async_save",
+        "checkpoint_store",
     )
 }
 

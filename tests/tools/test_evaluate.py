@@ -206,7 +206,7 @@ def test_a_measure_that_fails_on_the_way_is_written_beside_the_others_with_statu
     def broken(*_):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr("modalities.evaluation.samples.generate", broken)
+    monkeypatch.setattr("modalities.evaluation.samples.generated", broken)
     assert evaluate(tiny_run, HELDOUT[0], *few("image"), "--out", str(tmp_path)) == 1
     shown = capsys.readouterr()
     assert "warning: samples is left out: RuntimeError: CUDA out of memory" in shown.out
@@ -261,7 +261,7 @@ def test_what_was_measured_before_ctrl_c_is_written(tiny_run, tmp_path, capsys, 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("modalities.evaluation.samples.generate", interrupt)
+    monkeypatch.setattr("modalities.evaluation.samples.generated", interrupt)
     assert evaluate(tiny_run, HELDOUT[0], *few("image"), "--out", str(tmp_path)) == 130
     result = results(tmp_path)["image"]
     assert {"velocity/mean", "probe/best", "knn/best", "health/align_cosine"} <= set(result["values"])
