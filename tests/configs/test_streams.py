@@ -151,7 +151,7 @@ def test_settings_of_parts_that_are_refused(clips, expected, tmp_path):
         ("{video: {std_floor: 2}}", "streams.clips.parts.video.std_floor: 2.0 must lie in (0, 1]"),
         (
             "{video: {media: {hop: 3}}}",
-            "streams.clips.parts.video.media.hop: unknown key; allowed: size, sizes, frames",
+            "streams.clips.parts.video.media.hop: unknown key; allowed: size, frames",
         ),
         ("{video: {}, clips: {modality: audio, medai: {}}}", "parts.clips.medai: unknown key; allowed: modality, "),
     ],
