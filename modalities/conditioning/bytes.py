@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 import zlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -63,21 +64,22 @@ def split_words(text: str) -> list[str]:
 
 def word_rows(word: str, config: TextConfig) -> list[int]:
     """At most G distinct rows in [1, V): the word itself first, then its n-grams in order."""
-    return _all_rows(word, config)[: config.rows_per_word]
+    return list(_all_rows(word, config.vocabulary, *config.ngrams)[: config.rows_per_word])
 
 
 def word_pieces(word: str, config: TextConfig) -> int:
     """Rows that a word would have without a limit."""
-    return len(_all_rows(word, config))
+    return len(_all_rows(word, config.vocabulary, *config.ngrams))
 
 
-def _all_rows(word: str, config: TextConfig) -> list[int]:
+@lru_cache(maxsize=2**14)  # captions repeat their words
+def _all_rows(word: str, vocabulary: int, *ngrams: int) -> tuple[int, ...]:
     data = word.encode("utf-8", "surrogatepass")
     marked = START + data + END
     pieces = [START * 2 + data]  # differs from every n-gram, also from the one that spans the whole word
-    for length in config.ngrams:
+    for length in ngrams:
         pieces += [marked[i : i + length] for i in range(len(marked) - length + 1)]
-    return list(dict.fromkeys(1 + zlib.crc32(piece) % (config.vocabulary - 1) for piece in pieces))
+    return tuple(dict.fromkeys(1 + zlib.crc32(piece) % (vocabulary - 1) for piece in pieces))
 
 
 def encode_text(text: str, config: TextConfig) -> tuple[Tensor, Tensor]:
@@ -87,10 +89,8 @@ def encode_text(text: str, config: TextConfig) -> tuple[Tensor, Tensor]:
     attention over the context is never empty.
     """
     words = (split_words(text) or [""])[: config.max_words]
-    ids = torch.zeros(config.max_words, config.rows_per_word, dtype=torch.int64)
-    for i, word in enumerate(words):
-        rows = word_rows(word, config)
-        ids[i, : len(rows)] = torch.tensor(rows)
+    bags = [word_rows(word, config) for word in words] + [[]] * (config.max_words - len(words))
+    ids = torch.tensor([bag + [0] * (config.rows_per_word - len(bag)) for bag in bags])  # (S, G)
     return ids, torch.arange(config.max_words) < len(words)
 
 

@@ -34,6 +34,8 @@ MOTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (
 NOTES: dict[str, float] = {"C": 261.63, "D": 293.66, "E": 329.63, "F": 349.23, "G": 392.00, "A": 440.00}  # Hz, octave 4
 NOTES_PER_CLIP = 3
 
+KEPT_BYTES = 64 * 2**20  # of drawn media in one source, in each data worker
+
 _SUBPIXELS = 4  # along each axis
 
 
@@ -155,7 +157,7 @@ def _envelope(samples: int) -> np.ndarray:
 
 
 class SyntheticSource:
-    """Records of one modality, drawn when they are read; see the module's text.
+    """Records of one modality, drawn when they are first read and kept; see the module's text.
 
     Args:
         modality: image, video or audio.
@@ -200,6 +202,8 @@ class SyntheticSource:
                 problems.append(f"seconds: {seconds:g}, at least 0.3 is needed to tell the notes apart")
         if problems:
             raise ConfigError(problems)
+        self._kept: dict[int, Record] = {}
+        self._bytes = 0
 
     def __len__(self) -> int:
         return self.count
@@ -207,6 +211,15 @@ class SyntheticSource:
     def read(self, index: int) -> Record:
         if not 0 <= index < self.count:
             raise DataError(f"synthetic {self.modality}: record {index} of {self.count}")
+        record = self._kept.get(index)
+        if record is None:
+            record = self._draw(index)
+            if self._bytes + record.media.nbytes <= KEPT_BYTES:
+                self._kept[index] = record
+                self._bytes += record.media.nbytes
+        return record
+
+    def _draw(self, index: int) -> Record:
         caption = self.captions[index % len(self.captions)]
         draws = torch.rand(4, generator=generator("embedded", self.modality, self.seed, index)).tolist()
         if self.modality == "image":
@@ -215,6 +228,7 @@ class SyntheticSource:
             media = draw_video(caption, self.size, self.frames, draws)
         else:
             media = draw_audio(caption, round(self.seconds * self.rate), self.rate, self.octave, draws)
+        media.flags.writeable = False  # read again in the next epoch
         name = f"{self.seed}-{index:08d}"
         return Record(
             key=name,
