@@ -17,6 +17,7 @@ from configs.assembly.episodes import check_windows
 from configs.assembly.latents import check_latents
 from configs.assembly.streams import build_modes
 from configs.buckets import Sources, of_size
+from configs.released import is_released, load_released, read_released
 from configs.schema import Config, StreamConfig
 from core.errors import CheckpointError, ConfigError, choose
 from core.evaluation.pair import PairPlan
@@ -98,6 +99,7 @@ def load_run(
     """The EMA (the teacher) of a run's newest or given checkpoint, with everything stored beside it.
 
     Args:
+        path: a run folder, or a folder of `selfflow export --kind run`, which has the weights of one step alone.
         weights: ema, or student for the weights that the optimizer moves.
         text_encoder: folder or name of the run's frozen text encoder and its tokenizer, where that is not what the run
             was trained with.
@@ -105,8 +107,13 @@ def load_run(
             checkpoint, in place of the teacher's.
     """
     part, path = choose("weights", weights, WEIGHTS), Path(path)
-    store, step = checkpoint_store(path, step, (part,) if ema_length is None else ())
-    extra = store.extra(step)
+    store, root = None, path
+    if is_released(path):
+        step, extra = released_step(path, step, weights, ema_length)
+    else:
+        store, step = checkpoint_store(path, step, (part,) if ema_length is None else ())
+        extra = store.extra(step)
+        root = Path(extra["root"])
     config: Config = stored_instance(Config, extra["config"])
     config.training.device = device
     if text_encoder is not None:
@@ -116,16 +123,29 @@ def load_run(
         place = Path(text_encoder).expanduser()
         encoder.path = str(place.resolve()) if place.exists() else text_encoder
         encoder.tokenizer = ""
-    assembly = Assembly(config, Path(extra["root"]), extra, config.training.torch_device())
+    assembly = Assembly(config, root, extra, config.training.torch_device())
     if config.training.adapter is not None:
         adapt(assembly.trunk, config.training.adapter, config.seed)
-    if ema_length is None:
+    if store is None:
+        load_released(path, assembly.trunk)
+    elif ema_length is None:
         assembly.trunk.load_state_dict(store.load_weights(step, part))
     else:
         assembly.trunk.load_state_dict(posthoc_weights(path, ema_length, step))
     assembly.trunk.to(assembly.device).eval().requires_grad_(False)
     again = partial(load_run, path, step, device, text_encoder, weights, ema_length)
     return LoadedRun(assembly, step, Path(path), weights, ema_length, store, again)
+
+
+def released_step(path: Path, step: int | None, weights: str, ema_length: float | None) -> tuple[int, dict[str, Any]]:
+    """(step, what is stored beside the tensors) of a run that was passed on. Raises CheckpointError for what it has
+    not."""
+    found = read_released(path)
+    lacking = {f"step {step}": step not in (None, found.step), weights: weights != found.which}
+    lacking[f"EMA of length {ema_length}"] = ema_length is not None
+    if wanted := [name for name, lacks in lacking.items() if lacks]:
+        raise CheckpointError(f"{path} holds the {found.which} weights of step {found.step} alone, not {wanted[0]}")
+    return found.step, found.extra
 
 
 def posthoc_weights(path: Path, length: float, step: int) -> dict[str, Tensor]:
@@ -171,9 +191,9 @@ def evaluation_subject(assembly: Assembly, name: str, stream: StreamConfig) -> S
 
 
 def aligned_pair(loaded: LoadedRun, name: str) -> PairPlan | None:
-    """The student beside the EMA teacher, and how the run noises them; None without alignment.ema_teacher."""
-    if loaded.config.alignment.ema_teacher is None:
-        return None
+    """The student beside the EMA teacher, and how the run noises them; None without alignment.ema_teacher or student."""
+    if loaded.config.alignment.ema_teacher is None or is_released(loaded.folder):
+        return None  # of a run that was passed on there is no student
     student = copy.deepcopy(loaded.generator.trunk)
     store = loaded.store or CheckpointStore(loaded.folder / "checkpoints")
     student.load_state_dict(store.load_weights(loaded.step, "student"))

@@ -41,7 +41,8 @@ def next_commands(options: argparse.Namespace) -> list[str]:
             rest = [given for given in options.overrides if not given.startswith("run=")]
             return [typed("train", options.config, *rest, "run=FOLDER")]
         case "generate":
-            return [typed("app", options.folder), typed("report", options.folder)]
+            report = [typed("report", options.folder)] if (options.folder / "run.json").is_file() else []
+            return [typed("app", options.folder), *report]  # a run that was passed on has no history
         case "evaluate" if options.folder is not None:
             return [typed("report", options.folder)]
         case "rollout" if (options.out / "eval_info.json").is_file():
