@@ -191,7 +191,7 @@ def evaluation_subject(assembly: Assembly, name: str, stream: StreamConfig) -> S
 
 
 def aligned_pair(loaded: LoadedRun, name: str) -> PairPlan | None:
-    """The student beside the EMA teacher, and how the run noises them; None without alignment.ema_teacher or student."""
+    """The student beside the EMA teacher, and how the run noises them; None where there is no such pair."""
     if loaded.config.alignment.ema_teacher is None or is_released(loaded.folder):
         return None  # of a run that was passed on there is no student
     student = copy.deepcopy(loaded.generator.trunk)

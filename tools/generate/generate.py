@@ -47,8 +47,8 @@ EXAMPLES = """examples:
   selfflow generate video --run runs/quickstart --prompt "a red circle moving up" --first-frame frame.png
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --steps 50 --solver heun
   selfflow generate audio --run runs/quickstart --prompt "notes C E G" --continue start.wav
-  selfflow generate videos --run runs/videos--prompt "a red circle" --video silent.mp4     its audio, as one MP4
-  selfflow generate videos --run runs/videos--prompt "a red circle" --audio melody.wav     a video to an audio clip
+  selfflow generate videos --run runs/videos --prompt "a red circle" --video silent.mp4     its audio, as one MP4
+  selfflow generate videos --run runs/videos --prompt "a red circle" --audio melody.wav     a video to an audio clip
   selfflow generate image --run runs/quickstart --prompt "a circle" --cfg-scale 3 --negative "a red circle"
   selfflow generate image --run runs/quickstart --prompt "a red circle" --weights student --step 2000
   selfflow generate image --run runs/unconditional --number 8        a run with condition.kind: none takes no prompt
