@@ -8,6 +8,7 @@ import contextlib
 import io
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -56,13 +57,29 @@ def problem(command: Shown) -> str | None:
 
 def misfit(options: argparse.Namespace, rest: list[str]) -> str | None:
     """What the configuration that is named, if it is one of the project's, does not take."""
+    for path in getattr(options, "studies", []):
+        if (ROOT / path).is_file() and (found := wrong_study(path, tuple(options.set))):
+            return found
+    path = getattr(options, "config", None)
+    if path is None or not (ROOT / path).is_file():
+        return None
+    given = [*getattr(options, "overrides", []), *rest]
+    return wrong_settings(path, tuple(setting for setting in given if not re.match(r"run=\S", setting)))
+
+
+@cache
+def wrong_settings(config: Path, overrides: tuple[str, ...]) -> str | None:
     try:
-        for path in getattr(options, "studies", []):
-            if (ROOT / path).is_file():
-                load_study(ROOT / path, options.set)
-        path = getattr(options, "config", None)
-        if path is not None and (ROOT / path).is_file():
-            load_config(ROOT / path, [*getattr(options, "overrides", []), *rest])
+        load_config(ROOT / config, list(overrides))
+    except SelfFlowError as error:
+        return str(error)
+    return None
+
+
+@cache
+def wrong_study(study: Path, overrides: tuple[str, ...]) -> str | None:
+    try:
+        load_study(ROOT / study, overrides)
     except SelfFlowError as error:
         return str(error)
     return None
