@@ -10,9 +10,12 @@
                                       share_noisier, norm_student, norm_teacher, level_student, level_teacher,
                                       level_gap, share_masked. Only of runs with alignment.ema_teacher
     samples/NETWORK/NAME              distances of generated to held-out media (modalities/evaluation/samples.py)
+    condition/own, other, none        mean squared velocity error on held-out records with their own conditions, with
+                                      those of other held-out records, and with the null condition; the same noise
+    condition/gain                    other / own - 1: how much the loss rises where the condition is wrong
 
-In a stream of several parts the first and the last are velocity/PART/... and samples/PART/NETWORK/...; the others are
-over the tokens of all parts.
+In a stream of several parts these are velocity/PART/..., samples/PART/NETWORK/... and condition/PART/...; the others
+are over the tokens of all parts.
 
 Numbers are the same for any batch size up to float rounding, and for equal settings and seed in every run.
 """
@@ -20,6 +23,7 @@ Numbers are the same for any batch size up to float rounding, and for equal sett
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -34,6 +38,7 @@ from core.evaluation.probes import knn_accuracy, linear_probe
 from core.evaluation.velocity import velocity_loss_curve
 from core.keys import key
 from core.types import FeatureLayers, TokenBatch
+from modalities.conditioning.conditions import Prompt
 from modalities.evaluation.attempts import Measured
 from modalities.evaluation.networks.chosen import PartNetwork
 from modalities.evaluation.records import Reader, token_batch
@@ -71,6 +76,8 @@ def evaluate(
         found.attempt("health", partial(health, subject, settings))
         if subject.pair is not None:
             found.attempt("health/align", partial(alignment, subject, settings))
+    if "condition" in measures:
+        found.attempt("condition", partial(condition, subject, settings))
     if "samples" in measures:
         samples(subject, settings, networks, found, progress)
     if not found.values:
@@ -91,6 +98,46 @@ def velocity(subject: Subject, settings: EvaluationSettings) -> dict[str, float]
         found[f"{under}mean"] = curve.mean(part)
         found |= {f"{under}t={t:g}": loss for t, loss in zip(curve.timesteps, curve.losses[part], strict=True)}
     return found
+
+
+def condition(subject: Subject, settings: EvaluationSettings) -> dict[str, float]:
+    own = [prompt for records in subject.val.records(settings.val, settings.batch) for prompt in records.conditions]
+    chosen = {"own": own, "other": others(own), "none": own}
+    found: dict[str, float] = {}
+    for how, conditions in chosen.items():
+        batches = _conditioned(subject, settings, conditions, how == "none")
+        curve = velocity_loss_curve(subject.model.trunk, batches, settings.timesteps, settings.seed)
+        found |= {f"condition/{subject.prefix(part)}{how}": curve.mean(part) for part in curve.losses}
+    for name in [name for name in found if name.endswith("own")]:
+        found[f"{name.removesuffix('own')}gain"] = found[f"{name.removesuffix('own')}other"] / found[name] - 1
+    return found
+
+
+def others(conditions: list[Prompt]) -> list[Prompt]:
+    """For each condition, the next one in the list that says something else; the list goes round.
+
+    Raises DataError where all say the same.
+    """
+    found = []
+    for place, own in enumerate(conditions):
+        following = conditions[place + 1 :] + conditions[:place]
+        other = next((prompt for prompt in following if prompt.text != own.text), None)
+        if other is None:
+            raise DataError(f"all {len(conditions)} held-out records have one condition, {own.text!r}")
+        found.append(other)
+    return found
+
+
+def _conditioned(
+    subject: Subject, settings: EvaluationSettings, conditions: list[Prompt], drop: bool
+) -> Iterator[TokenBatch]:
+    """The held-out records under these conditions, or, to `drop`, under the null condition."""
+    place = 0
+    for records in subject.val.records(settings.val, settings.batch):
+        own = conditions[place : place + len(records.keys)]
+        place += len(own)
+        batch = token_batch(subject.model, subject.stream, replace(records, conditions=own))
+        yield replace(batch, context=batch.context.drop_all()) if drop else batch
 
 
 def class_knowledge(subject: Subject, settings: EvaluationSettings, measures: list[str], found: Measured) -> None:

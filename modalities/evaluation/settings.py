@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from core.errors import nearest
 from modalities.evaluation.networks.kinds import NetworkConfig
 
-MEASURES = ("velocity", "probe", "knn", "health", "samples")
+MEASURES = ("velocity", "probe", "knn", "health", "samples", "condition")
+UNNAMED = MEASURES[:-1]  # what is measured where none is named
 
 CONDITIONS = ("val", "random")
 
@@ -18,13 +19,14 @@ class EvaluationSettings:
     Attributes:
         measures: velocity (held-out velocity loss over `timesteps`), probe and knn (class knowledge of every block),
             health (norms, rank, cosines of features, and of the run's student and teacher), samples (distances of
-            generated to held-out media). None means all that the data allow: with too few records, no classes
+            generated to held-out media), condition (held-out velocity loss with a record's own condition, another's
+            and none). None means all but the last that the data allow: with too few records, no classes
             or foreign ones, the measures that need them are left out, and the result says so. One that is named and
             cannot be measured is an error, before anything is measured.
         val: held-out records.
         training: training records that the probe and the neighbors learn from.
         batch: samples at once.
-        timesteps: noise levels of the velocity loss.
+        timesteps: noise levels of the velocity losses.
         feature_timestep: noise level at which features are taken; class knowledge is best at a low one, not at 0.
         generated: generated samples; as many held-out records are compared with them, so there are never more.
         conditions: val (those of the held-out records) or random (classes drawn uniformly, as ADM's and SiT's
@@ -47,7 +49,7 @@ class EvaluationSettings:
     seed: int = 0
 
     def problems(self) -> list[str]:
-        named = MEASURES if self.measures is None else self.measures
+        named = UNNAMED if self.measures is None else self.measures
         found = [
             f"measures: {name!r} is not one of {', '.join(MEASURES)}.{nearest(name, MEASURES)}"
             for name in named

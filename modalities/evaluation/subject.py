@@ -13,7 +13,7 @@ from core.evaluation.pair import PairPlan
 from core.sampling.sampler import SamplerConfig
 from modalities.evaluation.networks.kinds import NetworkConfig
 from modalities.evaluation.records import Reader, shared_records
-from modalities.evaluation.settings import MEASURES, EvaluationSettings
+from modalities.evaluation.settings import UNNAMED, EvaluationSettings
 from modalities.generation import Generator, generate
 from modalities.latents.format import stored_manifests
 from modalities.streams import Parts
@@ -72,7 +72,7 @@ def plan(subject: Subject, settings: EvaluationSettings) -> tuple[list[str], lis
     trained on.
     """
     refuse_strangers(subject)
-    measures, notes = list(settings.measures or MEASURES), []
+    measures, notes = list(settings.measures or UNNAMED), []
     impossible = {name: why for name, why in impossible_measures(subject, settings).items() if name in measures}
     if impossible and settings.measures is not None:
         lines = [f"measures: {name}: {why}" for name, why in impossible.items()]
@@ -131,6 +131,10 @@ def impossible_measures(subject: Subject, settings: EvaluationSettings) -> dict[
         found["samples"] = f"{compared} {side} to compare; at least {FEWEST} are needed"
     if settings.conditions == "random" and subject.model.conditions.config.kind == "text":
         found["samples"] = "conditions: random draws classes, and this run is conditioned on text; use val"
+    if subject.model.conditions.config.kind == "none":
+        found["condition"] = "the run is trained without conditions"
+    elif len(subject.val) < 2:
+        found["condition"] = "one held-out record, and another's condition is needed"
     if len(subject.classes) < 2:
         seen = f"the {stream} data have {'one class' if subject.classes else 'no classes'}"
         found |= {name: f"needs classes, and {seen}" for name in ("probe", "knn")}

@@ -11,18 +11,20 @@ import torch
 from core.errors import ConfigError, DataError
 from core.evaluation.pair import PairPlan
 from core.evaluation.probes import linear_probe
+from core.evaluation.velocity import velocity_loss_curve
 from core.noising import NoisingConfig
 from core.schedule import TimestepConfig
 from core.trunk.projectors import ProjectorSpec
 from core.trunk.sit import SiT
-from modalities.evaluation.measure import evaluate
+from modalities.conditioning.conditions import Prompt
+from modalities.evaluation.measure import evaluate, others
 from modalities.evaluation.networks.kinds import NetworkConfig
-from modalities.evaluation.settings import MEASURES, EvaluationSettings
+from modalities.evaluation.settings import UNNAMED, EvaluationSettings
 from modalities.evaluation.subject import plan
 from tests.modalities.evaluation.subjects import Memory, subject
 
 ALL = EvaluationSettings(val=24, training=30, batch=5, generated=20, timesteps=[0.2, 0.7])
-NO_SAMPLES = [name for name in MEASURES if name != "samples"]
+NO_SAMPLES = [name for name in UNNAMED if name != "samples"]
 
 
 def apart(**training):
@@ -30,7 +32,7 @@ def apart(**training):
 
 
 def test_without_a_choice_everything_is_measured():
-    assert plan(apart(), ALL) == (list(MEASURES), [])
+    assert plan(apart(), ALL) == (list(UNNAMED), [])
     assert plan(apart(), replace(ALL, measures=["knn"])) == (["knn"], [])
 
 
@@ -86,7 +88,7 @@ def test_without_classes_what_needs_them_is_left_out_with_a_note_and_refused_whe
 def test_what_the_data_do_not_allow_is_known_before_they_are_read(val, training, changes, left_out):
     asked, settings = subject(val, training, kind="text"), replace(ALL, **changes)
     measures, notes = plan(asked, settings)
-    assert measures == [name for name in MEASURES if name not in left_out]
+    assert measures == [name for name in UNNAMED if name not in left_out]
     assert len(notes) == len(left_out)
     for name, why in left_out.items():
         assert any(line.startswith(f"{name} is left out: ") and why in line for line in notes)
@@ -99,7 +101,7 @@ def test_held_out_classes_that_a_model_of_classes_does_not_know_are_refused():
     strange = subject(Memory("val", 9, classes=["cat", "dog"]), Memory("train", 30))
     with pytest.raises(ConfigError, match=r"val: its classes \(cat, dog\) are none of the classes that the run"):
         plan(strange, ALL)
-    assert plan(subject(Memory("val", 9, classes=["cat", "red"]), Memory("train", 30)), ALL)[0] == list(MEASURES)
+    assert plan(subject(Memory("val", 9, classes=["cat", "red"]), Memory("train", 30)), ALL)[0] == list(UNNAMED)
 
 
 def test_a_measure_that_fails_is_noted_and_the_others_are_made(monkeypatch):
@@ -247,6 +249,45 @@ def test_velocity_of_a_trunk_that_predicts_zero_is_the_second_moment_of_the_targ
         assert found[name] == pytest.approx(1 + float(x0.square().mean()), rel=0.05)
 
 
+def test_losses_under_the_own_another_and_no_condition_on_the_same_noise():
+    asked, measures = apart(), ["velocity", "condition"]
+    found = {batch: evaluate(asked, replace(ALL, batch=batch), measures, {}).values for batch in (5, 24)}
+    assert found[5] == pytest.approx(found[24], rel=1e-5)
+    values = found[24]
+    assert values["condition/own"] == values["velocity/mean"]
+    assert values["condition/gain"] == pytest.approx(values["condition/other"] / values["condition/own"] - 1)
+    # by hand: the labels of the next record that has another one, and the row of the table for no label
+    (batch,) = asked.val.batches(24, 24)
+    own = batch.context.label.tolist()
+    swapped = [next(label for label in (own + own)[place + 1 :] if label != own[place]) for place in range(24)]
+    for name, context in {
+        "other": replace(batch.context, label=torch.tensor(swapped)),
+        "none": batch.context.drop_all(),
+    }.items():
+        curve = velocity_loss_curve(asked.model.trunk, [replace(batch, context=context)], ALL.timesteps, ALL.seed)
+        assert values[f"condition/{name}"] == pytest.approx(curve.mean("image"), rel=1e-5)
+        assert values[f"condition/{name}"] != pytest.approx(values["condition/own"], rel=1e-4)
+
+
+def test_the_next_other_condition():
+    def texts(*words):
+        return [prompt.text for prompt in others([Prompt(word) for word in words])]
+
+    assert texts("a", "b", "c") == ["b", "c", "a"]
+    assert texts("a", "a", "b", "a") == ["b", "b", "a", "b"]
+    with pytest.raises(DataError, match="all 2 held-out records have one condition, 'a'"):
+        texts("a", "a")
+
+
+def test_what_conditions_are_measured_of():
+    asked = replace(ALL, measures=["condition"])
+    assert plan(apart(), asked) == (["condition"], [])
+    with pytest.raises(ConfigError, match="condition: the run is trained without conditions"):
+        plan(subject(Memory("val", 9), Memory("train", 30), kind="none"), asked)
+    with pytest.raises(ConfigError, match="condition: one held-out record"):
+        plan(subject(Memory("val", 1), Memory("train", 30)), asked)
+
+
 def test_the_pair_is_measured_where_a_run_has_one():
     asked = apart()
     trunk = SiT(asked.model.trunk.config, seed=1, projectors={"teacher": ProjectorSpec()}).eval()
@@ -268,7 +309,7 @@ def test_settings_that_make_no_sense_are_named():
 
     assert problems() == ""
     assert problems(measures=["velocity", "porbe"]) == (
-        "measures: 'porbe' is not one of velocity, probe, knn, health, samples. Did you mean: 'probe'?"
+        "measures: 'porbe' is not one of velocity, probe, knn, health, samples, condition. Did you mean: 'probe'?"
     )
     assert "measures: empty" in problems(measures=[])
     assert "generated: 0 must be at least 1" in problems(generated=0)

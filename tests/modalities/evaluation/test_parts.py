@@ -24,7 +24,7 @@ from modalities.evaluation.networks.classifier import Classifier
 from modalities.evaluation.networks.kinds import NetworkConfig
 from modalities.evaluation.records import Reader, token_batch
 from modalities.evaluation.samples import samples
-from modalities.evaluation.settings import MEASURES, EvaluationSettings
+from modalities.evaluation.settings import UNNAMED, EvaluationSettings
 from modalities.evaluation.subject import plan
 from tests.modalities.evaluation.subjects import STREAM, audiovisual_source, audiovisual_subject, audiovisual_trunk
 
@@ -106,7 +106,7 @@ def test_every_measure_has_its_names():
     student = audiovisual_trunk(asked.parts, len(asked.classes), projectors={"teacher": ProjectorSpec()})
     pair = PairPlan(student, 1, 2, NoisingConfig("dual"), TimestepConfig(), 0.25, Modes(rest=Mode(independent=True)))
     networks = {"video/a": PartNetwork("video", Moments("a")), "audio/b": PartNetwork("audio", Moments("b"))}
-    found = evaluate(replace(asked, pair=pair), FEW, list(MEASURES), networks)
+    found = evaluate(replace(asked, pair=pair), FEW, list(UNNAMED), networks)
     assert found.failed == []
     names = set(found.values)
     assert {"velocity/video/mean", "velocity/video/t=0.2", "velocity/audio/mean", "velocity/audio/t=0.7"} <= names
@@ -191,7 +191,7 @@ def test_a_classifier_of_other_audio_is_refused_by_its_part(tmp_path):
 
 
 def test_what_can_be_measured_is_planned_as_for_one_part():
-    assert plan(audiovisual_subject(), replace(FEW, measures=None)) == (list(MEASURES), [])
+    assert plan(audiovisual_subject(), replace(FEW, measures=None)) == (list(UNNAMED), [])
     measures, notes = plan(audiovisual_subject(val=3), replace(FEW, measures=None))
     assert measures == ["velocity", "probe", "knn", "health"]
     assert notes[0].startswith("samples is left out: 3 held-out records to compare")
