@@ -27,7 +27,7 @@ test: setup
 site: setup
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.[site]'
 	.venv/bin/mkdocs build --strict
-	@echo "open build/site/index.html"
+	@echo "open build/site/index.html; for its search, serve it: python3 -m http.server -d build/site"
 
 setup-full: $(STAMP_FULL)
 

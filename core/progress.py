@@ -1,4 +1,4 @@
-"""Progress bars that suit where they go: a terminal of any width, a log file, or nowhere."""
+"""Progress bars that suit where they go: a terminal of any width, a notebook, a log file, or nowhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ProgressBar(Bar):
 
     def __init__(self, *args: Any, **settings: Any):
         file = settings.get("file") or sys.stderr
-        self.lines, self.written = not is_terminal(file), 0
+        self.lines, self.written = not (is_terminal(file) or is_notebook(file)), 0
         if os.environ.get(QUIET):
             settings["disable"] = True
         if settings.get("desc"):
@@ -70,6 +70,11 @@ def is_terminal(file: Any) -> bool:
         return bool(file.isatty())
     except (AttributeError, ValueError):  # no stream of a system, or a closed one
         return False
+
+
+def is_notebook(file: Any) -> bool:
+    """Whether a stream ends below a cell of a notebook, where a bar can return to the beginning of its line."""
+    return type(file).__module__.split(".")[0] == "ipykernel"
 
 
 def columns(file: Any) -> int | None:

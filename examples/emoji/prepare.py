@@ -5,8 +5,8 @@
     python examples/emoji/prepare.py noto-emoji unicode-emoji-json data/emoji.parquet
 
 Columns: image (PNG, 128 pixels, transparent), name, category, style ("noto"), and unseen ("True" where the name has a
-held-out word). Every eighth word by its CRC-32 is held out, of those that at most five names have, so that whole kinds of
-emoji do not vanish with a word like "face".
+held-out word). Every eighth word by its CRC-32 is held out, of those that at most five names have, so that whole kinds
+of emoji do not vanish with a word like "face".
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import select
 import struct
 import termios
@@ -66,3 +67,20 @@ def test_a_terminal_gets_one_line_no_wider_than_it_is(columns, bar):
     assert max(len(state.rstrip("\n")) for state in states) <= columns
     assert ("█" in text) == bar
     assert text.count("\n") <= 2
+
+
+class OutStream(io.StringIO):
+    """As ipykernel's: no terminal, though what it shows can be overwritten."""
+
+
+OutStream.__module__ = "ipykernel.iostream"
+
+
+def test_a_notebook_gets_one_line_that_is_overwritten():
+    file = OutStream()
+    with ProgressBar(total=3, unit="step", file=file, desc="image", mininterval=0, miniters=1) as bar:
+        for _ in range(3):
+            bar.update()
+    assert file.getvalue().count("\n") == 1
+    states = [state for state in file.getvalue().split("\r") if state.strip()]
+    assert list(dict.fromkeys(re.findall(r"\d/3", " ".join(states)))) == ["0/3", "1/3", "2/3", "3/3"]
