@@ -46,8 +46,15 @@ def test_quiet_leaves_results_and_errors_alone(tiny_run, tmp_path, capsys):
     out, error = capsys.readouterr()
     assert out.startswith("1 files in ")
     assert error == ""
-    assert main([*typed[:-1], "0", "--quiet"]) == 2
+    assert main(["--quiet", *typed[:-1], "0"]) == 2  # as well before the command
     assert "--steps: 0 must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_quiet_stands_anywhere(place):
+    typed = ["generate", "image", "--run", "runs/mine", "--prompt", "a cat"]
+    assert build_parser().parse_args([*typed[:place], "--quiet", *typed[place:]]).quiet
+    assert not build_parser().parse_args(typed).quiet
 
 
 def test_of_several_processes_the_first_says_it(tiny_run, tmp_path, capsys, monkeypatch):
