@@ -16,6 +16,7 @@ from PIL import Image
 from tests.modalities.making import tone
 from tools.cli import main
 from tools.report.curves import Curve, read_metrics, smooth, thin
+from tools.report.tables import ABSENT, by_section
 
 CONFIG = """method: {method}
 seed: 3
@@ -245,3 +246,26 @@ def test_a_million_steps_and_many_samples_stay_under_ten_megabytes(tmp_path):
     assert read_metrics(run / "metrics.jsonl").last == 1_000_000
     assert page.has("of 39 steps are shown")
     shutil.rmtree(run)
+
+
+def test_what_a_run_lacks_is_one_row_for_each_section():
+    held = [
+        {"seed": "0", "streams.image.batch": "4", "streams.image.media.size": "[8]", "streams.audio.batch": "2"},
+        {"seed": "1", "streams.audio.batch": "2", "streams.audio.media.hop": "64"},
+        {"seed": "0", "streams.image.batch": "8", "streams.image.media.size": "[8]", "streams.audio.batch": "2"},
+    ]
+    names = list(dict.fromkeys(name for each in held for name in each))
+    rows = [(name, [each.get(name, ABSENT) for each in held]) for name in names]
+    assert by_section([row for row in rows if len(set(row[1])) > 1], held) == [
+        ("seed", ["0", "1", "0"]),
+        ("streams.image.batch", ["4", ABSENT, "8"]),  # the others differ in it
+        ("streams.image.media.size", ["[8]", ABSENT, "[8]"]),  # alone in its section
+        ("streams.audio.media.hop", [ABSENT, "64", ABSENT]),
+    ]
+    two = [{"streams.image.batch": "4", "streams.image.size": "8"}, {"streams.audio.batch": "2", "seed": "0"}]
+    rows = [(name, [each.get(name, ABSENT) for each in two]) for each in two for name in each]
+    assert by_section(rows, two) == [
+        ("streams.image", ["2 settings", ABSENT]),
+        ("streams.audio.batch", [ABSENT, "2"]),
+        ("seed", [ABSENT, "0"]),
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from core.training.history import shown_value
 from tools.report.folders import QUARANTINE, RunLook, flat
 
 ABSENT = "–"
+
+Row = tuple[str, list[str]]  # setting, its value in every run
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,41 @@ class Quarantined:
     by_stream: dict[str, int]
 
 
-def settings(runs: Sequence[RunLook]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, list[str]]]]:
-    """(setting, value of every run): those that differ, without the run's own folder, and all of them."""
+def settings(runs: Sequence[RunLook]) -> tuple[list[Row], list[Row]]:
+    """(setting, value of every run): those that differ, without the run's own folder, and all of them.
+
+    Of what differs, a section that some runs lack is one row.
+    """
     held = [flat(run.config) for run in runs]
     names = list(dict.fromkeys(name for each in held for name in each))
     rows = [(name, [each.get(name, ABSENT) for each in held]) for name in names]
-    return [(name, values) for name, values in rows if len(set(values)) > 1 and name != "run"], rows
+    return by_section([(name, values) for name, values in rows if len(set(values)) > 1 and name != "run"], held), rows
+
+
+def by_section(rows: Sequence[Row], held: Sequence[Mapping[str, str]]) -> list[Row]:
+    """Rows of settings that some runs lack as one row for each section, with the number of its settings; those in which
+    the other runs differ stand for themselves."""
+    found: dict[str, list[Row]] = {}
+    for name, values in rows:
+        lacking = [each for each, value in zip(held, values, strict=True) if value == ABSENT]
+        alone = not lacking or len(set(values) - {ABSENT}) > 1
+        found.setdefault(name if alone else _lacked(name, lacking), []).append((name, values))
+    return [inside[0] if len(inside) == 1 else _counted(section, inside) for section, inside in found.items()]
+
+
+def _lacked(name: str, runs: Sequence[Mapping[str, str]]) -> str:
+    """The outermost section around a setting that none of the runs has anything of; the setting, if there is none."""
+    steps = name.split(".")
+    for length in range(1, len(steps)):
+        section = ".".join(steps[:length])
+        if not any(other == section or other.startswith(f"{section}.") for run in runs for other in run):
+            return section
+    return name
+
+
+def _counted(section: str, inside: Sequence[Row]) -> Row:
+    counts = [sum(value != ABSENT for value in values) for values in zip(*(row[1] for row in inside), strict=True)]
+    return section, [f"{count} settings" if count else ABSENT for count in counts]
 
 
 def overview(run: RunLook) -> list[tuple[str, str]]:
