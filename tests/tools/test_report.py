@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import random
@@ -11,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.modalities.making import tone
 from tools.cli import main
 from tools.report.curves import Curve, read_metrics, smooth, thin
+from tools.report.media import spectrogram_of
 from tools.report.tables import ABSENT, by_section
 
 CONFIG = """method: {method}
@@ -269,3 +273,15 @@ def test_what_a_run_lacks_is_one_row_for_each_section():
         ("streams.audio.batch", [ABSENT, "2"]),
         ("seed", [ABSENT, "0"]),
     ]
+
+
+@pytest.mark.parametrize(("hertz", "rate"), [(440, 48_000), (440, 4_000), (1_900, 4_000)])
+def test_a_tone_is_a_line_wherever_the_rate_puts_it(hertz, rate):
+    sound = torch.sin(2 * math.pi * hertz * torch.arange(rate) / rate)
+    uri = spectrogram_of(sound)
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))), dtype=float).sum(-1)
+    height = 1 - (image[:, image.shape[1] // 2].argmax() + 0.5) / len(image)
+    highest = max(min(1.2 * hertz, rate / 2), rate / 64)
+    assert height == pytest.approx(hertz / highest, abs=0.06)
+    lit = (image[:, image.shape[1] // 2] > 300).sum()
+    assert lit < 0.25 * len(image)

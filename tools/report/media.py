@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ PER_STREAM = 8  # files of a stream at a step, beside its grid
 LARGE_IMAGE = 120_000  # bytes; larger ones are stored as WebP of at most SIDE pixels
 SIDE = 1280
 WINDOW, BINS, COLUMNS = 256, 96, 320  # of a spectrogram: samples of a window, rows, columns at most
+IN_BAND = 0.999  # of the energy lies in the frequencies that a spectrogram shows
 FLOOR = -80.0  # dB under the loudest value, shown black
 STEP = re.compile(r"step-(\d+)")
 
@@ -164,7 +166,7 @@ def _small_image(data: bytes) -> bytes:
 
 def spectrogram(path: Path) -> str:
     """Data URI of the log-magnitude spectrogram of a file's sound: time to the right, frequency upwards on a linear
-    axis to half the sample rate, FLOOR to 0 dB of its loudest value. "" for a file without sound."""
+    axis to where its energy ends, FLOOR to 0 dB of its loudest value. "" for a file without sound."""
     try:
         info = probe_audio(path, str(path))
         sound = read_audio(path, str(path), 0, info.samples)
@@ -177,16 +179,27 @@ def spectrogram_of(sound: torch.Tensor) -> str:
     """That of (samples,) at any rate; "" where there are none."""
     if not len(sound):
         return ""
-    hop = max(WINDOW // 4, len(sound) // COLUMNS)
-    size = max(WINDOW, 1 << (hop - 1).bit_length())
+    share = used_band(sound)
+    window = WINDOW << int(-math.log2(share))  # the rows that are kept have about the same number
+    hop = max(window // 4, len(sound) // COLUMNS)
+    size = max(window, 1 << (hop - 1).bit_length())
     sound = torch.nn.functional.pad(sound, (size // 2, size // 2))
     power = torch.stft(sound, size, hop, window=torch.hann_window(size), center=False, return_complex=True).abs() ** 2
+    power = power[: math.ceil(share * len(power))]
     power = torch.nn.functional.adaptive_avg_pool1d(power.T, BINS).T  # (bins, columns)
     decibels = 10 * torch.log10(power / power.max().clamp_min(1e-12) + 1e-12)
     shown = (decibels.clamp(FLOOR, 0) / -FLOOR + 1).flip(0).numpy()  # in [0, 1], high frequencies on top
     out = io.BytesIO()
     Image.fromarray(_coloured(shown)).save(out, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def used_band(sound: torch.Tensor) -> float:
+    """The share of the frequencies up to half the sample rate in which the sound has its energy, a fifth added; at
+    least 1/32. The sound of an MP4 file is often stored at a rate that is many times its own."""
+    energy = torch.fft.rfft(sound.double()).abs().square().cumsum(0)
+    end = int(torch.searchsorted(energy, IN_BAND * energy[-1]))
+    return min(max(1.2 * end / len(energy), 1 / 32), 1.0)
 
 
 def _coloured(values: np.ndarray) -> np.ndarray:
