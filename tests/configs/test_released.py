@@ -92,3 +92,10 @@ def test_damaged_ones_are_refused(passed_on, tiny_run, tmp_path, capsys):
     (tmp_path / ABOUT).write_text(json.dumps({"step": 3}))
     assert generate(tmp_path, tmp_path / "out") == 2
     assert f"{tmp_path / ABOUT}: damaged, or of another version of this project ('weights')" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_training_starts_from_its_weights(passed_on, tmp_path):
+    begun = ["--init-from", str(passed_on / WEIGHTS_FILE), "--init-fresh", "projector"]
+    assert train(tmp_path / "on", *begun, "training.steps=1", "training.save_every=1") == 0
+    assert generate(tmp_path / "on", tmp_path / "out") == 0
