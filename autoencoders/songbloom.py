@@ -73,3 +73,11 @@ class SongBloomConfig(VariationalConfig):
 
     kind: str = "songbloom"
     posterior: str = "sample"
+
+    def media_problems(self, media: Any) -> list[str]:
+        given = (("sample_rate", media.sample_rate, SAMPLE_RATE), ("channels", media.channels, CHANNELS))
+        return [
+            f"{name}: {seen} must be {wanted} for autoencoder.kind {self.kind!r}"
+            for name, seen, wanted in given
+            if seen != wanted
+        ]

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn import functional
 
-from autoencoders.base import LatentSpec, Size, check_latents, check_media, divide, media_size
+from autoencoders.base import Autoencoder, LatentSpec, Size, check_latents, check_media, divide, media_size
 from autoencoders.config import AutoencoderConfig
 from core.errors import ShapeError
+
+PATCH = 4  # pixels of a token's side, where left out
 
 
 class WeightFree(ABC):
@@ -50,9 +55,19 @@ class WeightFree(ABC):
             raise ShapeError(f"{type(self).__name__} predicts no distribution, so it takes no noise")
 
 
+class WeightFreeConfig(AutoencoderConfig, ABC):
+    """A kind without weights, whose settings are those of `media`."""
+
+    @abstractmethod
+    def build(self, media: Any) -> Autoencoder: ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class VectorsConfig(AutoencoderConfig):
+class VectorsConfig(WeightFreeConfig):
     kind: str = "vectors"
+
+    def build(self, media: Any) -> Vectors:
+        return Vectors(media.width)
 
 
 class Vectors(WeightFree):
@@ -75,8 +90,28 @@ class Vectors(WeightFree):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelsConfig(AutoencoderConfig):
+class PixelsConfig(WeightFreeConfig):
     kind: str = "pixels"
+
+    def media_problems(self, media: Any) -> list[str]:
+        return _side_problems(media)
+
+    def build(self, media: Any) -> Pixels:
+        return Pixels(_patch(media))
+
+
+def _patch(media: Any) -> int:
+    return PATCH if media.patch is None else media.patch
+
+
+def _side_problems(media: Any) -> list[str]:
+    """Sides of images or videos that are no multiples of a patch."""
+    found, patch = [], _patch(media)
+    for side in sorted({side for side in media.size if patch >= 1 and side >= 1 and side % patch}):
+        lower = side // patch * patch
+        legal = f"{lower} or {lower + patch}" if lower else f"{patch}"
+        found.append(f"size: {side} is not a multiple of patch {patch}; nearest: {legal}")
+    return found
 
 
 class Pixels(WeightFree):
@@ -105,8 +140,27 @@ class Pixels(WeightFree):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpaceTimePixelsConfig(AutoencoderConfig):
+class SpaceTimePixelsConfig(WeightFreeConfig):
     kind: str = "space_time_pixels"
+    reads: ClassVar[Mapping[str, Any]] = MappingProxyType({"patch_frames": 2, "first_frame_alone": True})
+
+    def media_problems(self, media: Any) -> list[str]:
+        found, (patch_frames, first_alone) = _side_problems(media), self.own_settings(media).values()
+        if patch_frames < 1:
+            return [*found, f"patch_frames: {patch_frames} must be at least 1"]
+        if media.frames < 1:
+            return [*found, f"frames: {media.frames} must be at least 1"]
+        if rest := (media.frames - first_alone) % patch_frames:
+            alone = "1 plus " if first_alone else ""
+            legal = [count for count in (media.frames - rest, media.frames - rest + patch_frames) if count >= 1]
+            found.append(
+                f"frames: {media.frames} is not {alone}a multiple of patch_frames {patch_frames}; "
+                f"nearest: {' or '.join(map(str, legal))}"
+            )
+        return found
+
+    def build(self, media: Any) -> SpaceTimePixels:
+        return SpaceTimePixels(_patch(media), **self.own_settings(media))
 
 
 class SpaceTimePixels(WeightFree):
@@ -172,8 +226,17 @@ def compress(x: Tensor, exponent: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MdctConfig(AutoencoderConfig):
+class MdctConfig(WeightFreeConfig):
     kind: str = "mdct"
+    reads: ClassVar[Mapping[str, Any]] = MappingProxyType({"hop": 64, "exponent": 0.5})
+
+    def media_problems(self, media: Any) -> list[str]:
+        hop, exponent = self.own_settings(media).values()
+        found = [] if hop >= 1 else [f"hop: {hop} must be at least 1 sample"]
+        return found if 0 < exponent <= 1 else [*found, f"exponent: {exponent} must lie in (0, 1]"]
+
+    def build(self, media: Any) -> Mdct:
+        return Mdct(channels=media.channels, **self.own_settings(media))
 
 
 class Mdct(WeightFree):

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from autoencoders.base import LatentNormalization
 from autoencoders.config import AutoencoderConfig
-from autoencoders.kinds import KINDS, autoencoder_problems
-from autoencoders.transforms import Vectors, VectorsConfig
+from autoencoders.kinds import KINDS, build, media_problems
+from autoencoders.transforms import VectorsConfig
 from core.errors import ConfigError, DataError, nearest
 from core.kinds import kinds
 from modalities.actions import rotations
@@ -70,10 +70,6 @@ class ActionConfig:
             found.append(f"rotation: {self.rotation!r} is not one of {', '.join(ROTATIONS)}.{hint}")
         return found
 
-    def implied(self) -> dict[str, int]:
-        """What was left out of settings that tokens depend on: nothing."""
-        return {}
-
 
 @dataclass
 class StateConfig:
@@ -92,14 +88,10 @@ class StateConfig:
     def problems(self) -> list[str]:
         return vector_problems(self, "state")
 
-    def implied(self) -> dict[str, int]:
-        """What was left out of settings that tokens depend on: nothing."""
-        return {}
-
 
 def vector_problems(config: ActionConfig | StateConfig, modality: str) -> list[str]:
     """Problems of the fields that both have."""
-    found = autoencoder_problems(config.autoencoder, modality)
+    found = media_problems(config, modality)
     if config.width < 1:
         found.append(f"width: {config.width} must be at least 1")
     if config.normalize not in MODES:
@@ -126,7 +118,8 @@ class ActionAdapter(AutoencoderAdapter):
             raise ConfigError(found)
         self.config, self.modality = config, modality
         steps = config.actions if isinstance(config, ActionConfig) else 1
-        super().__init__(Vectors(config.width), (steps, 1, 1))
+        size = steps, 1, 1
+        super().__init__(build(config, size), size)
         self._normalization: LatentNormalization | None = None
 
     @property

@@ -15,11 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoencoders.config import AutoencoderConfig
-from autoencoders.kinds import KINDS, autoencoder_problems, build_pretrained
-from autoencoders.pretrained import PretrainedConfig
-from autoencoders.songbloom import CHANNELS, SAMPLE_RATE
-from autoencoders.transforms import Mdct, MdctConfig
-from core.errors import ConfigError, DataError, ShapeError, nearest
+from autoencoders.kinds import KINDS, build, media_problems, misfit
+from autoencoders.transforms import MdctConfig
+from core.errors import ConfigError, DataError, nearest
 from core.kinds import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
 from modalities.media.audio import (
@@ -65,21 +63,15 @@ class AudioConfig:
     resampler: str = "soxr"
 
     def problems(self) -> list[str]:
-        found = autoencoder_problems(self.autoencoder, "audio")
+        found = media_problems(self, "audio")
         if self.sample_rate < 1:
             found.append(f"sample_rate: {self.sample_rate} must be at least 1 Hz")
         elif not self.seconds * self.sample_rate >= 1:
             found.append(f"seconds: {self.seconds} is less than one sample at {self.sample_rate} Hz")
         if self.channels not in (1, 2):
             found.append(f"channels: {self.channels} is not one of 1 (mono), 2 (stereo)")
-        hop, exponent = self.frames()
-        if isinstance(self.autoencoder, PretrainedConfig):
-            found += self._pretrained_problems(self.autoencoder)
-        else:
-            if hop < 1:
-                found.append(f"hop: {hop} must be at least 1 sample")
-            if not 0 < exponent <= 1:
-                found.append(f"exponent: {exponent} must lie in (0, 1]")
+        if not found and (line := misfit(self, (self.samples(), 1, 1))):
+            found.append(f"seconds: {self.seconds} at {self.sample_rate} Hz: {line}")
         if self.short not in SHORT:
             found.append(f"short: {self.short!r} is not one of {', '.join(SHORT)}.{nearest(self.short, SHORT)}")
         if self.resampler not in RESAMPLERS:
@@ -87,36 +79,9 @@ class AudioConfig:
             found.append(f"resampler: {self.resampler!r} is not one of {', '.join(RESAMPLERS)}.{close}")
         return found
 
-    def _pretrained_problems(self, config: PretrainedConfig) -> list[str]:
-        found = [
-            f"{name}: not read by autoencoder.kind {config.kind!r}; leave it out"
-            for name in ("hop", "exponent")
-            if getattr(self, name) is not None
-        ]
-        for name, seen, wanted in (
-            ("sample_rate", self.sample_rate, SAMPLE_RATE),
-            ("channels", self.channels, CHANNELS),
-        ):
-            if seen != wanted:
-                found.append(f"{name}: {seen} must be {wanted} for autoencoder.kind {config.kind!r}")
-        if not found:
-            try:
-                config.build().grid((self.samples(), 1, 1))
-            except ShapeError as error:
-                found.append(f"seconds: {self.seconds} at {self.sample_rate} Hz: {error}")
-        return found
-
-    def implied(self) -> dict[str, int | float]:
-        """What was left out of settings that tokens depend on."""
-        return dict(zip(("hop", "exponent"), self.frames(), strict=True))
-
     def samples(self) -> int:
         """Samples of a window."""
         return round(self.seconds * self.sample_rate)
-
-    def frames(self) -> tuple[int, float]:
-        """(hop, exponent) of the MDCT, with what was left out."""
-        return 64 if self.hop is None else self.hop, 0.5 if self.exponent is None else self.exponent
 
 
 class AudioAdapter(AutoencoderAdapter):
@@ -135,11 +100,7 @@ class AudioAdapter(AutoencoderAdapter):
         self.config = config
         self.samples = config.samples()
         size = self.samples, 1, 1
-        if isinstance(config.autoencoder, PretrainedConfig):
-            super().__init__(build_pretrained(config.autoencoder, size), size)
-        else:
-            hop, exponent = config.frames()
-            super().__init__(Mdct(hop, config.channels, exponent), size)
+        super().__init__(build(config, size), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         """A window at a random place in time. Where it is silent or not finite another is drawn, and an audio clip is

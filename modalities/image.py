@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoencoders.config import AutoencoderConfig
-from autoencoders.kinds import KINDS, autoencoder_problems, build_pretrained
-from autoencoders.pretrained import PretrainedConfig
-from autoencoders.transforms import Pixels, PixelsConfig
+from autoencoders.kinds import KINDS, build, media_problems, misfit
+from autoencoders.transforms import PixelsConfig
 from core.errors import ConfigError, DataError, ShapeError, nearest
 from core.kinds import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record
@@ -25,7 +24,6 @@ from modalities.media.opening import decoding
 from modalities.media.writing import write_image
 
 CROPS = ("center", "random", "pad")
-PIXEL_PATCH = 4  # without an autoencoder
 
 
 @dataclass
@@ -57,35 +55,21 @@ class ImageConfig:
     def problems(self) -> list[str]:
         return frame_problems(self, "image", 1) or sizes_problems(self, "image", 1)
 
-    def implied(self) -> dict[str, int]:
-        """What was left out of settings that tokens depend on: nothing that is not plain from their size."""
-        return {}
-
 
 def frame_problems(config, modality: str, frames: int) -> list[str]:
-    """Problems of the fields that images and videos share (autoencoder, size, patch, crop, background, min_size).
+    """Problems of the fields that images and videos share (size, patch, crop, background, min_size), and of those that
+    their autoencoder reads or limits.
 
     Args:
-        frames: 1, or those of the video, whose number an autoencoder with weights limits.
+        frames: 1, or those of the video, whose number the autoencoder limits.
     """
-    found = autoencoder_problems(config.autoencoder, modality)
-    weights = config.autoencoder if isinstance(config.autoencoder, PretrainedConfig) else None
-    patch = config.patch
+    found, patch = media_problems(config, modality), config.patch
     if patch is not None and patch < 1:
         found.append(f"patch: {patch} must be at least 1")
     if len(config.size) not in (1, 2) or min(config.size, default=0) < 1:
         found.append(f"size: {list(config.size)} must be [H, W] or [side], in pixels above 0")
-    elif weights is not None and (patch is None or patch >= 1):
-        size = frames, *height_and_width(config.size)
-        try:
-            build_pretrained(weights, size, patch).grid(size)
-        except ShapeError as error:
-            found.append(str(error) if str(error).startswith("frames:") else f"size: {error}")
-    elif weights is None and (patch := PIXEL_PATCH if patch is None else patch) >= 1:
-        for side in sorted({side for side in config.size if side % patch}):
-            lower = side // patch * patch
-            legal = f"{lower} or {lower + patch}" if lower else f"{patch}"
-            found.append(f"size: {side} is not a multiple of patch {patch}; nearest: {legal}")
+    elif line := misfit(config, (frames, *height_and_width(config.size))):
+        found.append(line if line.startswith("frames:") else f"size: {line}")
     if config.crop not in CROPS:
         found.append(f"crop: {config.crop!r} is not one of {', '.join(CROPS)}.{nearest(config.crop, CROPS)}")
     if len(config.background) != 3 or not all(0 <= level <= 255 for level in config.background):
@@ -198,10 +182,7 @@ class ImageAdapter(AutoencoderAdapter):
             raise ConfigError(found)
         self.config = config
         size = 1, *height_and_width(config.size)
-        if isinstance(config.autoencoder, PretrainedConfig):
-            super().__init__(build_pretrained(config.autoencoder, size, config.patch), size)
-        else:
-            super().__init__(Pixels(PIXEL_PATCH if config.patch is None else config.patch), size)
+        super().__init__(build(config, size), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         with decoding(record.origin, "an image"):

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from autoencoders.config import AutoencoderConfig
-from autoencoders.kinds import KINDS, build_pretrained
-from autoencoders.pretrained import PretrainedConfig
-from autoencoders.transforms import SpaceTimePixels, SpaceTimePixelsConfig
+from autoencoders.kinds import KINDS, build
+from autoencoders.transforms import SpaceTimePixelsConfig
 from core.errors import ConfigError, DataError, nearest
 from core.kinds import kinds
 from modalities.base import AutoencoderAdapter, Known, Media, Record, Windows
 from modalities.image import (
-    PIXEL_PATCH,
     fit_frames,
     flip_at_random,
     frame_problems,
@@ -73,37 +71,12 @@ class VideoConfig:
         found = frame_problems(self, "video", self.frames) or sizes_problems(self, "video", self.frames)
         if not 0 < self.fps < 500:
             found.append(f"fps: {self.fps} must be above 0 and below 500")
-        patch_frames, first_alone = self.blocks()
-        if isinstance(self.autoencoder, PretrainedConfig):
-            for name in ("patch_frames", "first_frame_alone"):
-                if getattr(self, name) is not None:
-                    found.append(f"{name}: not read by autoencoder.kind {self.autoencoder.kind!r}; leave it out")
-        elif patch_frames < 1:
-            found.append(f"patch_frames: {patch_frames} must be at least 1")
-        elif self.frames < 1:
-            found.append(f"frames: {self.frames} must be at least 1")
-        elif rest := (self.frames - first_alone) % patch_frames:
-            alone = "1 plus " if first_alone else ""
-            legal = [count for count in (self.frames - rest, self.frames - rest + patch_frames) if count >= 1]
-            found.append(
-                f"frames: {self.frames} is not {alone}a multiple of patch_frames {patch_frames}; "
-                f"nearest: {' or '.join(map(str, legal))}"
-            )
         if self.short not in SHORT:
             found.append(f"short: {self.short!r} is not one of {', '.join(SHORT)}.{nearest(self.short, SHORT)}")
         if self.backend not in DECODERS:
             allowed = ", ".join(DECODERS)
             found.append(f"backend: {self.backend!r} is not one of {allowed}.{nearest(self.backend, DECODERS)}")
         return found
-
-    def implied(self) -> dict[str, int | bool]:
-        """What was left out of settings that tokens depend on."""
-        return dict(zip(("patch_frames", "first_frame_alone"), self.blocks(), strict=True))
-
-    def blocks(self) -> tuple[int, bool]:
-        """(patch_frames, first_frame_alone), with what was left out."""
-        frames = 2 if self.patch_frames is None else self.patch_frames
-        return frames, True if self.first_frame_alone is None else self.first_frame_alone
 
 
 class VideoAdapter(AutoencoderAdapter):
@@ -119,11 +92,7 @@ class VideoAdapter(AutoencoderAdapter):
             raise ConfigError(found)
         self.config = config
         size = config.frames, *height_and_width(config.size)
-        if isinstance(config.autoencoder, PretrainedConfig):
-            super().__init__(build_pretrained(config.autoencoder, size, config.patch), size)
-        else:
-            patch = PIXEL_PATCH if config.patch is None else config.patch
-            super().__init__(SpaceTimePixels(patch, *config.blocks()), size)
+        super().__init__(build(config, size), size)
 
     def load(self, record: Record, generator: torch.Generator) -> Tensor:
         """A window at a random place in time, the whole file where that is no longer than a window.
@@ -219,10 +188,10 @@ class VideoAdapter(AutoencoderAdapter):
         Raises:
             ConfigError: tokens hold the first frame together with later ones.
         """
-        patch_frames, first_alone = self.config.blocks()
-        if not first_alone and patch_frames > 1:
+        together = self.size[0] - (self.grid()[0] - 1) * self.autoencoder.spec.stride[0]
+        if together > 1:
             raise ConfigError(
-                f"first_frame_alone: must be true to give a first frame, since tokens hold {patch_frames} frames"
+                f"first_frame_alone: must be true to give a first frame, since tokens hold {together} frames"
             )
         return self.ids()[:, 0] == 0
 

@@ -23,12 +23,12 @@ ON_READING = ("statistics", "normalize", "keep", "sizes")
 
 
 def media_settings(media: Any) -> dict[str, Any]:
-    """What latents depend on of the section `media`, without its autoencoder, with what was left out of an MDCT, or of
-    blocks of pixels."""
+    """What latents depend on of the section `media`, without its autoencoder, but with the values of what was left out
+    of that one's settings."""
     found = to_plain(media)
     del found["autoencoder"]
     found = {key: value for key, value in found.items() if key not in ON_READING}
-    return found | (media.implied() if weights_path(media.autoencoder) is None else {})
+    return found | media.autoencoder.own_settings(media)
 
 
 def text_settings(config: TextEncoderConfig) -> dict[str, Any]:

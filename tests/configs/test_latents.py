@@ -112,7 +112,8 @@ def test_the_meaning_of_blocks_of_pixels_is_compared_beyond_their_grid():
     """Nine frames of which the first is alone make as many tokens, of as many channels, as ten without."""
     alone = load_config(CONFIG, ["streams={image: null, audio: null}"])
     media = alone.streams["video"].media
-    even = f"{{frames: {media.frames + media.blocks()[0] - 1}, first_frame_alone: false}}"
+    patch_frames = media.autoencoder.own_settings(media)["patch_frames"]
+    even = f"{{frames: {media.frames + patch_frames - 1}, first_frame_alone: false}}"
     other = load_config(
         CONFIG,
         [

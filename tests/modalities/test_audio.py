@@ -267,7 +267,7 @@ def test_written_audio_has_its_rate(tmp_path):
 
 def test_every_problem_of_a_config_is_named():
     config = AudioConfig(seconds=0.0, channels=3, hop=0, exponent=1.5, short="loop", resampler="sox")
-    names = ["seconds", "channels", "hop", "exponent", "short", "resampler"]
+    names = ["hop", "exponent", "seconds", "channels", "short", "resampler"]
     assert [line.split(":")[0] for line in config.problems()] == names
     assert config.problems()[-1] == "resampler: 'sox' is not one of soxr, torchaudio. Did you mean: 'soxr'?"
     assert AudioConfig(sample_rate=0).problems() == ["sample_rate: 0 must be at least 1 Hz"]

@@ -244,7 +244,7 @@ def test_a_written_video_has_its_frame_rate(tmp_path):
 
 def test_every_problem_of_a_config_is_named():
     config = VideoConfig(size=[16, 15], frames=8, fps=0.0, short="loop", backend="py_av")
-    assert [line.split(":")[0] for line in config.problems()] == ["size", "fps", "frames", "short", "backend"]
+    assert [line.split(":")[0] for line in config.problems()] == ["size", "frames", "fps", "short", "backend"]
     assert config.problems()[-1].endswith("is not one of pyav, decord, torchcodec. Did you mean: 'pyav'?")
     assert "frames: 8 is not 1 plus a multiple of patch_frames 2; nearest: 7 or 9" in config.problems()
     assert VideoConfig(frames=0, first_frame_alone=False).problems() == ["frames: 0 must be at least 1"]
@@ -286,9 +286,9 @@ def test_problems_of_an_autoencoder_are_named():
     wan = Wan22Config(path="nowhere")
     problems = VideoConfig(size=[32], frames=8, patch_frames=2, first_frame_alone=True, autoencoder=wan).problems()
     assert problems == [
-        "frames: 8 is not 1 plus a multiple of 4; the nearest legal sizes: 5 or 9",
         "patch_frames: not read by autoencoder.kind 'wan22'; leave it out",
         "first_frame_alone: not read by autoencoder.kind 'wan22'; leave it out",
+        "frames: 8 is not 1 plus a multiple of 4; the nearest legal sizes: 5 or 9",
     ]
     assert VideoConfig(size=[32, 40], autoencoder=wan).problems() == [
         "size: width: 40 is not a multiple of 16; the nearest legal sizes: 32 or 48"

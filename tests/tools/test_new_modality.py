@@ -36,9 +36,6 @@ class TouchConfig:
     def problems(self) -> list[str]:
         return [] if self.steps > 0 else [f"steps: {self.steps} must be at least 1"]
 
-    def implied(self) -> dict:
-        return {}
-
 
 class Vectors(WeightFree):
     spec = LatentSpec(WIDTH, (1, 1, 1))
