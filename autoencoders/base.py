@@ -118,8 +118,8 @@ class LatentNormalization:
     def from_moments(cls, moments: Moments, floor: float = 0.01) -> LatentNormalization:
         """Statistics of latents.
 
-        A channel that hardly varies would be blown up to the loudness of the others, together with its rounding
-        errors, so a std is at least `floor` times the root mean square of all of them.
+        A channel that hardly varies would be amplified to the scale of the others, together with its rounding errors,
+        so a std is at least `floor` times the root mean square of all of them.
 
         Raises:
             DataError: no latents, or latents that are all equal.
@@ -228,7 +228,7 @@ class Autoencoder(Protocol):
         """Raise CheckpointError when weights of another digest are read."""
 
     def load(self) -> nn.Module | None:
-        """Read the weights now instead of at first use. Raises ConfigError when they are missing or others."""
+        """Read the weights now instead of at first use. ConfigError when they are missing or of another network."""
 
 
 def divide(what: str, length: int, stride: int, alone: int = 0) -> int:

@@ -43,7 +43,7 @@ class AutoencoderConfig:
 
 
 def not_one_of(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:
-    """A line for a setting that is none of the allowed words."""
+    """An error line for a value that is not allowed; [] for one that is."""
     if value in allowed:
         return []
     return [f"{name}: {value!r} is not one of {', '.join(allowed)}.{nearest(value, allowed)}"]

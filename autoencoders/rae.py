@@ -1,4 +1,4 @@
-"""The representation autoencoder RAE: patches of DINOv2 as latents, and a ViT decoder that paints from them.
+"""The representation autoencoder RAE: patches of DINOv2 as latents, and a ViT decoder that turns them back into images.
 
 An image of 256 x 256 pixels is shrunk to 224 x 224 and becomes 16 x 16 tokens of 768 channels: the last hidden states
 of DINOv2-B with registers, its last layer norm without scale and shift, class and register tokens left out. Tokens are

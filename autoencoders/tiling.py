@@ -42,7 +42,7 @@ class Cut:
         return [(self.cells - self.tile) * step // steps for step in range(steps + 1)]
 
     def weights(self) -> list[Tensor]:
-        """What every tile counts, along the axis of the output: (tile x units,) float32 each; 1 at any place."""
+        """Weights of every tile along the axis of the output, (tile x units,) float32 each, that sum to 1."""
         starts, (_, unit) = self.starts(), self.target
         margin, ramp = self.overlap * unit / 4, self.overlap * unit / 2
         place = torch.arange(self.tile * unit, dtype=torch.float64) + 0.5

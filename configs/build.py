@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from torch import nn
 
 from autoencoders.base import LatentNormalization
 from configs.assembly import Assembly
 from configs.assembly import normalization as normalization
-from configs.assembly.trunk import set_empty_text
+from configs.assembly.trunk import empty_text, set_empty_text
 from configs.init_from import (
     Initial,
     WeightSource,
@@ -40,6 +42,7 @@ from core.trunk.foreign.lora_read import read_adapter, start_adapter
 from modalities.data.loader import StepLoader
 from modalities.data.sources.build import ConcatConfig
 from modalities.data.sources.config import SourceConfig
+from modalities.generation import Trunk
 
 # Settings that may change when a run is resumed without --change: they do not touch a number of what was trained.
 FREE_ON_RESUME = {
@@ -139,6 +142,10 @@ def build_trainer(
         assembly.normalization = world.on_first(
             lambda: assembly.normalization if source is None else normalization_from(source, assembly)
         )
+    # Weights that are drawn need be whole nowhere; those that are read are read whole.
+    empty = world.size > 1 and source is None and config.training.adapter is None
+    if empty:
+        assembly.leave_empty()
     origin, anew = None, NOTHING_ANEW
     if source is not None and initial is not None:
         origin = start_from(source, initial, assembly.trunk)
@@ -158,8 +165,14 @@ def build_trainer(
         for line in describe_anew(anew, assembly.trunk):
             say(line)
     world.first_before_others(assembly.load_text_encoder)
-    if step is None:
-        set_empty_text(assembly.trunk, assembly.text, config.condition.dropped())
+    features = empty_text(assembly.trunk, assembly.text, config.condition.dropped()) if step is None else None
+    if not empty:
+        set_empty_text(assembly.trunk, features)
+
+    def start(trunk: nn.Module) -> None:
+        cast(Trunk, trunk).reset(config.seed)
+        set_empty_text(cast(Trunk, trunk), features)
+
     hooks = build_hooks(assembly)
     return Trainer(
         config.training,
@@ -177,6 +190,7 @@ def build_trainer(
         initialized=source is not None,
         store=store,
         advice=advice,
+        start=start if empty else None,
         world=world,
     )
 

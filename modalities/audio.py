@@ -44,10 +44,10 @@ class AudioConfig:
     Attributes:
         sample_rate: Hz; 48000 for songbloom.
         seconds: of a window; rounded to whole samples, which are a multiple of 1920 for songbloom.
-        channels: 1 mixes all channels to mono; 2 is stereo, mono audio clips are doubled; 2 for songbloom.
+        channels: 1 mixes all channels to mono; 2 is stereo, and mono audio is duplicated; 2 for songbloom.
         autoencoder: of the audio clips; mdct needs no weights.
         hop: samples between MDCT frames and coefficients in each, 64 where left out; a window has
-            ceil(samples / hop) + 1 tokens. Read by mdct only, as the next one.
+            ceil(samples / hop) + 1 tokens. Only mdct reads this and `exponent`.
         exponent: amplitude compression of the coefficients, in (0, 1], 0.5 where left out; 1 leaves them as they are.
         short: pad an audio clip that is shorter than a window with silence after it, or refuse it.
         resampler: soxr, or torchaudio where that is installed.

@@ -134,7 +134,7 @@ def made_parts(parts: Parts, config: SamplerConfig) -> dict[str, Part]:
 
 
 def sampler_steps(parts: Parts, config: SamplerConfig) -> int:
-    """How often `generate` tells its progress for one sample: the steps of all parts, those together counted once."""
+    """How often `generate` reports progress for one sample: the steps of all parts, those together counted once."""
     return level_schedule(config, list(parts)).steps
 
 

@@ -45,8 +45,8 @@ class VideoConfig:
         frames: of a video; 1 + a multiple of `patch_frames` with `first_frame_alone`, else a multiple of it; 1 + a
             multiple of 4 for wan22.
         fps: frames per second; a slower file shows frames more than once.
-        autoencoder: of the videos; space_time_pixels is none.
-        patch_frames: frames in one token, 2 where left out. Read without an autoencoder only, as the next one.
+        autoencoder: of the videos; space_time_pixels needs no weights.
+        patch_frames: frames in one token, 2 where left out. Only space_time_pixels reads this and the next.
         first_frame_alone: the first tokens hold the first frame only (default), so that it can be given.
         short: refuse a file with fewer frames than a video, or repeat_last to fill up with its last frame.
         backend: pyav, decord or torchcodec decode; the same frames from all, or the file is refused (docs/data.md).

@@ -1,4 +1,4 @@
-"""Policies without a network, which tell what a success rate is worth."""
+"""Policies without a network: baselines for a success rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Zero:
     """Stands still, with a closed gripper: all seven numbers are zero."""
 
     def reset(self, instruction: str, seed: int = 0) -> None:
-        """It has neither memory nor chance."""
+        """Nothing to reset: it is stateless and deterministic."""
 
     def select_action(self, observation: Observation) -> np.ndarray:
         return np.zeros(len(ACTION_NAMES))

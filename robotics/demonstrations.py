@@ -97,7 +97,7 @@ def demonstrations(
     recordings: Sequence[Recording], count: int, items: Sequence[int]
 ) -> Iterator[tuple[int, Episode | None]]:
     """Each item and its demonstration: item i is episode FIRST + `first` + i % count of recording i // count, in
-    rising order."""
+    ascending order."""
     made: tuple[int, Environment] | None = None
     try:
         for item in items:

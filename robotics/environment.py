@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
     observation: after the action.
     reward: of this step, 1.0 where `success` else 0.0, unless the environment defines another.
-    success: the task is fulfilled at this moment. Whether an episode counts (last, any, hold) is the rollout's matter.
+    success: the task is fulfilled at this moment. Whether an episode counts (last, any, hold) is up to the rollout.
     ended: the step limit is reached, or the simulator ended the episode. `step` may not be called again before `reset`.
     info: measures behind `success` (flags, distances in meters), JSON values only; kept for the last step of a record.
     """
@@ -103,7 +103,7 @@ class Environment(Protocol):
             action: float (7,), see `ACTION_NAMES`: a displacement of the gripper in meters along the axes of the
                 robot's base, a rotation of it in radians (read as axis-angle or as roll, pitch, yaw: an option of the
                 environment, named in `protocol`), and how far the gripper shall be open: 1 open, 0 closed, absolute.
-                Whatever the simulator takes instead (a relative gripper, limits, scales) is the environment's matter.
+                Whatever the simulator takes instead (a relative gripper, limits, scales) is up to the environment.
 
         Raises:
             DataError: another width, NaN or infinite values.

@@ -1,4 +1,4 @@
-"""The folder of a rollout: finished episodes survive whatever ends it, and the same command goes on."""
+"""The folder of a rollout: finished episodes survive any interruption, and the same command resumes."""
 
 from __future__ import annotations
 

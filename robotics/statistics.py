@@ -1,4 +1,4 @@
-"""How sure a success rate is, and whether two runs over the same episodes differ. Standard library only."""
+"""Confidence intervals of success rates, and whether two runs over the same episodes differ. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When an episode counts as solved. The rule changes scores by tens of points, so that all three are recorded."""
+"""When an episode counts as solved. The rule changes scores by tens of points, so all three are recorded."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ LARGEST_SIDE = 8192  # pixels; a small PNG can be an image of gigabytes
 
 
 class WireError(Exception):
-    """What came is no message, or has what must not be in one."""
+    """The bytes are not a message, or hold what a message must not."""
 
 
 def pack(message: Any, keys: str = "bytes") -> bytes:
@@ -50,7 +50,7 @@ def unpack(data: bytes) -> Any:
     """The message in some bytes.
 
     Raises:
-        WireError: they are none, or an array in it has another length than its shape says, or holds no numbers.
+        WireError: they are not a message, or an array in it is not as long as its shape says, or holds no numbers.
     """
     import msgpack
 

@@ -14,7 +14,7 @@ from configs.assembly import Assembly
 from configs.assembly import normalization as normalization
 from configs.assembly.adapters import media_key
 from configs.assembly.latents import latent_digests, text_digest
-from configs.assembly.trunk import set_empty_text
+from configs.assembly.trunk import empty_text, set_empty_text
 from configs.build import free_on_resume
 from configs.load import load_config
 from configs.schema import Config
@@ -93,7 +93,8 @@ def run(options: argparse.Namespace) -> int:
     others = other_types(file.state, assembly.trunk)
     kind = import_weights(assembly.trunk, file, options.kind, options.drop, options.fresh, names, options.cast)
     if KINDS[kind].absent:  # of published networks: what guidance leads away from
-        set_empty_text(assembly.trunk, assembly.text, config.condition.dropped())
+        features = empty_text(assembly.trunk, assembly.text, config.condition.dropped())
+        set_empty_text(assembly.trunk, features)
     origin = {"file": options.file.name, "kind": kind, "dropped": options.drop, "fresh": options.fresh}
     origin |= {"cast": options.cast, "accepted": options.accept, "version": file.meaning.get("version")}
     extra = assembly.to_store()

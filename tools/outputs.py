@@ -12,7 +12,7 @@ def output_folder(path: Path, option: str) -> Path:
     """`path`, which is or can become a folder that takes files; nothing is left behind.
 
     Args:
-        option: how people name it, such as --out.
+        option: how the user names it, such as --out.
 
     Raises:
         ConfigError: it is a file, cannot be made, or takes no file (no permission, a read-only or full disk).

@@ -1,7 +1,7 @@
 """Work over the machines of a Ray cluster, for `selfflow encode --engine ray`.
 
-Ray hands out the items, starts a process again that died, with its item, and places one on each GPU. An item may so be
-done twice; whoever uses this must not mind, as the publication of chunks does not.
+Ray hands out the items, starts a process again that died, with its item, and places one on each GPU. An item may
+therefore be done twice: the work must be idempotent, as the publication of chunks is.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def fits(version: str | None) -> bool:
 
 
 def unfit_python(seen: tuple[int, int], full: bool) -> str:
-    """What to say to a Python that cannot be used; "" to one that can."""
+    """Why a Python cannot be used; "" where it can."""
     newest = NEWEST_FULL if full else NEWEST
     if OLDEST <= seen <= newest:
         return ""

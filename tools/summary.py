@@ -1,4 +1,4 @@
-"""The last lines of a command that went well: how long it took, and what one would type next."""
+"""The last lines of a command that went well: how long it took, and what to type next."""
 
 from __future__ import annotations
 

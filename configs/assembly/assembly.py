@@ -180,6 +180,12 @@ class Assembly:
         """The trunk with everything that turns its tokens into media."""
         return Generator(self.trunk, self.parts, self.normalization, self.conditions, self.device, self.text)
 
+    def leave_empty(self) -> None:
+        """Build the trunk on the meta device: it has no storage until it is given some."""
+        _ = self.adapters, self.labels, self.projectors  # these are real
+        with torch.device("meta"):
+            _ = self.trunk
+
     # What is read from disk on request, and what is kept.
 
     def load_autoencoders(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
+from torch import Tensor
+
 from configs.assembly.adapters import Adapters
 from configs.assembly.conditions import context_config
 from configs.schema import Config
@@ -83,22 +85,32 @@ def _text_encoder(config: Config, kind: str, width: int | None, rows: int) -> Te
     return encoder
 
 
-def set_empty_text(trunk: Trunk, text: TextEncoder | None, dropout: float) -> None:
-    """Give a published trunk the features of the empty text, which it has in place of a learned null token.
+def empty_text(trunk: Trunk, text: TextEncoder | None, dropout: float) -> Tensor | None:
+    """The features (S, Dc) of the empty text for a published trunk, which has them in place of a learned null token;
+    None for other trunks.
 
     Where nothing is ever dropped they may be missing: then only guidance needs them.
 
     Raises:
         ConfigError: they are needed, and there is no text encoder to make them.
     """
-    buffers = dict(trunk.named_buffers())
-    rows = next((buffers[name] for name in EMPTY_TEXT if name in buffers), None)
-    if rows is None or text is None:
-        return
+    if _empty_text_rows(trunk) is None or text is None:
+        return None
     if not text.path and not dropout:
-        return
-    features = text.encode([""])[0]
-    rows.zero_()[: len(features)] = features.to(rows)
+        return None
+    return text.encode([""])[0]
+
+
+def set_empty_text(trunk: Trunk, features: Tensor | None) -> None:
+    """Put `empty_text` into the trunk; None changes nothing."""
+    rows = _empty_text_rows(trunk)
+    if rows is not None and features is not None:
+        rows.zero_()[: len(features)] = features.to(rows)
+
+
+def _empty_text_rows(trunk: Trunk) -> Tensor | None:
+    buffers = dict(trunk.named_buffers())
+    return next((buffers[name] for name in EMPTY_TEXT if name in buffers), None)
 
 
 def _class_trunk(

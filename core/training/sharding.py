@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -63,6 +63,26 @@ class Sharding:
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no premultiplied sum
+
+
+@torch.no_grad()
+def materialize(
+    student: nn.Module, teacher: nn.Module, device: torch.device, start: Callable[[nn.Module], None]
+) -> None:
+    """Give sharded networks that were built on the meta device their storage and their initial weights.
+
+    Args:
+        start: fills the student, in place, with the weights of an unsharded one.
+    """
+    for model in (student, teacher):
+        model.to_empty(device=device)
+    start(student)
+    for kept, current in zip(_tensors(teacher), _tensors(student), strict=True):
+        kept.copy_(current)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def sync_gradients(model: nn.Module, last: bool) -> None:

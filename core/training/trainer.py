@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ from core.training.quarantine import Quarantine
 from core.training.records import RunFolder, read_lines
 from core.training.saver import Saver
 from core.training.say import Outliving, say
-from core.training.sharding import Sharding, clip_gradients, gathered, settle, shell, sync_gradients
+from core.training.sharding import Sharding, clip_gradients, gathered, materialize, settle, shell, sync_gradients
 from core.training.spikes import MARK, Spikes, save_spike
 from core.training.state import NOTHING_ANEW, Anew, restore, training_state
 from core.training.stop import Stopped, StopRequest
@@ -57,6 +57,7 @@ class Trainer:
         initialized: the weights come from elsewhere, so that they are published before the first step.
         store: of the run's checkpoints, where it has been looked into already, so that nothing is verified twice.
         advice: what a run that hangs says last, such as the command that goes on with it.
+        start: fills a student that was built on the meta device with its initial weights, once it is sharded.
         world: the processes of the run; every one has a trainer, and the folder of those but the first is an Onlooker.
     """
 
@@ -76,6 +77,7 @@ class Trainer:
         initialized: bool = False,
         store: CheckpointStore | None = None,
         advice: str = "",
+        start: Callable[[nn.Module], None] | None = None,
         world: World = ALONE,
     ):
         self.config, self.objective, self.loader, self.folder = config, objective, loader, folder
@@ -83,7 +85,7 @@ class Trainer:
         self.warnings, self.hooks = warnings, hooks
         self.device = config.torch_device()
         self.world = world
-        self.student = student.to(self.device).train()
+        self.student = (student if start is not None else student.to(self.device)).train()
         if config.trainable or config.adapter is not None:
             train_only(self.student, config.trainable)
         self.teacher = make_teacher(self.student)
@@ -91,6 +93,8 @@ class Trainer:
             [shell(model) for model in (self.student, self.teacher)] if hooks and world.is_first else [None] * 2
         )
         self.shard()
+        if start is not None:
+            materialize(self.student, self.teacher, self.device, start)
         self.optimizer = build_optimizer(config.optimizer, self.student)
         averages = config.posthoc_ema
         self.posthoc = PosthocEma(averages, self.student, folder.path, world) if averages.every else None

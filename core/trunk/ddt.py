@@ -28,7 +28,7 @@ from core.trunk.attention import real_keys
 from core.trunk.class_conditional import embed_label, only_segment, sincos_table, table_rows
 from core.trunk.ddt_blocks import Block, Condition, FinalLayer, FourierTime, RotaryTable, TokenEmbed
 from core.trunk.features import Features
-from core.trunk.layers import initialize
+from core.trunk.layers import fill, initialize
 from core.trunk.modulation import modulate, token_rows
 from core.trunk.projectors import ProjectorSpec, build_projectors
 from core.trunk.recompute import run_block
@@ -120,7 +120,7 @@ class DDTConfig:
         return found
 
 
-_NO_TAPS = FeatureLayers()
+_NO_FEATURES = FeatureLayers()
 _NO_PROJECTORS: Mapping[str, ProjectorSpec] = MappingProxyType({})
 
 
@@ -197,7 +197,7 @@ class DDT(nn.Module):
         noisy: tuple[Tensor, ...],
         levels: NoiseLevels,
         batch: TokenBatch,
-        feature_layers: FeatureLayers = _NO_TAPS,
+        feature_layers: FeatureLayers = _NO_FEATURES,
     ) -> TrunkOutput:
         """
         Args:
@@ -247,6 +247,6 @@ def _reset_default(module: nn.Module, seed: int, name: str, only: str | None = N
             continue
         if isinstance(module, nn.Linear):
             draw = torch.rand(parameter.shape, generator=generator(seed, "initialise", f"{name}.{part}"))
-            parameter.copy_((draw * 2 - 1) / module.in_features**0.5)
+            fill(parameter, (draw * 2 - 1) / module.in_features**0.5)
         else:  # a norm
             parameter.fill_(1.0 if part == "weight" else 0.0)

@@ -91,8 +91,21 @@ def layer_fraction(fraction: float, depth: int) -> int:
 
 
 @torch.no_grad()
+def fill(parameter: Tensor, value: Tensor) -> None:
+    """parameter <- value of the same shape, in place; of a sharded parameter, what lies on this device."""
+    if hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor  # slow to import, and not needed to sample
+
+        sharded: Any = parameter
+        value = value.to(sharded.device, sharded.dtype)
+        value = distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    parameter.copy_(value)
+
+
+@torch.no_grad()
 def initialize(module: nn.Module, seed: int, standard_deviation: dict[str, float], zero: tuple[str, ...]) -> None:
-    """Initialize every parameter by its name, so that adding a part never changes another part's start.
+    """Initialize every parameter by its name, so that adding a part never changes another part's start. A sharded
+    module gets the weights of a whole one; no more than one parameter is whole at a time.
 
     Linear weights are Xavier-uniform and biases zero, as in DiT. `standard_deviation` maps a name's part to the
     deviation of a normal draw; names that contain a part of `zero` start at zero. Other one-dimensional weights are
@@ -104,10 +117,10 @@ def initialize(module: nn.Module, seed: int, standard_deviation: dict[str, float
         if any(part in name for part in zero) or name.endswith("bias"):
             parameter.zero_()
         elif deviation is not None:
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) * deviation)
+            fill(parameter, torch.randn(parameter.shape, generator=draw) * deviation)
         elif parameter.ndim >= 2:
-            fan_out, fan_in = parameter.shape[0], parameter[0].numel()
+            fan_out, fan_in = parameter.shape[0], parameter.shape[1:].numel()
             bound = math.sqrt(6.0 / (fan_in + fan_out))
-            parameter.copy_((torch.rand(parameter.shape, generator=draw) * 2 - 1) * bound)
+            fill(parameter, (torch.rand(parameter.shape, generator=draw) * 2 - 1) * bound)
         else:
             parameter.fill_(1.0)

@@ -192,7 +192,7 @@ class MMDiTConfig(MMDiTSettings):
         return found + [f"context.{problem}" for problem in self.context.problems()]
 
 
-_NO_TAPS = FeatureLayers()
+_NO_FEATURES = FeatureLayers()
 _NO_PROJECTORS: Mapping[str, ProjectorSpec] = MappingProxyType({})
 
 
@@ -242,6 +242,8 @@ class MMDiT(nn.Module):
 
         Modulations and output layers start at zero (adaLN-Zero): blocks are the identity, the velocity is 0.
         """
+        for buffer in self.buffers():  # the features of the empty text, until they are set
+            buffer.zero_()
         tables = {"table": 0.02, "position": 0.02, "null": 0.02, "time.mlp": 0.02, "guidance.mlp": 0.02}
         initialize(self, seed, tables, zero=("modulation", "media_out"))
 
@@ -250,7 +252,7 @@ class MMDiT(nn.Module):
         noisy: tuple[Tensor, ...],
         levels: NoiseLevels,
         batch: TokenBatch,
-        feature_layers: FeatureLayers = _NO_TAPS,
+        feature_layers: FeatureLayers = _NO_FEATURES,
     ) -> TrunkOutput:
         """
         Args:

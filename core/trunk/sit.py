@@ -155,7 +155,7 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(plain_norm(x), shift, scale, rows))
 
 
-_NO_TAPS = FeatureLayers()
+_NO_FEATURES = FeatureLayers()
 _NO_PROJECTORS: Mapping[str, ProjectorSpec] = MappingProxyType({})
 
 
@@ -205,7 +205,7 @@ class SiT(nn.Module):
         noisy: tuple[Tensor, ...],
         levels: NoiseLevels,
         batch: TokenBatch,
-        feature_layers: FeatureLayers = _NO_TAPS,
+        feature_layers: FeatureLayers = _NO_FEATURES,
     ) -> TrunkOutput:
         """
         Args:

@@ -176,7 +176,7 @@ class Block(nn.Module):
         return gated_add(x, gate2, self.mlp(modulate(plain_norm(x), shift2, 1 + scale2, rows)), rows)
 
 
-_NO_TAPS = FeatureLayers()
+_NO_FEATURES = FeatureLayers()
 _NO_PROJECTORS: Mapping[str, ProjectorSpec] = MappingProxyType({})
 
 
@@ -225,7 +225,7 @@ class Wan(nn.Module):
         noisy: tuple[Tensor, ...],
         levels: NoiseLevels,
         batch: TokenBatch,
-        feature_layers: FeatureLayers = _NO_TAPS,
+        feature_layers: FeatureLayers = _NO_FEATURES,
     ) -> TrunkOutput:
         """As of MMDiT: noisy (B, N, C) per segment, levels of all L tokens -> the velocity of each segment.
 

@@ -1,7 +1,7 @@
 """Physical vectors to those that a network sees, and back, from the statistics of a data set.
 
 Clipping is a part of the normalization and so happens in one place, on the way in; nothing is clipped on the way back.
-Zero in normalized units is the middle of the range and not standing still: whoever needs "no action" takes `no_action`.
+Zero in normalized units is the middle of the range and not standing still: for that there is `no_action`.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class Conditions:
         return Prompt(text, features)
 
     def context(self, prompts: Sequence[str | Prompt], dropped: Tensor) -> Context:
-        """Texts or class names -> Context. With a frozen text encoder it holds what is stored, `texts` says what lacks.
+        """Texts or class names -> Context. With a frozen text encoder it holds what is stored; see `texts`.
 
         With kind none all samples are dropped, whatever is asked for; trunks that know classes alone look at the label.
         Raises ConfigError for an unknown class name.

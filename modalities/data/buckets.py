@@ -92,7 +92,7 @@ class Measured:
 
 
 def _keep(path: Path, extents: np.ndarray) -> None:
-    """A cache that cannot be written is done without."""
+    """A cache that cannot be written is not an error."""
     aside = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ def caption_lengths(
     Args:
         takes: which captions count.
 
-    None where there is not one caption. Records that cannot be read are passed over.
+    None where there are no captions. Records that cannot be read are skipped.
     """
     order, captions, stored = Order(source, seed, modality), [], []
     looked = weight = 0

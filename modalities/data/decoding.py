@@ -1,4 +1,4 @@
-"""From a record to its media: one road for training, encoding and evaluation; a failure is the record's."""
+"""From a record to its media: the same for training, encoding and evaluation; a failure is the record's."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class StepDataset(Dataset):
         return all(self.sample(name, 0, []).condition.features is not None for name in self.streams)
 
     def sample(self, name: str, position: int, rejected: list[Rejected]) -> _Sample:
-        """The sample at a position; unusable records are noted in `rejected` and stepped over."""
+        """The sample at a position; unusable records are noted in `rejected` and skipped."""
         stream = self.streams[name]
         bad: list[tuple[str, str, str]] = []  # key, origin, reason
         for taken in range(position, position + MAX_REPLACEMENTS):

@@ -1,4 +1,4 @@
-"""Measures tried one by one: what one of them cannot do is a note beside the values of the others."""
+"""Measures tried one by one: a failure is a note beside the values of the others."""
 
 from __future__ import annotations
 

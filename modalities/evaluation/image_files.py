@@ -21,7 +21,7 @@ COLUMNS = ("image", "img", "picture", "jpg", "png")  # of images in Parquet file
 
 
 class Images:
-    """Images of any sizes, in order. Those that cannot be read are stepped over, and named in `unusable`.
+    """Images of any sizes, in order. Those that cannot be read are skipped, and named in `unusable`.
 
     Args:
         path: an .npz with `arr_0`; a folder of image files, of Parquet files or of tars; one of these files.

@@ -42,7 +42,7 @@ class Records:
 
 
 class Reader:
-    """The usable records of one source, in the keyed order of `seed`; the others are stepped over and counted.
+    """The usable records of one source, in the keyed order of `seed`; the others are skipped and counted.
 
     Args:
         model: whose adapters load the media, and whose conditions the records must have.

@@ -1,4 +1,4 @@
-"""Encoded data in chunks of a fixed number of records, each of which is there as a whole or not at all.
+"""Encoded data in chunks of a fixed number of records, each either complete or absent.
 
 A chunk is written in a folder aside, made durable, and renamed. So a process may be killed at any moment, several may
 work on different chunks of one folder, and what is done is what has its final name.

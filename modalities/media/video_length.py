@@ -1,7 +1,7 @@
 """Videos that were cut short, found by the lengths that their container states: AVI, Matroska (WebM) and MP4 (MOV).
 
 FFmpeg reads what is left without a word. MPEG streams state no length. A length that is too large is no cut where all
-parts of the file are there as a whole: programs that write a wrong number are many.
+parts of the file are there as a whole: many programs write a wrong number.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ LARGEST = 2**26  # pixels of a frame; 8192 x 8192
 
 
 class MirroredError(DataError):
-    """The image is not one that is turned by quarters."""
+    """The image is mirrored: no quarter turns make it upright."""
 
 
 @contextmanager

@@ -5,7 +5,7 @@ RUN/samples/step-N/
     STREAM-grid.png      all images with their prompts
     index.json           prompt, noise and stream of every file, the sampler's settings, and what failed
 
-A folder is there as a whole or not at all.
+A folder is either complete or absent.
 """
 
 from __future__ import annotations

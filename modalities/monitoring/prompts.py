@@ -1,4 +1,4 @@
-"""Conditions of previews that nobody has named: those of the data."""
+"""The default conditions of previews: those of the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often generated videos and audio clips agree, as anyone would find it out: from the written files, read back.
+"""How often generated videos and audio clips agree, measured on the written files.
 
 Three ways to ask for a video with audio: both parts from the caption, the audio of a given video, and the video of
 given audio. What is given is held out: drawn with another seed than the training data. Beside every share stands

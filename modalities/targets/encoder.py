@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         self.requires_grad_(False).train(False)
 
     def train(self, mode: bool = True) -> Encoder:
-        """Stays in eval mode whatever is asked: dropout or layer drop would make the target a moving one."""
+        """Stays in eval mode: dropout or layer drop would make the targets random."""
         return super().train(False)
 
     @torch.no_grad()

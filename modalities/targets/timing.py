@@ -38,7 +38,7 @@ def audio_spans(samples: int, steps: int, stride: int) -> Tensor:
     """(steps, 2) float64: the samples that each latent step of an audio clip stands for.
 
     A codec's step i stands for [i stride, (i + 1) stride). A lapped transform (MDCT) has one step more than fit into
-    the audio: step i is centerd at i stride, and stands for the half stride on both sides.
+    the audio: step i is centered at i stride, and stands for the half stride on both sides.
 
     Raises:
         ShapeError: the number of steps is neither.

@@ -90,7 +90,7 @@ class KinematicEnvironment:
 
 
 def object_positions(scene: Scene) -> dict[str, float]:
-    """Metres from the gripper, such as {"apple.x": 0.12}, of what is there."""
+    """Meters from the gripper, such as {"apple.x": 0.12}, of what is there."""
     return {
         f"{body.kind}.{axis}": float(offset)
         for body in scene.bodies

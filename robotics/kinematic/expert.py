@@ -28,7 +28,7 @@ class Expert:
         self.rule, self.see = RULES[task], see
 
     def reset(self, instruction: str, seed: int = 0) -> None:
-        """It has neither memory nor chance."""
+        """Nothing to reset: it is stateless and deterministic."""
 
     def select_action(self, observation: Observation) -> np.ndarray:
         return self.rule(*self.see())

@@ -36,7 +36,7 @@ class Canvas:
         self.pixels = background.copy()
 
     def ellipse(self, point: np.ndarray, wide: float, high: float, color: np.ndarray, opacity: float = 1.0) -> None:
-        """Paint one with these half axes around a point (3,); its edge is exact for circles, near enough else."""
+        """Paint one with these half axes around a point (3,); its edge is exact for circles, else approximate."""
         window, across, down = self._around(point, wide, high)
         distance = np.sqrt((across / wide) ** 2 + (down / high) ** 2) - 1
         self._paint(window, distance * min(wide, high), color, opacity)

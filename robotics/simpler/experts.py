@@ -1,4 +1,4 @@
-"""Scripted policies that read the simulator's own state, so that a score of zero is known to be the policy's.
+"""Scripted policies that read the simulator's own state, so that a score of zero must be the policy's fault.
 
 They act through `Environment.step` as any policy does: the same rotations, the same sticky gripper, the same limits.
 Each is a generator of actions, written as one would tell a person what to do. World axes in meters: x from the cabinet

@@ -64,7 +64,7 @@ def read_message(stream: BinaryIO) -> Any:
 
     Raises:
         EOFError: the other side is gone.
-        ValueError: what came is no message.
+        ValueError: the bytes are not a message.
     """
     (length,) = struct.unpack("<I", _exactly(stream, 4))
     if length > LONGEST:

@@ -21,7 +21,6 @@ from configs.assembly import Assembly
 from configs.assembly import normalization as normalization
 from configs.assembly.adapters import located
 from configs.assembly.encoders import Encoders, build_encoders, target_channels
-from configs.assembly.trunk import build_trunk
 from configs.methods import projector_specs
 from configs.schema import Config
 from core.errors import ConfigError
@@ -145,9 +144,8 @@ class Stub:
 
 def leave_empty(assembly: Assembly) -> None:
     """Let the trunk be one without storage, on the meta device."""
-    given = assembly.config, assembly.adapters, assembly.labels, assembly.projectors
+    assembly.leave_empty()
     with torch.device("meta"):
-        assembly.trunk = build_trunk(*given)
         if assembly.config.training.adapter is not None:
             adapt(assembly.trunk, assembly.config.training.adapter, assembly.config.seed)
         if assembly.config.training.adapter is not None or assembly.config.training.trainable:

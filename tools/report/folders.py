@@ -129,7 +129,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _data(path: Path) -> dict[str, Any]:
-    """Notes about the data: what a report can do without."""
+    """Notes about the data, which a report does not depend on."""
     try:
         found = _object(path)
     except (OSError, ConfigError):

@@ -79,7 +79,7 @@ def stored_networks(
     """The networks of the settings that come with weights, by their names in the result, on the CPU; and why others
     cannot be used.
 
-    Raises the first one's error where no network at all is left, none that is trained here either.
+    Raises the first error where no network is left, not even one that is trained here.
     """
     found: dict[str, PartNetwork] = {}
     wrong: dict[str, SelfFlowError] = {}

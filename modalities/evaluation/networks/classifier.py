@@ -9,7 +9,7 @@ Every medium becomes planes of 8-bit levels, which are small enough to keep a wh
 - video: the colors of 8 evenly spaced frames, likewise
 - audio: power spectrogram in dB (64 ms windows), 64 bands x 64 frames
 
-Measured: the default 1,000 steps take 50 s on one CPU core for CIFAR-10 and name 70.8% of its test set rightly.
+Measured: the default 1,000 steps take 50 s on one CPU core for CIFAR-10 and classify 70.8% of its test set correctly.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Classifier(nn.Module):
     Attributes:
         classes: names, in the order of the logits.
         data: what it was trained on, in words.
-        accuracy: share of `held_out` samples, not trained on, that it names rightly; `name` carries it.
+        accuracy: share of `held_out` samples, not trained on, that it classifies correctly; `name` carries it.
         sample_rate: of audio clips, Hz; None for other modalities.
     """
 
