@@ -142,6 +142,7 @@ def build_trainer(
         assembly.normalization = world.on_first(
             lambda: assembly.normalization if source is None else normalization_from(source, assembly)
         )
+    world.first_before_others(lambda: assembly.encoders)
     # Weights that are drawn need be whole nowhere; those that are read are read whole.
     empty = world.size > 1 and source is None and config.training.adapter is None
     if empty:
@@ -169,7 +170,7 @@ def build_trainer(
     if not empty:
         set_empty_text(assembly.trunk, features)
 
-    def start(trunk: nn.Module) -> None:
+    def begin(trunk: nn.Module) -> None:
         cast(Trunk, trunk).reset(config.seed)
         set_empty_text(cast(Trunk, trunk), features)
 
@@ -190,7 +191,7 @@ def build_trainer(
         initialized=source is not None,
         store=store,
         advice=advice,
-        start=start if empty else None,
+        start=begin if empty else None,
         world=world,
     )
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage] - documented
 from torch.distributed.rendezvous import rendezvous
 
-from core.errors import ConfigError, OtherProcessError, SelfFlowError, described
+from core.errors import AccidentError, ConfigError, OtherProcessError, SelfFlowError, described, first_line
 from core.training.stop import Stopped
 
 Value = TypeVar("Value")
@@ -176,7 +176,8 @@ def start(timeout: timedelta = COLLECTIVE, waiting: timedelta = WAITING, store: 
         waiting: of exchanges that wait for work of rank 0.
         store: in place of the one that torchrun's environment names.
 
-    Raises ConfigError for an environment that is not complete, and for more processes than GPUs.
+    Raises ConfigError for an environment that is not complete, and for more processes than GPUs, AccidentError for
+    processes that cannot connect.
     """
     rank, size = _from_environment(("RANK",) if store is not None else ("RANK", "MASTER_ADDR", "MASTER_PORT"))
     if size == 1:
@@ -192,14 +193,25 @@ def start(timeout: timedelta = COLLECTIVE, waiting: timedelta = WAITING, store: 
     if store is None:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
     store.set_timeout(timeout)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=PrefixStore("groups", store),
-        rank=rank,
-        world_size=size,
-        timeout=timeout,
-    )
-    return World(rank, size, PrefixStore("errors", store), _waiting_group(waiting), waiting)
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=PrefixStore("groups", store),
+            rank=rank,
+            world_size=size,
+            timeout=timeout,
+        )
+        group = _waiting_group(waiting)
+    except RuntimeError as error:
+        if "gloo" not in str(error).lower():
+            raise
+        name = os.environ.get("GLOO_SOCKET_IFNAME")
+        raise AccidentError(
+            f"the {size} processes cannot reach each other ({first_line(error)}). Where a host's name does not lead to "
+            "its address, gloo takes the loopback: set GLOO_SOCKET_IFNAME on every host to the network interface that "
+            f"leads to the others (now {name or 'not set'})"
+        ) from error
+    return World(rank, size, PrefixStore("errors", store), group, waiting)
 
 
 def _waiting_group(timeout: timedelta) -> dist.ProcessGroup:

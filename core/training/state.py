@@ -98,7 +98,22 @@ def restore(
             for index, (name, _) in enumerate(_optimized(student, part))
             if name in slots
         }
+        _check_slots(
+            part, {name: slots[name] for name, _ in _optimized(student, part) if name in slots}, str(store.folder(step))
+        )
         part.load_state_dict({"state": numbered, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _check_slots(part: torch.optim.Optimizer, slots: Mapping[str, Mapping[str, Tensor]], where: str) -> None:
+    """Raise CheckpointError where a parameter lacks what others have; torch's optimizers would fail in their next step.
+    bitsandbytes keeps other slots for small parameters."""
+    if not type(part).__module__.startswith("torch."):
+        return
+    every = dict.fromkeys(slot for own in slots.values() for slot in own)
+    for name, own in slots.items():
+        for slot in every:
+            if slot not in own:
+                raise CheckpointError(f"{where}: the optimizer's state of {name} has no {slot}")
 
 
 def _as_tensor(value: Tensor | int) -> Tensor:

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from core.errors import ConfigError, DataError, NotFiniteError, OtherProcessError
+from core.errors import AccidentError, ConfigError, DataError, NotFiniteError, OtherProcessError
 from core.training import distributed
 from core.training.distributed import ALONE, World, is_told_by_first
 from tests.worlds import run, values
@@ -126,6 +126,20 @@ def test_an_error_that_cannot_travel_is_told_in_words():
     found = distributed._portable(Local("bad record"))
     assert isinstance(found, OtherProcessError)
     assert "bad record" in str(found)
+
+
+def test_hosts_that_gloo_cannot_connect_are_told_what_to_set(monkeypatch):
+    """[27] Fails where gloo's own error, of a connection to 127.0.0.1, is all that is said."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+
+    def refuse(*_, **__):
+        raise RuntimeError("Gloo connectFullMesh failed with [../gloo/transport/tcp/pair.cc] remote=[127.0.0.1]:53717")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
+    with pytest.raises(AccidentError, match=r"remote=\[127.0.0.1\].*set GLOO_SOCKET_IFNAME.*now not set"):
+        distributed.start(store=torch.distributed.HashStore())
 
 
 def test_an_environment_that_is_not_complete_is_refused(monkeypatch):

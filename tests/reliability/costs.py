@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+import core.training.trainer as step_module
 from configs.build import build_trainer
 from configs.load import load_config
 from core.training.checkpoint import CheckpointStore
@@ -26,6 +27,7 @@ from core.training.saver import staged
 from core.training.spikes import Spikes, SpikesConfig
 from core.training.stop import StopRequest
 from core.training.stragglers import Stragglers
+from core.training.trainer import Trainer
 from core.training.watchdog import Watchdog, WatchdogConfig
 from tests.tools.tiny import CONFIG
 
@@ -63,6 +65,19 @@ def guards(folder: Path) -> dict[str, float]:
             "spikes": cpu_seconds(judge, 1000),
             "stragglers": cpu_seconds(lambda: stragglers.add(1, seconds=1.0, waited=0.1), 5000),
         }
+
+
+def reduction(trainer: Trainer) -> float:
+    """CPU seconds per step of what all processes exchange in one, on one device: metrics, stop flag, rejected records;
+    without the gradient norm, which every loop has."""
+    clip = step_module.clip_gradients
+    values = {name: torch.ones((), dtype=torch.float64) for name in ("loss", "flow/image", "align/teacher")}
+    microbatches = next(trainer.loader.steps(0, 1))[1]
+    step_module.clip_gradients = lambda parameters, limit: torch.ones(())
+    try:
+        return cpu_seconds(lambda: trainer.reduce(values, microbatches), 2000)
+    finally:
+        step_module.clip_gradients = clip
 
 
 def per_gigabyte(folder: Path, gigabytes: float) -> dict[str, float]:
@@ -126,11 +141,13 @@ def measure(folder: Path, config: Path, overrides: list[str]) -> dict[str, objec
     built = time.monotonic()
     again.resume()
     again.folder.close()
-    step, costs = sorted(taken[2:])[len(taken[2:]) // 2], guards(folder)
+    step, costs, exchanged = sorted(taken[2:])[len(taken[2:]) // 2], guards(folder), reduction(again)
     return {
         "step, CPU seconds": step,
         "guards, CPU seconds": costs,
         "guards, share of a step": sum(costs.values()) / step,
+        "reduction, CPU seconds": exchanged,
+        "reduction, share of a step": exchanged / step,
         "all weights are finite, once per save, CPU seconds": cpu_seconds(
             lambda: all_finite(trainer.student, trainer.teacher), 5
         ),

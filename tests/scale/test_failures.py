@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.errors import DataError
+from core.errors import CheckpointError, DataError
 from core.training import checkpoint
 from core.training.checkpoint import CheckpointStore
 from core.training.distributed import World
@@ -18,6 +18,7 @@ from core.training.loader import Rejected
 from core.training.records import read_lines
 from core.training.trainer import Trainer
 from tests.scale.runs import BATCHES, build, metrics
+from tests.thinned import slow
 from tests.worlds import Outcome, run, values
 
 FIRST = ("training.steps=4", "training.save_every=2", "training.spikes.above=0")
@@ -125,6 +126,31 @@ def test_a_request_to_one_process_stops_all_after_the_same_step_with_a_checkpoin
     assert values(outcomes) == ["stopped"] * 2
     assert CheckpointStore(tmp_path / "checkpoints").latest() == len(metrics(tmp_path)) == 3
     assert json.loads((tmp_path / "run.json").read_text())["state"] == "stopped"
+
+
+@pytest.mark.parametrize("size", [1, slow(2)])
+def test_a_checkpoint_without_a_slot_of_the_optimizer_is_refused_with_its_name(size, tmp_path):
+    """[2] Fails where the slots are not compared: the optimizer of the next step says KeyError: 'exp_avg'."""
+    small = ("streams.video=null", "streams.audio=null", "streams.image.batch=2", "training.steps=2")
+
+    def action(world: World) -> str:
+        trainer = build(world, tmp_path, *small)
+        plain, name = trainer.state, "media_in.image.weight"
+
+        def state():
+            found = plain()
+            del found["optimizer"][name]["exp_avg"]
+            return found
+
+        trainer.state = state
+        trainer.fit()
+        again = build(world, tmp_path, *small, "training.steps=3")
+        with pytest.raises(CheckpointError) as caught:
+            again.resume()
+        return str(caught.value)
+
+    for said in values(run(size, action, timeout=200)):
+        assert said.endswith("step-00000002: the optimizer's state of media_in.image.weight has no exp_avg")
 
 
 @pytest.mark.slow

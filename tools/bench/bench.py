@@ -66,6 +66,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--compile", action="store_true", help="torch.compile, on both sides of a comparison")
+    parser.add_argument(
+        "--recompute", type=int, default=0, metavar="K", help="every K-th block again (training.recompute)"
+    )
     parser.add_argument("--only", help=f"sections, with commas between: {','.join(SECTIONS)},trunk")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256, 1024, 4096], help="of section tokens")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="of section batch")

@@ -27,10 +27,11 @@ from core.trunk.projectors import TEACHER, ProjectorSpec
 from core.types import Context, Segment, TokenBatch
 from modalities.generation import Trunk
 
+MMDIT_CHANNELS = 128  # a 2x2 patch of the FLUX.2 autoencoder's 32
 TINY = sit.Size(width=64, depth=4, heads=4)  # for tests and trials; the published sizes begin at S
+TINY_MMDIT = {"width": MMDIT_CHANNELS, "heads": 4, "double_blocks": 1, "single_blocks": 2}
 CLASSES = 1000
 MASK_RATIO = 0.25  # of images (paper A.3)
-MMDIT_CHANNELS = 128  # a 2x2 patch of the FLUX.2 autoencoder's 32
 Network = TypeVar("Network", bound=nn.Module)
 HEADS = {TEACHER: ProjectorSpec()}  # that of the released weights
 
@@ -45,7 +46,7 @@ class Setup:
         grid: tokens per side, so that a sample has grid^2.
         rounds, warmup: counted rounds, and rounds before them.
         steps: of the sampler.
-        device, precision, compile: as in TrainingConfig.
+        device, precision, compile, recompute: as in TrainingConfig.
         threads: of torch, on the CPU.
     """
 
@@ -58,6 +59,7 @@ class Setup:
     device: str = "cpu"
     precision: str = "fp32"
     compile: bool = False
+    recompute: int = 0
     threads: int = 2
 
     def problems(self) -> list[str]:
@@ -65,7 +67,15 @@ class Setup:
         if self.size != "tiny" and self.size not in sit.SIZES:
             allowed = ["tiny", *sit.SIZES]
             found.append(f"--size: {self.size!r} is not one of {', '.join(allowed)}.{nearest(self.size, allowed)}")
-        for name, least in {"batch": 1, "grid": 1, "rounds": 1, "warmup": 0, "steps": 2, "threads": 1}.items():
+        for name, least in {
+            "batch": 1,
+            "grid": 1,
+            "rounds": 1,
+            "warmup": 0,
+            "steps": 2,
+            "threads": 1,
+            "recompute": 0,
+        }.items():
             if getattr(self, name) < least:
                 found.append(f"--{name}: {getattr(self, name)} must be at least {least}")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -111,13 +121,14 @@ def trunk_config(name: str, setup: Setup, text_tokens: int) -> tuple[type[sit.Si
         config = sit_config(replace(setup, size=size))
         return sit.SiT, config, config.channels
     reader = ContextConfig("features" if text_tokens else "labels", num_classes=CLASSES)
-    config = mmdit.MMDiTConfig(size=size, channels={"image": MMDIT_CHANNELS}, context=reader)
+    shape = TINY_MMDIT if size == "tiny" else {"size": size}
+    config = mmdit.MMDiTConfig(**shape, channels={"image": MMDIT_CHANNELS}, context=reader)
     return mmdit.MMDiT, config, MMDIT_CHANNELS
 
 
 def trunk_problem(name: str) -> str | None:
     """What is wrong with `kind:size`, or None."""
-    sizes = {"sit": ["tiny", *sit.SIZES], "mmdit": list(mmdit.SIZES)}
+    sizes = {"sit": ["tiny", *sit.SIZES], "mmdit": ["tiny", *mmdit.SIZES]}
     kind, _, size = name.partition(":")
     if kind not in sizes:
         return f"--trunk: {name!r} must be mmdit:SIZE or sit:SIZE"
@@ -171,7 +182,13 @@ class Repeat:
 
 def build_trainer(setup: Setup, trunk: Trunk, method: str, microbatch: Microbatch, folder: Path) -> Trainer:
     """The trainer of real runs, with its default optimizer, video and EMA; it owns (and trains) the given trunk."""
-    config = TrainingConfig(steps=1, device=setup.device, precision=setup.precision, compile=setup.compile)
+    config = TrainingConfig(
+        steps=1,
+        device=setup.device,
+        precision=setup.precision,
+        compile=setup.compile,
+        recompute=setup.recompute,
+    )
     objective = Objective(build_alignment(method_alignment(method), trunk.depth))
     run = RunFolder.open(folder, {}, {}, set())
     return Trainer(config, trunk, objective, Repeat(microbatch), run, {"image": 1.0}, {})
