@@ -24,7 +24,7 @@ from typing import TypeVar
 from core.errors import AccidentError
 from core.training.alarm import Alarm
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is Slurm's and submitit's habit
 MERGED_SECONDS = 5.0  # a launcher and its scheduler each pass a request on: what comes so soon is the same one
 _NO_MORE = b"\0"
 
@@ -36,7 +36,7 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """While it is open, SIGTERM and SIGINT only set `requested`, to be read at the end of a step.
+    """While it is open, SIGTERM, SIGINT and SIGUSR1 only set `requested`, to be read at the end of a step.
 
         with StopRequest() as stop:
             with stop.leavable():

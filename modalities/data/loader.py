@@ -338,7 +338,8 @@ def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)  # a worker must not take the cores of the training process
     # A cluster sends SIGTERM to every process of a job. The step that is to be finished still needs the workers;
     # they leave when the training process closes the loader, or is gone.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)  # a signal to a worker is none to the training process, whose pipe it has inherited
 
 

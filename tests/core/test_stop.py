@@ -128,6 +128,7 @@ def run_program(body: str) -> subprocess.CompletedProcess:
         slow(("SIGTERM", "SIGINT", 0, True)),
         ("SIGTERM", "SIGTERM", 0.4, False),  # Slurm and torchrun; broken: every second signal ended the process
         slow(("SIGINT", "SIGTERM", 0, False)),
+        ("SIGUSR1", "SIGTERM", 0.4, False),  # [15] Fails where SIGUSR1 keeps its default, which ends the process
         slow(("SIGTERM", "SIGTERM", 1.1, True)),  # long after the first, see MERGED_SECONDS below
     ],
 )

@@ -34,10 +34,10 @@ MINUTES = 9.0
 FULL = Setup("S", batch=38, grid=16, rounds=10, warmup=3, device="cuda", precision="bf16")
 TINY = Setup("tiny", batch=2, grid=3, rounds=2, warmup=1, threads=1)
 TEXT = 64  # tokens of a caption
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "compiled": {"compile": True},
     "recomputed": {"recompute": 1},
+    "compiled": {"compile": True},
     "compiled and recomputed": {"compile": True, "recompute": 1},
 }
 MEGABYTES = (1, 40, 400)  # a block of the 625M trunk has 40 MB in bf16
@@ -46,7 +46,9 @@ Jobs = dict[str, Callable[[], list[Row]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.bench.gpu", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench.gpu", description="Measure on the GPUs of this machine"
+    )
     parser.add_argument("--tiny", action="store_true", help="small networks on the CPU")
     parser.add_argument("--trunk", help="KIND:SIZE (default mmdit:625M)")
     parser.add_argument("--batch", type=int, help=f"samples of a step (default {FULL.batch})")
@@ -73,15 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def jobs(setup: Setup, trunk: str, scratch: Path | None, tiny: bool) -> Jobs:
-    """What to measure, by name, the most important first."""
+    """What to measure, by name; compilation, which takes minutes, comes last."""
     peak = matrix_peak(setup.device, setup.precision)
-    found: Jobs = {"peak": lambda: [Row("peak", "fastest large matrix product", peak, "TFLOP/s")]}
-    for name, changes in VARIANTS.items():
-        found[name] = partial(step_rows, name, replace(setup, **changes), trunk, peak)
-    found["saves"] = partial(in_own_process, save_rows, setup, trunk, scratch)
+    steps: Jobs = {
+        name: partial(step_rows, name, replace(setup, **changes), trunk, peak) for name, changes in VARIANTS.items()
+    }
     devices = 2 if tiny else torch.cuda.device_count()
-    found["collectives"] = partial(collective_rows, devices, setup.device, MEGABYTES[:1] if tiny else MEGABYTES)
-    return found
+    found: Jobs = {
+        "peak": lambda: [Row("peak", "fastest large matrix product", peak, "TFLOP/s")],
+        "plain": steps.pop("plain"),
+        "saves": partial(in_own_process, save_rows, setup, trunk, scratch),
+        "collectives": partial(collective_rows, devices, setup.device, MEGABYTES[:1] if tiny else MEGABYTES),
+    }
+    return found | steps
 
 
 def measured(todo: Jobs, minutes: float) -> tuple[list[Row], dict[str, str]]:

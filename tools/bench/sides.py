@@ -29,7 +29,7 @@ from modalities.generation import Trunk
 
 MMDIT_CHANNELS = 128  # a 2x2 patch of the FLUX.2 autoencoder's 32
 TINY = sit.Size(width=64, depth=4, heads=4)  # for tests and trials; the published sizes begin at S
-TINY_MMDIT = {"width": MMDIT_CHANNELS, "heads": 4, "double_blocks": 1, "single_blocks": 2}
+TINY_MMDIT: dict[str, Any] = {"width": MMDIT_CHANNELS, "heads": 4, "double_blocks": 1, "single_blocks": 2}
 CLASSES = 1000
 MASK_RATIO = 0.25  # of images (paper A.3)
 Network = TypeVar("Network", bound=nn.Module)
@@ -121,8 +121,8 @@ def trunk_config(name: str, setup: Setup, text_tokens: int) -> tuple[type[sit.Si
         config = sit_config(replace(setup, size=size))
         return sit.SiT, config, config.channels
     reader = ContextConfig("features" if text_tokens else "labels", num_classes=CLASSES)
-    shape = TINY_MMDIT if size == "tiny" else {"size": size}
-    config = mmdit.MMDiTConfig(**shape, channels={"image": MMDIT_CHANNELS}, context=reader)
+    config = mmdit.MMDiTConfig(channels={"image": MMDIT_CHANNELS}, context=reader)
+    config = replace(config, **TINY_MMDIT if size == "tiny" else {"size": size})
     return mmdit.MMDiT, config, MMDIT_CHANNELS
 
 
