@@ -96,7 +96,7 @@ def test_a_killed_process_is_told_as_a_broken_connection():
 
 
 def test_rank_0_may_be_busy_for_longer_than_an_exchange_may_take():
-    """Broken: `on_first` over the group of the training, whose timeout then ends rank 1."""
+    """[20] Fails where `on_first` uses the group of the training, whose timeout then ends rank 1."""
 
     def action(world: World):
         world.on_first(lambda: time.sleep(2.5))

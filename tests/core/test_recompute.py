@@ -107,8 +107,8 @@ def test_every_trunk_has_the_same_bits(make: Callable[[], tuple[nn.Module, Argum
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [mmdit, wan, sit, ddt], ids=["mmdit", "wan", "sit", "ddt"])
 def test_compiled_blocks_have_the_same_bits(make):
-    """Each block traced for forward and backward, as in training. Broken: a wrapper around the module, whose names of
-    weights have a prefix."""
+    """Each block traced for forward and backward, as in training. [12] of docs/scale.md. Fails with a wrapper around
+    the module, whose names of weights have a prefix."""
     trunk, arguments = make()
     for block in blocks_of(trunk):
         block.compile(backend="aot_eager", fullgraph=True)

@@ -44,7 +44,7 @@ def overwrite(state: dict[str, Any]) -> None:
 
 
 def test_the_state_of_the_call_is_published_and_the_one_before_counts_until_then(tmp_path, held):
-    """[3] Broken: live tensors are written. The training goes on while the writer is held up."""
+    """[3] The training goes on while the writer is held up. Fails where live tensors are written."""
     held.set()
     store = CheckpointStore(tmp_path)
     saver = Saver(store, behind=True)
@@ -132,7 +132,7 @@ def test_a_failure_is_reported_at_once_and_the_second_in_a_row_is_an_error(tmp_p
 
 
 def test_two_saves_while_the_main_thread_exchanges_all_the_time(tmp_path):
-    """[4] Broken: the saver has the group of the main thread, and each waits for the other."""
+    """[4] Fails where the saver has the group of the main thread, and each waits for the other."""
 
     def action(world: World) -> list[int]:
         store = CheckpointStore(tmp_path, world=world.apart())

@@ -37,7 +37,7 @@ def filled(root: Path, url: str, steps: tuple[int, ...], **named: Any) -> Checkp
 
 
 def test_the_manifest_comes_last_by_one_put_and_nothing_is_renamed(url, tmp_path, monkeypatch):
-    """[26] Broken: a checkpoint counts when its folder is there, or is moved into place."""
+    """[26] Fails where the manifest is written before the tensors."""
     calls: list[str] = []
 
     def note(name: str) -> None:

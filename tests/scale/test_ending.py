@@ -53,7 +53,7 @@ def ended(size: int, folder: Path, *overrides: str, before: Callable[[Trainer], 
     ("ranks", "times"), [((1,), 1), pytest.param((0, 1), 2, marks=pytest.mark.slow)], ids=["one", "all twice"]
 )
 def test_a_signal_to_one_or_twice_to_all_stops_all_behind_the_same_step(ranks, times, tmp_path):
-    """Broken: each process looks at its own flag, and the others wait for it in their next exchange."""
+    """[17] Fails where each process looks at its own flag: the others wait for it in their next exchange."""
 
     def ask(_: Any) -> None:
         for number in range(times):
@@ -73,7 +73,7 @@ def test_a_signal_to_one_or_twice_to_all_stops_all_behind_the_same_step(ranks, t
 
 
 def test_nan_of_one_process_ends_all_and_the_evidence_tells_whose_it_was(tmp_path):
-    """Broken: the evidence is that of rank 0, whose samples are good."""
+    """[10] Fails where a process looks at its own values alone, and where the evidence is that of rank 0."""
 
     def spoil(microbatches: list) -> None:
         for part in microbatches[0].parts:
@@ -118,7 +118,7 @@ def test_spikes_are_those_of_a_run_in_one_process(tmp_path):
 @LINUX
 @pytest.mark.slow
 def test_a_process_that_never_returns_from_a_restore_ends_all_with_their_stacks(tmp_path, monkeypatch):
-    """Broken: one timeout of hours for everything, or none."""
+    """[21] Fails with one timeout of hours for everything, or none."""
     assert train(2, tmp_path, "training.steps=2", double=False) == ["finished"] * 2
     monkeypatch.setattr(watchdog, "_GRACE", 1.0)
     plain = trainer_module.restore

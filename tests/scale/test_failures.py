@@ -45,7 +45,7 @@ def on_step(trainer: Trainer, step: int, change) -> None:
 
 
 def test_nan_of_one_process_leaves_all_weights_untouched_with_the_evidence_of_all(tmp_path):
-    """Broken: a guard that looks at the values of its own process; the other one goes on, and waits for ever."""
+    """[10] Fails where a process looks at its own values: the other one goes on, and waits for ever."""
 
     def spoil(microbatches):
         microbatches[0].parts[0].latents.fill_(float("nan"))
@@ -85,7 +85,8 @@ def test_bad_records_of_one_process_are_noted_once_and_count_for_all(tmp_path):
 
 
 def test_a_full_disk_of_one_process_is_met_by_all_and_the_next_save_works(tmp_path):
-    """Process 1 cannot write its file of the first save, and rank 0 not the manifest of the third."""
+    """[22] Process 1 cannot write its file of the first save, and rank 0 not the manifest of the third. Fails where an
+    error of rank 0 at the end of a save stays its own."""
 
     def full(trainer: Trainer) -> None:
         plain, saves = checkpoint.save, []

@@ -94,7 +94,7 @@ def launched(hosts: list[Host], folder: Path, run: Path) -> list[subprocess.Pope
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_one_host_dies_and_the_other_goes_on_to_the_same_bits(hosts, tmp_path):
-    """Broken: with the default timeouts the other host waits for ten minutes, and with none for ever."""
+    """[19] Fails with other limits: by default the other host waits for ten minutes, and without any for ever."""
     assert train(2, tmp_path / "whole", *SIZES, double=False) == ["finished"] * 2
     run, store = tmp_path / "run", CheckpointStore(tmp_path / "run" / "checkpoints")
     (tmp_path / "first").mkdir()

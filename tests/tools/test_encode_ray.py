@@ -47,7 +47,7 @@ def workers() -> list[int]:
 @pytest.mark.timeout(500)
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the processes of Ray in /proc")
 def test_a_killed_worker_costs_nothing_but_time(tmp_path, monkeypatch):
-    """[28] Broken: without retries of tasks, the chunk of the killed worker is missing."""
+    """[28] Fails without retries of tasks: the chunk of the killed worker is missing."""
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default, so that other work on the machine starves them
     (tmp_path / "config.yaml").write_text(CONFIG)
     assert encode(tmp_path, tmp_path / "plain") == 0

@@ -91,6 +91,7 @@ def test_a_stream_with_padding_says_that_its_counts_are_of_this_process():
 
 
 def test_more_processes_than_samples_are_refused_with_the_numbers():
+    """[25] of docs/scale.md. Fails where a process may have no sample at all."""
     assert SIZES["video"] == 2
     with pytest.raises(ConfigError, match=r"streams.video.batch: 2 samples cannot be shared by 3 processes"):
         of(dataset(), 0, 3)
