@@ -214,6 +214,7 @@ class SyntheticSource:
         record = self._kept.get(index)
         if record is None:
             record = self._draw(index)
+            assert isinstance(record.media, np.ndarray)
             if self._bytes + record.media.nbytes <= KEPT_BYTES:
                 self._kept[index] = record
                 self._bytes += record.media.nbytes
