@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.errors import CheckpointError, DataError
+from core.errors import CheckpointError, DataError, NotWrittenError
 from core.training import checkpoint
 from core.training.checkpoint import CheckpointStore
 from core.training.distributed import World
@@ -106,10 +106,22 @@ def test_a_full_disk_of_one_process_is_met_by_all_and_the_next_save_works(tmp_pa
             manifest(folder, step, files)
 
         checkpoint.save, checkpoint.write_manifest = save, write_manifest
+        publish = trainer.store.publish
+
+        def noted(step, *arguments):
+            try:
+                return publish(step, *arguments)
+            except NotWrittenError:
+                with (tmp_path / f"failed-{trainer.world.rank}").open("a") as file:
+                    file.write(f"{step} ")
+                raise
+
+        trainer.store.publish = noted
 
     outcomes = fit(tmp_path, "training.save_every=1", before=full)
     assert values(outcomes) == ["finished"] * 2
     assert CheckpointStore(tmp_path / "checkpoints").steps() == [2, 4]
+    assert [(tmp_path / f"failed-{rank}").read_text() for rank in range(2)] == ["1 3 ", "1 3 "]
     for step in (1, 3):
         assert f"checkpoint of step {step} could not be saved" in outcomes[0].text
     assert not list((tmp_path / "checkpoints").glob(".*"))
