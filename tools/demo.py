@@ -36,7 +36,7 @@ PROMPTS = {
 SEED = 1
 EXAMPLES = """examples:
   selfflow demo run=runs/quickstart
-  selfflow demo run=runs/quick training.steps=300           a rougher model in a fifth of the time
+  selfflow demo run=runs/quick training.steps=300           a rougher model in a quarter of the time
 """
 
 
