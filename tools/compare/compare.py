@@ -13,9 +13,9 @@ from core.durable import writing
 from core.errors import ConfigError, SelfFlowError, described, nearest
 from core.optional import missing
 from tools.compare.cost import Cost, cost
-from tools.compare.plan import Run, Study, load_study, plan, refuse
+from tools.compare.plan import Run, Study, load_study, plan, refuse, start_run
 from tools.compare.report import write_report
-from tools.compare.run import measure, train
+from tools.compare.run import measure, measure_start, train
 from tools.outputs import output_folder
 
 EXAMPLES = """examples:
@@ -65,13 +65,20 @@ def run(options: argparse.Namespace) -> int:
         study, out = load_study(path, options.set), options.out / path.stem
         runs = plan(study, path, out)
         chosen = [] if options.report_only else choose_runs(runs, study, options.arms, options.seeds)
-        planned.append((path, study, out, runs, chosen, costs(study, chosen)))
+        start = start_run(study, path, out)
+        planned.append((path, study, out, runs, chosen, costs(study, chosen), start))
     code = 0
-    for path, study, out, runs, chosen, known in planned:
+    for path, study, out, runs, chosen, known, start in planned:
         with writing(out):
             for arm, counted in known.items():
                 counted.save(out / arm)
         failed: list[str] = []
+        if start and chosen:
+            print(f"{path.stem}: what all arms start from", flush=True)
+            if not train(start):
+                print(f"stopped; the same command goes on with {start.folder}")
+                return 1
+            failed += measure_start(start, chosen[0])
         for number, one in enumerate(chosen, start=1):
             print(f"{path.stem}: {one.arm}, seed {one.seed} ({number} of {len(chosen)})", flush=True)
             try:
@@ -88,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         code = 1 if failed else code
         try:
             with writing(out):
-                print(f"report: {report(study, runs, out, command(options, path), failed)}")
+                print(f"report: {report(study, runs, out, command(options, path), failed, start)}")
         except SelfFlowError as error:
             if len(planned) == 1:
                 raise
@@ -97,11 +104,12 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def report(study: Study, runs: list[Run], out: Path, command: str, failed: list[str]) -> Path:
+def report(study: Study, runs: list[Run], out: Path, command: str, failed: list[str], start: Run | None = None) -> Path:
     """The report of the runs that were started.
 
     Args:
         failed: what went wrong this time, for the report's warnings.
+        start: the run that all of them start from.
 
     Raises ConfigError where no run was started.
     """
@@ -111,7 +119,7 @@ def report(study: Study, runs: list[Run], out: Path, command: str, failed: list[
     saved = {one.arm: Cost.load(out / one.arm) for one in started}
     known = {arm: counted for arm, counted in saved.items() if counted}
     known |= costs(study, [one for one in started if one.arm not in known])
-    return write_report(study, started, known, out, command, failed)
+    return write_report(study, started, known, out, command, failed, start)
 
 
 def choose_runs(runs: list[Run], study: Study, arms: str | None, seeds: str | None) -> list[Run]:

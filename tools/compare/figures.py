@@ -59,18 +59,16 @@ def draw(study: Study, results: Results, flops: dict[str, float], out: Path) -> 
 
 
 def draw_differences(study: Study, results: Results, step: int, out: Path) -> str | None:
-    """Every arm minus the first, with intervals, one panel for each metric; the file's name, None without pairs."""
+    """Every arm minus its reference, with intervals, one panel for each metric; the file's name, None without pairs."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    reference, *others = study.arms
-    if reference not in results:
-        return None
-    panels = {}
+    pairs = {arm: other for arm in study.arms if (other := study.reference(arm)) in results and arm in results}
+    others, panels = [arm for arm in study.arms if study.reference(arm)], {}
     for metric in study.metrics:
-        found = {arm: difference(results, arm, reference, step, metric) for arm in others if arm in results}
+        found = {arm: difference(results, arm, other, step, metric) for arm, other in pairs.items() if other}
         found = {arm: change for arm, change in found.items() if change is not None}
         if found:
             panels[metric] = found
@@ -89,7 +87,7 @@ def draw_differences(study: Study, results: Results, step: int, out: Path) -> st
         axis.grid(alpha=0.3, axis="x")
     axes[0][0].set_yticks(range(len(others)), others, fontsize=8)
     axes[0][0].invert_yaxis()
-    figure.suptitle(f"minus {reference}, at step {step}", fontsize=9)
+    figure.suptitle(f"minus {' or '.join(dict.fromkeys(filter(None, pairs.values())))}, at step {step}", fontsize=9)
     figure.tight_layout()
     name = "differences.png"
     figure.savefig(out / name, dpi=130)

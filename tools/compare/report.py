@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Found:
         seconds: arm -> median of a training step.
         about: what a reader needs to know to repeat the numbers, by name.
         warnings: of the measurements.
+        start: values of what the arms start from.
     """
 
     steps: int
@@ -40,10 +41,17 @@ class Found:
     seconds: dict[str, float]
     about: dict[str, str]
     warnings: list[str]
+    start: dict[str, float] = field(default_factory=dict)
 
 
 def write_report(
-    study: Study, runs: list[Run], costs: dict[str, Cost], out: Path, command: str, failed: list[str] | None = None
+    study: Study,
+    runs: list[Run],
+    costs: dict[str, Cost],
+    out: Path,
+    command: str,
+    failed: list[str] | None = None,
+    start: Run | None = None,
 ) -> Path:
     """results.json, report.md and one figure for each metric in `out`; returns the Markdown file.
 
@@ -51,14 +59,18 @@ def write_report(
         runs: that were started, of any arms and seeds of the study.
         command: what repeats them.
         failed: lines about runs and measures that failed; they stand among the warnings.
+        start: the run that all of them start from.
     """
     found = collect(runs, costs, command)
     found.warnings[:0] = failed or []
+    if start is not None:
+        found.start.update(values(start).get(start.config.training.steps, {}))
     plain = {
         "title": study.title,
         "steps": found.steps,
         "seeds": study.seeds,
         "arms": study.arms,
+        **({"start": found.start} if study.start else {}),
         "about": found.about,
         "costs": {arm: asdict(one) for arm, one in costs.items()},
         "median_seconds_per_step": found.seconds,
@@ -116,14 +128,15 @@ def sampling_text(result: dict[str, Any]) -> str:
 
 def summary(study: Study, found: Found) -> dict[str, dict[str, dict[str, Any]]]:
     """metric -> arm -> value and difference to the first arm, at the last step."""
-    reference, told = next(iter(study.arms)), {}
+    told = {}
     for metric, better in study.metrics.items():
         for arm in found.results:
             value = over_seeds(found.results, arm, found.steps, metric)
             if value is None:
                 continue
             entry = told.setdefault(metric, {}).setdefault(arm, {"value": asdict(value)})
-            if arm != reference and reference in found.results:
+            reference = study.reference(arm)
+            if reference is not None and reference in found.results:
                 change = difference(found.results, arm, reference, found.steps, metric)
                 entry |= {"difference": change and asdict(change), "verdict": verdict(change, better)}
     return told
@@ -136,20 +149,24 @@ def markdown(study: Study, found: Found, figures: dict[str, str], differences: s
     compared = sum("verdict" in entry for by_arm in told.values() for entry in by_arm.values())
     lines += [
         "",
-        f"{found.steps:,} steps of each arm with each of {len(study.seeds)} seeds. Values are means over seeds with "
+        f"{found.steps:,} steps of each arm with each of {len(study.seeds)} seeds{from_where(study)}. Values are means "
+        "over seeds with "
         "95 % intervals (Student's t). Differences are taken seed by seed: arms of one seed share initial weights, "
-        f"data and noise. *better* and *worse*: the interval of the difference to `{reference}` leaves out 0; "
+        f"data and noise. *better* and *worse*: the interval of the difference to {to_what(study)} leaves out 0; "
         f"*unclear*: it does not. By chance alone about one in twenty leaves it out; {compared} are shown.",
         *missing(study, found),
         *cost_table(study, found),
-        *(["", f"![Differences to {reference}]({differences})"] if differences else []),
+        *(["", f"![Differences]({differences})"] if differences else []),
     ]
     for metric, better in study.metrics.items():
         lines += ["", f"## {study.labels.get(metric, metric)} ({better} is better)", ""]
         if metric not in told:
             lines.append(absent(metric, found))
             continue
-        lines += [f"| arm | seeds | at step {found.steps} | minus {reference} | |", "|---|---:|---:|---:|---|"]
+        minus = f"minus {reference}" if not study.against else "minus its reference"
+        lines += [f"| arm | seeds | at step {found.steps} | {minus} | |", "|---|---:|---:|---:|---|"]
+        if metric in found.start:
+            lines.append(f"| *start of all arms* | | {found.start[metric]:.4g} | | |")
         for arm, entry in told[metric].items():
             value, change = Estimate(**entry["value"]), entry.get("difference")
             shown = Estimate(**change).text() if change else ""
@@ -159,6 +176,21 @@ def markdown(study: Study, found: Found, figures: dict[str, str], differences: s
     if found.warnings:
         lines += ["", "## Warnings of the measurements", "", *(f"- {line}" for line in found.warnings)]
     return lines
+
+
+def from_where(study: Study) -> str:
+    return f", from the weights of one run of {study.start}" if study.start else ""
+
+
+def to_what(study: Study) -> str:
+    """What differences are to, in words."""
+    text = f"`{next(iter(study.arms))}`"
+    others: dict[str, list[str]] = {}
+    for arm, other in study.against.items():
+        others.setdefault(other, []).append(arm)
+    for other, arms in others.items():
+        text += f" (of {', '.join(arms)}: to `{other}`)"
+    return text
 
 
 def missing(study: Study, found: Found) -> list[str]:
