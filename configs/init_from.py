@@ -27,6 +27,7 @@ from core.training.history import read_run
 from core.training.initialize import initialize, matching
 from core.training.say import say
 from core.trunk.foreign import KINDS, WeightFile, detect, is_folder, read_file, read_folder
+from core.trunk.foreign.folders import check_types
 from core.trunk.foreign.kinds import check_arguments
 from core.trunk.foreign.lora import merged
 from core.trunk.foreign.strict import cast
@@ -121,6 +122,7 @@ def read_source(path: Path) -> WeightSource:
             weights = cast(merged(weights, adapter["alpha"] / adapter["rank"]), torch.float32)
         return WeightSource(f"{path} (step {step})", weights, origin, extra)
     file = read_file(path)
+    check_types(file.state, file.source)
     kind = detect(file.state, file.source)
     check_arguments(KINDS[kind], file.arguments, file.source)
     return WeightSource(f"{file.source} (kind {kind})", file.state, {"source": where, "kind": kind}, file=file)

@@ -17,6 +17,7 @@ from configs.assembly.latents import latent_digests, text_digest
 from configs.assembly.trunk import empty_text, set_empty_text
 from configs.build import free_on_resume
 from configs.load import load_config
+from configs.published import published_problems
 from configs.schema import Config
 from configs.weight_metadata import (
     autoencoder_digests,
@@ -32,6 +33,8 @@ from core.training.records import RunFolder
 from core.training.trackers import LoggingConfig
 from core.trunk.foreign import KINDS, import_weights, is_folder, read_file, read_folder
 from core.trunk.foreign.files import WeightFile
+from core.trunk.foreign.folders import check_types
+from core.trunk.foreign.kinds import detect
 from modalities.base import ModalityAdapter
 
 EXAMPLES = f"""examples:
@@ -82,6 +85,9 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     folder = new_folder(config)
     file = read_folder(options.file) if is_folder(options.file) else read_file(options.file)
+    check_types(file.state, file.source)
+    if found := published_problems(file, options.kind or detect(file.state, file.source), config.trunk):
+        raise ConfigError(f"{file.source}: {line}" for line in found)
     assembly = Assembly(config, options.config.parent, device=config.training.torch_device())
     absent = open_data(assembly)
     assembly.labels, named = run_labels(assembly, absent, file, options.labels)

@@ -89,6 +89,15 @@ def test_one_time_equals_the_class_itself(kind):
 
 
 @torch.no_grad()
+def test_channels_of_the_axes_are_rounded_as_published():
+    """Heads of 16 channels: 8, 4, 4 and not 4, 6, 6."""
+    peer = WanPeer(ROWS, GRID, {}, **WAN | {"attention_head_dim": 16})
+    (x, batch), levels = make_batch("wan"), make_levels("many")
+    theirs, _ = peer.per_token(peer.network, x, levels.per_token(L), batch)
+    torch.testing.assert_close(peer.ours()((x,), levels, batch).velocity[0], theirs, atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", PEERS)
 def test_a_time_per_token_with_a_clean_first_frame_and_taps(kind, dtype, monkeypatch):
@@ -231,6 +240,10 @@ def test_a_folder_is_loaded_by_its_own_config(tmp_path):
         ({"patch_size": 2}, "another shape than the published one: patch_size 2 where 1 is read"),
         ({"num_layers": 1}, "unexpected: double_blocks.1"),
         ({"num_attention_heads": 4}, "mis-shaped"),
+        ({"_class_name": None, "architectures": ["Qwen3Model"]}, "a network of class Qwen3Model; read are"),
+        ({"quantization_config": "fp8"}, r"quantised weights \(unknown\)"),
+        ({"num_layers": "two"}, r"not the settings of a Flux2Transformer2DModel: num_layers 'two' \(such as 8\)"),
+        ({"num_single_layers": -1, "axes_dims_rope": 4}, "num_single_layers -1 .such as 48., axes_dims_rope 4 ."),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(tmp_path, change, message):
@@ -239,6 +252,49 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, change, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=message):
         load_folder(tmp_path, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("shard gone", "1 of the [2-9] files that .*index.json names are not there: .*-00002-of-"),
+        ("tensor gone", r"1 of the \d+ tensors that .*index.json names are in none of its files: x_embedder.weight"),
+        ("map gone", "has no weight_map"),
+        ("map is a list", "has no weight_map"),
+        ("another format", "holds neither .* nor .*; there is diffusion_pytorch_model.fp16.safetensors"),
+        ("no config", "no transformer of diffusers here, which has a config.json"),
+    ],
+)
+def test_damaged_folders_are_named(tmp_path, harm, message):
+    PEERS["klein"]().network.save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    told = json.loads(index.read_text())
+    if harm == "shard gone":
+        next(tmp_path.glob("*-00002-of-*.safetensors")).unlink()
+    elif harm == "tensor gone":
+        place = tmp_path / told["weight_map"]["x_embedder.weight"]
+        save_file({name: value for name, value in load_file(place).items() if name != "x_embedder.weight"}, place)
+    elif harm == "another format":
+        next(tmp_path.glob("*-00001-of-*")).rename(tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+        for path in (index, *tmp_path.glob("*-of-*")):
+            path.unlink()
+    elif harm == "no config":
+        (tmp_path / "config.json").unlink()
+    else:
+        index.write_text(json.dumps({"weight_map": ["a"]} if "list" in harm else {}))
+    with pytest.raises(CheckpointError, match=message):
+        read_folder(tmp_path)
+
+
+def test_tensors_of_other_shapes_are_named_by_the_strict_load(tmp_path):
+    """Packed weights have other rows than any network, which no order of channels can be taken from."""
+    state = dict(PEERS["klein"]().network.state_dict())
+    packed = {name: value.reshape(-1, 1)[::2] if value.ndim == 2 else value for name, value in state.items()}
+    ours = flux2_names.from_diffusers(packed)
+    assert ours["single_blocks.0.linear1.weight"].shape == (
+        state["single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight"].numel() // 2,
+        1,
+    )
 
 
 def test_quantised_files_are_refused(tmp_path):

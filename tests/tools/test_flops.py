@@ -16,11 +16,13 @@ from configs.load import load_config
 from core.alignment.ema_teacher import EmaTeacher, EmaTeacherConfig
 from core.keys import generator
 from core.noising import NoiseSample
-from core.objective import Objective
+from core.objective import Objective, total_loss
+from core.training.adapter import AdapterConfig, adapt, train_only
 from core.training.loader import Microbatch
 from core.trunk.context import ContextConfig
 from core.trunk.mmdit import MMDiT, MMDiTConfig
 from core.trunk.projectors import TEACHER, ProjectorSpec
+from core.trunk.recompute import recompute
 from core.trunk.sit import SiT, SiTConfig
 from core.types import Context, NoiseLevels, Segment, TokenBatch
 from modalities.conditioning.conditions import RawCondition
@@ -82,6 +84,38 @@ def test_separated_attention_costs_the_squares_of_its_groups():
     found = step_flops(Objective(), SiT(SIT), microbatch(separate=(N - N // 4, N // 4)))
     assert found["student"] == 3 * by_hand(2, groups=(12, 4))
     assert found["student"] < 3 * by_hand(2)
+
+
+def trained_in_part(what: str) -> MMDiT:
+    """A trunk whose weights are frozen, but for adapters or one block, with a projector."""
+    shape = MMDiTConfig(width=D, heads=2, double_blocks=1, single_blocks=3, channels={"image": C})
+    trunk = MMDiT(
+        replace(shape, context=ContextConfig(kind="labels", num_classes=6)), projectors={TEACHER: ProjectorSpec()}
+    )
+    if what == "block":
+        train_only(trunk, ["single_blocks.1"])
+    else:
+        pytest.importorskip("peft", reason="LoRA needs peft")
+        adapt(trunk, AdapterConfig(rank=4, layers=[] if what == "LoRA" else ["single_blocks"]), seed=0)
+    return trunk
+
+
+@pytest.mark.parametrize(("what", "every"), [("LoRA", 0), ("LoRA on single blocks", 1), ("block", 0)])
+def test_no_gradient_of_frozen_weights_is_counted(what, every):
+    """A step on real tensors, counted by torch: of its backward pass what runs."""
+    objective = Objective([EmaTeacher(EmaTeacherConfig(student_layer=2, teacher_layer=3), 4)])
+    trunk, batch = trained_in_part(what), microbatch()
+    recompute(trunk, every)
+    counted = step_flops(objective, trunk, batch)
+    recompute(trunk, 0)
+
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        losses = objective(trunk, trunk, batch.batch, batch.drawn, batch.counts)
+        total_loss(losses).backward()
+    assert counted["student"] + counted["teacher"] == counter.get_total_flops()
+    forward = step_flops(Objective(), trunk.requires_grad_(True), batch)["student"] / 3
+    assert 1 < counted["student"] / forward < 2.6  # 3 and more of the projector's, where all is trained
+    assert bool(counted.get("recomputed")) == bool(every)
 
 
 def test_the_live_trunk_is_not_touched():

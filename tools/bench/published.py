@@ -7,15 +7,22 @@ Self-Flow to FLUX.2 do.
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from configs.methods import method_alignment
+from core.errors import SelfFlowError
+from core.keys import generator
 from core.training.ema import EmaConfig
 from core.training.loader import Microbatch
 from core.training.optim import OptimizerConfig
@@ -24,8 +31,12 @@ from core.trunk.foreign import flux2, wan
 from core.trunk.mmdit import MMDiT
 from core.trunk.projectors import ProjectorSpec, SimpleHead
 from core.trunk.wan import Wan, WanConfig
-from core.types import TokenBatch
-from tools.bench.sides import HEADS, Network, Setup
+from core.types import Context, FeatureLayers, TokenBatch
+from tools.bench.measure import Row, Times, median_row, ratio_row, side_by_side
+from tools.bench.sides import HEADS, Network, Setup, build_trainer, make_microbatch, step_of
+
+LOSSES_AGREE = 1e-4  # largest difference in float32
+MIB = 2**20
 
 Tapped = dict[int, Tensor]  # layer -> (B, L, W)
 
@@ -236,3 +247,123 @@ def training_step(
         return loss.item()
 
     return step
+
+
+FLUX2: dict[str, Any] = {
+    "in_channels": 64,
+    "attention_head_dim": 64,
+    "joint_attention_dim": 256,
+    "axes_dims_rope": (16, 16, 16, 16),
+}
+WAN: dict[str, Any] = {"attention_head_dim": 64, "in_channels": 16, "out_channels": 16, "text_dim": 256}
+CASES: dict[str, Callable[[int], Flux2Peer | WanPeer]] = {
+    "FLUX.2, width 256, 2 + 6 blocks": lambda grid: Flux2Peer(
+        64, **FLUX2, guidance_embeds=False, num_attention_heads=4, num_layers=2, num_single_layers=6
+    ),
+    "FLUX.2, width 512, 2 + 6 blocks": lambda grid: Flux2Peer(
+        64, **FLUX2, guidance_embeds=False, num_attention_heads=8, num_layers=2, num_single_layers=6
+    ),
+    "Wan 2.2, width 256, 8 blocks": lambda grid: WanPeer(
+        64, (1, grid, grid), **WAN, num_attention_heads=4, num_layers=8, ffn_dim=1024
+    ),
+    "Wan 2.2, width 512, 8 blocks": lambda grid: WanPeer(
+        64, (1, grid, grid), **WAN, num_attention_heads=8, num_layers=8, ffn_dim=2048
+    ),
+}
+
+
+def rows(name: str, setup: Setup) -> list[Row]:
+    """A Self-Flow step of ours against the plain loop, and a forward pass of each with a time per token: same weights,
+    alternating in one process.
+
+    Raises:
+        SelfFlowError: their losses differ, and a comparison of times would mean nothing.
+    """
+    peer = CASES[name](setup.grid)
+    text = torch.randn(setup.batch, 64, 256, generator=generator("bench", "text"))
+    valid = torch.ones(text.shape[:2], dtype=torch.bool)
+    context = Context(torch.zeros(setup.batch, dtype=torch.bool), tokens=text, valid=valid)
+    microbatch = make_microbatch(setup, "self_flow", 64, context)
+    if isinstance(peer, WanPeer):
+        (segment,) = microbatch.batch.segments
+        batch = replace(microbatch.batch, segments=(replace(segment, modality="video", part="image"),))
+        microbatch = replace(microbatch, batch=batch)
+    trunk = peer.ours()
+    projector = copy.deepcopy(trunk.projector)
+    assert isinstance(projector, SimpleHead)
+    theirs = training_step(setup, peer, projector, microbatch)
+    batch, levels = microbatch.batch, microbatch.drawn.student
+    x = batch.segments[0].x0
+    taps, tau, still = FeatureLayers(), levels.per_token(x.shape[1]), copy.deepcopy(trunk).eval()
+    forwards: dict[str, Callable[[], object]] = {
+        "ours": lambda: still((x,), levels, batch, taps),
+        "theirs": lambda: peer.per_token(peer.network, x, tau, batch),
+    }
+    alignment = method_alignment("self_flow").ema_teacher
+    assert alignment is not None  # of this method
+    layer, _ = alignment.layers(trunk.depth)
+    kept = {
+        "ours": saved_bytes(trunk, lambda: trunk((x,), levels, batch, FeatureLayers(raw=(layer,)))),
+        "theirs": saved_bytes(peer.network, lambda: peer.per_token(peer.network, x, tau, batch, [layer])),
+    }
+    with torch.no_grad():
+        passes = side_by_side(forwards, setup.rounds, setup.warmup, setup.device)
+    with TemporaryDirectory() as scratch:
+        ours = step_of(build_trainer(setup, trunk, "self_flow", microbatch, Path(scratch)))
+        worst = max(abs(ours() - theirs()) for _ in range(2))
+        if not worst <= LOSSES_AGREE:
+            raise SelfFlowError(f"{name}: losses of two steps differ by {worst:.2g}, allowed {LOSSES_AGREE:g}")
+        steps = side_by_side({"ours": ours, "theirs": theirs}, setup.rounds, setup.warmup, setup.device)
+    return [
+        Row(name, f"largest difference of the losses of two steps (allowed {LOSSES_AGREE:g})", worst, ""),
+        _time_row(name, "forward, ours", passes, "ours"),
+        _time_row(name, "forward, diffusers' class", passes, "theirs"),
+        ratio_row(name, "forward, ours as fast as theirs times", passes, "theirs", "ours"),
+        _time_row(name, "Self-Flow step, ours", steps, "ours"),
+        _time_row(name, "Self-Flow step, plain loop on diffusers' class", steps, "theirs"),
+        ratio_row(name, "Self-Flow step, ours as fast as theirs times", steps, "theirs", "ours"),
+        Row(name, "kept for the backward pass, ours", kept["ours"] / MIB, "MiB"),
+        Row(name, "kept for the backward pass, diffusers' class", kept["theirs"] / MIB, "MiB"),
+        Row(name, "kept for the backward pass, theirs over ours", kept["theirs"] / kept["ours"], ""),
+    ]
+
+
+def saved_bytes(network: nn.Module, forward: Callable[[], object]) -> int:
+    """Bytes that a forward pass of the student keeps for its backward pass, besides the weights; what several
+    operations keep counts once."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+    kept: dict[int, Tensor] = {}  # the tensors live on, so that no other takes their place in memory
+
+    def note(tensor: Tensor) -> Tensor:
+        if (place := tensor.untyped_storage().data_ptr()) not in weights:
+            kept[place] = tensor
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        output = forward()
+    found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del output
+    return found
+
+
+def _time_row(name: str, what: str, times: Times, side: str) -> Row:
+    return median_row(name, what, [1000 * seconds for seconds in times[side]], "ms", {side: times[side]})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="ours against plain loops on diffusers' FLUX.2 and Wan 2.2")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--grid", type=int, default=16, help="tokens per side")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    setup = Setup(batch=options.batch, grid=options.grid, rounds=options.rounds, threads=options.threads)
+    for name in CASES:
+        for row in rows(name, setup):
+            spread = "" if row.low is None else f" ({row.low:.3g} .. {row.high:.3g})"
+            print(f"{row.section}: {row.what}: {row.value:.3g} {row.unit}{spread}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

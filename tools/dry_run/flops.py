@@ -17,15 +17,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.noising import NoiseSample
-from core.objective import Objective
+from core.objective import Objective, total_loss
 from core.training.loader import Microbatch
 from core.trunk.layers import blocks_of
-from core.trunk.recompute import is_recomputed
+from core.trunk.recompute import is_recomputed, recompute
 from core.types import map_tensors
 from modalities.data.batches import RawBatch
 from modalities.data.preprocess import DevicePreprocess
 
-BACKWARD = 2  # a backward pass costs two forward passes
+BACKWARD = 2  # a backward pass costs two forward passes, where all weights are trained
 META = torch.device("meta")
 
 
@@ -40,7 +40,8 @@ def step_flops(
         preprocess: completes it on the device; None for one that is complete.
 
     Returns:
-        student: forward and backward, of the backward pass twice the forward. teacher: forward, to the layer where it
+        student: forward and backward, of the backward pass twice the forward; where weights are frozen, such as under
+        LoRA, what it runs: no gradient is made that nothing needs. teacher: forward, to the layer where it
         stops. recomputed: blocks of the student that run again in the backward pass, where there are any. encoders:
         what `preprocess` runs: frozen encoders, and the encoding half of an autoencoder. total: their sum.
     """
@@ -58,8 +59,40 @@ def network_flops(objective: Objective, trunk: nn.Module, completed: Microbatch)
     student, teacher = (_Counted(empty, counters[name]) for name in ("student", "teacher"))
     objective(student, teacher, completed.batch, completed.drawn, completed.counts, completed.targets)
     flops = {name: counter.get_total_flops() for name, counter in counters.items()}
-    found = {"student": (1 + BACKWARD) * flops["student"], "teacher": flops["teacher"]}
+    frozen = not all(parameter.requires_grad for parameter in trunk.parameters())
+    backward = _backward_flops(objective, trunk, completed) if frozen else BACKWARD * flops["student"]
+    found = {"student": flops["student"] + backward, "teacher": flops["teacher"]}
     return found | ({"recomputed": sum(again)} if again else {})
+
+
+def _backward_flops(objective: Objective, trunk: nn.Module, completed: Microbatch) -> int:
+    """FLOPs of a backward pass as it runs, with nothing computed again."""
+    student, counter = without_storage(trunk), FlopCounterMode(display=False)
+    recompute(student, 0)
+    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
+        moved = without_values(student, completed)
+        losses = objective(student, student, moved.batch, moved.drawn, moved.counts, moved.targets)
+        with counter:
+            total_loss(losses).backward()
+    return counter.get_total_flops()
+
+
+def without_values(student: nn.Module, microbatch: Microbatch) -> Microbatch:
+    """The microbatch as tensors that claim to be on the CPU, and those of the student in place, in a FakeTensorMode.
+
+    Autograd knows no CUDA tensors where torch was built without CUDA, and autocast none on the meta device.
+    """
+    student._apply(_empty)  # what `to_empty` does, which asks for tensors of this mode
+    return replace(
+        microbatch,
+        batch=map_tensors(microbatch.batch, _empty),
+        drawn=map_tensors(microbatch.drawn, _empty),
+        targets={name: _empty(target) for name, target in microbatch.targets.items()},
+    )
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def _count_again(trunk: nn.Module, counter: FlopCounterMode) -> list[int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from core.training.loader import Microbatch
 from core.trunk.layers import blocks_of
 from core.trunk.recompute import MARK, is_recomputed
 from core.types import map_tensors
-from tools.dry_run.flops import without_storage
+from tools.dry_run.flops import without_storage, without_values
 
 # Functions of trunks, alignment terms and distances that autocast runs in float32 on CUDA, and in bfloat16 on a CPU
 # (ATen/autocast_mode.h, AT_FORALL_FP32).
@@ -53,15 +52,8 @@ def saved_bytes(objective: Objective, trunk: nn.Module, microbatch: Microbatch, 
         device: cpu or cuda, on which autocast differs.
     """
     student = without_storage(trunk)
-    # Autograd knows no CUDA tensors where torch was built without CUDA, so all claim to be on the CPU.
     with FakeTensorMode(), ExitStack() as stack:
-        student._apply(_empty)  # what `to_empty` does, which asks for tensors of this mode
-        moved = replace(
-            microbatch,
-            batch=map_tensors(microbatch.batch, _empty),
-            drawn=map_tensors(microbatch.drawn, _empty),
-            targets={name: _empty(target) for name, target in microbatch.targets.items()},
-        )
+        moved = without_values(student, microbatch)
         if precision == "bf16":
             stack.enter_context(torch.autocast("cpu", torch.bfloat16))
             if device == "cuda":
@@ -112,10 +104,6 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _empty(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 class _Float32OnCuda(TorchFunctionMode):

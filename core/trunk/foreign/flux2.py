@@ -222,7 +222,8 @@ def _to_neighbours(value: Tensor, head: int, rows: int) -> Tensor:
 
 
 def _permuted(value: Tensor, rows: int, sizes: tuple[int, int, int]) -> Tensor:
-    if not rows or rows > value.shape[0]:
+    """Of a tensor with other rows than the network's nothing is moved: a strict load names it."""
+    if not rows or rows > value.shape[0] or rows % (sizes[1] * sizes[2]):
         return value
     first = value[:rows].unflatten(0, sizes).transpose(1, 2).flatten(0, 2)
     return torch.cat([first, value[rows:]])

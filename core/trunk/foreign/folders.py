@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from core.errors import CheckpointError, nearest
+from core.errors import CheckpointError
 from core.trunk.flux2 import Flux2Settings
-from core.trunk.foreign.files import WeightFile
+from core.trunk.foreign.files import WeightFile, some
 from core.trunk.foreign.kinds import KINDS
 from core.trunk.foreign.strict import load_strictly
 from core.trunk.mmdit import MMDiT
@@ -55,7 +55,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "joint_attention_dim": 15360,
         "mlp_ratio": 3.0,
         "axes_dims_rope": [32, 32, 32, 32],
-        "rope_theta": 2000,
+        "rope_theta": 2000.0,
         "guidance_embeds": True,
     },
     "WanTransformer3DModel": {
@@ -69,7 +69,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_layers": 40,
     },
 }
-QUANTISED = (torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
+INTEGERS = (torch.uint8, torch.int8)  # and all floating-point types of less than 16 bits
+OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 def is_folder(path: Path) -> bool:
@@ -89,18 +90,23 @@ def read_folder(path: Path | str) -> WeightFile:
     """
     path = Path(path)
     folder = path / INSIDE if (path / PIPELINE).is_file() else path
+    if not (folder / CONFIG).is_file():
+        inside = f", as a pipeline has it in its folder {INSIDE}" if folder != path else ""
+        raise CheckpointError(f"{path}: no transformer of diffusers here, which has a {CONFIG}{inside}")
     config = _json(folder / CONFIG)
     name = str(config.get("_class_name"))
     if name not in CLASSES:
-        raise CheckpointError(
-            f"{folder / CONFIG}: a network of class {name}; read are {', '.join(CLASSES)}.{nearest(name, CLASSES)}"
-        )
+        raise CheckpointError(f"{folder / CONFIG}: a network of class {_class(config)}; read are {', '.join(CLASSES)}")
     if "quantization_config" in config:
-        method = (config["quantization_config"] or {}).get("quant_method", "unknown")
+        told = config["quantization_config"]
+        method = told.get("quant_method", "unknown") if isinstance(told, dict) else "unknown"
         raise CheckpointError(
             f"{folder / CONFIG}: quantised weights ({method}); needed are those in bfloat16 or float32"
         )
     config = DEFAULTS[name] | config
+    if odd := [key for key, usual in DEFAULTS[name].items() if not _is_like(config[key], usual)]:
+        shown = ", ".join(f"{key} {config[key]!r} (such as {DEFAULTS[name][key]!r})" for key in odd)
+        raise CheckpointError(f"{folder / CONFIG}: not the settings of a {name}: {shown}")
     wrong = [
         f"{key} {config[key]!r} where {value!r} is read"
         for key, value in CLASSES[name][1].items()
@@ -115,12 +121,16 @@ def read_folder(path: Path | str) -> WeightFile:
 
 def check_types(state: Mapping[str, Tensor], source: str) -> None:
     """Raise CheckpointError for quantised weights, named by their type."""
-    kinds = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.dtype in QUANTISED}
+    kinds = {str(value.dtype).removeprefix("torch.") for value in state.values() if _is_quantised(value)}
     if kinds:
         raise CheckpointError(
             f"{source}: weights of type {', '.join(sorted(kinds))}, as quantised files have; needed are those in "
             "bfloat16 or float32"
         )
+
+
+def _is_quantised(value: Tensor) -> bool:
+    return value.dtype in INTEGERS or (value.is_floating_point() and value.element_size() < 2)
 
 
 def flux2_settings(config: Mapping[str, Any], text_rows: int = 512) -> Flux2Settings:
@@ -177,18 +187,36 @@ def load_folder(path: Path | str, text_rows: int = 512) -> MMDiT | Wan:
 def _weights(folder: Path) -> dict[str, Tensor]:
     """Of one file, or of the files that an index names."""
     index = folder / f"{WEIGHTS}.index.json"
-    names = [WEIGHTS] if (folder / WEIGHTS).is_file() else None
-    if names is None and index.is_file():
-        names = sorted(set(_json(index).get("weight_map", {}).values()))
-    if not names:
-        raise CheckpointError(f"{folder}: holds neither {WEIGHTS} nor {index.name}")
+    if (folder / WEIGHTS).is_file():
+        return _tensors(folder / WEIGHTS)
+    if not index.is_file():
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
+        there = f"; there is {some(others)}" if others else ""
+        raise CheckpointError(f"{folder}: holds neither {WEIGHTS} nor {index.name}{there}")
+    places = _json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index}: has no weight_map, which says what file holds which tensor")
+    names = sorted(set(map(str, places.values())))
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of the {len(names)} files that {index.name} names are not there: {some(missing)}"
+        )
     state: dict[str, Tensor] = {}
     for name in names:
-        try:
-            state |= load_file(folder / name)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder / name}: damaged or not a safetensors file ({error})") from error
+        state |= _tensors(folder / name)
+    if lost := [name for name in places if name not in state]:
+        raise CheckpointError(
+            f"{folder}: {len(lost)} of the {len(places)} tensors that {index.name} names are in none of its files: "
+            f"{some(lost)}"
+        )
     return state
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -199,6 +227,23 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: is no object")
     return found
+
+
+def _class(config: Mapping[str, Any]) -> str:
+    """As diffusers names it, or transformers."""
+    architectures = config.get("architectures")
+    other = architectures[0] if isinstance(architectures, list) and architectures else "unknown"
+    return str(config.get("_class_name", other))
+
+
+def _is_like(value: object, usual: object) -> bool:
+    """Whether a setting can be one in place of `usual`: numbers above 0, lists of such, true or false."""
+    if usual is None or isinstance(usual, (bool, str)):
+        return usual is None or isinstance(value, type(usual))
+    if isinstance(usual, list):
+        return isinstance(value, list) and all(_is_like(each, 1) for each in value)
+    allowed = int if isinstance(usual, int) else (int, float)
+    return isinstance(value, allowed) and not isinstance(value, bool) and value > 0
 
 
 def _plain(value: object) -> object:
