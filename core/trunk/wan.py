@@ -273,7 +273,9 @@ class Wan(nn.Module):
     def _positions(self, batch: TokenBatch, levels: NoiseLevels, order: TokenOrder, dtype: torch.dtype) -> Positions:
         samples = max(segment.ids.shape[0] for segment in batch.segments)
         ids = order.sort(torch.cat([segment.ids.expand(samples, -1, -1) for segment in batch.segments], dim=1))
-        rotation = rope.rotation(ids, rope.split_axes(self.width // self.heads), THETA, dtype)
+        head = self.width // self.heads
+        spatial = 2 * (head // 6)  # rounded down, 44, 42, 42 of 128
+        rotation = rope.rotation(ids, (head - 2 * spatial, spatial, spatial), THETA, dtype)
         if all(segment.valid is None for segment in batch.segments):
             return Positions(rotation, None, levels.separate)
         ones = torch.ones(batch.size, sum(batch.lengths), dtype=torch.bool, device=ids.device)

@@ -15,7 +15,7 @@ from core.errors import CheckpointError, ConfigError
 from core.optional import packaged
 from core.types import Context
 from modalities.conditioning.kinds import KINDS, TextEncoderConfig
-from modalities.targets.weights import Role, find_file, load_network, open_folder
+from modalities.targets.weights import Folder, Role, find_file, load_network, open_folder
 
 KEY = "condition.encoder"
 ROLE = Role(
@@ -77,15 +77,7 @@ class TextEncoder:
                 f"{ROLE.files}, or a name on the hub such as {self.kind.example}. {ROLE.without} without it"
             )
         self.path = packaged(self.path, f"{KEY}.path", ROLE.without)
-        folder = open_folder(self.config.kind, self.path, self.kind.example, ROLE)
-        seen = folder.settings.get("model_type")
-        if seen not in self.kind.types:
-            fitting = [name for name, other in KINDS.items() if seen in other.types]
-            hint = f". Set {KEY}.kind: {fitting[0]}" if fitting else ""
-            raise ConfigError(
-                f"{KEY}.path: {self.path!r} holds a model of type {seen!r}; kind {self.config.kind!r} reads "
-                f"{', '.join(self.kind.types)}, such as {self.kind.example}{hint}"
-            )
+        folder = self._open()
         tokenizer = self._words()
         settings = _settings(self.path)
         self._check(settings, tokenizer)
@@ -107,13 +99,31 @@ class TextEncoder:
             )
         self._network = network.eval().requires_grad_(False).to(self.device)
 
+    def check(self) -> None:
+        """Raise ConfigError where the config.json at `path` is of another kind of model, or of another shape."""
+        self._open()
+        if wrong := self._misfits(_settings(self.path)):
+            raise ConfigError(wrong)
+
+    def _open(self) -> Folder:
+        folder = open_folder(self.config.kind, self.path, self.kind.example, ROLE)
+        seen = folder.settings.get("model_type")
+        if seen not in self.kind.types:
+            fitting = [name for name, other in KINDS.items() if seen in other.types]
+            hint = f". Set {KEY}.kind: {fitting[0]}" if fitting else ""
+            raise ConfigError(
+                f"{KEY}.path: {self.path!r} holds a model of type {seen!r}; kind {self.config.kind!r} reads "
+                f"{', '.join(self.kind.types)}, such as {self.kind.example}{hint}"
+            )
+        return folder
+
     def _loaded(self) -> nn.Module:
         self.load()
         assert self._network is not None
         return self._network
 
-    def _check(self, settings: Any, tokenizer: Any) -> None:
-        """Raise for settings that the model of config.json does not have, before its weights are read."""
+    def _misfits(self, settings: Any) -> list[str]:
+        """What the model of config.json does not have."""
         wrong, depth = [], settings.num_hidden_layers
         width = settings.hidden_size * (len(self.layers) or 1)
         if self.layers and max(self.layers) > depth:
@@ -127,6 +137,11 @@ class TextEncoder:
         places = getattr(settings, "max_position_embeddings", None)
         if places is not None and self.length > places:
             wrong.append(f"{KEY}.max_tokens: {self.length} is beyond the {places} positions of {self.path}")
+        return wrong
+
+    def _check(self, settings: Any, tokenizer: Any) -> None:
+        """Raise for settings that the model of config.json does not have, before its weights are read."""
+        wrong = self._misfits(settings)
         own = tokenizer.num_special_tokens_to_add()
         if self.length <= own:
             wrong.append(f"{KEY}.max_tokens: {self.length} leaves no room for text; {own} tokens are the tokenizer's")

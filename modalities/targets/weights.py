@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from autoencoders.diffusers_weights import HUB_NAME
@@ -113,6 +114,8 @@ def load_network(
         )
     except OSError as error:
         raise ConfigError(missing(kind, folder.path, example, error, folder.role)) from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder.path}: damaged weights: {first_line(error)}") from error
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{folder.path}: these weights do not fit a {class_name}: {first_line(error)}") from error
     finally:

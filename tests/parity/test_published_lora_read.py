@@ -98,6 +98,19 @@ def test_files_of_other_networks_and_ranks_are_refused(tmp_path):
         adapt(other, config, seed=1)
         with pytest.raises(CheckpointError, match=message):
             start_adapter(other, read_adapter(other, path), config.scale, path)
+    good = load_file(path)
+    one = next(iter(good))
+    for state, header, message in (
+        (good | {one: good[one] * torch.nan}, None, rf"holds numbers that are NaN or infinite: {one}"),
+        (good | {one.replace("lora_A.weight", "alpha"): torch.ones(3)}, None, "has 3 numbers; an alpha is one"),
+        (good, "{", "lora_adapter_metadata is damaged"),
+        (good, "[1]", "lora_adapter_metadata is damaged"),
+        (good, '{"transformer.r": 0, "transformer.lora_alpha": 4}', "r 0 and lora_alpha 4; both must be above 0"),
+        (good, '{"transformer.r": 2, "transformer.lora_alpha": "4"}', "lora_alpha '4'; both must be"),
+    ):
+        save_file(state, tmp_path / "harmed.safetensors", header and {"lora_adapter_metadata": header})
+        with pytest.raises(CheckpointError, match=message):
+            read_adapter(trunk, tmp_path / "harmed.safetensors")
     save_file({"model.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="is no LoRA file; it has "):
         read_adapter(trunk, tmp_path / "other.safetensors")

@@ -27,9 +27,9 @@ streams:
     batch: 2
     modes: {{first_frame: 0.5}}
     data: {{kind: folder, path: clips, caption: grey}}
-    val: {{kind: folder, path: clips}}
-    media: {{size: [16, 24], sizes: [[16, 24], [24, 16], [16, 16]], frames: 3, fps: 8, patch: 8}}
-    timestep: {{kind: logit_normal, shift_rule: sd3, shift: 2.0, shift_tokens: 18}}
+    val: {{path: held}}
+    media: {{size: [16, 24], sizes: [[16, 24], [24, 16], [16, 16]], frames: 3, fps: 8, patch: 4, patch_frames: 2}}
+    timestep: {{kind: logit_normal, shift_rule: sd3, shift: 2.0, shift_tokens: 48}}
 training: {{steps: 8, save_every: 4, preview: {{every: 4, samples: 1}}, validate: {{every: 4, records: 2}}}}
 """
 
@@ -37,10 +37,12 @@ training: {{steps: 8, save_every: 4, preview: {{every: 4, samples: 1}}, validate
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
-    (folder / "clips").mkdir()
-    for (height, width), count in CLIPS.items():
-        for index in range(count):
-            video_file(folder / "clips" / f"{height}x{width}-{index}.mp4", numbered(9, height, width), fps=8)
+    for place, more in (("clips", 0), ("held", 1)):  # of other lengths, so that no record is in both
+        (folder / place).mkdir()
+        for (height, width), count in CLIPS.items():
+            for index in range(count):
+                pixels = numbered(9 + index + 8 * more, height, width)
+                video_file(folder / place / f"{place}-{height}x{width}-{index}.mp4", pixels, fps=8)
     (folder / "run.yaml").write_text(YAML)
     return folder
 
@@ -94,7 +96,7 @@ def test_latents_of_every_size_are_trained_on(place, run, tmp_path):
         height, width = map(int, size.split("x"))
         manifest = read_manifest(tmp_path / "stored" / f"video_{size}")
         assert manifest.samples == records
-        assert manifest.parts["video"].shape[0] == 3 * (height // 8) * (width // 8)
+        assert manifest.parts["video"].shape[0] == 2 * (height // 4) * (width // 4)  # the first frame alone, then two
     data = [f"streams.video.data={{kind: latents, path: {tmp_path / 'stored'}}}", "training.validate.every=0"]
     assert main(["train", str(place / "run.yaml"), f"run={tmp_path / 'run'}", *data]) == 0
     media, latents = (read_lines(folder / "metrics.jsonl") for folder in (run, tmp_path / "run"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers", reason="the text encoders")
 pytest.importorskip("diffusers", reason="the networks that are published")
@@ -197,9 +197,19 @@ def test_what_does_not_fit_is_named(place, tmp_path, capsys, name, source, overr
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_a_text_encoder_of_another_width_is_named(place, capsys):
+def test_other_text_encoders_and_quantised_files_are_named(place, capsys):
     own = ["trunk.flux2.width=null", "trunk.flux2.heads=null", "trunk.flux2.size=klein_9b"]
     assert main(["train", str(config_in(place, "flux2")), "--dry-run", *own]) == 2
     assert "condition.encoder.width: 32 (kind 'qwen3'), but trunk.flux2.size 'klein_9b' reads features of 12288" in (
         capsys.readouterr().err
     )
+    assert main(["train", str(config_in(place, "flux2")), "--dry-run", "condition.encoder.path=umt5"]) == 2
+    assert "holds a model of type 'umt5'; kind 'qwen3' reads qwen3" in capsys.readouterr().err
+    small = place / "klein" / "small.safetensors"
+    weights = place / "klein" / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value.to(torch.float8_e4m3fn) for name, value in load_file(weights).items()}, small)
+    for command in ("finetune", "import"):
+        given = [str(config_in(place, "flux2")), "--from", str(small)]
+        given = given if command == "finetune" else [str(small), "--config", given[0], "--cast"]
+        assert main([command, *given, f"run={place / 'never'}"]) == 2
+        assert "weights of type float8_e4m3fn, as quantised files have" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -128,6 +129,8 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--ema-length: is an average; not with --weights student")
     if options.lora is None and options.lora_strength != 1:
         raise ConfigError("--lora-strength: is not read without --lora FILE")
+    if not math.isfinite(options.lora_strength):
+        raise ConfigError(f"--lora-strength: {options.lora_strength} must be a finite number")
     if options.lora is not None and options.devices != 1:
         raise ConfigError("--lora: is merged in this process alone; not with several --devices")
     out = output_folder(options.out or options.folder / "generated" / options.stream, "--out")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from core.errors import CheckpointError
 from core.trunk.foreign.files import read_file, some
 from core.trunk.foreign.lora import Pairs, converter
+from core.trunk.foreign.strict import not_finite
 
 _PREFIX = re.compile(r"^(?:base_model\.model\.)?(?:diffusion_model\.|transformer\.)?")
 _TENSOR = re.compile(r"(.+)\.(lora_A|lora_B|lora_down|lora_up)(?:\.[^.]+)?\.weight")
@@ -54,6 +55,8 @@ def read_adapter(trunk: nn.Module, path: Path | str) -> Pairs:
     Raises CheckpointError for a file without LoRA, and for one of another network, by the name of the layer.
     """
     file = read_file(path)
+    if broken := not_finite(file.state):
+        raise CheckpointError(f"{path}: holds numbers that are NaN or infinite: {some(broken)}")
     table, layers, scale = _table(trunk), linear_layers(trunk), _header_scale(Path(path))
     found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
     for name, (a, b) in _pairs(file.state, str(path)).items():
@@ -140,11 +143,22 @@ def _header_scale(path: Path) -> float:
         return 1.0
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get("lora_adapter_metadata")
-    said = {key.rpartition(".")[2]: value for key, value in (json.loads(text) if text else {}).items()}
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its header lora_adapter_metadata is damaged ({error})") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: its header lora_adapter_metadata is damaged: {text}")
+    said = {key.rpartition(".")[2]: value for key, value in found.items()}
     odd = [key for key in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora") if said.get(key)]
     if odd:
         raise CheckpointError(f"{path}: its LoRA has {', '.join(odd)}, which is not read here")
-    return said["lora_alpha"] / said["r"] if "lora_alpha" in said and "r" in said else 1.0
+    if "lora_alpha" not in said or "r" not in said:
+        return 1.0
+    alpha, rank = said["lora_alpha"], said["r"]
+    if not all(isinstance(value, (int, float)) and value > 0 for value in (alpha, rank)):
+        raise CheckpointError(f"{path}: its header has r {rank!r} and lora_alpha {alpha!r}; both must be above 0")
+    return alpha / rank
 
 
 def _pairs(state: Mapping[str, Tensor], source: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -157,6 +171,8 @@ def _pairs(state: Mapping[str, Tensor], source: str) -> dict[str, tuple[Tensor, 
         if match := _TENSOR.fullmatch(name):
             sides.setdefault(match[1], {})[_SIDES[match[2]]] = value.float()
         elif name.endswith(".alpha"):
+            if value.numel() != 1:
+                raise CheckpointError(f"{source}: {key} has {value.numel()} numbers; an alpha is one")
             alphas[name.removesuffix(".alpha")] = float(value)
         else:
             other.append(key)

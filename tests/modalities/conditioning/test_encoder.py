@@ -244,3 +244,17 @@ def test_weights_of_another_shape_are_refused(folders, tmp_path):
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "num_layers": 4}))
     assert "missing keys: encoder.block.3" in refusal(encoder({"t5": folder}, "t5"), CheckpointError)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    assert f"{folder}: damaged weights: " in refusal(encoder({"t5": folder}, "t5"), CheckpointError)
+
+
+def test_a_folder_is_checked_without_its_weights(folders, tmp_path):
+    folder = shutil.copytree(folders["qwen3"], tmp_path / "qwen3", ignore=shutil.ignore_patterns("*.safetensors"))
+    encoder({"qwen3": folder}, "qwen3").check()
+    for wrong, message in (
+        (encoder({"qwen3": folder}, "qwen3", layers=[1, 9]), "condition.encoder.layers: 9 is beyond the 3 blocks"),
+        (TextEncoder(TextEncoderConfig("clip", str(folder))), "Set condition.encoder.kind: qwen3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            wrong.check()
