@@ -242,6 +242,9 @@ def _fill(
             node[key] = []
             for index, entry in enumerate(value):
                 _fill_section(node[key], "", arguments[0], entry, (*inner, str(index)), text, found, its)
+        elif kind is dict and (value is None or isinstance(value, dict)):
+            given = {name: entry for name, entry in (value or {}).items() if entry is not None}  # null: left out here
+            _fill_value(node, key, hint, given, inner, text, found)
         else:
             _fill_value(node, key, hint, value, inner, text, found)
 

@@ -17,7 +17,7 @@ from core.errors import DataError
 from modalities.media.colors import to_rgb
 from modalities.media.opening import Media, check_array, decoding, open_stream
 from modalities.media.orientation import orientation, upright
-from modalities.media.png import SIGNATURE, clear_pixels, without_text
+from modalities.media.png import SIGNATURE, clear_pixels, is_tagged_behind_pixels, without_text
 
 # No format that runs an interpreter (PostScript), is not an image, or cannot be recognized by its first bytes.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
@@ -63,8 +63,16 @@ def image_extent(media: Media, origin: str) -> tuple[int, int]:
         with Image.open(source, formats=_formats()) as image:
             if image.format == "TIFF":
                 image.load()  # turns it
+            if image.format == "PNG" and _is_tagged_late(media):
+                height, width = read_image(media, origin).shape[:2]
+                return height, width
             turned = orientation(image) in (5, 6, 7, 8)
             return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _is_tagged_late(media: bytes | Path) -> bool:
+    with media.open("rb") if isinstance(media, Path) else io.BytesIO(media) as file:
+        return is_tagged_behind_pixels(file)
 
 
 def _formats() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -32,6 +33,21 @@ def without_text(data: bytes) -> bytes:
         if name == b"IEND":
             break
     return b"".join([*pieces, data[whole:]]) if pieces else data
+
+
+def is_tagged_behind_pixels(file: BinaryIO) -> bool:
+    """Whether a part that may say which way up the image is comes after its pixels, where no header shows it."""
+    place, pixels = len(SIGNATURE), False
+    while True:
+        file.seek(place)
+        head = file.read(8)
+        if len(head) < 8:
+            return False
+        length, name = int.from_bytes(head[:4], "big"), head[4:]
+        if pixels and (name == b"eXIf" or (name in LEFT_OUT and _is_kept(name, file.read(length)))):
+            return True
+        pixels |= name == b"IDAT"
+        place += 12 + length
 
 
 def _is_kept(name: bytes, content: bytes) -> bool:

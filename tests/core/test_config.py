@@ -119,6 +119,18 @@ def test_text_stays_text_and_numbers_are_numbers(tmp_path):
     assert load(Whole, write(tmp_path, "limit: 3\n"), ["limit=null"]).limit is None
 
 
+def test_null_leaves_out_what_a_file_below_has(tmp_path):
+    @dataclass
+    class Shared:
+        shares: dict[str, float] = field(default_factory=dict)
+        sources: dict[str, Source] = field(default_factory=dict)
+
+    file = write(tmp_path, "shares: {a: 1, b: 2}\nsources: {x: {weight: 2}}\n")
+    for override, shares in (("shares=null", {}), ("shares={a: null}", {"b": 2.0}), ("shares.b=null", {"a": 1.0})):
+        assert load(Shared, file, [override]).shares == shares
+    assert load(Shared, file, ["sources=null"]).sources == {}
+
+
 def test_every_problem_is_named_at_once_with_file_and_line(tmp_path):
     text = """seed: soon
 trunk:

@@ -356,10 +356,11 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=16, help="tokens per side")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help=f"cases whose name has this in it, of {'; '.join(CASES)}")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     setup = Setup(batch=options.batch, grid=options.grid, rounds=options.rounds, threads=options.threads)
-    for name in CASES:
+    for name in [name for name in CASES if options.only in name]:
         for row in rows(name, setup):
             spread = "" if row.low is None else f" ({row.low:.3g} .. {row.high:.3g})"
             print(f"{row.section}: {row.what}: {row.value:.3g} {row.unit}{spread}", flush=True)

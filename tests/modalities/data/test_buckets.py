@@ -112,6 +112,15 @@ def test_the_extent_is_that_of_the_upright_image(turn, tmp_path):
     path = tmp_path / "turned.jpg"
     Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(path, exif=exif)
     assert image_extent(path, "x") == image_extent(path.read_bytes(), "x") == read_image(path, "x").shape[:2]
+    late = tmp_path / "late.png"
+    Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(late, exif=exif)
+    data = late.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    last = data.index(b"IEND") - 4
+    late.write_bytes(data[:start] + data[end:last] + data[start:end] + data[last:])  # behind the pixels
+    assert image_extent(late, "x") == image_extent(late.read_bytes(), "x") == read_image(late, "x").shape[:2]
+    assert (image_extent(late, "x") == (20, 12)) == (turn > 4)
 
 
 def test_the_extent_of_a_video(tmp_path: Path):
