@@ -257,7 +257,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        ("shard gone", "1 of the [2-9] files that .*index.json names are not there: .*-00002-of-"),
+        ("shard gone", r"1 of the \d+ files that .*index.json names are not there: .*-00002-of-"),
         ("tensor gone", r"1 of the \d+ tensors that .*index.json names are in none of its files: x_embedder.weight"),
         ("map gone", "has no weight_map"),
         ("map is a list", "has no weight_map"),

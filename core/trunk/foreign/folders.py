@@ -233,7 +233,7 @@ def _class(config: Mapping[str, Any]) -> str:
     """As diffusers names it, or transformers."""
     architectures = config.get("architectures")
     other = architectures[0] if isinstance(architectures, list) and architectures else "unknown"
-    return str(config.get("_class_name", other))
+    return str(config.get("_class_name") or other)
 
 
 def _is_like(value: object, usual: object) -> bool:
