@@ -90,7 +90,7 @@ class Plan:
         if assembly.text is not None and not stores_text(dataset, stream):
             reason = not_here(assembly.text.path)
             missing |= {"text encoder": reason} if reason else {}
-            if not reason:
+            if (Path(assembly.text.path) / "config.json").is_file():
                 assembly.text.check()
             with suppress(ConfigError):
                 counted["text encoder"] = text_flops(assembly.text, readable=not reason)
