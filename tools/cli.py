@@ -50,13 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Self-Flow training and generation for images, video and audio.",
         epilog="selfflow COMMAND --help shows the options and examples of a command.",
     )
-    told = {"action": "store_true", "help": "no progress bars and no summary"}
-    parser.add_argument("--quiet", **told)
+    said = "no progress bars and no summary"
+    parser.add_argument("--quiet", action="store_true", help=said)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         import_module(f"tools.{MODULES.get(name, name)}").add_parser(subparsers)
     for command in subparsers.choices.values():
-        command.add_argument("--quiet", default=argparse.SUPPRESS, **told)  # before or after the command
+        # before or after the command
+        command.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help=said)
     return parser
 
 
