@@ -29,6 +29,7 @@ from configs.warnings import warnings
 from core.errors import ConfigError
 from core.training.adapter import adapt
 from core.training.checkpoint import CheckpointStore
+from core.training.compiled import choose_compiled, missing_compiler
 from core.training.config import refuse_changes, to_plain
 from core.training.distributed import ALONE, World
 from core.training.history import NO_CHANGE, Change, stored_config
@@ -174,16 +175,30 @@ def build_trainer(
         cast(Trunk, trunk).reset(config.seed)
         set_empty_text(cast(Trunk, trunk), features)
 
+    choice = choose_compiled(
+        config.training.compile,
+        config.training.steps,
+        len(assembly.config.streams),
+        assembly.device.type,
+        world.size,
+        were_compiled(stored) if step and stored is not None else None,
+        missing_compiler(assembly.device.type),
+    )
     hooks = build_hooks(assembly)
+    loader = StepLoader(assembly.dataset, config.training.workers, pin=assembly.device.type == "cuda")
+    # The first thing that is written: everything else fits.
+    folder = open_folder(world, run, lambda: RunFolder.open(*identity[:-1], replace(change, step=step or 0), origin))
+    if choice.why:
+        say(f"compile: {'on' if choice.compiled else 'off'}, {choice.why}")
+        folder.note_compiled(step or 0, choice.compiled, choice.why)
     return Trainer(
         config.training,
         assembly.trunk,
         assembly.objective,
-        StepLoader(assembly.dataset, config.training.workers, pin=assembly.device.type == "cuda"),
-        # The first thing that is written: everything else fits.
-        open_folder(world, run, lambda: RunFolder.open(*identity[:-1], replace(change, step=step or 0), origin)),
+        loader,
+        folder,
         {name: entry.loss_weight for name, entry in assembly.config.streams.items()},
-        assembly.to_store(),
+        assembly.to_store() | {"compiled": choice.compiled},
         assembly.preprocess,
         warnings(config),
         hooks,
@@ -193,7 +208,13 @@ def build_trainer(
         advice=advice,
         start=begin if empty else None,
         world=world,
+        compiled=choice.compiled,
     )
+
+
+def were_compiled(stored: Mapping[str, Any]) -> bool:
+    """Whether the steps before a checkpoint were; versions before `auto` did what the settings say."""
+    return stored.get("compiled", stored["config"]["training"].get("compile") in (True, "on"))
 
 
 def open_folder(world: World, run: Path, action: Callable[[], RunFolder]) -> RunFolder | Onlooker:

@@ -20,6 +20,7 @@ from core.errors import ConfigError
 from core.training.checkpoint import CheckpointStore
 from core.training.config import (
     ABSENT,
+    COMPILE,
     changes_advice,
     differences,
     from_plain,
@@ -138,6 +139,8 @@ def _resumed(
             plain = with_value(plain, key, sorted({*(now if now is not ABSENT else ()), *wanted}))
         elif entries and any(value_at(before, key) == wanted for before in earlier):
             notes.append(f"{key}: {shown_value(now)}, changed at step {entries[-1]['step']} from {shown_value(wanted)}")
+        elif key == COMPILE and wanted == "auto" and now is not ABSENT:
+            continue  # which means what the run does already
         elif within(key, free):
             plain = with_value(plain, key, wanted)
         elif wanted is ABSENT and key in unread:

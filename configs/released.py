@@ -25,7 +25,7 @@ from core.trunk.foreign.strict import cast, load_strictly
 
 WEIGHTS_FILE, ABOUT = "model.safetensors", "model.json"
 NATIVE = {"flux2": "native-mmdit"}  # trunk.kind -> kind of the file, where it is not native-KIND
-_ELSEWHERE = ("root", "shares")  # what says where and how a run was trained
+_ELSEWHERE = ("root", "shares", "compiled")  # what says where and how a run was trained
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def replay(run: Path, number: int, scratch: Path, device: str = "auto", root: Pa
         )
     config: Config = stored_instance(Config, held)
     training = config.training
-    training.device, training.compile, training.workers, training.posthoc_ema.every = device, False, 0, 0
+    training.device, training.compile, training.workers, training.posthoc_ema.every = device, "off", 0, 0
     training.recompute = 0  # whatever looks into a block would see its forward pass twice
     stored = None if start is None else store.extra(start)
     root = Path(stored["root"]) if stored is not None else root or Path.cwd()

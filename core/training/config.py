@@ -29,6 +29,7 @@ from core.training.settings import Keys, UserSettings, merge, parse_override, re
 from core.training.unknown import Unknown, explain_unknown
 
 ABSENT = "(not there)"
+COMPILE = "training.compile"
 
 Noted = list[tuple[Keys, str | Unknown]]
 
@@ -179,7 +180,13 @@ def stored_instance(schema: type, stored: dict[str, Any]) -> Any:
     """An instance of the dataclass from what a run of this or an earlier version was stored with."""
     for key in of_other_kinds(schema, stored):
         stored = with_value(stored, key, ABSENT)
-    return from_plain(schema, stored)
+    return from_plain(schema, in_words_of_now(stored))
+
+
+def in_words_of_now(stored: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings whose values had other words in an earlier version: `training.compile` was true or false."""
+    known = value_at(stored, COMPILE)
+    return with_value(stored, COMPILE, "on" if known else "off") if isinstance(known, bool) else stored
 
 
 def value_at(config: dict[str, Any], key: str) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError
-from core.training.config import ABSENT, differences, read_plain, with_value
+from core.training.config import ABSENT, differences, in_words_of_now, read_plain, with_value
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def stored_config(path: Path) -> dict[str, Any] | None:
     plain = read_plain(path / "config.yaml")
     for entry in read_run(path).get("changes", []):
         plain = with_value(plain, entry["key"], entry.get("new", ABSENT))
-    return plain
+    return in_words_of_now(plain)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 config.yaml     the resolved configuration
 run.json        for every start: time, command, versions, commit; the fingerprints of the data; what was changed
-                when (core/training/history.py); the weights that it started from; `state`, how it ended: finished,
+                when (core/training/history.py); the weights that it started from; `compile`, how the steps after a
+                step are done where that was chosen (core/training/compiled.py); `state`, how it ended: finished,
                 stopped or failed, and `end`, its step, time and reason. A run that trains now, or was killed, has
                 neither of the two
 metrics.jsonl   one line per step, deterministic: an interrupted and resumed run has the same bytes as a whole one
@@ -108,6 +109,8 @@ class RunFolder:
             content: dict[str, Any] = {"id": known.get("id", os.urandom(4).hex()), "data": fingerprints}
             if origin := origin or known.get("init"):
                 content["init"] = origin
+            if "compile" in known:
+                content["compile"] = known["compile"]
             stored = stored_config(path) if _has_checkpoint(path) else None
             step = _newest(path) if change.step is None else change.step
             if stored is not None:
@@ -150,6 +153,16 @@ class RunFolder:
         keep_lines(self.path / "metrics.jsonl", lambda entry: entry["step"] <= step)
         keep_lines(self.path / "timings.jsonl")
         keep_lines(self.path / RANKS)
+
+    def note_compiled(self, step: int, compiled: bool, why: str) -> None:
+        """Note in run.json how the steps after `step` are done; what it said of later ones is forgotten."""
+        entry = {"step": step, "compiled": compiled, "why": why}
+        try:
+            content = read_run(self.path)
+            known = [earlier for earlier in content.get("compile", []) if earlier["step"] < step]
+            _replace({self.path / "run.json": json.dumps(content | {"compile": [*known, entry]}, indent=1) + "\n"})
+        except (OSError, ConfigError) as error:
+            say(f"warning: run.json cannot tell how the steps are done: {error}")
 
     def ended(self, state: str, step: int, reason: str = "") -> None:
         """See `note_end`."""

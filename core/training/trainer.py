@@ -12,13 +12,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from core.errors import BadStepError, CheckpointError, NotFiniteError, described
+from core.errors import BadStepError, CheckpointError, ConfigError, NotFiniteError, described, first_line
 from core.objective import Objective, total_loss
 from core.progress import ProgressBar
 from core.training.accidents import accidents_named
 from core.training.adapter import train_only
 from core.training.checkpoint import CheckpointStore
-from core.training.compiled import compile_blocks
+from core.training.compiled import compile_blocks, is_of_compiler, run_as_written
 from core.training.distributed import ALONE, World
 from core.training.ema import make_teacher, update_teacher
 from core.training.evidence import Share
@@ -59,6 +59,7 @@ class Trainer:
         advice: what a run that hangs says last, such as the command that goes on with it.
         start: fills a student that was built on the meta device with its initial weights, once it is sharded.
         world: the processes of the run; every one has a trainer, and the folder of those but the first is an Onlooker.
+        compiled: compile the blocks, see core/training/compiled.py; `extra` says so too.
     """
 
     def __init__(
@@ -79,12 +80,13 @@ class Trainer:
         advice: str = "",
         start: Callable[[nn.Module], None] | None = None,
         world: World = ALONE,
+        compiled: bool = False,
     ):
         self.config, self.objective, self.loader, self.folder = config, objective, loader, folder
         self.loss_weights, self.extra, self.preprocess = loss_weights, extra, preprocess
         self.warnings, self.hooks = warnings, hooks
         self.device = config.torch_device()
-        self.world = world
+        self.world, self.compiled = world, compiled
         self.student = (student if start is not None else student.to(self.device)).train()
         if config.trainable or config.adapter is not None:
             train_only(self.student, config.trainable)
@@ -115,7 +117,7 @@ class Trainer:
 
     def shard(self) -> None:
         """Compile and shard both networks, block by block and in place, so that names and checkpoints stay the same."""
-        if self.config.compile:
+        if self.compiled:
             compile_blocks([self.student, self.teacher], len(self.loss_weights))
         sharding = Sharding(self.world, self.device, self.config.replicas, self.config.precision)
         sharding.apply(self.student)
@@ -201,6 +203,24 @@ class Trainer:
                 except (CheckpointError, OSError) as failed:  # the bad step is the greater news
                     say(f"checkpoint of step {step} could not be saved: {failed}")
             raise
+        except Exception as error:
+            if not self.compiled or not is_of_compiler(error):
+                raise
+            self.leave_compiler(step, error)
+            return self.attempt(step, microbatches)
+
+    def leave_compiler(self, step: int, error: Exception) -> None:
+        """The compilation failed: nothing of the step is done, and all from it on are made as they are written."""
+        if self.config.compile == "on" or self.world.size > 1:
+            raise ConfigError(
+                f"training.compile: {self.config.compile}, and step {step + 1} could not be compiled: "
+                f"{first_line(error)}; allowed: auto, off (where there is a checkpoint: --change training.compile=off)"
+            ) from error
+        run_as_written([self.student, self.teacher])
+        self.compiled = self.extra["compiled"] = False
+        why = f"step {step + 1} could not be compiled: {first_line(error)}"
+        say(f"compile: {why}; it is done as it is written, and all that follow, which round differently")
+        self.folder.note_compiled(step, False, why)
 
     def train_step(self, step: int, microbatches: Sequence[Raw]) -> dict[str, float | str]:
         """One optimizer step: all microbatches, guard, AdamW, EMA. Returns the metrics of the step."""
@@ -354,7 +374,7 @@ class Trainer:
 
     def run_hooks(self, student: nn.Module, teacher: nn.Module) -> None:
         trackers = cast(RunFolder, self.folder).trackers
-        run_hooks(due_hooks(self.hooks, self.step), self.step, student, teacher, trackers, self.config.compile)
+        run_hooks(due_hooks(self.hooks, self.step), self.step, student, teacher, trackers, self.compiled)
 
     def save_if_missing(self, step: int) -> None:
         """Before the run ends: the checkpoint of its last step, which may be in flight or there already."""

@@ -33,7 +33,8 @@ class TrainingConfig:
             divide their number. 1 shards over all of them.
         precision: fp32, or bf16 (autocast, and FSDP's policy on several devices; weights, EMA, losses and cosine stay
             float32).
-        compile: compile the blocks of student and teacher with torch.compile.
+        compile: the blocks of student and teacher with torch.compile: on, off (or true, false), or auto: on one device
+            with a compiler, where the run is long enough to win the compilation back; a run goes on as it began.
         recompute: of every so many blocks of the student, the last is computed again in the backward pass instead of
             being kept: 1 all blocks, 2 half of them; 0 none. Saves memory, costs time, changes no number.
         device: auto (cuda if there is one, else cpu), cpu or cuda.
@@ -57,7 +58,7 @@ class TrainingConfig:
     keep_every: int = 0
     replicas: int = 1
     precision: str = "fp32"
-    compile: bool = False
+    compile: str = "auto"
     recompute: int = 0
     device: str = "auto"
     workers: int = 0
@@ -76,6 +77,10 @@ class TrainingConfig:
     posthoc_ema: PosthocEmaConfig = field(default_factory=PosthocEmaConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     validate: ValidateConfig = field(default_factory=ValidateConfig)
+
+    def __post_init__(self):
+        words = {"true": "on", "false": "off"}  # what it was in earlier versions
+        self.compile = words.get(str(self.compile).lower(), self.compile)
 
     def problems(self) -> list[str]:
         found = []
@@ -96,7 +101,11 @@ class TrainingConfig:
                 found.append(f"{name}: {getattr(self, name)} must be at least {least}")
         if wrong := [step for step in self.skip_steps if step < 1]:
             found.append(f"skip_steps: {wrong[0]} must be at least 1, the number of the first step")
-        for name, allowed in {"precision": ("fp32", "bf16"), "device": ("auto", "cpu", "cuda")}.items():
+        for name, allowed in {
+            "precision": ("fp32", "bf16"),
+            "compile": ("auto", "on", "off"),
+            "device": ("auto", "cpu", "cuda"),
+        }.items():
             if getattr(self, name) not in allowed:
                 found.append(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
         return found

@@ -17,10 +17,10 @@ import numpy as np
 
 from core.errors import DataError
 from core.progress import ProgressBar
+from core.user_cache import user_cache
 from modalities.base import Record, Source
 from modalities.data.order import Blocks, blocks_of
 from modalities.data.sources.account import Account
-from modalities.data.sources.cache import user_cache
 from modalities.data.sources.selection import digest
 
 Extent = tuple[int, int]  # (H, W)

@@ -15,8 +15,9 @@ import numpy as np
 
 from core.errors import ConfigError, DataError
 from core.progress import ProgressBar
+from core.user_cache import user_cache
 from modalities.data.sources.account import Account
-from modalities.data.sources.cache import FileCache, user_cache
+from modalities.data.sources.cache import FileCache
 from modalities.data.sources.selection import digest
 from modalities.episodes.base import Episode, Fields, stacked, wrong_field
 from modalities.episodes.example import Example

@@ -241,7 +241,7 @@ def test_the_past_of_a_run_is_told_from_its_changes():
 
 def test_settings_that_an_older_version_did_not_have_count_as_their_defaults(half, capsys):
     text = (half / "config.yaml").read_text()
-    older = text.replace("  compile: false\n", "").replace("    similarity: cosine\n", "")
+    older = text.replace("  compile: auto\n", "").replace("    similarity: cosine\n", "")
     assert older.count("\n") == text.count("\n") - 2
     (half / "config.yaml").write_text(older)
     assert train(half, "training.precision=bf16") == 2
@@ -249,7 +249,7 @@ def test_settings_that_an_older_version_did_not_have_count_as_their_defaults(hal
     assert train(half, "alignment.ema_teacher.similarity=l1") == 2
     assert train(half) == 0
     assert {entry[1:] for entry in changes(half)} == {
-        ("training.compile", None, False),
+        ("training.compile", None, "auto"),
         ("alignment.ema_teacher.similarity", None, "cosine"),
     }
 

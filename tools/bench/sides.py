@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +49,7 @@ class Setup:
         steps: of the sampler.
         device, precision, compile, recompute: as in TrainingConfig.
         threads: of torch, on the CPU.
+        cpu_time: count the time of this process, over all its threads, and not that of the clock.
     """
 
     size: str = "S"
@@ -61,6 +63,7 @@ class Setup:
     compile: bool = False
     recompute: int = 0
     threads: int = 2
+    cpu_time: bool = False
 
     def problems(self) -> list[str]:
         found = []
@@ -78,6 +81,8 @@ class Setup:
         }.items():
             if getattr(self, name) < least:
                 found.append(f"--{name}: {getattr(self, name)} must be at least {least}")
+        if self.cpu_time and self.device == "cuda":
+            found.append("--cpu-time: a GPU has a clock of its own; leave it out")
         if self.device == "cuda" and not torch.cuda.is_available():
             found.append("--device: 'cuda' was asked for, but torch sees no GPU; allowed: cpu")
         return found
@@ -85,6 +90,9 @@ class Setup:
     @property
     def tokens(self) -> int:
         return self.grid**2
+
+    def clock(self) -> float:
+        return time.process_time() if self.cpu_time else time.perf_counter()
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
@@ -182,16 +190,10 @@ class Repeat:
 
 def build_trainer(setup: Setup, trunk: Trunk, method: str, microbatch: Microbatch, folder: Path) -> Trainer:
     """The trainer of real runs, with its default optimizer, video and EMA; it owns (and trains) the given trunk."""
-    config = TrainingConfig(
-        steps=1,
-        device=setup.device,
-        precision=setup.precision,
-        compile=setup.compile,
-        recompute=setup.recompute,
-    )
+    config = TrainingConfig(steps=1, device=setup.device, precision=setup.precision, recompute=setup.recompute)
     objective = Objective(build_alignment(method_alignment(method), trunk.depth))
     run = RunFolder.open(folder, {}, {}, set())
-    return Trainer(config, trunk, objective, Repeat(microbatch), run, {"image": 1.0}, {})
+    return Trainer(config, trunk, objective, Repeat(microbatch), run, {"image": 1.0}, {}, compiled=setup.compile)
 
 
 def microbatch_of(trainer: Trainer) -> Microbatch:

@@ -22,11 +22,6 @@ _ABANDONED = 3600.0  # seconds after which an unfinished file belongs to a proce
 _UNITS = {"": 1, "b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40}
 
 
-def user_cache(name: str) -> Path:
-    """A folder of this program under the user's cache directory (XDG_CACHE_HOME, else ~/.cache); not made yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfflow" / name
-
-
 def parse_size(text: str) -> int:
     """Bytes of "100gb", "1.5 TB" or "4096" (powers of 1024). Raises ConfigError for anything else, and for 0."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b?)\s*", str(text).lower())

@@ -29,8 +29,9 @@ import numpy as np
 
 from core.errors import ConfigError, DataError
 from core.optional import need
+from core.user_cache import user_cache
 from modalities.data.order import Blocks, place_in_blocks
-from modalities.data.sources.cache import FileCache, is_full, parse_size, touch, user_cache
+from modalities.data.sources.cache import FileCache, is_full, parse_size, touch
 from modalities.data.sources.mds_index import MdsIndex, shard_bytes
 from modalities.data.sources.selection import digest, listing, missing
 

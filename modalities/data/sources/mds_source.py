@@ -11,10 +11,10 @@ import numpy as np
 
 from core.errors import ConfigError, DataError
 from core.progress import ProgressBar
+from core.user_cache import user_cache
 from modalities.base import Record
 from modalities.data.order import Blocks, place_in_blocks
 from modalities.data.sources.account import Account
-from modalities.data.sources.cache import user_cache
 from modalities.data.sources.captions import CaptionRule, refuse_unusable
 from modalities.data.sources.config import MediaConfig, cache_problems, place_of, shuffle_problems
 from modalities.data.sources.mds import MdsShards

@@ -25,8 +25,8 @@ import numpy as np
 
 from core.errors import DataError
 from core.progress import ProgressBar
+from core.user_cache import user_cache
 from modalities.data.sources.account import Account
-from modalities.data.sources.cache import user_cache
 from modalities.data.sources.names import (
     INDEX_FOLDER,
     composed,

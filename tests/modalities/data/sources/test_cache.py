@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import ConfigError, DataError
-from modalities.data.sources.cache import FileCache, parse_size, user_cache
+from core.user_cache import user_cache
+from modalities.data.sources.cache import FileCache, parse_size
 
 FORK = multiprocessing.get_context("fork")
 
