@@ -41,7 +41,7 @@ def asked_to_stop(run: Path, number: signal.Signals, save_seconds: float, *optio
     program = run.with_name("program.py")
     program.write_text(PROGRAM)
     arguments = ["train", str(CONFIG), f"run={run}", "training.steps=100000", "training.stop_within=600"]
-    arguments += ["streams.video=null", "streams.audio=null", "training.save_every=100000"]
+    arguments += ["streams.video=null", "streams.audio=null", "training.save_every=100000", "training.compile=off"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", *options]
     environment = os.environ | {"SAVE_SECONDS": str(save_seconds), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([*command, str(program), *arguments], cwd=ROOT, env=environment) as torchrun:

@@ -16,13 +16,14 @@ from configs.assembly import Assembly
 from configs.load import load_config
 from core.errors import ConfigError, SelfFlowError
 from tools.bench import bench, data
+from tools.bench.growth import attention_flops
 from tools.bench.measure import in_own_process, matrix_peak, peak_memory, ratio_row, side_by_side
 from tools.bench.peer import Peer
 from tools.bench.sections import check_losses, sampling_rows, sit_trainer, step_flops
 from tools.bench.sides import HEADS, Setup, build_sit, sit_config, trunk_config
 
 TINY = ["--size", "tiny", "--grid", "3", "--batch", "2", "--rounds", "2", "--warmup", "1", "--steps", "3"]
-TINY += ["--threads", "1", "--tokens", "4", "16", "--batches", "2"]
+TINY += ["--threads", "1", "--tokens", "4", "--batches", "2"]
 CONFIG = Path(__file__).parent / "tiny.yaml"
 AUDIOVISUAL = Path(configs.__file__).with_name("audiovisual.yaml")
 SETUP = Setup("tiny", batch=2, grid=3, rounds=2, warmup=0, steps=6, threads=1)
@@ -106,7 +107,7 @@ def run(*arguments):
 
 def test_report_of_every_section(tmp_path, capsys):
     out = tmp_path / "bench.json"
-    trunk = ["--trunk", "mmdit:tiny", "--text-tokens", 3, "--peak-tflops", 1]
+    trunk = ["--trunk", "mmdit:tiny", "--text-tokens", 3, "--peak-tflops", 1, "--recompute", 2]
     assert run("--only", ",".join([*bench.SECTIONS, "trunk"]), *trunk, "--json", out) == 0
     report = json.loads(out.read_text())
     assert {row["section"] for row in report["rows"]} == {*bench.SECTIONS, "trunk mmdit:tiny"}
@@ -128,11 +129,13 @@ def test_report_of_every_section(tmp_path, capsys):
     assert named["trunk mmdit:tiny", "model FLOP utilization of 1 TFLOP/s"] == pytest.approx(100 * rate)
     rate = named["step", "model FLOPs per second"]
     assert named["step", "model FLOP utilization of 1 TFLOP/s"] == pytest.approx(100 * rate)
+    assert 0 < named["tokens", "4 tokens, recompute 2: attention's share of the FLOPs"] < 100
+    assert named["batch", "batch 2, Self-Flow, recompute 2: the rest, by token"] > 0
     assert report["setup"]["grid"] == 3
 
 
 def test_the_peak_is_measured_where_it_is_not_given(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "matrix_peak", lambda device, precision: {"cpu fp32": 0.25}[f"{device} {precision}"])
+    monkeypatch.setattr(bench, "matrix_peak", lambda *of: {("cpu", "fp32"): 0.25}[of[:2]])
     assert run("--only", "step") == 0
     table = capsys.readouterr().out
     assert "- peak: 0.25 TFLOP/s" in table
@@ -143,9 +146,9 @@ def test_no_product_is_faster_than_the_peak():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        peak = matrix_peak("cpu", "fp32")
+        peak = matrix_peak("cpu", "fp32", time.process_time)
         x = torch.randn(64, 64)
-        seconds = min(side_by_side({"product": lambda: x @ x}, 3, 1, "cpu")["product"])
+        seconds = min(side_by_side({"product": lambda: x @ x}, 3, 1, "cpu", time.process_time)["product"])
     finally:
         torch.set_num_threads(before)
     assert 1e-4 < 2 * 64**3 / seconds / 1e12 < 2 * peak
@@ -282,3 +285,4 @@ def test_flops_are_those_of_the_formula():
     student, teacher = start + depth * block + end + projector, start + 3 * block
     with sit_trainer(SETUP) as trainer:
         assert step_flops(trainer, *trunk_config("sit:tiny", SETUP, 0)[:2]) == 3 * student + teacher
+        assert attention_flops(trainer, SETUP) == (3 * depth + 3) * 4 * batch * length**2 * width

@@ -17,7 +17,7 @@ import torch
 
 from configs.load import load_config
 from core.errors import ConfigError, nearest
-from tools.bench import sections
+from tools.bench import growth, sections
 from tools.bench.data import data_rows
 from tools.bench.measure import Row, in_own_process, matrix_peak
 from tools.bench.peer import Peer
@@ -30,13 +30,14 @@ EXAMPLES = """examples:
   selfflow bench                                             all sections, SiT-S, 256 tokens, on the CPU
   selfflow bench --peer Self-Flow --json bench.json          beside a checkout of the official repository (needs timm)
   selfflow bench --only step,overhead --rounds 30            fewer sections, more rounds
+  selfflow bench --only tokens,batch --recomputes 0 1        with and without recomputed blocks
   selfflow bench --device cuda --precision bf16 --compile --trunk mmdit:625M --batch 32
   selfflow bench --data configs/real_small.yaml --workers 0 1 2    samples/s of the data, and where time goes
 
 sections:
   step      a Self-Flow training step against flow matching, and against a plain loop on the official class
   sampling  the SDE sampler without guidance, with guidance, and with guidance in an interval
-  tokens    time of a step as a sample grows
+  tokens    time and peak memory of a step as a sample grows, and attention's share; each in a process of its own
   batch     time per image and peak memory as the batch grows, each in a process of its own
   overhead  the share of a step that is not the two network passes
   data      with --data: samples/s by number of loader processes, and what a sample's time is spent on
@@ -69,9 +70,15 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--recompute", type=int, default=0, metavar="K", help="every K-th block again (training.recompute)"
     )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count CPU time, for a machine that does other things; --threads 1"
+    )
     parser.add_argument("--only", help=f"sections, with commas between: {','.join(SECTIONS)},trunk")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256, 1024, 4096], help="of section tokens")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="of section batch")
+    parser.add_argument(
+        "--recomputes", type=int, nargs="+", help="of tokens and batch: each of these instead (default: --recompute)"
+    )
     parser.add_argument("--peer", type=Path, metavar="FOLDER", help="checkout of the official Self-Flow repository")
     parser.add_argument(
         "--trunk", action="append", default=[], metavar="KIND:SIZE", help="mmdit:625M, sit:XL, ...; may be repeated"
@@ -98,8 +105,8 @@ def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(setup.threads)
     about = machine(setup)  # before the measurements, for the load of others
     peak = options.peak_tflops
-    if peak is None and {"step", "trunk"} & set(chosen):
-        peak = matrix_peak(setup.device, setup.precision)
+    if peak is None and {"step", "tokens", "trunk"} & set(chosen):
+        peak = matrix_peak(setup.device, setup.precision, setup.clock)
         about["peak"] = f"{peak:.3g} TFLOP/s, the fastest of large matrix products"
     rows, todo = [], jobs(options, setup, peer, chosen, peak)
     for number, (name, measured) in enumerate(todo.items(), start=1):
@@ -116,11 +123,12 @@ def jobs(
     options: argparse.Namespace, setup: Setup, peer: Peer | None, chosen: list[str], peak: float | None
 ) -> dict[str, Callable[[], list[Row]]]:
     """What to measure, by name, in the order of the report."""
+    recomputes = options.recomputes or [setup.recompute]
     known = {
         "step": lambda: sections.step_rows(setup, peer, peak),
         "sampling": lambda: sections.sampling_rows(setup, peer),
-        "tokens": lambda: sections.tokens_rows(setup, options.tokens),
-        "batch": lambda: sections.batch_rows(setup, options.batches, options.peer),
+        "tokens": lambda: growth.tokens_rows(setup, options.tokens, recomputes, peak),
+        "batch": lambda: growth.batch_rows(setup, options.batches, recomputes, options.peer),
         "overhead": lambda: sections.overhead_rows(setup),
     }
     found = {name: job for name, job in known.items() if name in chosen}
@@ -158,6 +166,7 @@ def option_problems(options: argparse.Namespace) -> list[str]:
         if count < 1 or math.isqrt(count) ** 2 != count
     ]
     found += [f"--batches: {size} must be at least 1" for size in options.batches if size < 1]
+    found += [f"--recomputes: {every} must not be negative" for every in options.recomputes or () if every < 0]
     found += [f"--workers: {count} must not be negative" for count in options.workers if count < 0]
     if not options.seconds > 0:
         found.append(f"--seconds: {options.seconds} must be above 0")
@@ -181,7 +190,7 @@ def machine(setup: Setup) -> dict[str, str]:
         "device": torch.cuda.get_device_name() if setup.device == "cuda" else f"{cpu}, {setup.threads} threads",
         "torch": f"{torch.__version__}, {setup.precision}" + ", compiled" * setup.compile,
         "SiT": f"{setup.size}, {setup.tokens} tokens, batch {setup.batch}",
-        "rounds": f"{setup.rounds}, after {setup.warmup} that do not count",
+        "rounds": f"{setup.rounds}, after {setup.warmup} that do not count" + ", CPU time" * setup.cpu_time,
     }
     if hasattr(os, "getloadavg"):
         about["load before"] = f"{os.getloadavg()[0]:.2f} of {os.cpu_count()} cores"

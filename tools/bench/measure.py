@@ -55,17 +55,23 @@ def rate_row(section: str, what: str, times: Times, side: str, amount: float, un
     return median_row(section, what, [amount / seconds for seconds in times[side]], unit, {side: times[side]})
 
 
-def side_by_side(sides: Mapping[str, Callable[[], object]], rounds: int, warmup: int, device: str) -> Times:
+def side_by_side(
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
     """Seconds of every side, interleaved A B C A B C ...; the first `warmup` rounds are run and not counted."""
     times: Times = {name: [] for name in sides}
     for number in range(warmup + rounds):
         for name, side in sides.items():
             _wait(device)
-            started = time.perf_counter()
+            started = clock()
             side()
             _wait(device)
             if number >= warmup:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return times
 
 
@@ -92,13 +98,13 @@ def peak_memory(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def matrix_peak(device: str, precision: str) -> float:
+def matrix_peak(device: str, precision: str, clock: Callable[[], float] = time.perf_counter) -> float:
     """TFLOP/s of the fastest product of large square matrices, what everything else is a share of."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     best = 0.0
     for side in (1024, 1536, 2048) if device == "cpu" else (4096, 8192):
         left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        seconds = side_by_side({"product": lambda left=left, right=right: left @ right}, 5, 1, device)["product"]
+        seconds = side_by_side({"product": lambda left=left, right=right: left @ right}, 5, 1, device, clock)["product"]
         best = max(best, 2 * side**3 / min(seconds) / 1e12)
     return best
 

@@ -41,7 +41,6 @@ from tools.bench.sides import (
 LOSSES_AGREE, SAMPLES_AGREE = 1e-4, 2e-4  # largest differences in float32, ours against the official network
 GUIDANCE, HIGH = 2.0, 0.7  # scale, and the published end of the interval
 GIB = 2**30
-TOKENS_BATCH = 1
 
 
 @contextmanager
@@ -61,7 +60,7 @@ def step_rows(setup: Setup, peer: Peer | None, peak_tflops: float | None = None)
             network = peer.build(build_sit(setup), setup.device)
             sides["official"] = training_step(setup, network, microbatch_of(ours))
         flops = step_flops(ours, SiT, sit_config(setup))
-        times = side_by_side(sides, setup.rounds, setup.warmup, setup.device)
+        times = side_by_side(sides, setup.rounds, setup.warmup, setup.device, setup.clock)
     names = {"self_flow": "Self-Flow", "flow_matching": "flow matching", "official": "official class, Self-Flow"}
     rows += [rate_row("step", names[side], times, side, setup.batch, "images/s") for side in sides]
     rows.append(ratio_row("step", "time, Self-Flow / flow matching", times, "self_flow", "flow_matching"))
@@ -70,13 +69,13 @@ def step_rows(setup: Setup, peer: Peer | None, peak_tflops: float | None = None)
     return rows + share_rows("step", flops, times, "self_flow", peak_tflops)
 
 
-def share_rows(section: str, flops: int, times: Times, side: str, peak_tflops: float | None) -> list[Row]:
+def share_rows(section: str, flops: int, times: Times, side: str, peak_tflops: float | None, of: str = "") -> list[Row]:
     """The floating-point rate of a step, and its share of the peak."""
     rates, own = [flops / seconds / 1e12 for seconds in times[side]], {side: times[side]}
-    rows = [median_row(section, "model FLOPs per second", rates, "TFLOP/s", own)]
+    rows = [median_row(section, f"{of}model FLOPs per second", rates, "TFLOP/s", own)]
     if peak_tflops:
         used = [100 * rate / peak_tflops for rate in rates]
-        rows.append(median_row(section, f"model FLOP utilization of {peak_tflops:.3g} TFLOP/s", used, "%", own))
+        rows.append(median_row(section, f"{of}model FLOP utilization of {peak_tflops:.3g} TFLOP/s", used, "%", own))
     return rows
 
 
@@ -141,7 +140,7 @@ def sampling_rows(setup: Setup, peer: Peer | None) -> list[Row]:
             what = f"{name}: largest difference of the samples, float32"
             rows.append(_agreement("sampling", what, worst, SAMPLES_AGREE))
         with setup.autocast():
-            times = side_by_side(sides, setup.rounds, setup.warmup, setup.device)
+            times = side_by_side(sides, setup.rounds, setup.warmup, setup.device, setup.clock)
         evaluated = setup.batch * setup.steps
         rows += [rate_row("sampling", f"{name}, {side}", times, side, evaluated, "image steps/s") for side in sides]
         if peer:
@@ -151,50 +150,6 @@ def sampling_rows(setup: Setup, peer: Peer | None) -> list[Row]:
                 if side != "official"
             ]
     return rows
-
-
-def tokens_rows(setup: Setup, counts: list[int]) -> list[Row]:
-    """Time of a Self-Flow step as a sample grows; the counts are squares."""
-    rows = []
-    for count in counts:
-        sized = replace(setup, grid=round(count**0.5), batch=TOKENS_BATCH)
-        with sit_trainer(sized) as trainer:
-            times = side_by_side({"self_flow": step_of(trainer)}, setup.rounds, setup.warmup, setup.device)
-        rows.append(median_row("tokens", f"{count} tokens, batch {TOKENS_BATCH}", times["self_flow"], "s/step", times))
-    return rows
-
-
-def batch_rows(setup: Setup, sizes: list[int], peer_folder: Path | None) -> list[Row]:
-    """Time per image and peak memory of a Self-Flow step as the batch grows, each in a process of its own."""
-    names = {"Self-Flow": None} | ({"official class, Self-Flow": peer_folder} if peer_folder else {})
-    rows = []
-    for size in sizes:
-        for name, folder in names.items():
-            sized = replace(setup, batch=size)
-            seconds, before, peak = measure.in_own_process(steps_in_process, sized, folder)
-            what = f"batch {size}, {name}"
-            per_image = [1000 * value / size for value in seconds]
-            rows.append(median_row("batch", what, per_image, "ms/image", {name: seconds}))
-            rows.append(Row("batch", f"{what}: peak memory", peak / GIB, "GiB"))
-            if setup.device == "cpu":
-                rows.append(Row("batch", f"{what}: of which interpreter and libraries", before / GIB, "GiB"))
-    return rows
-
-
-def steps_in_process(setup: Setup, peer_folder: Path | None) -> tuple[list[float], int, int]:
-    """(seconds of every step, memory before anything was built, peak memory), of ours or of the official class."""
-    torch.set_num_threads(setup.threads)
-    peer = Peer(peer_folder) if peer_folder else None
-    before = measure.peak_memory(setup.device)
-    if peer:
-        microbatch = make_microbatch(setup, "self_flow", sit_config(setup).channels, class_context(setup))
-        side = training_step(setup, peer.build(build_sit(setup), setup.device), microbatch)
-        seconds = side_by_side({"step": side}, setup.rounds, setup.warmup, setup.device)["step"]
-    else:
-        with sit_trainer(setup) as trainer:
-            side = step_of(trainer)
-            seconds = side_by_side({"step": side}, setup.rounds, setup.warmup, setup.device)["step"]
-    return seconds, before, measure.peak_memory(setup.device)
 
 
 class Recorder(nn.Module):
@@ -268,7 +223,7 @@ def overhead_rows(setup: Setup) -> list[Row]:
             "EMA": lambda: update_teacher(teacher, student, ema.decay),
         }
         sides = {"whole step": step_of(trainer), "network passes": passes, **pieces}
-        times = side_by_side(sides, setup.rounds, setup.warmup, setup.device)
+        times = side_by_side(sides, setup.rounds, setup.warmup, setup.device, setup.clock)
 
     def share(what: str, part: Sequence[float]) -> Row:
         percent = [100 * a / whole for a, whole in zip(part, times["whole step"], strict=True)]
@@ -293,7 +248,7 @@ def trunk_rows(setup: Setup, name: str, text_tokens: int, peak_tflops: float | N
         trainer = build_trainer(setup, network, "self_flow", microbatch, Path(scratch))
         flops = step_flops(trainer, kind, config)
         measure.forget_peak(setup.device)
-        times = side_by_side({"step": step_of(trainer)}, setup.rounds, setup.warmup, setup.device)
+        times = side_by_side({"step": step_of(trainer)}, setup.rounds, setup.warmup, setup.device, setup.clock)
     section = f"trunk {name}"
     what = f"batch {setup.batch} x {setup.tokens} tokens" + f" and {text_tokens} of text" * with_text
     return [
