@@ -28,9 +28,9 @@ from core.user_cache import user_cache
 # evaluation, and of two sizes of a microbatch.
 GRAPHS = 12
 # Steps for each shape from which on `auto` compiles. On a CPU a shape of the quickstart takes about 22 s to compile and
-# a step then saves 0.067 s (docs/benchmarks.md): 330 steps win it back. On a GPU nothing has been measured; a minute
-# for a shape, and 30 ms saved by a step, would be won back by 2,000.
-WORTH = {"cpu": 400, "cuda": 2000}
+# a step then saves 0.067 s (docs/benchmarks.md): 330 steps win it back, and twice as many repay the wait. On a GPU
+# nothing has been measured; a minute for a shape, and 30 ms saved by a step, would be won back by 2,000.
+WORTH = {"cpu": 660, "cuda": 2000}
 
 
 @dataclass(frozen=True)

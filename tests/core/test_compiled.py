@@ -32,12 +32,12 @@ COMPILE = "training.compile"
         ("off", 10**6, "cpu", 1, None, "", False, ""),
         ("on", 1, "cpu", 1, None, "", True, ""),
         ("on", 1, "cuda", 8, False, "", True, ""),
-        ("auto", 1199, "cpu", 1, None, "", False, "1,199 steps do not win back the compilation; 1,200 would"),
-        ("auto", 1200, "cpu", 1, None, "", True, "1,200 steps win back the compilation"),
+        ("auto", 1979, "cpu", 1, None, "", False, "1,979 steps do not win back the compilation; 1,980 would"),
+        ("auto", 1980, "cpu", 1, None, "", True, "1,980 steps win back the compilation"),
         ("auto", 5999, "cuda", 1, None, "", False, "5,999 steps do not win back the compilation; 6,000 would"),
         ("auto", 6000, "cuda", 1, None, "", True, "6,000 steps win back the compilation"),
-        ("auto", 1200, "cpu", 1, None, "there is no g++", False, "there is no g++"),
-        ("auto", 40, "cpu", 1, None, "there is no g++", False, "40 steps do not win back the compilation; 1,200 would"),
+        ("auto", 1980, "cpu", 1, None, "there is no g++", False, "there is no g++"),
+        ("auto", 40, "cpu", 1, None, "there is no g++", False, "40 steps do not win back the compilation; 1,980 would"),
         ("auto", 10**6, "cuda", 2, None, "", False, "on several devices with training.compile=on alone"),
         # A run goes on as it began, wherever and however long.
         ("auto", 1, "cpu", 1, True, "", True, ""),
@@ -51,7 +51,7 @@ COMPILE = "training.compile"
     ],
 )  # fmt: skip
 def test_the_choice(wanted, steps, device, processes, before, missing, expected, why):
-    """For three shapes; a shape takes 400 steps on a CPU and 2,000 on a GPU."""
+    """For three shapes; a shape takes 660 steps on a CPU and 2,000 on a GPU."""
     choice = choose_compiled(wanted, steps, 3, device, processes, before, missing)
     assert (choice.compiled, choice.why) == (expected, why)
 
@@ -108,7 +108,7 @@ def test_a_run_of_a_version_with_true_and_false_goes_on(tmp_path, monkeypatch, c
 
 
 def test_a_run_that_is_too_short_says_so(tmp_path, capsys):
-    why = "6 steps do not win back the compilation; 1,200 would"
+    why = "6 steps do not win back the compilation; 1,980 would"
     trainer = build(tmp_path, "auto")
     assert f"compile: off, {why}" in capsys.readouterr().err
     assert told(tmp_path)["compile"] == [{"step": 0, "compiled": False, "why": why}]
