@@ -33,6 +33,7 @@ def example(name: str, *arguments) -> None:
     runpy.run_path(str(ROOT / "docs" / "examples" / f"{name}.py"))["main"](*arguments)
 
 
+@pytest.mark.slow
 def test_a_training_loop_of_ones_own_learns_its_classes(capsys):
     example("training_loop", 150)
     printed = capsys.readouterr().out

@@ -69,8 +69,8 @@ def choose_compiled(
         return Choice(False, "on several devices with training.compile=on alone")
     enough = WORTH[device] * shapes
     if steps < enough:
-        return Choice(False, f"{steps:,} steps do not win back the compilation; {enough:,} would")
-    return Choice(False, missing) if missing else Choice(True, f"{steps:,} steps win back the compilation")
+        return Choice(False, f"{steps:,} steps do not repay the compilation; {enough:,} would")
+    return Choice(False, missing) if missing else Choice(True, f"{steps:,} steps repay the compilation")
 
 
 def missing_compiler(device: str) -> str:

@@ -224,6 +224,7 @@ class Tracker:
         pass
 
 
+@pytest.mark.slow
 def test_every_setting_is_read_by_something(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Tracker)
     unread: dict[str, bool] = {}

@@ -56,6 +56,7 @@ def test_student_and_teacher_start_from_the_ema_of_a_run(tiny_run, tmp_path, cap
     assert len(told["weights"]) == 32
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_resumes_without_reading_them_again(tiny_run, tmp_path, monkeypatch, capsys):
     from tests.reliability.test_resume import stop_after
 
@@ -88,6 +89,7 @@ def test_a_run_that_was_to_start_from_weights_never_starts_from_random_ones(tiny
     assert train(tmp_path, "training.steps=1", "--init-from", str(tiny_run)) == 0
 
 
+@pytest.mark.slow
 def test_what_may_differ_is_said_by_patterns(tiny_run, tmp_path, capsys):
     image = ("streams.video=null", "streams.audio=null", "training.steps=1")
     start = ("--init-from", str(tiny_run))
@@ -175,6 +177,7 @@ def test_classes_are_compared_by_name(tmp_path, capsys):
     initial.check_meaning(source, Initial(tmp_path / "a", ("y_embedder",)), config, labels[1:])
 
 
+@pytest.mark.slow
 def test_a_file_of_any_kind_that_import_reads(tiny_run, tmp_path, capsys):
     file = tmp_path / "joint.safetensors"
     assert main(["export", "--run", str(tiny_run), "--to", str(file), "--kind", "native-mmdit"]) == 0

@@ -248,6 +248,7 @@ def test_the_mixes_are_those_of_table_6():
     assert all(sum(triple) == pytest.approx(1) for triple in weights)
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_is_one_that_works():
     parser = argparse.ArgumentParser()
     train.add_parser(parser.add_subparsers())

@@ -46,6 +46,7 @@ def test_what_can_not_work_as_it_is_set_is_named(overrides, wanted):
     assert wanted is None or wanted in found[0]
 
 
+@pytest.mark.slow
 def test_the_dry_run_and_the_start_of_training_say_the_same_and_a_resumed_run_says_nothing(tmp_path, capsys):
     settings = [
         "training.ema.decay=0.1",

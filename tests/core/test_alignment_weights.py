@@ -86,6 +86,7 @@ def test_the_teacher_is_not_run_once_its_weight_is_zero_for_good(tmp_path):
     assert forwards == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_resumed_behind_the_end_goes_on_with_the_same_bits(tmp_path):
     from tests.tools.tiny import result
 
@@ -96,6 +97,7 @@ def test_a_run_resumed_behind_the_end_goes_on_with_the_same_bits(tmp_path):
     assert result(tmp_path / "whole") == result(tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_frozen_encoders_are_not_run_once_their_weight_is_zero_for_good(tmp_path):
     pytest.importorskip("transformers", reason="frozen encoders need transformers")
     from tests.tools.small_weights import encoder_settings, save_encoders

@@ -32,12 +32,12 @@ COMPILE = "training.compile"
         ("off", 10**6, "cpu", 1, None, "", False, ""),
         ("on", 1, "cpu", 1, None, "", True, ""),
         ("on", 1, "cuda", 8, False, "", True, ""),
-        ("auto", 1979, "cpu", 1, None, "", False, "1,979 steps do not win back the compilation; 1,980 would"),
-        ("auto", 1980, "cpu", 1, None, "", True, "1,980 steps win back the compilation"),
-        ("auto", 5999, "cuda", 1, None, "", False, "5,999 steps do not win back the compilation; 6,000 would"),
-        ("auto", 6000, "cuda", 1, None, "", True, "6,000 steps win back the compilation"),
+        ("auto", 1979, "cpu", 1, None, "", False, "1,979 steps do not repay the compilation; 1,980 would"),
+        ("auto", 1980, "cpu", 1, None, "", True, "1,980 steps repay the compilation"),
+        ("auto", 5999, "cuda", 1, None, "", False, "5,999 steps do not repay the compilation; 6,000 would"),
+        ("auto", 6000, "cuda", 1, None, "", True, "6,000 steps repay the compilation"),
         ("auto", 1980, "cpu", 1, None, "there is no g++", False, "there is no g++"),
-        ("auto", 40, "cpu", 1, None, "there is no g++", False, "40 steps do not win back the compilation; 1,980 would"),
+        ("auto", 40, "cpu", 1, None, "there is no g++", False, "40 steps do not repay the compilation; 1,980 would"),
         ("auto", 10**6, "cuda", 2, None, "", False, "on several devices with training.compile=on alone"),
         # A run goes on as it began, wherever and however long.
         ("auto", 1, "cpu", 1, True, "", True, ""),
@@ -108,7 +108,7 @@ def test_a_run_of_a_version_with_true_and_false_goes_on(tmp_path, monkeypatch, c
 
 
 def test_a_run_that_is_too_short_says_so(tmp_path, capsys):
-    why = "6 steps do not win back the compilation; 1,980 would"
+    why = "6 steps do not repay the compilation; 1,980 would"
     trainer = build(tmp_path, "auto")
     assert f"compile: off, {why}" in capsys.readouterr().err
     assert told(tmp_path)["compile"] == [{"step": 0, "compiled": False, "why": why}]
@@ -130,7 +130,7 @@ def test_a_step_whose_compilation_fails_is_done_again_as_it_is_written(tmp_path,
     for one, other in zip(trainers["auto"].student.parameters(), trainers["off"].student.parameters(), strict=True):
         assert torch.equal(one, other)
     error = capsys.readouterr().err
-    assert "compile: on, 6 steps win back the compilation" in error
+    assert "compile: on, 6 steps repay the compilation" in error
     assert "compile: step 1 could not be compiled: backend='broken' raised" in error
     assert trainers["auto"].extra["compiled"] is False
     assert [entry["compiled"] for entry in told(tmp_path / "auto")["compile"]] == [False]

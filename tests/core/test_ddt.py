@@ -275,6 +275,7 @@ def test_half_precision_weights_give_a_float32_velocity(changes):
         torch.testing.assert_close(found, expected, atol=0.05, rtol=0)  # of outputs around 0.6
 
 
+@pytest.mark.slow
 def test_whole_forward_is_one_graph():
     """torch.compile without a break in the graph (no C compiler is needed to see that)."""
     trunk, inputs = random_trunk(), example()

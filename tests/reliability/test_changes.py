@@ -75,6 +75,7 @@ def test_a_changed_run_that_is_killed_has_the_bits_of_one_that_is_not(tmp_path, 
     assert result(tmp_path / "cut") == result(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_same_change_again_and_a_change_back(half, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, 4)

@@ -179,6 +179,7 @@ def test_records_that_were_trained_on_are_refused():
     assert line.startswith("samples are compared with records that were trained on: 10 of")
 
 
+@pytest.mark.slow
 def test_every_number_is_the_same_for_any_batch_size_and_in_every_run():
     found = {batch: evaluate(apart(), replace(ALL, batch=batch), NO_SAMPLES, {}).values for batch in (1, 7, 50)}
     assert found[1] == pytest.approx(found[50], rel=1e-5, abs=1e-6)
