@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,14 @@ import torch
 from configs.buckets import EmptyBucketError, by_size, family
 from configs.devices import generate_on
 from configs.load import load_config
+from configs.released import is_released
 from configs.runs import LoadedRun, aligned_pair, evaluation_subject, load_run
-from configs.schema import StreamConfig
+from configs.schema import Config, StreamConfig
 from core.durable import writing
 from core.errors import ConfigError, SelfFlowError, described, nearest
 from core.parallel import DEVICES, check_devices
 from core.progress import ProgressBar
+from core.training.config import to_yaml
 from core.training.training_config import TrainingConfig
 from modalities.evaluation.adm import write_samples
 from modalities.evaluation.attempts import Measured
@@ -89,6 +92,16 @@ def add_parser(subparsers) -> None:
     parser.set_defaults(run=run)
 
 
+def evaluated_config(loaded: LoadedRun, overrides: list[str]) -> Config:
+    """The run's settings with changes; a run that was passed on has them in its model.json alone."""
+    if not is_released(loaded.folder):
+        return load_config(loaded.folder / "config.yaml", overrides)
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "config.yaml"
+        path.write_text(to_yaml(loaded.config), encoding="utf-8")
+        return load_config(path, overrides)
+
+
 def run(options: argparse.Namespace) -> int:
     if options.samples is not None or options.reference is not None:
         return measure_file(options)
@@ -102,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.folder.is_dir():  # else loading it says what is wrong
         output_folder(out, "--out")
     loaded = load_run(options.folder, options.step, options.device, options.text_encoder)
-    config = load_config(options.folder / "config.yaml", options.overrides)
+    config = evaluated_config(loaded, options.overrides)
     streams = by_size(config).streams
     if options.batch is not None:
         if options.batch < 1:

@@ -43,6 +43,18 @@ def test_it_generates_the_same_bytes(tiny_run, passed_on, tmp_path):
     assert made == images(tmp_path / "run")
 
 
+def test_it_is_evaluated_alike(tiny_run, passed_on, tmp_path):
+    measured = []
+    for folder in (tiny_run, passed_on):
+        few = ["streams.image.evaluation={measures: [velocity], val: 8, timesteps: [0.5]}"]
+        few += ["streams.image.val={size: 8, count: 20, seed: 1}"]
+        out = tmp_path / folder.parent.name
+        assert main(["evaluate", "--run", str(folder), "--stream", "image", "--out", str(out), "--quiet", *few]) == 0
+        (result,) = out.glob("*.json")
+        measured.append(json.loads(result.read_text())["values"])
+    assert measured[0] == measured[1]
+
+
 def test_what_is_in_it(tiny_run, passed_on):
     assert sorted(path.name for path in passed_on.iterdir()) == [ABOUT, WEIGHTS_FILE]
     assert str(tiny_run) not in (passed_on / ABOUT).read_text()
